@@ -1,0 +1,1 @@
+"""Networks and their files: encoders, predictors, model packages. Knows nothing of planners or services."""

@@ -1,0 +1,151 @@
+"""A model package: a folder with `config.json`, `weights.safetensors` and a card. Reads and writes it; builds no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+T = TypeVar("T")
+
+
+class PackageError(ValueError):
+    """A model package that cannot be used; the message names the file and the key at fault."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The images a model takes. `crop_policy` names how other sizes become this one; "exact" refuses them."""
+
+    height: int
+    width: int
+    crop_policy: str = "exact"
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The actions a model predicts from, in robot units; `mean` and `std` take them to network units."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rate_hz: float
+    block: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("units", "low", "high", "mean", "std"):
+            if len(getattr(self, name)) != len(self.names):
+                raise PackageError(f"action.{name} must have {len(self.names)} entries, one per name")
+        if self.block < 1:
+            raise PackageError(f"action.block must be >= 1, got {self.block}")
+
+
+@dataclass(frozen=True)
+class PlannerDefaults:
+    """What a plan with this model uses where nobody says otherwise. Horizon counts model steps."""
+
+    samples: int = 200
+    iterations: int = 8
+    elites: int = 20
+    horizon: int = 4
+    execute: int = 5  # robot actions to take before planning again
+
+
+@dataclass(frozen=True)
+class PackageConfig:
+    """Everything about a model but its weights."""
+
+    name: str
+    family: str  # "compact" or "vjepa2"
+    image: ImageSpec
+    latent_shape: tuple[int, ...]
+    network: dict[str, Any]  # the family's own shapes, read by the family
+    action: ActionSpec | None = None  # None: the model only embeds
+    proprioception_names: tuple[str, ...] = ()
+    history: int = 1  # latents a rollout starts from
+    planner: PlannerDefaults = field(default_factory=PlannerDefaults)
+    training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
+    scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package read from disk."""
+
+    config: PackageConfig
+    folder: Path
+    weights_digest: str  # sha256 of the weights file, hexadecimal
+
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.folder / WEIGHTS)
+
+    def card(self) -> str:
+        path = self.folder / CARD
+        return path.read_text() if path.exists() else ""
+
+
+def read_package(folder: Path) -> Package:
+    """Read a package's config and digest its weights. Raises PackageError naming what is missing or unknown."""
+    try:
+        raw = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise PackageError(f"{folder} is not a model package: it has no {CONFIG}") from error
+    except ValueError as error:
+        raise PackageError(f"{folder / CONFIG} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise PackageError(f"{folder / CONFIG} must hold an object")
+    config = _build(PackageConfig, raw, CONFIG)
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        raise PackageError(f"{folder} has no {WEIGHTS}")
+    digest = hashlib.sha256()
+    with weights.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return Package(config, folder, digest.hexdigest())
+
+
+def write_package(folder: Path, config: PackageConfig, weights: Mapping[str, Tensor], card: str) -> None:
+    """Write a package; each file is replaced as a whole, so a reader never meets half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.new"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+    os.replace(temporary, folder / WEIGHTS)
+    _replace_text(folder / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
+    _replace_text(folder / CARD, card)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+_NESTED = {"image": ImageSpec, "action": ActionSpec, "planner": PlannerDefaults}
+
+
+def _build(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(raw) - known):
+        raise PackageError(f"{where} has an unknown key: {unknown[0]}")
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name in _NESTED and isinstance(value, dict):
+            values[name] = _build(_NESTED[name], value, f"{where}: {name}")
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise PackageError(f"{where}: {error}") from error

@@ -1,0 +1,80 @@
+"""The one table of what can go wrong, rendered by both doors. Messages name the field, the rule and the value.
+
+Not a place for tracebacks: what is unexpected leaves as INTERNAL with a request id alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How one kind of failure looks from outside."""
+
+    grpc_code: grpc.StatusCode
+    http_status: int
+    title: str
+
+
+class Reason(Enum):
+    """Every failure a caller can meet. The name is the machine-readable reason on both doors."""
+
+    INVALID_REQUEST = Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, "The request cannot be read")
+    INVALID_FIELD = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "A field breaks its rule")
+    INVALID_TENSOR = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "A tensor does not add up")
+    INVALID_IMAGE = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "An image cannot be used")
+    IMAGE_SIZE = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "An image has the wrong size")
+    ACTION_SHAPE = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "Actions have the wrong shape")
+    INVALID_CLIP = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "A clip cannot be decoded")
+    CLIP_MISMATCH = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "A clip is not what its header announced")
+    UNKNOWN_MODEL = Fault(grpc.StatusCode.NOT_FOUND, 404, "No such model")
+    UNKNOWN_GOAL = Fault(grpc.StatusCode.NOT_FOUND, 404, "No such goal")
+    UNKNOWN_SESSION = Fault(grpc.StatusCode.NOT_FOUND, 404, "No such session")
+    UNKNOWN_ROUTE = Fault(grpc.StatusCode.UNIMPLEMENTED, 404, "No such route")
+    METHOD_NOT_ALLOWED = Fault(grpc.StatusCode.UNIMPLEMENTED, 405, "The route does not take this method")
+    GOAL_REQUIRED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "There is no goal yet")
+    STALE_OBSERVATION = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "A newer observation was already used")
+    UNSUPPORTED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "The model cannot do this")
+    TOO_LARGE = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, "The request is larger than the limit")
+    TOO_MANY_SESSIONS = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "All sessions are taken")
+    OVERLOADED = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "The queue is full")
+    UNAUTHENTICATED = Fault(grpc.StatusCode.UNAUTHENTICATED, 401, "An API key is needed")
+    DEADLINE = Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "No plan by the deadline")
+    CANCELLED = Fault(grpc.StatusCode.CANCELLED, 499, "The caller went away")
+    NOT_READY = Fault(grpc.StatusCode.UNAVAILABLE, 503, "The service is not ready")
+    ENGINE_LOST = Fault(grpc.StatusCode.UNAVAILABLE, 503, "The engine stopped and is being restarted")
+    PLAN_FAILED = Fault(grpc.StatusCode.INTERNAL, 500, "The model predicted nothing usable")
+    INTERNAL = Fault(grpc.StatusCode.INTERNAL, 500, "Something failed inside")
+
+    @property
+    def fault(self) -> Fault:
+        return self.value
+
+
+class ServiceError(Exception):
+    """A failure with a name. `field`, `rule` and `value` say what to change where the caller can change something."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        rule: str = "",
+        value: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.field, self.rule, self.value = reason, message, field, rule, value
+        self.retry_after_s = retry_after_s
+
+
+def invalid(field: str, rule: str, value: object, reason: Reason = Reason.INVALID_FIELD) -> ServiceError:
+    """The error for a field that breaks its rule; long values are cut so that no request echoes back whole."""
+    shown = str(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ServiceError(reason, f"{field} {rule}, got {shown}", field=field, rule=rule, value=shown)
