@@ -1,0 +1,160 @@
+"""The parts transformers are made of: rotary positions, attention, MLP, pre-norm block.
+
+Every network of this package is built from these. Nothing here knows a model family, an image or a file.
+Parameter names (`qkv`, `proj`, `fc1`, `fc2`, `norm1`, `norm2`) are those of the published V-JEPA 2 weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RotaryStyle = Literal["tiled", "interleaved"]
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of attention, each `[batch, heads, tokens, head_dim]`, keys already rotated."""
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """Cosines and signed sines for every token and channel of a head, in float32 or float64.
+
+    Shapes are `[tokens, head_dim]`, or `[batch, tokens, head_dim]` when samples differ in their positions.
+    The sine is negated on even channels, so that applying the table is two multiplications and an addition.
+    """
+
+    cos: Float[Tensor, "*batch tokens head_dim"]
+    sin: Float[Tensor, "*batch tokens head_dim"]
+
+    def at(self, tokens: Int[Tensor, "*batch kept"]) -> RotaryTable:
+        """The rows of the given tokens; a `[batch, kept]` index gives a table per sample."""
+        return RotaryTable(self.cos[tokens], self.sin[tokens])
+
+    def rotate(self, heads: Float[Tensor, "batch tokens *lanes head_dim"]) -> Tensor:
+        """Rotate queries or keys `[batch, tokens, ..., head_dim]`; computed in the table's precision or better."""
+        lanes = heads.ndim - 3
+        shape = (*self.cos.shape[:-1], *(1,) * lanes, self.cos.shape[-1])
+        swapped = heads.reshape(*heads.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        return torch.addcmul(heads * self.cos.view(shape), swapped, self.sin.view(shape)).to(heads.dtype)
+
+
+def grid_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Float[Tensor, "axes tokens"]:
+    """Depth, row and column of every token of a `(depth, height, width)` grid, width running fastest, as float64."""
+    axes = [torch.arange(size, device=device, dtype=torch.float64) for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+
+
+def rotary_table(
+    positions: Float[Tensor, "axes *tokens"], head_dim: int, style: RotaryStyle, dtype: torch.dtype
+) -> RotaryTable:
+    """Rotary table of tokens at the given (depth, row, column) positions, which may be fractional.
+
+    A head is cut into three equal even parts, one per axis; the channels left over are not rotated. Part width d has
+    frequencies `10000^(-2i/d)`. `interleaved` gives both channels of a pair the same frequency, which is a rotation;
+    `tiled` repeats the list of frequencies end to end over the same interleaved pairs, which is not, but is what the
+    V-JEPA 2.0 weights were trained with. Angles are always computed in float64.
+    """
+    half = (head_dim // 3) // 2
+    frequencies = 10000.0 ** -(torch.arange(half, device=positions.device, dtype=torch.float64) / max(half, 1))
+    spread = frequencies.repeat(2) if style == "tiled" else frequencies.repeat_interleave(2)
+    angles = torch.cat([axis.double().unsqueeze(-1) * spread for axis in positions], dim=-1)
+    angles = F.pad(angles, (0, head_dim - angles.shape[-1]))
+    sign = torch.tensor([-1.0, 1.0], device=positions.device, dtype=torch.float64).repeat(head_dim // 2)
+    return RotaryTable(angles.cos().to(dtype), (angles.sin() * sign).to(dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, fused: bool = True) -> None:
+        """`fused=False` writes the softmax out, whose backward is the faster one on a CPU at tiny sizes."""
+        super().__init__()
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"width: must be heads x an even head size, got width {width} with {heads} heads")
+        self.heads = heads
+        self.head_dim = width // heads
+        self.fused = fused
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def project(
+        self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, each `[batch, heads, tokens, head_dim]`."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+        if rotary is None:
+            queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            queries, keys = rotary.rotate(qkv[:, :, :2]).permute(2, 0, 3, 1, 4).unbind(0)
+            values = qkv[:, :, 2].transpose(1, 2)
+        return queries, keys, values
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Mix values by attention and project. `mask` is boolean, True where a query may look."""
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        else:
+            scores = (queries * self.head_dim**-0.5) @ keys.transpose(-2, -1)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            mixed = scores.softmax(dim=-1) @ values
+        output: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        return self.attend(*self.project(x, rotary), mask)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to its input."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_hidden: int, *, eps: float = 1e-6, qkv_bias: bool = True, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, fused=fused)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, mlp_hidden)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        x = x + self.attn(self.norm1(x), rotary, mask)
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+def initialise_blocks(blocks: nn.ModuleList) -> None:
+    """Starting weights for training: normal(0.02) cut at two deviations, residual outputs scaled down with depth."""
+    for depth, block in enumerate(blocks, start=1):
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(block, Block):
+            with torch.no_grad():
+                block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
+                block.mlp.fc2.weight.div_((2.0 * depth) ** 0.5)
