@@ -42,14 +42,14 @@ class RotaryTable:
         return torch.addcmul(heads * self.cos.view(shape), swapped, self.sin.view(shape)).to(heads.dtype)
 
 
-def grid_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Float[Tensor, "axes tokens"]:
+def grid_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Float[Tensor, "3 tokens"]:
     """Depth, row and column of every token of a `(depth, height, width)` grid, width running fastest, as float64."""
     axes = [torch.arange(size, device=device, dtype=torch.float64) for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
 
 
 def rotary_table(
-    positions: Float[Tensor, "axes *tokens"], head_dim: int, style: RotaryStyle, dtype: torch.dtype
+    positions: Float[Tensor, "3 ..."], head_dim: int, style: RotaryStyle, dtype: torch.dtype
 ) -> RotaryTable:
     """Rotary table of tokens at the given (depth, row, column) positions, which may be fractional.
 

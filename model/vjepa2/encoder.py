@@ -46,7 +46,7 @@ class EncoderConfig:
     tubelet: int = 2
     """Frames per token."""
     positions: Positions = "tiled"
-    """`tiled`: rotary as the 2.0 weights were trained; `interleaved`: true rotations (2.1, compact); `sincos`: a table."""
+    """`tiled`: rotary as the 2.0 weights were trained; `interleaved`: true rotations (2.1, compact); `sincos`."""
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
     fused_attention: bool = True
