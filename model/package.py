@@ -1,4 +1,4 @@
-"""A model package: a folder with `config.json`, `weights.safetensors` and a card. Reads and writes it; builds no network."""
+"""A model package: a folder of `config.json`, `weights.safetensors` and a card. Reads and writes it; builds nothing."""
 
 from __future__ import annotations
 

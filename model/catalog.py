@@ -1,0 +1,83 @@
+"""The one door to a model: `load(name_or_path, device)`. Knows where built-in packages lie and which family reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.package import Package, PackageError, read_package
+
+BUILT_IN = Path(__file__).parent / "packages"
+
+
+@dataclass(frozen=True)
+class ClipEmbedding:
+    """A clip's latents. `time` is frames for the compact family and tubelets (pairs of frames) for V-JEPA 2."""
+
+    pooled: Float[Tensor, " width"]
+    per_frame: Float[Tensor, "time width"]
+    tokens: Float[Tensor, "time tokens width"]
+
+
+class LoadedModel(Protocol):
+    """What a service or an evaluation asks of a model. It also satisfies `planner.WorldModel`."""
+
+    @property
+    def package(self) -> Package: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def block(self) -> int:
+        """Robot actions per model step."""
+        ...
+
+    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:
+        """One latent per image: what observations, goals and image embeddings are made of."""
+        ...
+
+    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+        """Embed a clip of any length >= 1."""
+        ...
+
+    def context(
+        self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[Tensor, ...]:
+        """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1."""
+        ...
+
+    def rollout(
+        self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
+    ) -> Float[Tensor, "batch samples horizon *latent"]:
+        """Predicted latents after every model step; actions in robot units, time a multiple of `block`."""
+        ...
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the packages that come with Presage."""
+    return tuple(sorted(folder.name for folder in BUILT_IN.iterdir() if folder.is_dir())) if BUILT_IN.exists() else ()
+
+
+def load(name_or_path: str, device: torch.device) -> LoadedModel:
+    """Load a built-in package by name, or any package by its folder, ready to use on `device`.
+
+    Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
+    """
+    folder = BUILT_IN / name_or_path if name_or_path in built_in() else Path(name_or_path)
+    if not folder.is_dir():
+        raise PackageError(f"no model package {name_or_path!r}: neither built in ({', '.join(built_in())}) nor a folder")
+    package = read_package(folder)
+    match package.config.family:
+        case "compact":
+            from model.compact.world_model import CompactWorldModel
+
+            return CompactWorldModel.from_package(package, device)
+        case family:
+            raise PackageError(f"{folder}: unknown family {family!r}")

@@ -1,0 +1,40 @@
+"""What a planner may know of a model and of a cost. Implementations live elsewhere."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+Context: TypeAlias = tuple[Tensor, ...]
+"""Where a rollout starts: tensors whose leading axis is batch (robots), otherwise opaque to the planner."""
+
+Latents: TypeAlias = Float[Tensor, "batch samples horizon *latent"]
+Actions: TypeAlias = Float[Tensor, "batch samples time action"]
+StepCosts: TypeAlias = Float[Tensor, "batch samples horizon"]
+
+
+class WorldModel(Protocol):
+    """Predicts latents from actions. `time = horizon * block`: a model step takes `block` robot actions at once."""
+
+    @property
+    def block(self) -> int:
+        """Robot actions per step of the model, >= 1."""
+        ...
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        """Predict the latent after every model step.
+
+        `context` tensors have the batch size of `actions`; actions are in robot units. Sample s of robot b starts from
+        context[b]. Never mixes batch or sample entries: company does not change a prediction beyond float rounding.
+        """
+        ...
+
+
+class CostFunction(Protocol):
+    """What a candidate costs, step by step; its total is the sum over the horizon and is always minimised."""
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        """`goal` is [batch, *latent]; returns each step's share of the total, so a last-step cost is zero before it."""
+        ...
