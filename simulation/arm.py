@@ -35,7 +35,10 @@ BASE_RADIUS = 0.11
 JOINT_RADIUS = 0.045
 TIP_RADIUS = 0.06
 
-_PIXELS_AT_ONCE = 64 * 64 * 64  # pixels drawn together, so that the temporary arrays stay in the cache
+ACTION_NAMES = ("shoulder_velocity", "elbow_velocity")
+ACTION_UNITS = ("rad/s", "rad/s")
+PROPRIOCEPTION_NAMES = ("shoulder_angle", "elbow_angle")
+PROPRIOCEPTION_UNITS = ("rad", "rad")
 
 
 def wrap_angle(angle: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -43,13 +46,15 @@ def wrap_angle(angle: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.mod(angle + np.pi, 2 * np.pi) - np.pi)
 
 
-def step_states(states: NDArray[np.float64], actions: NDArray[np.floating]) -> NDArray[np.float64]:
-    """One control step of 0.1 s for every arm: ``[N, 2]`` angles (rad), ``[N, 2]`` velocities (rad/s) -> ``[N, 2]``.
+def step_states(
+    states: NDArray[np.float64], actions: NDArray[np.floating], seconds: float = 1.0 / RATE_HZ
+) -> NDArray[np.float64]:
+    """One step of ``seconds`` for every arm: ``[N, 2]`` angles (rad), ``[N, 2]`` velocities (rad/s) -> ``[N, 2]``.
 
     Velocities past the bounds are clipped; the elbow stops at its limits; the first joint wraps to [-pi, pi).
     """
     velocity = np.clip(np.asarray(actions, dtype=np.float64), -MAX_JOINT_SPEED, MAX_JOINT_SPEED)
-    moved = states + velocity / RATE_HZ
+    moved = states + velocity * seconds
     shoulder = wrap_angle(moved[:, 0])
     elbow = np.clip(moved[:, 1], -ELBOW_LIMIT, ELBOW_LIMIT)
     return np.stack([shoulder, elbow], axis=1)
@@ -80,10 +85,15 @@ def draw_arms(canvas: NDArray[np.uint8], states: NDArray[np.float64]) -> None:
     draw_discs(canvas, tip_at, TIP_RADIUS * scale, TIP_COLOR)
 
 
+def scenes_at_once(size: int) -> int:
+    """How many images to draw together so that the temporary arrays stay in the processor's cache."""
+    return max(1, 64 * 64 * 64 // (size * size))
+
+
 def render_states(states: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """Images ``[N, size, size, 3]``, RGB, of the arms at ``states`` ``[N, 2]``."""
     frames = blank(len(states), size, BACKGROUND)
-    at_once = max(1, _PIXELS_AT_ONCE // (size * size))
+    at_once = scenes_at_once(size)
     for first in range(0, len(states), at_once):
         draw_arms(frames[first : first + at_once], states[first : first + at_once])
     return frames
@@ -99,17 +109,45 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray((np.abs(wrap_angle(states - goals)) <= SUCCESS_TOLERANCE).all(axis=1))
 
 
-def checked_state(state: NDArray[np.floating], width: int, elbow_at: int = 1) -> NDArray[np.float64]:
+def checked_state(state: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     """A float64 copy of a state from outside; ValueError unless it is ``[width]``, finite and within the limits."""
     copy = np.array(state, dtype=np.float64)
     if copy.shape != (width,):
         raise ValueError(f"state: must have shape ({width},), got {copy.shape}")
     if not np.isfinite(copy).all():
         raise ValueError(f"state: every value must be finite, got {copy.tolist()}")
-    if abs(copy[elbow_at]) > ELBOW_LIMIT:
-        raise ValueError(f"state: the elbow must be within {ELBOW_LIMIT} rad of straight, got {copy[elbow_at]}")
+    if abs(copy[1]) > ELBOW_LIMIT:
+        raise ValueError(f"state: the elbow must be within {ELBOW_LIMIT} rad of straight, got {copy[1]}")
     copy[0] = wrap_angle(copy[0]) if not -np.pi <= copy[0] < np.pi else copy[0]
     return copy
+
+
+def checked_action(action: NDArray[np.floating]) -> NDArray[np.float64]:
+    """A float64 copy of an action; ValueError unless it is two finite numbers. Bounds are for ``step_states``."""
+    copy = np.array(action, dtype=np.float64)
+    if copy.shape != (2,):
+        raise ValueError(f"action: must have shape (2,), got {copy.shape}")
+    if not np.isfinite(copy).all():
+        raise ValueError(f"action: every value must be finite, got {copy.tolist()}")
+    return copy
+
+
+def action_space() -> gymnasium.spaces.Box:
+    """Joint velocities in rad/s."""
+    return gymnasium.spaces.Box(-MAX_JOINT_SPEED, MAX_JOINT_SPEED, (2,), np.float32)
+
+
+def observation_space(image_size: int) -> gymnasium.spaces.Dict:
+    """``image`` and ``proprioception`` (the joint angles); ValueError for an image too small to show anything."""
+    if image_size < 16:
+        raise ValueError(f"image_size: must be at least 16 pixels, got {image_size}")
+    angles = np.array([np.pi, ELBOW_LIMIT], dtype=np.float32)
+    return gymnasium.spaces.Dict(
+        {
+            "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+            "proprioception": gymnasium.spaces.Box(-angles, angles, dtype=np.float32),
+        }
+    )
 
 
 class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
@@ -124,26 +162,17 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "arm"
     rate_hz = RATE_HZ
-    action_names = ("shoulder_velocity", "elbow_velocity")
-    action_units = ("rad/s", "rad/s")
-    proprioception_names = ("shoulder_angle", "elbow_angle")
-    proprioception_units = ("rad", "rad")
+    action_names = ACTION_NAMES
+    action_units = ACTION_UNITS
+    proprioception_names = PROPRIOCEPTION_NAMES
+    proprioception_units = PROPRIOCEPTION_UNITS
 
     def __init__(self, image_size: int = 64, render_mode: str | None = "rgb_array") -> None:
-        if image_size < 8:
-            raise ValueError(f"image_size: must be at least 8 pixels, got {image_size}")
         self.image_size = image_size
         self.render_mode = render_mode
-        self.action_low = np.full(2, -MAX_JOINT_SPEED, dtype=np.float32)
-        self.action_high = np.full(2, MAX_JOINT_SPEED, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Box(self.action_low, self.action_high, dtype=np.float32)
-        angles = np.array([np.pi, ELBOW_LIMIT], dtype=np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprioception": gymnasium.spaces.Box(-angles, angles, dtype=np.float32),
-            }
-        )
+        self.action_space = action_space()
+        self.action_low, self.action_high = self.action_space.low, self.action_space.high
+        self.observation_space = observation_space(image_size)
         self._state = np.zeros(2)
 
     @property
@@ -176,7 +205,7 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
 
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.1 s with joint velocities ``[2]`` in rad/s, clipped to the bounds."""
-        self._state = step_states(self._state[None], np.asarray(action)[None])[0]
+        self._state = step_states(self._state[None], checked_action(action)[None])[0]
 
     def render(self) -> NDArray[np.uint8]:
         """The camera's image now, uint8 ``[size, size, 3]``."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm
+from simulation import arm, arm_push
+from simulation.pushing import PushExplorer, PushingStyle
 
 
 class Group(NamedTuple):
@@ -47,6 +48,15 @@ def smooth_commands(rng: np.random.Generator, steps: int, width: int) -> NDArray
     return np.clip(commands, -1.0, 1.0)
 
 
+def turned_round(
+    joints: NDArray[np.float64], commands: NDArray[np.float64], turned: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Signs ``[N, 2]`` for the commands, changed where an elbow presses on its limit: waiting there teaches nothing."""
+    elbow = joints[:, 1]
+    pressing = (np.abs(elbow) >= arm.ELBOW_LIMIT) & (elbow * commands[:, 1] * turned[:, 1] > 0)
+    return turned * np.stack([np.ones(len(joints)), np.where(pressing, -1.0, 1.0)], axis=1)
+
+
 def explore_arm(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes of the arm moving smoothly at random, starting anywhere in its joint space."""
     generators = episode_generators(seed, indices)
@@ -54,16 +64,61 @@ def explore_arm(seed: int, indices: Sequence[int], steps: int, image_size: int) 
     states[:, 0] = [arm.random_state(rng) for rng in generators]
     commands = np.stack([smooth_commands(rng, steps, 2) for rng in generators]) * arm.MAX_JOINT_SPEED
     actions = np.empty((len(indices), steps, 2), dtype=np.float32)
-    away = np.ones(len(indices))  # turned round at the elbow's limits: waiting there would teach nothing
+    turned = np.ones((len(indices), 2))
     for step in range(steps):
-        elbow = states[:, step, 1]
-        pressing = (np.abs(elbow) >= arm.ELBOW_LIMIT) & (elbow * commands[:, step, 1] * away > 0)
-        away = np.where(pressing, -away, away)
-        actions[:, step, 0] = commands[:, step, 0]
-        actions[:, step, 1] = commands[:, step, 1] * away
+        turned = turned_round(states[:, step], commands[:, step], turned)
+        actions[:, step] = commands[:, step] * turned
         states[:, step + 1] = arm.step_states(states[:, step], actions[:, step])
     frames = arm.render_states(states.reshape(-1, 2), image_size)
     return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, states.astype(np.float32), states)
+
+
+# Metres from the base. The tip roams past the table's rim as well as over it.
+_PUCK_STYLE = PushingStyle(
+    low=(-0.9, -0.9), high=(0.9, 0.9), standoff=0.28, through=(0.0, 0.4), aside=0.1, arrived=0.06, roaming=0.3
+)
+
+
+def explore_arm_push(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+    """Episodes of the arm pushing the puck about, from every side, between stretches of smooth free motion."""
+    generators = episode_generators(seed, indices)
+    states = np.empty((len(indices), steps + 1, 4))
+    states[:, 0] = [arm_push.random_state(rng) for rng in generators]
+    explorer = PushExplorer(_PUCK_STYLE, generators, steps)
+    commands = np.stack([smooth_commands(rng, steps, 2) for rng in generators]) * arm.MAX_JOINT_SPEED
+    noise = np.stack([rng.normal(scale=0.15, size=(steps, 2)) for rng in generators])
+    actions = np.empty((len(indices), steps, 2), dtype=np.float32)
+    turned = np.ones((len(indices), 2))
+    for step in range(steps):
+        joints, puck = states[:, step, :2], states[:, step, 2:]
+        stuck = (joints == states[:, max(step - 1, 0), :2]).all(axis=1) & (step > 0)
+        turned = turned_round(joints, commands[:, step], np.where(stuck[:, None], -turned, turned))
+        _, tip = arm.joint_positions(joints)
+        target, haste, roaming = explorer.targets(tip, puck, stuck)
+        reaching = tip_velocity_to_joints(joints, (target - tip) * arm.RATE_HZ, haste * arm.MAX_JOINT_SPEED)
+        velocity = np.where(roaming[:, None], commands[:, step] * turned, reaching + noise[:, step])
+        actions[:, step] = np.clip(velocity, -arm.MAX_JOINT_SPEED, arm.MAX_JOINT_SPEED)
+        states[:, step + 1] = arm_push.step_states(states[:, step], actions[:, step])
+    frames = arm_push.render_states(states.reshape(-1, 4), image_size)
+    proprioception = states[..., :2].astype(np.float32)
+    return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, proprioception, states)
+
+
+def tip_velocity_to_joints(
+    joints: NDArray[np.float64], velocity: NDArray[np.float64], most: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Joint velocities ``[N, 2]`` (rad/s) that move the tip at ``velocity`` ``[N, 2]`` (m/s), or slower.
+
+    Damped least squares, then scaled so that no joint turns faster than ``most`` ``[N]``.
+    """
+    elbow, tip = arm.joint_positions(joints)
+    columns = (tip, tip - elbow)  # each joint moves the tip at right angles to its distance from it
+    jacobian = np.stack([np.stack([-lever[:, 1], lever[:, 0]], axis=1) for lever in columns], axis=2)  # [N, 2, 2]
+    transposed = np.swapaxes(jacobian, 1, 2)
+    damped = jacobian @ transposed + 0.01 * np.eye(2)
+    speeds = (transposed @ np.linalg.solve(damped, velocity[:, :, None]))[:, :, 0]
+    fastest = np.abs(speeds).max(axis=1)
+    return np.asarray(speeds * np.minimum(1.0, most / np.maximum(fastest, 1e-9))[:, None])
 
 
 def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
@@ -71,5 +126,7 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
     match task:
         case "arm":
             return explore_arm(seed, indices, steps, image_size)
+        case "arm-push":
+            return explore_arm_push(seed, indices, steps, image_size)
         case _:
             raise ValueError(f"task: no exploring policy for {task!r}")

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulation.arm import Arm
+from simulation.arm_push import ArmPush
 
-TASKS = ("arm",)
+TASKS = ("arm", "arm-push")
 
 
 class RobotTask(Protocol):
@@ -83,5 +84,7 @@ def make(task: str, image_size: int = 64) -> RobotTask:
     match task:
         case "arm":
             return Arm(image_size)
+        case "arm-push":
+            return ArmPush(image_size)
         case _:
             raise ValueError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")
