@@ -6,6 +6,8 @@ Parameter names (`qkv`, `proj`, `fc1`, `fc2`, `norm1`, `norm2`) are those of the
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +67,29 @@ def rotary_table(
     angles = F.pad(angles, (0, head_dim - angles.shape[-1]))
     sign = torch.tensor([-1.0, 1.0], device=positions.device, dtype=torch.float64).repeat(head_dim // 2)
     return RotaryTable(angles.cos().to(dtype), (angles.sin() * sign).to(dtype))
+
+
+class RotaryCache:
+    """The tables a network used last, so that each is computed once per shape of its input."""
+
+    def __init__(self, limit: int = 8) -> None:
+        self._limit = limit
+        self._tables: OrderedDict[Hashable, RotaryTable] = OrderedDict()
+
+    def get(self, key: Hashable, build: Callable[[], RotaryTable]) -> RotaryTable:
+        """The table kept under `key`, or `build()`, kept from now on in place of the one unused for longest."""
+        if key not in self._tables:
+            with torch.inference_mode(False), torch.no_grad():  # a table made while serving must also do for training
+                self._tables[key] = build()
+            if len(self._tables) > self._limit:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+
+def table_dtype(activations: torch.dtype) -> torch.dtype:
+    """Precision of rotary tables for activations of a type: float64 for float64, float32 for all others."""
+    return torch.float64 if activations == torch.float64 else torch.float32
 
 
 class Attention(nn.Module):
@@ -144,6 +169,17 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x), rotary, mask)
         x = x + self.mlp(self.norm2(x))
         return x
+
+    def step(
+        self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable, past: KeyValue | None
+    ) -> tuple[Float[Tensor, "batch tokens width"], KeyValue]:
+        """`forward` for the newest tokens alone: they see `past` and each other. Also returns all keys and values."""
+        queries, keys, values = self.attn.project(self.norm1(x), rotary)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        x = x + self.attn.attend(queries, keys, values)
+        x = x + self.mlp(self.norm2(x))
+        return x, (keys, values)
 
 
 def initialise_blocks(blocks: nn.ModuleList) -> None:
