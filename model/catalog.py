@@ -1,4 +1,4 @@
-"""The one door to a model: `load(name_or_path, device)`. Knows where built-in packages lie and which family reads one."""
+"""The one door to a model: `load(name_or_path, device)`. Knows where built-in packages lie and which family reads them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
     """
     folder = BUILT_IN / name_or_path if name_or_path in built_in() else Path(name_or_path)
     if not folder.is_dir():
-        raise PackageError(f"no model package {name_or_path!r}: neither built in ({', '.join(built_in())}) nor a folder")
+        known = ", ".join(built_in())
+        raise PackageError(f"no model package {name_or_path!r}: neither built in ({known}) nor a folder")
     package = read_package(folder)
     match package.config.family:
         case "compact":

@@ -1,0 +1,1 @@
+"""Training and evaluation of world models. Episodes, tasks and progress come in as arguments."""

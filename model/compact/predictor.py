@@ -1,0 +1,74 @@
+"""The action-conditioned predictor: from one latent and a sequence of action blocks, the latent after each block.
+
+Every step of a horizon comes out of one call (no step feeds on an earlier prediction), so errors do not compound and a
+rollout costs one pass. Conditioning is by adaptive layer norm with gates that start at zero (DiT, arXiv 2212.09748);
+predicting whole action prefixes at once follows Fast-LeWM (arXiv 2606.26217).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.layers import Attention, Mlp
+
+
+class AdaptiveBlock(nn.Module):
+    """A pre-norm block whose norms are scaled, shifted and gated by the action of the same step."""
+
+    def __init__(self, width: int, heads: int, mlp_hidden: int, *, fused: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, heads, fused=fused)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, mlp_hidden)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch steps width"],
+        condition: Float[Tensor, "batch steps width"],
+        mask: Tensor,
+    ) -> Float[Tensor, "batch steps width"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, mask=mask)
+        output: Tensor = x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return output
+
+
+class Predictor(nn.Module):
+    """Causal over action blocks: a later action changes no earlier prediction."""
+
+    causal: Tensor
+
+    def __init__(
+        self, latent: int, block_width: int, *, width: int, depth: int, heads: int, mlp_hidden: int, horizon: int
+    ) -> None:
+        """`block_width` is numbers per action block (actions x dimensions); `horizon` the steps it is trained for."""
+        super().__init__()
+        self.horizon = horizon
+        self.latent_in = nn.Linear(latent, width)
+        self.action_in = nn.Sequential(nn.Linear(block_width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.blocks = nn.ModuleList(AdaptiveBlock(width, heads, mlp_hidden, fused=False) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.latent_out = nn.Linear(width, latent)
+        self.step = nn.Parameter(torch.randn(horizon, width) * 0.02)
+        self.register_buffer("causal", torch.ones(horizon, horizon, dtype=torch.bool).tril(), persistent=False)
+
+    def forward(
+        self, latent: Float[Tensor, "batch latent"], actions: Float[Tensor, "batch steps block"]
+    ) -> Float[Tensor, "batch steps latent"]:
+        """Latents after each action block; `actions` in network units, at most `horizon` steps."""
+        steps = actions.shape[1]
+        if steps > self.horizon:
+            raise ValueError(f"steps must be at most {self.horizon} in one call, got {steps}")
+        condition = F.silu(self.action_in(actions))
+        x = self.latent_in(latent).unsqueeze(1) + self.step[:steps]
+        for block in self.blocks:
+            x = block(x, condition, self.causal[:steps, :steps])
+        output: Tensor = self.latent_out(self.norm(x))
+        return output

@@ -1,0 +1,116 @@
+"""A compact package in use: frames and robot actions in, latents out. Satisfies `model.catalog.LoadedModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.catalog import ClipEmbedding
+from model.compact.network import CompactConfig, CompactNetwork, to_network_input
+from model.normalizer import ActionNormalizer
+from model.package import Package, PackageConfig, PackageError, read_package, write_package
+
+FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
+
+
+class CompactWorldModel:
+    """The built-in family behind the one protocol. Immutable after construction; safe to share between searches."""
+
+    def __init__(self, package: Package, network: CompactNetwork, device: torch.device) -> None:
+        action = package.config.action
+        if action is None:
+            raise PackageError(f"{package.config.name}: a compact package needs an action specification")
+        if network.config.action_width != action.block * len(action.names):
+            raise PackageError(
+                f"{package.config.name}: network.action_width must be block x dimensions = "
+                f"{action.block * len(action.names)}, got {network.config.action_width}"
+            )
+        self.package = package
+        self.device = device
+        self.block = action.block
+        self._network = network.to(device).eval().requires_grad_(False)
+        self._normalizer = ActionNormalizer(action).to(device)
+
+    @classmethod
+    def from_package(cls, package: Package, device: torch.device) -> CompactWorldModel:
+        """Build the network its config describes and load its weights, all or nothing."""
+        network = CompactNetwork(read_config(package.config))
+        try:
+            network.load_state_dict({name: weight.float() if weight.is_floating_point() else weight for name, weight in package.weights().items()}, strict=True)
+        except (RuntimeError, OSError) as error:
+            raise PackageError(f"{package.folder}: the weights do not fit the config: {error}") from error
+        return cls(package, network, device)
+
+    @classmethod
+    def random(cls, folder: Path, config: PackageConfig, seed: int) -> CompactWorldModel:
+        """Write an untrained package into `folder` and load it: the start of a training, or a stand-in for tests."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = CompactNetwork(read_config(config))
+        write_package(folder, config, saved_weights(network), f"# {config.name}\n\nUntrained.\n")
+        return cls.from_package(read_package(folder), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch latent"]:
+        """One latent per frame."""
+        parts = [
+            self._network.encode(to_network_input(part.to(self.device))) for part in torch.split(frames, FRAMES_AT_ONCE)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.inference_mode()
+    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+        """Every frame's latent and tokens; the pooled vector is the mean of the latents."""
+        tokens = torch.cat(
+            [self._network.tokens(to_network_input(part.to(self.device))) for part in torch.split(frames, FRAMES_AT_ONCE)]
+        )
+        latents = self._network.pool(tokens)
+        return ClipEmbedding(pooled=latents.mean(dim=0), per_frame=latents, tokens=tokens)
+
+    def context(
+        self, latents: Sequence[Float[Tensor, " latent"]], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[Tensor, ...]:
+        """Rollouts start from the newest latent alone; proprioception is not used by this family."""
+        return (latents[-1].to(self.device).unsqueeze(0),)
+
+    @torch.inference_mode()
+    def rollout(
+        self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
+    ) -> Float[Tensor, "batch samples horizon latent"]:
+        """Predicted latents after every action block; actions in robot units."""
+        (latent,) = context
+        batch, samples, time, width = actions.shape
+        if time % self.block:
+            raise ValueError(f"actions: time must be a multiple of the block {self.block}, got {time}")
+        blocks = self._normalizer(actions).reshape(batch * samples, time // self.block, self.block * width)
+        start = latent.repeat_interleave(samples, dim=0)
+        predicted = self._network.predict(start, blocks)
+        return predicted.reshape(batch, samples, *predicted.shape[1:])
+
+
+def read_config(config: PackageConfig) -> CompactConfig:
+    """The family's shapes out of a package's config; PackageError names an unknown or missing key."""
+    known = {field.name for field in fields(CompactConfig)}
+    if unknown := sorted(set(config.network) - known):
+        raise PackageError(f"{config.name}: network has an unknown key: {unknown[0]}")
+    try:
+        return CompactConfig(**config.network)
+    except TypeError as error:
+        raise PackageError(f"{config.name}: network: {error}") from error
+
+
+def network_settings(config: CompactConfig) -> dict[str, int]:
+    """The inverse of `read_config`."""
+    return asdict(config)
+
+
+def saved_weights(network: CompactNetwork) -> dict[str, Tensor]:
+    """What a package keeps: matrices in bfloat16 for size, vectors (norms, biases, running statistics) as they are."""
+    return {
+        name: weight.to(torch.bfloat16) if weight.ndim >= 2 else weight for name, weight in network.state_dict().items()
+    }

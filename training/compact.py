@@ -1,0 +1,267 @@
+"""Training of the compact family, end to end from pixels: predict the next latents, keep them Gaussian (SIGReg).
+
+The loop and its recipe. Networks live in `model.compact`, episodes come in as values, and the result is a package.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.compact.network import CompactConfig, CompactNetwork, to_network_input
+from model.compact.world_model import network_settings, saved_weights
+from model.normalizer import ActionNormalizer
+from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults, write_package
+from training.episodes import Episodes
+from training.probe import linear_probe
+from training.sigreg import sigreg
+
+
+@dataclass(frozen=True)
+class CompactRecipe:
+    """Every knob of a training. The defaults make the built-in `arm` on two CPU cores."""
+
+    steps: int = 1400
+    batch: int = 128  # windows
+    horizon: int = 4  # model steps predicted from a window's first frame
+    block: int = 5  # robot actions per model step
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup: float = 0.05  # fraction of the steps
+    gradient_clip: float = 1.0
+    regulariser: float = 0.3  # weight of SIGReg
+    directions: int = 1024
+    latent: int = 128
+    encoder_width: int = 128
+    encoder_depth: int = 6
+    predictor_width: int = 192
+    predictor_depth: int = 3
+    bfloat16: bool = True  # matrix products only; losses and norms stay in float32
+    seed: int = 0
+    held_out: int = 32  # episodes kept for the probe
+    checkpoint_every: int = 200
+    planner: PlannerDefaults = PlannerDefaults()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "horizon", "block", "directions", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """One line of the log."""
+
+    step: int
+    steps: int
+    prediction_loss: float
+    regulariser: float
+    latent_std: float  # mean over dimensions; near 0 says the latents have collapsed
+    probe_r2: tuple[float, ...]  # held-out linear probe, one per target; empty between probes
+    seconds: float
+
+
+def train(
+    recipe: CompactRecipe,
+    episodes: Episodes,
+    name: str,
+    out: Path,
+    progress: Callable[[TrainProgress], None],
+    *,
+    provenance: dict[str, Any],
+) -> Path:
+    """Train and write the package `out`; resumes from `out/checkpoint.pt` where one lies.
+
+    The same recipe, episodes and machine give the same weights, also across an interruption.
+    """
+    fitting, held_out = episodes.split(recipe.held_out)
+    config = package_config(recipe, fitting, name)
+    assert config.action is not None
+    torch.manual_seed(recipe.seed)
+    network = CompactNetwork(CompactConfig(**config.network)).to(memory_format=torch.channels_last)
+    normalizer = ActionNormalizer(config.action)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    first, spent = _resume(checkpoint, network, optimiser, generator, recipe)
+    started = time.monotonic() - spent
+    for step in range(first, recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * schedule(step, recipe.steps, recipe.warmup)
+        frames, actions = sample_windows(fitting, recipe, generator)
+        prediction_loss, regulariser, latents = losses(network, normalizer, frames, actions, recipe, generator)
+        optimiser.zero_grad(set_to_none=True)
+        (prediction_loss + recipe.regulariser * regulariser).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        optimiser.step()
+        last = step + 1 == recipe.steps
+        probing = last or (step + 1) % recipe.checkpoint_every == 0
+        seconds = time.monotonic() - started
+        progress(
+            TrainProgress(
+                step + 1,
+                recipe.steps,
+                prediction_loss.item(),
+                regulariser.item(),
+                latents.detach().std(dim=(0, 1)).mean().item(),
+                probe(network, held_out) if probing else (),
+                seconds,
+            )
+        )
+        if probing and not last:
+            _save(checkpoint, network, optimiser, generator, recipe, step + 1, seconds)
+    record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
+    record["probe_r2"] = [round(value, 4) for value in probe(network, held_out)]
+    finished = PackageConfig(**{**vars(config), "training": record})
+    write_package(out, finished, saved_weights(network), f"# {name}\n\nTrained; not evaluated yet.\n")
+    checkpoint.unlink(missing_ok=True)
+    return out
+
+
+def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
+    """The config of the package that this recipe makes from these episodes."""
+    height, width = episodes.frames.shape[2:4]
+    action = ActionSpec(
+        names=episodes.action_names,
+        units=episodes.action_units,
+        low=episodes.action_low,
+        high=episodes.action_high,
+        rate_hz=episodes.rate_hz,
+        block=recipe.block,
+        mean=episodes.action_mean(),
+        std=episodes.action_spread(),
+    )
+    network = CompactConfig(
+        action_width=recipe.block * len(action.names),
+        latent=recipe.latent,
+        encoder_width=recipe.encoder_width,
+        encoder_depth=recipe.encoder_depth,
+        predictor_width=recipe.predictor_width,
+        predictor_depth=recipe.predictor_depth,
+        horizon=recipe.horizon,
+    )
+    return PackageConfig(
+        name=name,
+        family="compact",
+        image=ImageSpec(height=height, width=width),
+        latent_shape=(recipe.latent,),
+        network=dict(network_settings(network)),
+        action=action,
+        planner=recipe.planner,
+    )
+
+
+def sample_windows(episodes: Episodes, recipe: CompactRecipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random windows: uint8 frames `[batch, horizon + 1, h, w, 3]`, a block apart, and the actions between them."""
+    span = recipe.horizon * recipe.block
+    count, steps = episodes.actions.shape[:2]
+    if steps < span:
+        raise ValueError(f"episodes must have at least horizon x block = {span} steps, got {steps}")
+    rows = torch.randint(count, (recipe.batch,), generator=generator).numpy()
+    starts = torch.randint(steps - span + 1, (recipe.batch,), generator=generator).numpy()
+    shown = starts[:, None] + np.arange(0, span + 1, recipe.block)
+    between = starts[:, None] + np.arange(span)
+    return (
+        torch.from_numpy(episodes.frames[rows[:, None], shown]),
+        torch.from_numpy(episodes.actions[rows[:, None], between]),
+    )
+
+
+def losses(
+    network: CompactNetwork,
+    normalizer: ActionNormalizer,
+    frames: Tensor,
+    actions: Tensor,
+    recipe: CompactRecipe,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction loss, SIGReg and the latents `[batch, horizon + 1, latent]` of one batch of windows.
+
+    Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up.
+    """
+    batch, times = frames.shape[:2]
+    images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+    blocks = normalizer(actions).reshape(batch, recipe.horizon, -1)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
+        latents = network.encode(images).float().unflatten(0, (batch, times))
+        predicted = network.predict(latents[:, 0], blocks).float()
+    return F.mse_loss(predicted, latents[:, 1:]), sigreg(latents.transpose(0, 1), recipe.directions, generator), latents
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+@torch.no_grad()
+def probe(network: CompactNetwork, held_out: Episodes) -> tuple[float, ...]:
+    """R2 of a linear probe from latents to `probe_targets`, fitted on half of the held-out episodes."""
+    if held_out.probe_targets is None:
+        return ()
+    network.eval()
+    latents = [network.encode(to_network_input(torch.from_numpy(np.asarray(e)))) for e in held_out.frames]
+    network.train()
+    targets = torch.from_numpy(held_out.probe_targets)
+    half = len(latents) // 2
+    return linear_probe(torch.cat(latents[:half]), targets[:half], torch.cat(latents[half:]), targets[half:])
+
+
+def _save(
+    path: Path,
+    network: CompactNetwork,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    recipe: CompactRecipe,
+    step: int,
+    seconds: float,
+) -> None:
+    temporary = path.with_suffix(".new")
+    torch.save(
+        {
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "generator": generator.get_state(),
+            "recipe": repr(recipe),
+            "step": step,
+            "seconds": seconds,
+        },
+        temporary,
+    )
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path,
+    network: CompactNetwork,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    recipe: CompactRecipe,
+) -> tuple[int, float]:
+    """The step to go on from and the seconds already spent; (0, 0) without a checkpoint."""
+    if not path.exists():
+        return 0, 0.0
+    saved = torch.load(path, weights_only=True)
+    if saved["recipe"] != repr(recipe):
+        raise ValueError(f"{path} was made by another recipe: finish it with that one, or remove it")
+    network.load_state_dict(saved["network"])
+    optimiser.load_state_dict(saved["optimiser"])
+    generator.set_state(saved["generator"])
+    return saved["step"], saved["seconds"]
