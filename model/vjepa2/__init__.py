@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
-from model.vjepa2.encoder import Encoder, EncoderConfig
+from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
+from model.vjepa2.config import EncoderConfig
+from model.vjepa2.encoder import Encoder
+from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
+from model.vjepa2.probe import AttentiveProbe, ProbeConfig
+from model.vjepa2.reference import CheckpointError
 
-__all__ = ["Encoder", "EncoderConfig"]
+__all__ = [
+    "ActionPredictor",
+    "ActionPredictorConfig",
+    "AttentiveProbe",
+    "CheckpointError",
+    "Encoder",
+    "EncoderConfig",
+    "MaskedPredictor",
+    "MaskedPredictorConfig",
+    "ProbeConfig",
+]

@@ -1,0 +1,140 @@
+"""Camera frames to network input: crop by a named policy, resize, normalise.
+
+Takes decoded RGB frames; decoding files is `model.video` and the service's codec. The policies are not interchangeable:
+a model sees the world as it was trained to only through its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+CropPolicy = Literal["planning", "training", "evaluation", "evaluation_antialiased", "exact"]
+"""How an image becomes the model's size.
+
+- `planning`: the largest centred square, resized. What V-JEPA 2-AC was published to plan with.
+- `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the centre, then squashed to a square. What V-JEPA
+  2-AC was in fact trained with; it shows more of a wide image than `planning`.
+- `evaluation`: short side resized to 256/224 of the size, then the centre cut out. How V-JEPA 2 encoders were evaluated.
+- `evaluation_antialiased`: the same, as tensor pipelines (and Hugging Face's) do it: smoothed before it is made smaller.
+- `exact`: the image must already have the model's size.
+"""
+CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
+
+Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+
+TRAINING_ASPECTS = (0.75, 1.35)
+EVALUATION_MARGIN = 256 / 224
+
+
+class ObservationError(ValueError):
+    """Frames a model cannot take; the message names the field, the rule and the value."""
+
+
+def prepare(
+    frames: UInt8[Tensor, "batch height width 3"],
+    policy: CropPolicy,
+    size: tuple[int, int],
+    mean: Colour = IMAGENET_MEAN,
+    std: Colour = IMAGENET_STD,
+) -> Float[Tensor, "batch 3 rows columns"]:
+    """RGB frames as normalised float32 images of `size` (rows, columns), on the frames' device.
+
+    `mean` and `std` are of pixel values scaled to 0..1. Raises `ObservationError` for anything but 8-bit RGB frames with
+    channels last, for a size that is not square where the policy makes squares, and, with `exact`, for any other size.
+    """
+    check_frames(frames)
+    if policy not in CROP_POLICIES:
+        raise ObservationError(f"crop policy: must be one of {', '.join(CROP_POLICIES)}, got {policy!r}")
+    if policy == "exact":
+        if tuple(frames.shape[1:3]) != size:
+            got = " x ".join(str(side) for side in frames.shape[1:3])
+            raise ObservationError(f"frames: must be {size[0]} x {size[1]} (height x width) exactly, got {got}")
+        pixels = frames.movedim(-1, 1).float()
+    else:
+        if size[0] != size[1]:
+            raise ObservationError(f"size: must be square with the {policy} policy, got {size[0]} x {size[1]}")
+        pixels = _crop(frames, policy, size[0])
+    centre = pixels.new_tensor(mean).mul(255).view(3, 1, 1)
+    spread = pixels.new_tensor(std).mul(255).view(3, 1, 1)
+    return (pixels - centre) / spread
+
+
+def check_frames(frames: Tensor) -> None:
+    """Refuse what is not a batch of 8-bit RGB frames with channels last, naming the likely mistake."""
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        hint = " (channels must come last)" if frames.ndim == 4 and frames.shape[1] == 3 else ""
+        raise ObservationError(f"frames: must be [batch, height, width, 3], got {list(frames.shape)}{hint}")
+    if frames.dtype != torch.uint8:
+        raise ObservationError(f"frames: must be uint8 in 0..255, got {str(frames.dtype).removeprefix('torch.')}")
+    if 0 in frames.shape:
+        raise ObservationError(f"frames: must not be empty, got {list(frames.shape)}")
+
+
+def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch 3 side side"]:
+    """Pixel values 0..255 of the policy's part of the frames."""
+    height, width = frames.shape[1:3]
+    if policy in ("evaluation", "evaluation_antialiased"):
+        short = int(EVALUATION_MARGIN * side)
+        rows, columns = (short * height // width, short) if width < height else (short, short * width // height)
+        smooth = policy == "evaluation_antialiased"
+        resized = _resize_smooth(frames, rows, columns) if smooth else _resize_fixed_point(frames, rows, columns)
+        # Halves round to even, as the published crop does: it moves the window by one pixel.
+        top, left = round((rows - side) / 2), round((columns - side) / 2)
+        return resized[:, :, top : top + side, left : left + side]
+    narrowest, widest = (1.0, 1.0) if policy == "planning" else TRAINING_ASPECTS
+    rows, columns = height, width
+    if width / height > widest:
+        columns = round(height * widest)
+    elif width / height < narrowest:
+        rows = round(width / narrowest)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    part = frames[:, top : top + rows, left : left + columns].movedim(-1, 1).float()
+    return F.interpolate(part, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _resize_smooth(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
+    """Bilinear with antialiasing, rounded to whole pixel values."""
+    pixels = frames.movedim(-1, 1).float()
+    if pixels.shape[-2:] == (rows, columns):
+        return pixels
+    resized = F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    return resized.round().clamp(0, 255)
+
+
+def _resize_fixed_point(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
+    """Bilinear without antialiasing, in the integer arithmetic that image libraries use for 8-bit images.
+
+    Weights have 11 bits; rows are combined after dropping 4 and 16 bits. The published evaluation pipeline ran on this,
+    and its rounding is a whole pixel value off exact bilinear in one pixel of eight.
+    """
+    pixels = frames.movedim(-1, 1)
+    if pixels.shape[-2:] == (rows, columns):
+        return pixels.float()
+    height, width = frames.shape[1:3]
+    left, right, toward_left, toward_right = _linear_weights(width, columns, frames.device)
+    above, below, toward_above, toward_below = _linear_weights(height, rows, frames.device)
+    values = pixels.to(torch.int32)
+    across = values[..., left] * toward_left + values[..., right] * toward_right
+    upper = (across[..., above, :] >> 4) * toward_above.unsqueeze(-1) >> 16
+    lower = (across[..., below, :] >> 4) * toward_below.unsqueeze(-1) >> 16
+    return (upper + lower + 2 >> 2).float()
+
+
+def _linear_weights(
+    old: int, new: int, device: torch.device
+) -> tuple[Int[Tensor, " new"], Int[Tensor, " new"], Int[Tensor, " new"], Int[Tensor, " new"]]:
+    """For every new pixel: its two old neighbours, and their weights out of 2048."""
+    places = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    first = places.floor()
+    share = torch.where((first < 0) | (first >= old - 1), 0.0, places - first)
+    first = first.clamp(0, old - 1).long()
+    second = (first + 1).clamp(max=old - 1)
+    weights = ((1.0 - share) * 2048).round(), (share * 2048).round()
+    return first.to(device), second.to(device), weights[0].int().to(device), weights[1].int().to(device)
