@@ -19,8 +19,8 @@ CropPolicy = Literal["planning", "training", "evaluation", "evaluation_antialias
 - `planning`: the largest centred square, resized. What V-JEPA 2-AC was published to plan with.
 - `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the centre, then squashed to a square. What V-JEPA
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
-- `evaluation`: short side resized to 256/224 of the size, then the centre cut out. How V-JEPA 2 encoders were evaluated.
-- `evaluation_antialiased`: the same, as tensor pipelines (and Hugging Face's) do it: smoothed before it is made smaller.
+- `evaluation`: short side resized to 256/224 of the size, then the centre cut out. V-JEPA 2 encoders were scored so.
+- `evaluation_antialiased`: the same as tensor pipelines (and Hugging Face's) do it, smoothed before it gets smaller.
 - `exact`: the image must already have the model's size.
 """
 CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
@@ -46,8 +46,8 @@ def prepare(
 ) -> Float[Tensor, "batch 3 rows columns"]:
     """RGB frames as normalised float32 images of `size` (rows, columns), on the frames' device.
 
-    `mean` and `std` are of pixel values scaled to 0..1. Raises `ObservationError` for anything but 8-bit RGB frames with
-    channels last, for a size that is not square where the policy makes squares, and, with `exact`, for any other size.
+    `mean` and `std` are of pixel values scaled to 0..1. Raises `ObservationError` for anything but 8-bit RGB frames
+    with channels last, for a size that is not square where the policy makes squares, and, with `exact`, for any other.
     """
     check_frames(frames)
     if policy not in CROP_POLICIES:
@@ -122,9 +122,9 @@ def _resize_fixed_point(frames: Tensor, rows: int, columns: int) -> Float[Tensor
     above, below, toward_above, toward_below = _linear_weights(height, rows, frames.device)
     values = pixels.to(torch.int32)
     across = values[..., left] * toward_left + values[..., right] * toward_right
-    upper = (across[..., above, :] >> 4) * toward_above.unsqueeze(-1) >> 16
-    lower = (across[..., below, :] >> 4) * toward_below.unsqueeze(-1) >> 16
-    return (upper + lower + 2 >> 2).float()
+    upper = ((across[..., above, :] >> 4) * toward_above.unsqueeze(-1)) >> 16
+    lower = ((across[..., below, :] >> 4) * toward_below.unsqueeze(-1)) >> 16
+    return ((upper + lower + 2) >> 2).float()
 
 
 def _linear_weights(
