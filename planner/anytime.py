@@ -1,0 +1,114 @@
+"""Planning against the clock: one loop for every optimiser, which stops on time with the best plan so far.
+
+Knows nothing of how an optimiser improves a search. The service's engine, which batches many searches, drives the same
+protocol itself and shares `IterationClock`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from planner.search import Search
+from planner.types import Plan, PlanningError, Problem, StopReason
+from planner.world_model import WorldModel
+
+
+class Optimiser(Protocol):
+    """A way of searching, in steps that can be stopped between, and shared between robots."""
+
+    @property
+    def horizon(self) -> int:
+        """Model steps a plan looks ahead."""
+        ...
+
+    @property
+    def iterations(self) -> int:
+        """The most a search runs."""
+        ...
+
+    def start(self, problem: Problem, block: int) -> Search:
+        """Check a problem and set up its search. Raises PlanningError."""
+        ...
+
+    def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
+        """One iteration for all searches, in one batch; each may stand at a different iteration."""
+        ...
+
+    def stopped(self, search: Search) -> StopReason | None:
+        """Why this search is over by itself, or None while it is worth improving."""
+        ...
+
+    def finish(self, search: Search, reason: StopReason) -> Plan:
+        """The plan a search ends with. Raises PlanningError where there is none worth executing."""
+        ...
+
+
+class IterationClock:
+    """Learns how long one iteration takes, so that the next one is only begun if it will end in time.
+
+    The estimate is a moving mean plus three moving mean deviations (as TCP sets its timeouts): on a steady machine it
+    costs a few percent of the time there was, on a noisy one it keeps its distance. Keep one clock per optimiser and
+    shape for as long as the process runs.
+    """
+
+    def __init__(self, mean_s: float = 0.0, deviation_s: float = 0.0, smoothing: float = 0.25) -> None:
+        self.mean_s, self.deviation_s, self.smoothing = mean_s, deviation_s, smoothing
+
+    @property
+    def estimate_s(self) -> float:
+        """Seconds the next iteration may take; 0 while nothing was observed."""
+        return self.mean_s + 3 * self.deviation_s
+
+    def observe(self, seconds: float) -> None:
+        """Learn from one iteration."""
+        if self.mean_s == 0:
+            self.mean_s, self.deviation_s = seconds, seconds / 8
+            return
+        error = seconds - self.mean_s
+        self.mean_s += self.smoothing * error
+        self.deviation_s += self.smoothing * (abs(error) - self.deviation_s)
+
+
+def never() -> bool:
+    """The cancellation of a request that nobody cancels."""
+    return False
+
+
+def plan_in_time(
+    optimiser: Optimiser,
+    world_model: WorldModel,
+    problem: Problem,
+    *,
+    deadline: float | None = None,
+    budget_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    cancelled: Callable[[], bool] = never,
+    pace: IterationClock | None = None,
+) -> Plan:
+    """Improve until the optimiser is done, the time is up, or the caller gives up; always between two iterations.
+
+    `deadline`, on `clock`'s scale in seconds, is hard: no iteration begins that is expected to end past it, not even
+    the first (then the plan is the warm start, unevaluated, or PlanningError). `budget_s`, from now, is the time worth
+    spending: the first iteration runs in any case. `cancelled` is asked before every iteration. `pace` carries what is
+    known of an iteration's duration from plan to plan; without it the first iteration is begun on trust.
+    """
+    if budget_s is not None and not budget_s > 0:
+        raise PlanningError("budget_s", "must be > 0", budget_s)
+    pace = IterationClock() if pace is None else pace
+    began = clock()
+    search = optimiser.start(problem, world_model.block)
+    while True:
+        now = clock()
+        reason = optimiser.stopped(search)
+        if reason is None and cancelled():
+            reason = "cancelled"
+        if reason is None and deadline is not None and now + pace.estimate_s >= deadline:
+            reason = "deadline"
+        if reason is None and budget_s is not None and search.iterations and now + pace.estimate_s > began + budget_s:
+            reason = "budget"
+        if reason is not None:
+            return optimiser.finish(search, reason)
+        (search,) = optimiser.improve(world_model, [search])
+        pace.observe(clock() - now)

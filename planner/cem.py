@@ -1,0 +1,228 @@
+"""The cross-entropy method over action sequences (Rubinstein 1999), anytime and batched; also under published settings.
+
+One iteration: sample around the mean, roll out, price, take the elites, refit. Bounds are in `constraints.py`, costs in
+`cost.py`, draws in `noise.py`, what searches share in `search.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planner.anytime import IterationClock, never, plan_in_time
+from planner.constraints import project_within
+from planner.cost import GoalDistance
+from planner.gripper import GripperRules
+from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
+from planner.search import (
+    Search,
+    SearchBatch,
+    advance,
+    begin,
+    evaluate,
+    finished_plan,
+    keep_best,
+    per_dimension,
+    spread_of,
+    stack,
+)
+from planner.types import Plan, PlanningError, Problem, StopReason
+from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
+
+PerDimension = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CEM:
+    """Cross-entropy method. The instance is its settings; searches travel as values.
+
+    Fractions are of half a dimension's range; a tuple gives one entry per action dimension.
+    """
+
+    samples: int = 200
+    iterations: int = 8
+    elites: int = 20
+    horizon: int = 4  # model steps
+    initial_std: PerDimension = 0.5
+    warm_std: float | None = None  # initial_std of a search with a warm start; None: the same
+    min_std: float = 0.0
+    momentum_mean: PerDimension = 0.0  # share of the old mean kept at a refit
+    momentum_std: PerDimension = 0.0
+    converged_below: float = 0.0  # stop once the elites' spread (fraction of the range) is this small
+    include_mean: bool = True  # candidate 0 is the mean, at first the warm start; False is the published V-JEPA 2 loop
+    result: Literal["best", "mean"] = "best"  # "mean", as published: the last mean, or the best so far if cut short
+    noise: Noise = field(default_factory=TimeCorrelatedNoise)
+    cost: CostFunction = field(default_factory=GoalDistance)
+    gripper: GripperRules | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "iterations", "horizon"):
+            if getattr(self, name) < 1:
+                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        if not 2 <= self.elites <= self.samples:
+            raise PlanningError("elites", f"must be 2 to samples ({self.samples})", self.elites)
+        for name in ("initial_std", "warm_std", "min_std", "momentum_mean", "momentum_std", "converged_below"):
+            for value in _entries(getattr(self, name)):
+                if not (math.isfinite(value) and value >= 0):
+                    raise PlanningError(name, "must be finite and >= 0", value)
+                if name.startswith("momentum") and value >= 1:
+                    raise PlanningError(name, "must be below 1", value)
+        if self.result not in ("best", "mean"):
+            raise PlanningError("result", "must be best or mean", self.result)
+
+    @classmethod
+    def vjepa2_ac_paper(cls) -> CEM:
+        """V-JEPA 2-AC as in arXiv 2506.09985: 800 samples, 10 iterations, 10 elites, one step, last-step L1.
+
+        For `published.vjepa2_ac_space()`: a box of 0.075 m per step, gripper -1..1, rotation held. Momentum is not in
+        the paper; the released planner's default is taken.
+        """
+        return replace(cls._vjepa2_ac(), samples=800, iterations=10, horizon=1)
+
+    @classmethod
+    def vjepa2_ac_notebook(cls) -> CEM:
+        """V-JEPA 2-AC as in the released notebook: 25 samples, 2 iterations, two steps."""
+        xyz_and_rotation = (0.75,) * 6
+        return replace(cls._vjepa2_ac(), samples=25, iterations=2, horizon=2, momentum_std=(*xyz_and_rotation, 0.15))
+
+    @classmethod
+    def _vjepa2_ac(cls) -> CEM:
+        return cls(
+            elites=10,
+            initial_std=1.0,
+            momentum_mean=0.15,
+            momentum_std=0.15,
+            include_mean=False,
+            result="mean",
+            noise=WhiteNoise(),
+            cost=GoalDistance("l1", over="last"),
+            gripper=GripperRules(),
+        )
+
+    @classmethod
+    def lewm_paper(cls) -> CEM:
+        """LeWorldModel's planner: 300 samples, 30 iterations, 30 elites, horizon 5, last-step squared L2, white noise.
+
+        There the first std is 1 in units of the data's own std, and samples are not bounded. Here it is 0.5 of the half
+        range (a uniform variable's std is 0.58 of it), and samples obey the action space.
+        """
+        return cls(
+            samples=300,
+            iterations=30,
+            elites=30,
+            horizon=5,
+            result="mean",
+            noise=WhiteNoise(),
+            cost=GoalDistance("l2", over="last"),
+        )
+
+    def plan(
+        self,
+        world_model: WorldModel,
+        problem: Problem,
+        *,
+        deadline: float | None = None,
+        budget_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cancelled: Callable[[], bool] = never,
+        pace: IterationClock | None = None,
+    ) -> Plan:
+        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
+        return plan_in_time(
+            self,
+            world_model,
+            problem,
+            deadline=deadline,
+            budget_s=budget_s,
+            clock=clock,
+            cancelled=cancelled,
+            pace=pace,
+        )
+
+    def start(self, problem: Problem, block: int) -> Search:
+        """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
+        search = begin(problem, self.horizon, block, self.initial_std, self.warm_std)
+        for name in ("momentum_mean", "momentum_std"):
+            per_dimension(name, getattr(self, name), search.distribution.mean)
+        return search
+
+    def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
+        """One iteration for all searches, in one rollout."""
+        with torch.no_grad():
+            batch = stack(searches, world_model.block)
+            candidates = self._sample(batch, searches)
+            step_costs = evaluate(world_model, self.cost, batch, candidates)
+            best = keep_best(batch, candidates, step_costs)
+            costs, index = step_costs.sum(-1).topk(self.elites, largest=False)  # [batch, elites]
+            elites = torch.take_along_dim(candidates, index[:, :, None, None], dim=1)
+            mean, std, spread = self._refit(batch, elites, costs)
+            improved = advance(searches, (mean, std), best, spread)
+            return self._with_means_evaluated(world_model, improved) if self.result == "mean" else improved
+
+    def stopped(self, search: Search) -> StopReason | None:
+        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
+        if search.elite_spread and search.elite_spread[-1] <= self.converged_below:
+            return "converged"
+        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
+            return "iterations"
+        return None
+
+    def finish(self, search: Search, reason: StopReason) -> Plan:
+        """The best candidate ever evaluated, or the evaluated last mean where `result` says so and the search ended."""
+        return finished_plan(search, reason)
+
+    def _sample(self, batch: SearchBatch, searches: Sequence[Search]) -> Actions:
+        """Candidates [batch, samples, time, action] inside each search's limits; candidate 0 is the mean."""
+        first = searches[0]
+        _, time, action = batch.mean.shape
+        shape = NoiseShape(self.samples, time // first.block, first.block, action)
+        noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
+        candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
+        if self.include_mean:
+            candidates[:, 0] = batch.mean
+        if self.gripper is not None:
+            candidates = self.gripper.apply(candidates, first.block)
+        return project_within(batch.limits, candidates)
+
+    def _refit(
+        self, batch: SearchBatch, elites: Actions, costs: Float[Tensor, "batch elites"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next mean and std [batch, time, action], and the elites' spread [batch]. Only finite costs count."""
+        counted = costs.isfinite()[:, :, None, None].float()
+        count = counted.sum(1)
+        mean = (elites * counted).sum(1) / count.clamp(min=1)
+        variance = ((elites - mean.unsqueeze(1)).square() * counted).sum(1) / (count - 1).clamp(min=1)
+        mean = torch.where(count > 0, mean, batch.mean)
+        std = torch.where(count > 1, variance.sqrt(), batch.std)
+        spread = spread_of(std, batch.half_range)
+        mean = torch.lerp(mean, batch.mean, per_dimension("momentum_mean", self.momentum_mean, mean))
+        std = torch.lerp(std, batch.std, per_dimension("momentum_std", self.momentum_std, std))
+        return mean, torch.maximum(std, batch.half_range * self.min_std), spread
+
+    def _with_means_evaluated(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
+        """Price the final mean of every search that is over: a result must not leave unevaluated."""
+        over = [row for row, search in enumerate(searches) if self.stopped(search) is not None]
+        if not over:
+            return searches
+        batch = stack([searches[row] for row in over], world_model.block)
+        means = batch.mean.unsqueeze(1)
+        if self.gripper is not None:
+            means = self.gripper.settle(means)
+        means = project_within(batch.limits, means)
+        step_costs: StepCosts = evaluate(world_model, self.cost, batch, means)
+        for place, row in enumerate(over):
+            searches[row] = replace(searches[row], result=(means[place, 0], step_costs[place, 0]))
+        return searches
+
+
+def _entries(setting: PerDimension | None) -> tuple[float, ...]:
+    if setting is None:
+        return ()
+    return (setting,) if isinstance(setting, (int, float)) else setting

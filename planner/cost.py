@@ -1,0 +1,134 @@
+"""What makes a plan bad: distance to the goal, effort, jerkiness, and weighted sums of them. No search lives here.
+
+Every cost returns each model step's share [batch, samples, horizon] of the total, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planner.types import PlanningError
+from planner.world_model import Actions, CostFunction, Latents, StepCosts
+
+
+@dataclass(frozen=True)
+class GoalDistance:
+    """How far the predicted latents are from the goal's.
+
+    `metric`: "l2" is the mean squared difference over all latent dimensions, "l1" the mean absolute difference,
+    "cosine" one minus the cosine of the two flattened latents. `over`: "sum" adds every step of the horizon, which
+    rewards arriving early; "last" counts the last step alone (the published setting), under which a plan that is
+    redone after its first steps keeps postponing its arrival; "discounted" weighs step k = 0, 1, ... by discount^k
+    (above 1, later steps count more).
+    """
+
+    metric: Literal["l2", "l1", "cosine"] = "l2"
+    over: Literal["sum", "last", "discounted"] = "sum"
+    discount: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("l2", "l1", "cosine"):
+            raise PlanningError("cost.metric", "must be l2, l1 or cosine", self.metric)
+        if self.over not in ("sum", "last", "discounted"):
+            raise PlanningError("cost.over", "must be sum, last or discounted", self.over)
+        if not (math.isfinite(self.discount) and self.discount > 0):
+            raise PlanningError("cost.discount", "must be finite and > 0", self.discount)
+
+    def __call__(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> StepCosts:
+        horizon = predicted.shape[2]
+        if self.over == "last":
+            last = self._distance(predicted[:, :, -1:], goal)
+            return torch.nn.functional.pad(last, (horizon - 1, 0))
+        distance = self._distance(predicted, goal)
+        if self.over == "discounted":
+            distance = distance * self.discount ** torch.arange(horizon, device=distance.device)
+        return distance
+
+    def _distance(self, predicted: Latents, goal: Tensor) -> StepCosts:
+        flat = predicted.flatten(3) if predicted.ndim > 3 else predicted.unsqueeze(-1)
+        target = goal.reshape(goal.shape[0], 1, 1, -1)
+        if self.metric == "cosine":
+            similarity: Tensor = torch.cosine_similarity(flat.float(), target.float(), dim=-1)
+            return 1 - similarity
+        difference = flat - target
+        order = 1 if self.metric == "l1" else 2
+        norm: Tensor = torch.linalg.vector_norm(difference, ord=order, dim=-1, dtype=torch.float32)
+        return (norm if order == 1 else norm.square()) / flat.shape[-1]
+
+
+@dataclass(frozen=True)
+class ActionCost:
+    """Effort: the mean over an action's dimensions of (action / scale)^2, added over the actions of each step.
+
+    `scale` is in robot units, one per dimension (or one for all): what counts as an effort of 1.
+    """
+
+    scale: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        effort = (actions / _scale(self.scale, actions)).square().mean(-1)
+        return _per_step(effort, predicted.shape[2])
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """Jerkiness: the mean over dimensions of (change / scale)^2 from each action to the next within the plan.
+
+    A change counts in the step of its later action.
+    """
+
+    scale: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        change = (actions.diff(dim=2) / _scale(self.scale, actions)).square().mean(-1)
+        return _per_step(torch.nn.functional.pad(change, (1, 0)), predicted.shape[2])
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Several costs at once: the sum of weight times cost."""
+
+    terms: tuple[tuple[float, CostFunction], ...]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise PlanningError("cost.terms", "must hold at least one cost", self.terms)
+        for weight, _ in self.terms:
+            if not math.isfinite(weight):
+                raise PlanningError("cost.terms", "must have finite weights", weight)
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        shares = [weight * cost(predicted, goal, actions) for weight, cost in self.terms]
+        return torch.stack(shares).sum(0)
+
+
+def _per_step(per_action: Float[Tensor, "batch samples time"], horizon: int) -> StepCosts:
+    batch, samples, _ = per_action.shape
+    return per_action.reshape(batch, samples, horizon, -1).sum(-1)
+
+
+def _scale(scale: float | Sequence[float], actions: Tensor) -> float | Tensor:
+    if isinstance(scale, (int, float)):
+        return float(scale)
+    if len(scale) != actions.shape[-1]:
+        raise PlanningError("cost.scale", f"must have {actions.shape[-1]} entries", len(scale))
+    return torch.tensor(scale, device=actions.device, dtype=actions.dtype)
+
+
+def _check_scale(scale: float | Sequence[float]) -> None:
+    for entry in (scale,) if isinstance(scale, (int, float)) else scale:
+        if not (math.isfinite(entry) and entry > 0):
+            raise PlanningError("cost.scale", "must be finite and > 0", entry)

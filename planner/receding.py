@@ -1,0 +1,83 @@
+"""Receding horizon: execute a few actions of a plan, then search again from where the rest of it leaves off.
+
+Bookkeeping as values; who talks to the robot, and when, is the caller's affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planner.constraints import project
+from planner.types import ActionSpace, Plan, PlanningError
+
+Tail = Literal["rest", "hold"]
+
+
+def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest") -> Float[Tensor, "time action"]:
+    """The next search's candidate 0: what remains of the plan after `executed` actions, as long as the plan was.
+
+    Freed places at the end repeat mid-range ("rest", where a search without a warm start begins; stands still where
+    actions are velocities or steps) or the plan's last action ("hold", for actions that are positions). The result
+    obeys `space`.
+    """
+    time = plan.actions.shape[0]
+    if not 0 <= executed <= time:
+        raise PlanningError("executed", f"must be 0 to {time}", executed)
+    if tail == "hold":
+        last = plan.actions[-1]
+    else:
+        last = (plan.actions.new_tensor(space.low) + plan.actions.new_tensor(space.high)) / 2
+    previous = plan.actions[executed - 1] if executed else None
+    return project(space, torch.cat([plan.actions[executed:], last.expand(executed, -1)]), previous)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A plan being carried out: `executed` of its actions are done. A search takes over after `replan_after` of them."""
+
+    plan: Plan
+    replan_after: int
+    executed: int = 0
+
+    def __post_init__(self) -> None:
+        time = self.plan.actions.shape[0]
+        if not 1 <= self.replan_after <= time:
+            raise PlanningError("replan_after", f"must be 1 to {time}", self.replan_after)
+        if not 0 <= self.executed <= time:
+            raise PlanningError("executed", f"must be 0 to {time}", self.executed)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to plan again."""
+        return self.executed >= self.replan_after
+
+    @property
+    def remaining(self) -> Float[Tensor, "left action"]:
+        """What the plan still holds, executed or not after replanning is due."""
+        return self.plan.actions[self.executed :]
+
+    @property
+    def previous_action(self) -> Float[Tensor, " action"] | None:
+        """The last action executed: where the next search's slew limit starts."""
+        return self.plan.actions[self.executed - 1] if self.executed else None
+
+    def next_action(self) -> tuple[Float[Tensor, " action"], Execution]:
+        """The action to send now, and the execution after it. Raises PlanningError past the plan's end."""
+        if self.executed >= self.plan.actions.shape[0]:
+            raise PlanningError("executed", f"must leave an action of {self.executed}", self.executed)
+        return self.plan.actions[self.executed], replace(self, executed=self.executed + 1)
+
+    def committed(self, steps: int) -> Float[Tensor, "steps action"]:
+        """The next `steps` actions, to be frozen at the head of a search that runs while they are being executed."""
+        if not 0 <= steps <= self.remaining.shape[0]:
+            raise PlanningError("committed", f"must be 0 to {self.remaining.shape[0]} actions", steps)
+        return self.remaining[:steps]
+
+    def warm_start(self, space: ActionSpace, tail: Tail = "rest") -> Float[Tensor, "time action"]:
+        """Candidate 0 of a search that starts now; its head is `committed` already."""
+        return warm_start(self.plan, self.executed, space, tail)

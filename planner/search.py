@@ -1,0 +1,223 @@
+"""One search under way, as a value, and what every sampling optimiser does with a batch of them.
+
+A `Search` holds no randomness of its own (see `noise.Stream`), so an iteration is a pure function from searches to
+searches: the same search gives the same next one, alone or in company. How candidates are drawn is the optimiser's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planner.constraints import Limits, limits_of, project_within, stack_limits
+from planner.noise import Stream
+from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
+from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Where one request's search stands after `iterations` iterations."""
+
+    problem: Problem
+    block: int  # robot actions per model step
+    limits: Limits
+    distribution: ActionDistribution
+    half_range: Float[Tensor, "time action"]  # of the action space; 0 where an entry is frozen or committed
+    best_actions: Float[Tensor, "time action"]
+    best_step_costs: Float[Tensor, " horizon"]  # infinite until a candidate with a finite cost was found
+    iterations: int = 0
+    iteration_costs: tuple[float, ...] = ()
+    elite_spread: tuple[float, ...] = ()
+    elites: Float[Tensor, "elites time action"] | None = None  # of the last iteration, best first
+    result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
+
+    @property
+    def stream(self) -> Stream:
+        """The randomness of the next iteration."""
+        return Stream(self.problem.seed, self.iterations)
+
+    @property
+    def best_cost(self) -> float:
+        """Of the best candidate so far; infinite before the first iteration, or where no cost was finite."""
+        return self.iteration_costs[-1] if self.iteration_costs else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class SearchBatch:
+    """Several searches stacked along a leading batch axis, for one rollout."""
+
+    context: tuple[Tensor, ...]
+    goal: Float[Tensor, "batch *latent"]
+    limits: Limits
+    mean: Float[Tensor, "batch time action"]
+    std: Float[Tensor, "batch time action"]
+    half_range: Float[Tensor, "batch time action"]
+    best_actions: Float[Tensor, "batch time action"]
+    best_step_costs: Float[Tensor, "batch horizon"]
+
+
+def begin(
+    problem: Problem, horizon: int, block: int, initial_std: float | tuple[float, ...], warm_std: float | None = None
+) -> Search:
+    """Check a problem and set up its search: mean at the warm start (or mid-range), std a fraction of the half range.
+
+    Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronisation).
+    """
+    if block < 1:
+        raise PlanningError("world_model.block", "must be >= 1", block)
+    space, time, device = problem.space, horizon * block, problem.goal.device
+    if not bool(problem.goal.isfinite().all()):
+        raise PlanningError("goal", "must be finite", "NaN or infinity")
+    for tensor in problem.context:
+        if tensor.shape[:1] != (1,):
+            raise PlanningError("context", "must have a leading batch axis of 1", tuple(tensor.shape))
+    limits = limits_of(space, time, problem.previous_action, problem.committed, device=device)
+    low, high = torch.tensor(space.low, device=device), torch.tensor(space.high, device=device)
+    start = ((low + high) / 2).expand(time, -1)
+    if problem.warm_start is not None:
+        start = _checked_warm_start(problem.warm_start, (time, space.dimensions)).to(device, torch.float32)
+    start = project_within(limits, start)
+    half_range = ((high - low) / 2) * (limits.low < limits.high)
+    if problem.warm_start is not None and warm_std is not None:
+        initial_std = warm_std
+    std = half_range * per_dimension("initial_std", initial_std, half_range)
+    return Search(
+        problem=problem,
+        block=block,
+        limits=limits,
+        distribution=ActionDistribution(start, std),
+        half_range=half_range,
+        best_actions=start,
+        best_step_costs=torch.full((horizon,), torch.inf, device=device),
+    )
+
+
+def stack(searches: Sequence[Search], block: int) -> SearchBatch:
+    """Put searches side by side for one iteration of a world model with this block."""
+    for search in searches:
+        if search.block != block:
+            raise PlanningError("world_model.block", f"must be {search.block}, as when the search began", block)
+    contexts = zip(*(search.problem.context for search in searches), strict=True)
+    return SearchBatch(
+        context=tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in contexts),
+        goal=_stack([search.problem.goal for search in searches]),
+        limits=stack_limits([search.limits for search in searches]),
+        mean=_stack([search.distribution.mean for search in searches]),
+        std=_stack([search.distribution.std for search in searches]),
+        half_range=_stack([search.half_range for search in searches]),
+        best_actions=_stack([search.best_actions for search in searches]),
+        best_step_costs=_stack([search.best_step_costs for search in searches]),
+    )
+
+
+def evaluate(world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions) -> StepCosts:
+    """Predict every candidate and price it; a candidate with a NaN or infinite cost gets an infinite one."""
+    predicted = world_model.rollout(batch.context, candidates)
+    step_costs = cost(predicted, batch.goal, candidates).float()
+    wanted = (*candidates.shape[:2], batch.best_step_costs.shape[-1])
+    if step_costs.shape != wanted:
+        raise PlanningError("cost", f"must return {wanted} [batch, samples, horizon]", tuple(step_costs.shape))
+    finite = step_costs.sum(-1, keepdim=True).isfinite()
+    return torch.where(finite, step_costs, torch.inf)
+
+
+def keep_best(batch: SearchBatch, candidates: Actions, step_costs: StepCosts) -> tuple[Tensor, Tensor]:
+    """Actions and step costs of the best candidate so far: these ones' best, or the one a search already had."""
+    lowest, index = step_costs.sum(-1).min(dim=1)
+    better = (lowest < batch.best_step_costs.sum(-1))[:, None, None]
+    found = torch.take_along_dim(candidates, index[:, None, None, None], dim=1).squeeze(1)
+    found_costs = torch.take_along_dim(step_costs, index[:, None, None], dim=1).squeeze(1)
+    best_actions = torch.where(better, found, batch.best_actions)
+    return best_actions, torch.where(better.squeeze(-1), found_costs, batch.best_step_costs)
+
+
+def spread_of(std: Float[Tensor, "batch time action"], half_range: Tensor) -> Float[Tensor, " batch"]:
+    """Mean std as a fraction of the action range, over the entries that are free to move."""
+    free = half_range > 0
+    fractions = torch.where(free, std / (2 * half_range), 0.0)
+    return fractions.sum((-2, -1)) / free.sum((-2, -1)).clamp(min=1)
+
+
+def advance(
+    searches: Sequence[Search],
+    distribution: tuple[Tensor, Tensor],
+    best: tuple[Tensor, Tensor],
+    spread: Float[Tensor, " batch"],
+    elites: Float[Tensor, "batch elites time action"] | None = None,
+) -> list[Search]:
+    """The searches after one iteration. The one place where an iteration waits for the device."""
+    best_actions, best_step_costs = best
+    told = torch.stack([best_step_costs.sum(-1), spread], dim=-1).tolist()
+    return [
+        replace(
+            search,
+            distribution=ActionDistribution(distribution[0][row], distribution[1][row]),
+            best_actions=best_actions[row],
+            best_step_costs=best_step_costs[row],
+            iterations=search.iterations + 1,
+            iteration_costs=(*search.iteration_costs, told[row][0]),
+            elite_spread=(*search.elite_spread, told[row][1]),
+            elites=None if elites is None else elites[row],
+        )
+        for row, search in enumerate(searches)
+    ]
+
+
+def finished_plan(search: Search, reason: StopReason) -> Plan:
+    """The plan of a search that stops here: its evaluated result if it has one, else the best candidate so far.
+
+    A search stopped before its first iteration answers with its warm start, cost NaN and no iterations; without a warm
+    start there is nothing worth executing and PlanningError says which limit left no time. The same where every
+    candidate ever tried had a NaN or infinite cost.
+    """
+    if search.iterations == 0:
+        if search.problem.warm_start is None:
+            rule = "was hit before the first iteration could run, and there is no warm start to fall back on"
+            raise PlanningError(reason, rule, "0 iterations")
+        actions = search.distribution.mean
+        step_costs = torch.full_like(search.best_step_costs, torch.nan)
+    elif not math.isfinite(search.best_cost):
+        raise PlanningError("cost", "must be finite for at least one candidate", "NaN or infinity for all")
+    elif search.result is not None and bool(search.result[1].isfinite().all()):
+        actions, step_costs = search.result
+    else:
+        actions, step_costs = search.best_actions, search.best_step_costs
+    shares = tuple(step_costs.tolist())
+    return Plan(
+        actions=actions,
+        cost=math.fsum(shares) if search.iterations else math.nan,
+        step_costs=shares,
+        iteration_costs=search.iteration_costs,
+        elite_spread=search.elite_spread,
+        iterations=search.iterations,
+        stop_reason=reason,
+        seed=search.problem.seed,
+        distribution=ActionDistribution(actions, search.distribution.std),
+    )
+
+
+def per_dimension(field: str, setting: float | tuple[float, ...], like: Tensor) -> float | Tensor:
+    """A setting given once, or once per action dimension, ready to multiply `like` [..., action]."""
+    if isinstance(setting, (int, float)):
+        return float(setting)
+    if len(setting) != like.shape[-1]:
+        raise PlanningError(field, f"must have {like.shape[-1]} entries", len(setting))
+    return torch.tensor(setting, dtype=like.dtype, device=like.device)
+
+
+def _checked_warm_start(warm_start: Tensor, shape: tuple[int, int]) -> Tensor:
+    if tuple(warm_start.shape) != shape:
+        raise PlanningError("warm_start", f"must be {shape} [time, action]", tuple(warm_start.shape))
+    if not bool(warm_start.isfinite().all()):
+        raise PlanningError("warm_start", "must be finite", "NaN or infinity")
+    return warm_start
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))

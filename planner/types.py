@@ -1,0 +1,119 @@
+"""The values that travel through a search: action space, distribution, problem, plan. No algorithm lives here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planner.world_model import Context
+
+StopReason = Literal["converged", "budget", "deadline", "iterations", "cancelled"]
+
+
+class PlanningError(ValueError):
+    """A request no plan can answer. `field` names what is at fault, `rule` what it breaks, `value` what was given."""
+
+    def __init__(self, field: str, rule: str, value: object) -> None:
+        super().__init__(f"{field} {rule}, got {value}")
+        self.field, self.rule, self.value = field, rule, value
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What the robot can be told to do, in its own units. Every sample and every result is projected into it."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rate_hz: float
+    slew: tuple[float, ...] | None = None  # largest change from one action to the next, per dimension
+    frozen: tuple[float | None, ...] | None = None  # a number holds the dimension there, None leaves it free
+    max_norm: float | None = None  # cap on the L2 (or L1) norm of one action
+    norm_order: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise PlanningError("action_space.names", "must not be empty", self.names)
+        for field in ("units", "low", "high", "slew", "frozen"):
+            value = getattr(self, field)
+            if value is not None and len(value) != len(self.names):
+                raise PlanningError(f"action_space.{field}", f"must have {len(self.names)} entries", len(value))
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise PlanningError(f"action_space.{name}", "must have finite low < high", (low, high))
+        for name, low, high, held in zip(self.names, self.low, self.high, self.frozen or (), strict=False):
+            if held is not None and not low <= held <= high:
+                raise PlanningError(f"action_space.frozen.{name}", f"must lie in [{low}, {high}]", held)
+        if self.slew is not None and not all(s > 0 for s in self.slew):
+            raise PlanningError("action_space.slew", "must be positive", self.slew)
+        if self.max_norm is not None:
+            if not self.max_norm > 0:
+                raise PlanningError("action_space.max_norm", "must be positive", self.max_norm)
+            if self._least_norm() > self.max_norm:
+                raise PlanningError("action_space.max_norm", f"must be >= {self._least_norm():g}", self.max_norm)
+        if not self.rate_hz > 0:
+            raise PlanningError("action_space.rate_hz", "must be positive", self.rate_hz)
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.names)
+
+    def _least_norm(self) -> float:
+        """The smallest norm that bounds and frozen dimensions allow."""
+        frozen = self.frozen or (None,) * self.dimensions
+        least = [
+            max(low, min(high, 0.0)) if held is None else held
+            for low, high, held in zip(self.low, self.high, frozen, strict=True)
+        ]
+        return math.hypot(*least) if self.norm_order == 2 else math.fsum(map(abs, least))
+
+
+@dataclass(frozen=True)
+class ActionDistribution:
+    """A Gaussian per action and dimension, in robot units: what a search refines, and the next search's warm start."""
+
+    mean: Float[Tensor, "time action"]
+    std: Float[Tensor, "time action"]
+
+    def shifted(self, executed: int, fill: ActionDistribution) -> ActionDistribution:
+        """Drop the first `executed` actions and continue with the tail of `fill` (the search's own start)."""
+        if executed < 0:
+            raise PlanningError("executed", "must be >= 0", executed)
+        kept = min(executed, self.mean.shape[0])
+        mean = torch.cat([self.mean[kept:], fill.mean[self.mean.shape[0] - kept :]])
+        std = torch.cat([self.std[kept:], fill.std[self.std.shape[0] - kept :]])
+        return ActionDistribution(mean, std)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One robot's question: from this context, reach that goal. Everything a search needs, as values."""
+
+    context: Context  # every tensor with a leading batch axis of 1
+    goal: Tensor  # [*latent]
+    space: ActionSpace
+    seed: int
+    warm_start: Float[Tensor, "time action"] | None = None  # candidate 0, already shifted by what was executed
+    previous_action: Float[Tensor, " action"] | None = None  # last action executed: where the slew limit starts
+    committed: Float[Tensor, "steps action"] | None = None  # actions under way: frozen at the head of every candidate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search found, and how. `actions` never leave the action space."""
+
+    actions: Float[Tensor, "time action"]  # robot units
+    cost: float
+    step_costs: tuple[float, ...]  # predicted, one per model step; they sum to cost
+    iteration_costs: tuple[float, ...]  # best so far after each iteration, never rising
+    elite_spread: tuple[float, ...]  # mean std of the elites after each iteration, as a fraction of the action range
+    iterations: int
+    stop_reason: StopReason
+    seed: int
+    distribution: ActionDistribution
