@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push
+from simulation import arm, arm_push, pusht
 from simulation.pushing import PushExplorer, PushingStyle
 
 
@@ -104,6 +104,46 @@ def explore_arm_push(seed: int, indices: Sequence[int], steps: int, image_size: 
     return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, proprioception, states)
 
 
+# Pixels. The block reaches 77 px from its centre and the pusher's radius is 15.
+_BLOCK_STYLE = PushingStyle(
+    low=(45.0, 45.0), high=(467.0, 467.0), standoff=105.0, through=(0.0, 120.0), aside=60.0, arrived=15.0, roaming=0.25
+)
+_BLOCK_OUTWARDS = 190.0  # of the block's centre from the table's middle, along either axis: a corner is at the wall
+
+
+def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+    """Episodes of Push-T in which the pusher pushes the block from every side, or moves about freely."""
+    robot = pusht.PushT(image_size)
+    group = Group(
+        np.empty((len(indices), steps + 1, image_size, image_size, 3), dtype=np.uint8),
+        np.empty((len(indices), steps, 2), dtype=np.float32),
+        np.empty((len(indices), steps + 1, 4), dtype=np.float32),
+        np.empty((len(indices), steps + 1, 7)),
+    )
+    for number, rng in enumerate(episode_generators(seed, indices)):
+        robot.set_state(pusht.random_state(rng))
+        explorer = PushExplorer(_BLOCK_STYLE, [rng], steps)
+        noise = rng.normal(scale=8.0, size=(steps, 2))
+        outwards = 0.0
+        for step in range(steps + 1):
+            group.frames[number, step] = robot.render()
+            group.proprioception[number, step] = robot.proprioception
+            group.states[number, step] = state = robot.state
+            if step == steps:
+                break
+            block = pusht.block_centres(state[None])
+            before, outwards = outwards, float(np.abs(block - pusht.SIDE / 2).max())
+            pinned = np.array([outwards > max(before, _BLOCK_OUTWARDS)])  # the pusher could press it through the wall
+            target, haste, _ = explorer.targets(state[None, :2], block, pinned)
+            ahead = np.clip(target[0], 45.0, pusht.SIDE - 45.0) - state[:2]
+            most = haste[0] * pusht.MAX_DISPLACEMENT
+            displacement = ahead * min(1.0, most / max(float(np.linalg.norm(ahead)), 1e-9)) + noise[step]
+            action = np.clip(displacement, -pusht.MAX_DISPLACEMENT, pusht.MAX_DISPLACEMENT).astype(np.float32)
+            group.actions[number, step] = action
+            robot.act(action)
+    return group
+
+
 def tip_velocity_to_joints(
     joints: NDArray[np.float64], velocity: NDArray[np.float64], most: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -128,5 +168,7 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
             return explore_arm(seed, indices, steps, image_size)
         case "arm-push":
             return explore_arm_push(seed, indices, steps, image_size)
+        case "pusht":
+            return explore_pusht(seed, indices, steps, image_size)
         case _:
             raise ValueError(f"task: no exploring policy for {task!r}")

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from simulation.arm import Arm
 from simulation.arm_push import ArmPush
+from simulation.pusht import PushT
 
-TASKS = ("arm", "arm-push")
+TASKS = ("arm", "arm-push", "pusht")
 
 
 class RobotTask(Protocol):
@@ -80,11 +81,16 @@ class RobotTask(Protocol):
 
 
 def make(task: str, image_size: int = 64) -> RobotTask:
-    """The robot called ``task``, seen at ``image_size`` x ``image_size`` pixels; ValueError for an unknown name."""
+    """The robot called ``task``, seen at ``image_size`` x ``image_size`` pixels; ValueError for an unknown name.
+
+    ``pusht`` needs the extra ``sim`` (``simulation.pusht.MissingSimulator``).
+    """
     match task:
         case "arm":
             return Arm(image_size)
         case "arm-push":
             return ArmPush(image_size)
+        case "pusht":
+            return PushT(image_size)
         case _:
             raise ValueError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")

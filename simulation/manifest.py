@@ -1,0 +1,146 @@
+"""Held-out starts and goals, fixed in committed files, so that every success rate is about the same pairs.
+
+A pair is two states 25 steps apart in an episode gathered with a seed that training never uses. Pairs that already
+count as solved at the start are left out, and their number is kept. Images are drawn from the states when needed.
+
+``python -m simulation.manifest TASK...`` writes the files again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulation import arm, arm_push, pusht
+from simulation.episodes import GROUP, HELD_OUT_SEED_START
+from simulation.exploration import explore
+
+FORMAT = "presage-manifest/1"
+OFFSET = 25  # steps from start to goal
+STEPS = 50  # of the episodes the pairs are taken from
+DIGITS = 4  # kept of every number of a state
+FOLDER = Path(__file__).parent / "manifests"
+_CANDIDATES_MOST = 100_000
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used as asked; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One start and one goal."""
+
+    index: int  # in the manifest
+    start_state: NDArray[np.float64]  # [S]
+    goal_state: NDArray[np.float64]  # [S]
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The held-out pairs of one task."""
+
+    task: str
+    seed: int  # of the episodes the pairs were taken from, one pair from each
+    initially_solved_excluded: int  # candidates left out because the start already counted as success
+    starts: NDArray[np.float64]  # [pairs, S]
+    goals: NDArray[np.float64]  # [pairs, S]
+
+    def __post_init__(self) -> None:
+        if self.starts.ndim != 2 or self.starts.shape != self.goals.shape:
+            raise ManifestError(f"starts, goals: must be alike and 2-D, got {self.starts.shape}, {self.goals.shape}")
+        if self.seed < HELD_OUT_SEED_START:
+            raise ManifestError(f"seed: must be at least {HELD_OUT_SEED_START}, got {self.seed}")
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def pairs(self, count: int, seed: int) -> list[Pair]:
+        """``count`` different pairs, chosen and ordered by ``seed``; a smaller ``count`` gives the first of the same.
+
+        Raises ManifestError where ``count`` is not within 1 and the number of pairs.
+        """
+        if not 1 <= count <= len(self):
+            raise ManifestError(f"count: must be within 1 and {len(self)}, the pairs held for {self.task}, got {count}")
+        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        return [Pair(int(index), self.starts[index].copy(), self.goals[index].copy()) for index in chosen]
+
+    @classmethod
+    def load(cls, task: str) -> Manifest:
+        """The committed manifest of ``task``; ManifestError where there is none."""
+        path = manifest_path(task)
+        if not path.is_file():
+            raise ManifestError(f"task: no manifest for {task!r}")
+        held = json.loads(path.read_text())
+        if held["format"] != FORMAT or held["task"] != task or held["offset"] != OFFSET:
+            raise ManifestError(f"{path.name}: not a manifest of {task} in the format {FORMAT}")
+        numbers = np.array(held["pairs"], dtype=np.float64)  # [pairs, 2 S]
+        starts, goals = np.split(numbers, 2, axis=1)
+        return cls(task, held["seed"], held["initially_solved_excluded"], starts, goals)
+
+    def to_json(self) -> str:
+        """The text of the manifest's file, one pair on a line."""
+        head = {
+            "format": FORMAT,
+            "task": self.task,
+            "seed": self.seed,
+            "steps": STEPS,
+            "offset": OFFSET,
+            "initially_solved_excluded": self.initially_solved_excluded,
+        }
+        rows = np.concatenate([self.starts, self.goals], axis=1).tolist()
+        pairs = ",\n".join("    " + json.dumps([round(number, DIGITS) for number in row]) for row in rows)
+        return json.dumps(head, indent=2)[:-2] + f',\n  "pairs": [\n{pairs}\n  ]\n}}\n'
+
+
+def manifest_path(task: str) -> Path:
+    """Where the committed manifest of ``task`` is kept."""
+    return FOLDER / f"{task.replace('-', '_')}.json"
+
+
+def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START) -> Manifest:
+    """Gathers episodes until ``pairs`` pairs are found; asking for fewer gives the first of the same."""
+    starts: list[NDArray[np.float64]] = []
+    goals: list[NDArray[np.float64]] = []
+    solved = 0
+    for first in range(0, _CANDIDATES_MOST, GROUP):
+        indices = range(first, first + GROUP)
+        states = np.round(explore(task, seed, indices, STEPS, image_size=16).states, DIGITS)
+        for index, episode in zip(indices, states, strict=True):
+            step = int(np.random.default_rng([seed, index, OFFSET]).integers(0, STEPS - OFFSET + 1))
+            start, goal = episode[step], episode[step + OFFSET]
+            if _solved(task, start, goal):
+                solved += 1
+                continue
+            starts.append(start)
+            goals.append(goal)
+            if len(starts) == pairs:
+                return Manifest(task, seed, solved, np.stack(starts), np.stack(goals))
+    raise ManifestError(f"pairs: only {len(starts)} of {pairs} found for {task} in {_CANDIDATES_MOST} episodes")
+
+
+def _solved(task: str, start: NDArray[np.float64], goal: NDArray[np.float64]) -> bool:
+    match task:
+        case "arm":
+            return bool(arm.successes(start[None], goal[None])[0])
+        case "arm-push":
+            return bool(arm_push.successes(start[None], goal[None])[0])
+        case "pusht":
+            return bool(pusht.successes(start[None], goal[None])[0])
+        case _:
+            raise ManifestError(f"task: no success rule for {task!r}")
+
+
+def pair_count(task: str) -> int:
+    """How many pairs the committed manifest of ``task`` holds."""
+    return 200 if task == "pusht" else 400
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        manifest_path(name).write_text(build_manifest(name, pair_count(name)).to_json())
