@@ -1,0 +1,142 @@
+"""Compact training on a world that is one moving dot: it learns, resumes exactly, and keeps episodes apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.catalog import load
+from model.package import read_package
+from training.compact import CompactRecipe, TrainProgress, sample_windows, schedule, train
+from training.episodes import Episodes
+from training.probe import linear_probe
+
+RECIPE = CompactRecipe(
+    steps=6,
+    batch=16,
+    horizon=2,
+    block=2,
+    directions=64,
+    latent=16,
+    encoder_width=32,
+    encoder_depth=1,
+    predictor_width=36,
+    predictor_depth=1,
+    held_out=16,
+    checkpoint_every=3,
+    seed=1,
+)
+
+
+def dot_episodes(count: int = 64, steps: int = 8) -> Episodes:
+    """A bright dot that moves by its action; the frame shows where it is."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-3, 3, (count, steps, 2)).astype(np.float32)
+    start = rng.uniform(8, 24, (count, 1, 2))
+    places = np.clip(np.concatenate([start, start + actions.cumsum(axis=1)], axis=1), 0, 31)
+    rows, columns = np.mgrid[0:32, 0:32]
+    distance = (rows - places[..., 0, None, None]) ** 2 + (columns - places[..., 1, None, None]) ** 2
+    grey = (255 * np.exp(-distance / 18)).astype(np.uint8)
+    return Episodes(
+        frames=np.repeat(grey[..., None], 3, axis=-1),
+        actions=actions,
+        action_names=("down", "right"),
+        action_units=("px", "px"),
+        action_low=(-3.0, -3.0),
+        action_high=(3.0, 3.0),
+        rate_hz=10.0,
+        source="a dot",
+        probe_targets=(places / 16 - 1).astype(np.float32),
+    )
+
+
+def run(recipe: CompactRecipe, out: Path, stop_after: int | None = None) -> list[TrainProgress]:
+    log: list[TrainProgress] = []
+
+    def note(line: TrainProgress) -> None:
+        log.append(line)
+        if line.step == stop_after:
+            raise KeyboardInterrupt
+
+    train(recipe, dot_episodes(), "dot", out, note, provenance={"command": "test"})
+    return log
+
+
+def test_a_training_ends_in_a_package_that_loads_and_predicts(tmp_path: Path) -> None:
+    log = run(RECIPE, tmp_path / "dot")
+    package = read_package(tmp_path / "dot")
+    assert [line.step for line in log] == [1, 2, 3, 4, 5, 6]
+    assert package.config.training["command"] == "test"
+    assert len(package.config.training["probe_r2"]) == 2
+    model = load(str(tmp_path / "dot"), torch.device("cpu"))
+    assert model.encode(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 16)
+    assert not (tmp_path / "dot" / "checkpoint.pt").exists()
+
+
+def test_a_resumed_training_has_the_same_losses_and_weights(tmp_path: Path) -> None:
+    straight = run(RECIPE, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, tmp_path / "resumed", stop_after=5)  # after the checkpoint at step 3
+    resumed = run(RECIPE, tmp_path / "resumed")
+    assert [line.step for line in resumed] == [4, 5, 6]
+    for one, other in zip(straight[3:], resumed, strict=True):
+        assert (one.prediction_loss, one.regulariser) == (other.prediction_loss, other.regulariser)
+    assert read_package(tmp_path / "straight").weights_digest == read_package(tmp_path / "resumed").weights_digest
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, tmp_path / "dot", stop_after=4)
+    with pytest.raises(ValueError, match="another recipe"):
+        run(replace(RECIPE, learning_rate=1e-4), tmp_path / "dot")
+
+
+def test_training_finds_the_dot(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=100, checkpoint_every=100, bfloat16=False, batch=32)
+    log = run(recipe, tmp_path / "dot")
+    assert min(log[-1].probe_r2) > 0.8
+    assert log[-1].latent_std > 0.5
+
+
+def test_windows_never_leave_their_episode_and_pair_actions_with_frames() -> None:
+    count, steps = 5, 9
+    frames = np.zeros((count, steps + 1, 2, 2, 3), np.uint8)
+    frames += (np.arange(count)[:, None] * 16 + np.arange(steps + 1)).astype(np.uint8)[:, :, None, None, None]
+    actions = np.arange(count)[:, None] * 16.0 + np.arange(steps)
+    episodes = Episodes(
+        frames, actions[..., None].astype(np.float32), ("a",), ("m",), (0.0,), (100.0,), 10.0, "numbered"
+    )
+    shown, between = sample_windows(episodes, RECIPE, torch.Generator().manual_seed(0))
+    first = shown[:, 0, 0, 0, 0].long()
+    assert (shown[:, :, 0, 0, 0].long() == first[:, None] + torch.tensor([0, 2, 4])).all()
+    assert (shown[:, 0, 0, 0, 0].long() // 16 == shown[:, -1, 0, 0, 0].long() // 16).all()
+    assert (between[:, :, 0].long() == first[:, None] + torch.arange(4)).all()
+
+
+def test_the_schedule_rises_and_then_falls_to_zero() -> None:
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[9] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.001
+
+
+def test_a_constant_action_is_named() -> None:
+    episodes = dot_episodes()
+    actions = episodes.actions.copy()
+    actions[..., 1] = 0.5
+    with pytest.raises(ValueError, match="action right must vary"):
+        replace(episodes, actions=actions)
+
+
+def test_a_linear_probe_finds_what_is_linear_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator)
+    y = torch.stack([x @ torch.arange(6.0), torch.randn(400, generator=generator)], dim=1)
+    found, noise = linear_probe(x[:200], y[:200], x[200:], y[200:])
+    assert found > 0.999
+    assert noise < 0.1
