@@ -8,6 +8,7 @@ from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.probe import AttentiveProbe, ProbeConfig
 from model.vjepa2.reference import CheckpointError
+from model.vjepa2.world_model import VJepa2WorldModel
 
 __all__ = [
     "ActionPredictor",
@@ -19,4 +20,5 @@ __all__ = [
     "MaskedPredictor",
     "MaskedPredictorConfig",
     "ProbeConfig",
+    "VJepa2WorldModel",
 ]

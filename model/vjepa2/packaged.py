@@ -1,0 +1,128 @@
+"""A V-JEPA 2 package in use. Satisfies `model.catalog.LoadedModel`, with or without an action-conditioned predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.catalog import ClipEmbedding
+from model.observation import CROP_POLICIES, CropPolicy
+from model.package import Package, PackageConfig, PackageError
+from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
+from model.vjepa2.config import EncoderConfig
+from model.vjepa2.encoder import Encoder
+from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
+from model.vjepa2.reference import CheckpointError, load_strict
+from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
+
+Config = TypeVar("Config")
+Network = Encoder | ActionPredictor | MaskedPredictor
+"""The parts a package may hold; each has its shape under `network` in the config and its weights under its name."""
+
+
+class PackagedVJepa2:
+    """Encoder and predictor of a package, ready on a device. Packages without actions embed and do not roll out."""
+
+    def __init__(self, package: Package, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """`dtype` None keeps the stored type on an accelerator and computes in float32 on a CPU."""
+        self.package = package
+        self.device = device
+        self.block = 1
+        image = package.config.image
+        if image.crop_policy not in CROP_POLICIES:
+            raise PackageError(f"{package.folder}: image.crop_policy must be one of {CROP_POLICIES}")
+        self._size = (image.height, image.width)
+        self._policy: CropPolicy = image.crop_policy  # type: ignore[assignment]  # checked above
+        networks = build(package.config)
+        weights = package.weights()
+        try:
+            for name, network in networks.items():
+                prefix = f"{name}."
+                own = {key.removeprefix(prefix): weights.pop(key) for key in [*weights] if key.startswith(prefix)}
+                load_strict(network, own, name)
+        except CheckpointError as error:
+            raise PackageError(f"{package.folder}: {error}") from error
+        if weights:
+            raise PackageError(f"{package.folder}: weights have an unknown key: {min(weights)}")
+        dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+        for network in networks.values():
+            network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        encoder, predictor = networks["encoder"], networks.get("action_predictor")
+        assert isinstance(encoder, Encoder)
+        self.encoder = encoder
+        self.world_model: VJepa2WorldModel | None = None
+        if isinstance(predictor, ActionPredictor):
+            self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
+
+    @classmethod
+    def from_package(cls, package: Package, device: torch.device) -> PackagedVJepa2:
+        return cls(package, device)
+
+    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens latent"]:
+        """Normalised latents of single frames."""
+        return encode_frames(self.encoder, frames, self._size, self._policy)
+
+    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+        """The encoder's own output per tubelet (two frames), averaged over space, and over the clip."""
+        tokens = encode_clip(self.encoder, frames, self._size, self._policy).float()
+        per_tubelet = tokens.mean(dim=1)
+        return ClipEmbedding(pooled=per_tubelet.mean(dim=0), per_frame=per_tubelet, tokens=tokens)
+
+    def context(
+        self, latents: Sequence[Float[Tensor, "tokens latent"]], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[Tensor, ...]:
+        """Where a rollout starts; proprioception is the robot's poses at the latents' frames."""
+        if proprioception is None:
+            raise ValueError("proprioception: must be the robot's pose for this model, got none")
+        return self._acting().context(latents, proprioception)
+
+    def rollout(
+        self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time 7"]
+    ) -> Float[Tensor, "batch samples time tokens latent"]:
+        """Predicted normalised latents after every action."""
+        return self._acting().rollout(context, actions)
+
+    def _acting(self) -> VJepa2WorldModel:
+        if self.world_model is None:
+            raise PackageError(f"{self.package.config.name} only embeds: it has no action-conditioned predictor")
+        return self.world_model
+
+
+def build(config: PackageConfig) -> dict[str, Network]:
+    """The networks a package's config describes, without weights (on the meta device)."""
+    network = dict(config.network)
+    networks: dict[str, Network] = {}
+    with torch.device("meta"):
+        networks["encoder"] = Encoder(_read(EncoderConfig, network.pop("encoder", {}), config.name))
+        if "action_predictor" in network:
+            shape = _read(ActionPredictorConfig, network.pop("action_predictor"), config.name)
+            networks["action_predictor"] = ActionPredictor(shape)
+        if "masked_predictor" in network:
+            other = _read(MaskedPredictorConfig, network.pop("masked_predictor"), config.name)
+            networks["masked_predictor"] = MaskedPredictor(other)
+    if network:
+        raise PackageError(f"{config.name}: network has an unknown key: {min(network)}")
+    return networks
+
+
+def describe(networks: Mapping[str, Network]) -> dict[str, Any]:
+    """The inverse of `build`: what `PackageConfig.network` holds."""
+    return {name: asdict(network.config) for name, network in networks.items()}
+
+
+def _read(kind: type[Config], raw: Any, where: str) -> Config:
+    """A configuration from JSON, where tuples have become lists."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(raw, dict):
+        raise PackageError(f"{where}: {kind.__name__} must be an object, got {raw!r}")
+    if unknown := sorted(set(raw) - known):
+        raise PackageError(f"{where}: {kind.__name__} has an unknown key: {unknown[0]}")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    except (TypeError, ValueError) as error:
+        raise PackageError(f"{where}: {kind.__name__}: {error}") from error
