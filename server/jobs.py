@@ -1,0 +1,214 @@
+"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behaviour.
+
+Instants are readings of the machine's monotonic clock, which all its processes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import Reason
+from server.messages import EmbeddingKind, Frame, ModelReply
+
+if TYPE_CHECKING:
+    from model.catalog import LoadedModel
+
+Floats = NDArray[np.float32]
+StopReason = Literal["converged", "budget", "deadline", "iterations"]
+Loader = Callable[[str, str], "LoadedModel"]
+"""Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine process is set up."""
+
+    models: tuple[str, ...]
+    device: str  # "auto" takes the best one present
+    threads: int  # 0 leaves the choice to torch
+    max_batch: int  # searches in one rollout
+    max_iteration_steps: int  # samples x horizon in one rollout
+    loader: Loader | None  # None: model.catalog.load
+
+
+@dataclass(frozen=True)
+class SearchSize:
+    """A search's settings, all of them known."""
+
+    samples: int
+    iterations: int
+    elites: int
+    horizon: int  # model steps
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Model steps rolled out in one iteration: what its time is about proportional to."""
+        return self.samples * self.horizon
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as an engine loaded it."""
+
+    reply: ModelReply
+    history: int  # latents a rollout starts from
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where predictions start: what a robot sees now, and what it saw before."""
+
+    frames: tuple[Frame, ...]
+    history: tuple[Floats, ...] = ()  # earlier latents, oldest first
+    proprioception: Floats | None = None  # [history and now, proprioception]
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    model: str
+    start: Start
+    goal: Floats  # [*latent]
+    size: SearchSize
+    seed: int
+    warm_start: Floats | None = None  # [at least 1, action]: what is left of the plan being executed
+    previous_action: Floats | None = None
+    committed: Floats | None = None
+    deadline: float | None = None  # instant at which the result must leave the engine
+    budget_until: float | None = None  # instant until which thinking is worth it
+
+
+@dataclass(frozen=True)
+class PlanDone:
+    actions: Floats  # [time, action]
+    step_costs: tuple[float, ...]
+    cost: float
+    goal_distance: float
+    iteration_costs: tuple[float, ...]
+    elite_spread: tuple[float, ...]
+    iterations: int
+    stop_reason: StopReason
+    warm_started: bool
+    latent: Floats  # of the observation
+    began: float  # instant at which its encoding began
+    encoded: float  # instant at which the search could begin
+    ended: float  # instant at which the search ended
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One latent per frame, as observations and goals are encoded."""
+
+    model: str
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class EncodeDone:
+    latents: Floats  # [frames, *latent]
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Frames as embeddings: unrelated images, or (`clip`) the frames of one clip."""
+
+    model: str
+    frames: NDArray[np.uint8]  # [time, height, width, 3]
+    kind: EmbeddingKind
+    clip: bool
+    goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class EmbedDone:
+    embedding: Floats
+    goal_distances: tuple[float, ...]  # one per frame; empty without a goal
+    step_distances: tuple[float, ...]  # between neighbouring frames; empty for images
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """The latents that each candidate leads to, or (`costs_only`) what they cost toward the goal."""
+
+    model: str
+    start: Start
+    candidates: Floats  # [candidates, time, action]
+    goal: Floats | None = None
+    costs_only: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutDone:
+    latents: Floats | None  # [candidates, horizon, *latent]
+    step_costs: Floats | None  # [candidates, horizon]; None without a goal
+
+
+Job = PlanJob | EncodeJob | EmbedJob | RolloutJob
+Result = PlanDone | EncodeDone | EmbedDone | RolloutDone
+
+
+@dataclass(frozen=True)
+class Submit:
+    number: int
+    job: Job
+
+
+@dataclass(frozen=True)
+class Cancel:
+    number: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast an engine is with one model: what admission predicts from."""
+
+    encode_s: float  # one observation
+    step_s: float  # one model step of one sample, in the batches of late
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models can be described; they still have to warm up."""
+
+    models: tuple[ServedModel, ...]
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """A model cannot be loaded: starting again would not help."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Every model has encoded and planned once."""
+
+    paces: dict[str, Pace]
+
+
+@dataclass(frozen=True)
+class Done:
+    number: int
+    result: Result
+    pace: Pace | None = None  # of the job's model, where it was measured anew
+
+
+@dataclass(frozen=True)
+class Failed:
+    number: int
+    reason: Reason
+    message: str
+    field: str = ""
+    rule: str = ""
+    value: str = ""
+
+
+ToEngine = Submit | Cancel
+FromEngine = Loaded | LoadFailed | Ready | Done | Failed
