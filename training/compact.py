@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class CompactRecipe:
     seed: int = 0
     held_out: int = 32  # episodes kept for the probe
     checkpoint_every: int = 200
-    planner: PlannerDefaults = PlannerDefaults()
+    planner: PlannerDefaults = field(default_factory=PlannerDefaults)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "horizon", "block", "directions", "checkpoint_every"):

@@ -30,7 +30,7 @@ def sigreg(
 
 
 def epps_pulley_reference(projected: Float[Tensor, "groups batch directions"]) -> Float[Tensor, ""]:
-    """The statistic as it is written down, differentiated by autograd: slow, and what the fast one is tested against."""
+    """The statistic as it is written down, differentiated by autograd: slow; the fast one is tested against it."""
     knots, gaussian, weights = _quadrature(projected)
     angles = projected.unsqueeze(-1) * knots
     real, imaginary = angles.cos().mean(dim=1) - gaussian, angles.sin().mean(dim=1)
