@@ -72,11 +72,14 @@ class TimeCorrelatedNoise:
 
     Each entry keeps unit variance; two actions correlate by the squared share of what they have in common. A held
     part carries candidates far from the mean, where white noise of the same size takes a step back for each forward.
+    What is good for finding the way is bad for the last refinement: a search whose elites agree on the shared parts
+    shrinks everywhere, so the shared parts fade from iteration to iteration.
     """
 
-    constant: float = 1.0
+    constant: float = 0.5
     block: float = 1.0
     action: float = 0.5
+    fade: float = 0.5  # what is left of the shared parts' weights one iteration later; 1 keeps them
 
     def __post_init__(self) -> None:
         for field in ("constant", "block", "action"):
@@ -85,17 +88,24 @@ class TimeCorrelatedNoise:
                 raise PlanningError(f"noise.{field}", "must be finite and >= 0", weight)
         if self.constant + self.block + self.action == 0:
             raise PlanningError("noise", "must have a weight above 0", 0.0)
+        _check_fade(self.fade)
 
     def __call__(
         self, streams: Sequence[Stream], shape: NoiseShape, device: torch.device
     ) -> Float[Tensor, "batch samples time action"]:
-        size = math.hypot(self.constant, self.block, self.action)
         rows = 1 + shape.horizon + shape.time
         drawn = _normals(streams, (shape.samples, rows, shape.action), device)
         constant, block, action = drawn[:, :, :1], drawn[:, :, 1 : shape.horizon + 1], drawn[:, :, shape.horizon + 1 :]
-        steps = constant * (self.constant / size) + block * (self.block / size)
-        noise: Tensor = steps.repeat_interleave(shape.block, dim=-2).add_(action, alpha=self.action / size)
-        return noise
+        weights = torch.tensor([self.weights(stream.iteration) for stream in streams], device=device)
+        of_constant, of_block, of_action = weights.view(-1, 3, 1, 1, 1).unbind(1)
+        steps = torch.addcmul(block * of_block, constant, of_constant)
+        return torch.addcmul(steps.repeat_interleave(shape.block, dim=-2), action, of_action)
+
+    def weights(self, iteration: int) -> tuple[float, float, float]:
+        """Of the constant, the block and the action part at an iteration; their squares sum to 1."""
+        left = self.fade**iteration if self.action > 0 else 1.0  # where there is nothing to fade into, nothing fades
+        size = math.hypot(self.constant * left, self.block * left, self.action)
+        return self.constant * left / size, self.block * left / size, self.action / size
 
 
 @dataclass(frozen=True)
@@ -106,10 +116,12 @@ class ColouredNoise:
     """
 
     beta: float = 2.0
+    fade: float = 1.0  # what is left of beta one iteration later; 1 keeps it, as published
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise PlanningError("noise.beta", "must be finite and >= 0", self.beta)
+        _check_fade(self.fade)
 
     def __call__(
         self, streams: Sequence[Stream], shape: NoiseShape, device: torch.device
@@ -117,14 +129,15 @@ class ColouredNoise:
         white = _normals(streams, (shape.samples, shape.time, shape.action), device)
         frequency = torch.fft.rfftfreq(shape.time, device=device)
         frequency[0] = 1 / shape.time
-        gain = frequency.pow(-self.beta / 2)
+        beta = torch.tensor([self.beta * self.fade**stream.iteration for stream in streams], device=device)
+        gain = frequency ** (-beta / 2).unsqueeze(-1)
         # Circular filtering keeps the variance equal over time: the mean of the squared gain over all frequencies.
-        both_sides = torch.full_like(gain, 2.0)
+        both_sides = torch.full_like(frequency, 2.0)
         both_sides[0] = 1.0
         if shape.time % 2 == 0:
             both_sides[-1] = 1.0
-        gain = gain / ((gain.square() * both_sides).sum() / shape.time).sqrt()
-        spectrum = torch.fft.rfft(white, dim=-2) * gain.unsqueeze(-1)
+        gain = gain / ((gain.square() * both_sides).sum(-1, keepdim=True) / shape.time).sqrt()
+        spectrum = torch.fft.rfft(white, dim=-2) * gain[:, None, :, None]
         noise: Tensor = torch.fft.irfft(spectrum, n=shape.time, dim=-2)
         return noise
 
@@ -149,3 +162,8 @@ def _normals(streams: Sequence[Stream], shape: tuple[int, ...], device: torch.de
     """Standard normal draws [batch, *shape], each row from its own stream."""
     drawn = [torch.randn(shape, generator=stream.generator(device), device=device) for stream in streams]
     return drawn[0].unsqueeze(0) if len(drawn) == 1 else torch.stack(drawn)
+
+
+def _check_fade(fade: float) -> None:
+    if not 0 < fade <= 1:
+        raise PlanningError("noise.fade", "must be above 0 and at most 1", fade)

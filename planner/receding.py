@@ -38,7 +38,7 @@ def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest
 
 @dataclass(frozen=True)
 class Execution:
-    """A plan being carried out: `executed` of its actions are done. A search takes over after `replan_after` of them."""
+    """A plan being carried out: `executed` of its actions are done, and a search is due after `replan_after`."""
 
     plan: Plan
     replan_after: int

@@ -1,0 +1,73 @@
+"""Small systems with known optima, and problems on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from planner.types import ActionSpace, Problem
+from planner.world_model import Actions, Context, Latents
+
+
+@dataclass(frozen=True, eq=False)
+class LinearWorld:
+    """z' = z @ A.T + a @ B.T for each robot action; the latent is what `block` actions make of it."""
+
+    transition: Tensor  # [latent, latent]
+    effect: Tensor  # [latent, action]
+    block: int = 1
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        (start,) = context
+        latent = start.unsqueeze(1).expand(-1, actions.shape[1], -1)
+        latents = []
+        for action in actions.unbind(2):
+            latent = latent @ self.transition.T + action @ self.effect.T
+            latents.append(latent)
+        return torch.stack(latents[self.block - 1 :: self.block], dim=2)
+
+
+def integrator(block: int = 1, dimensions: int = 2) -> LinearWorld:
+    """A point that each action moves by 0.1 of itself."""
+    return LinearWorld(torch.eye(dimensions), 0.1 * torch.eye(dimensions), block)
+
+
+@dataclass(frozen=True)
+class FunctionWorld:
+    """A linear world whose latents pass through a function."""
+
+    inner: LinearWorld
+    function: Callable[[Tensor], Tensor]
+
+    @property
+    def block(self) -> int:
+        return self.inner.block
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        return self.function(self.inner.rollout(context, actions))
+
+
+def space(dimensions: int = 2, bound: float = 1.0, slew: float | None = None, **rest: object) -> ActionSpace:
+    return ActionSpace(
+        names=tuple("xyzuvw"[:dimensions]),
+        units=("m/s",) * dimensions,
+        low=(-bound,) * dimensions,
+        high=(bound,) * dimensions,
+        rate_hz=10.0,
+        slew=None if slew is None else (slew,) * dimensions,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def reach(goal: tuple[float, ...] = (0.3, -0.2), seed: int = 0, **rest: object) -> Problem:
+    """Move the point of `integrator` from the origin to `goal`."""
+    settings: dict[str, object] = {"space": space(len(goal)), **rest}
+    return Problem(
+        context=(torch.zeros(1, len(goal)),),
+        goal=torch.tensor(goal),
+        seed=seed,
+        **settings,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
+from planner.types import PlanningError
+
+GENERATOR = torch.Generator().manual_seed(0)
+PREDICTED = torch.randn(2, 3, 4, 5, 6, generator=GENERATOR)  # batch, samples, horizon, tokens, channels
+GOAL = torch.randn(2, 5, 6, generator=GENERATOR)
+ACTIONS = torch.randn(2, 3, 8, 2, generator=GENERATOR)
+DIFFERENCE = PREDICTED - GOAL[:, None, None]
+
+
+def test_distances_are_means_over_the_latent() -> None:
+    squared = GoalDistance("l2")(PREDICTED, GOAL, ACTIONS)
+    torch.testing.assert_close(squared, DIFFERENCE.square().mean((-2, -1)))
+    absolute = GoalDistance("l1")(PREDICTED, GOAL, ACTIONS)
+    torch.testing.assert_close(absolute, DIFFERENCE.abs().mean((-2, -1)))
+    cosine = GoalDistance("cosine")(3 * GOAL[:, None, None].expand_as(PREDICTED), GOAL, ACTIONS)
+    torch.testing.assert_close(cosine, torch.zeros(2, 3, 4), atol=1e-6, rtol=0)
+    cosine = GoalDistance("cosine")(-GOAL[:, None, None].expand_as(PREDICTED), GOAL, ACTIONS)
+    torch.testing.assert_close(cosine, torch.full((2, 3, 4), 2.0))
+
+
+def test_a_last_step_cost_is_zero_before_it() -> None:
+    shares = GoalDistance("l2", over="last")(PREDICTED, GOAL, ACTIONS)
+    assert torch.equal(shares[..., :-1], torch.zeros(2, 3, 3))
+    torch.testing.assert_close(shares[..., -1], DIFFERENCE[:, :, -1].square().mean((-2, -1)))
+
+
+def test_a_discount_weighs_each_step_by_its_power() -> None:
+    whole = GoalDistance("l1")(PREDICTED, GOAL, ACTIONS)
+    discounted = GoalDistance("l1", over="discounted", discount=0.5)(PREDICTED, GOAL, ACTIONS)
+    torch.testing.assert_close(discounted, whole * torch.tensor([1, 0.5, 0.25, 0.125]))
+
+
+def test_latents_may_be_plain_vectors_or_have_many_dimensions() -> None:
+    vectors = GoalDistance()(PREDICTED.flatten(3), GOAL.flatten(1), ACTIONS)
+    torch.testing.assert_close(vectors, GoalDistance()(PREDICTED, GOAL, ACTIONS))
+
+
+def test_bfloat16_predictions_are_priced_in_float32() -> None:
+    shares = GoalDistance()(PREDICTED.bfloat16(), GOAL, ACTIONS)
+    assert shares.dtype == torch.float32
+    torch.testing.assert_close(shares, GoalDistance()(PREDICTED, GOAL, ACTIONS), rtol=0.02, atol=0)
+
+
+def test_effort_counts_every_action_of_a_step_in_its_own_units() -> None:
+    shares = ActionCost(scale=(2.0, 0.5))(PREDICTED, GOAL, ACTIONS)
+    by_hand = ((ACTIONS[..., 0] / 2).square() + (ACTIONS[..., 1] / 0.5).square()) / 2
+    torch.testing.assert_close(shares, by_hand[..., 0::2] + by_hand[..., 1::2])
+
+
+def test_a_constant_plan_is_perfectly_smooth_and_a_jump_counts_in_its_step() -> None:
+    constant = torch.ones(1, 1, 8, 2)
+    assert torch.equal(Smoothness()(PREDICTED[:1, :1], GOAL[:1], constant), torch.zeros(1, 1, 4))
+    constant[:, :, 4:] = 3.0
+    jump = Smoothness()(PREDICTED[:1, :1], GOAL[:1], constant)
+    torch.testing.assert_close(jump, torch.tensor([[[0.0, 0.0, 4.0, 0.0]]]))
+
+
+def test_a_weighted_sum_adds_weight_times_cost() -> None:
+    both = WeightedSum(((1.0, GoalDistance()), (0.1, ActionCost())))(PREDICTED, GOAL, ACTIONS)
+    by_hand = GoalDistance()(PREDICTED, GOAL, ACTIONS) + 0.1 * ActionCost()(PREDICTED, GOAL, ACTIONS)
+    torch.testing.assert_close(both, by_hand)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: GoalDistance("l3"),  # type: ignore[arg-type]
+        lambda: GoalDistance(over="first"),  # type: ignore[arg-type]
+        lambda: GoalDistance(discount=0),
+        lambda: ActionCost(scale=0),
+        lambda: Smoothness(scale=(1.0, -1.0)),
+        lambda: WeightedSum(()),
+        lambda: WeightedSum(((math.nan, GoalDistance()),)),
+    ],
+)
+def test_a_cost_that_says_nothing_is_refused(wrong: object) -> None:
+    with pytest.raises(PlanningError, match="cost"):
+        wrong()  # type: ignore[operator]
