@@ -17,17 +17,36 @@ class CheckpointError(ValueError):
     """Weights that do not fit what they were said to be; the message names the first offending key, rule and value."""
 
 
+def strip_prefix(key: str) -> str:
+    """A key without the wrappers' prefixes (`module.`, `backbone.`, in any number) that training leaves on it."""
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
 def strip_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the wrappers' prefixes (`module.`, `backbone.`, in any number) that training leaves on every key."""
+    """`strip_prefix` for every key. Raises `CheckpointError` when two become the same."""
     stripped: dict[str, Tensor] = {}
     for key, tensor in weights.items():
-        name = key
-        while name.startswith(PREFIXES):
-            name = name.split(".", 1)[1]
+        name = strip_prefix(key)
         if name in stripped:
             raise CheckpointError(f"{key}: must be unique once prefixes are stripped, but {name} appears twice")
         stripped[name] = tensor
     return stripped
+
+
+def first_misfit(module: nn.Module, held: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with weights of these names and shapes for a network: the first key at fault, or None."""
+    expected = module.state_dict()
+    for key, tensor in expected.items():
+        if key not in held:
+            return f"key {key} is missing (there are {len(held)} keys)"
+        if held[key] != tuple(tensor.shape):
+            return f"key {key} must have shape {tuple(tensor.shape)}, got {held[key]}"
+    for key in held:
+        if key not in expected:
+            return f"key {key} is unknown (this network has {len(expected)} keys)"
+    return None
 
 
 def load_strict(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -36,17 +55,8 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
     Every key must exist with the same shape on both sides; otherwise `CheckpointError` names the first key that does
     not fit and `module` is left as it was.
     """
-    expected = module.state_dict()
-    for key, tensor in expected.items():
-        if key not in weights:
-            raise CheckpointError(f"{what}: key {key} is missing (the file has {len(weights)} keys)")
-        if weights[key].shape != tensor.shape:
-            raise CheckpointError(
-                f"{what}: key {key} must have shape {tuple(tensor.shape)}, got {tuple(weights[key].shape)}"
-            )
-    for key in weights:
-        if key not in expected:
-            raise CheckpointError(f"{what}: key {key} is unknown (this network has {len(expected)} keys)")
+    if misfit := first_misfit(module, {key: tuple(tensor.shape) for key, tensor in weights.items()}):
+        raise CheckpointError(f"{what}: {misfit}")
     module.load_state_dict(dict(weights), strict=True, assign=True)
 
 

@@ -34,7 +34,7 @@ class VJepa2WorldModel:
         crop_policy: CropPolicy = "planning",
         chunk: int | None = None,
     ) -> None:
-        """`size` is the image's height and width in pixels; `chunk` bounds the samples rolled out at once (None: memory)."""
+        """`size` is height and width in pixels; `chunk` bounds the samples rolled out at once (None: what fits)."""
         patch = encoder.config.patch
         if (size[0] // patch, size[1] // patch) != predictor.config.grid:
             raise ValueError(f"size: must give the predictor's grid {predictor.config.grid} of {patch} px, got {size}")

@@ -1,0 +1,282 @@
+"""Foreign checkpoints: what a file holds, and its import as a slim model package. All fits, or nothing is written.
+
+Reads Meta's `.pt` files and Hugging Face's folders of the V-JEPA 2 family. Opening the bytes safely is
+`model.vjepa2.weight_files`; packages of our own are `model.package`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.package import CARD, CONFIG, WEIGHTS, ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
+from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
+from model.vjepa2.encoder import Encoder
+from model.vjepa2.huggingface import Piece, described, pieces
+from model.vjepa2.masked_predictor import MaskedPredictor
+from model.vjepa2.packaged import Network, describe
+from model.vjepa2.poses import POSE_NAMES
+from model.vjepa2.published import PUBLISHED, PublishedModel
+from model.vjepa2.reference import CheckpointError, first_misfit, strip_prefix
+from model.vjepa2.stream import Progress, stream_safetensors
+from model.vjepa2.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
+
+__all__ = ["Checkpoint", "CheckpointError", "ImportedPackage", "import_checkpoint", "open_checkpoint"]
+
+ENCODER_KEYS = ("encoder", "target_encoder", "ema_encoder")
+LEFT_OUT = {"encoder": "pos_embed", "predictor": "predictor_pos_embed"}
+"""Position tables that files of rotary models may carry along and no rotary model uses."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: what it holds under our names. No tensor has been read yet."""
+
+    path: Path
+    layout: str
+    """`meta` or `huggingface`."""
+    file: WeightFile
+    sections: Mapping[str, Mapping[str, Piece]]
+    """Tensors by the file's section (`encoder`, `target_encoder`, `predictor`, ...) and by name, without prefixes."""
+    described: PublishedModel | None
+    """The model as the file itself describes it, where it does."""
+
+    @property
+    def encoder_keys(self) -> tuple[str, ...]:
+        """The encoders to choose from."""
+        return tuple(key for key in ENCODER_KEYS if key in self.sections)
+
+    def parameters(self, section: str) -> int:
+        """Numbers in a section."""
+        return sum(piece.spec.count for piece in self.sections[section].values())
+
+    def load(self, section: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some tensors of a section by our names, mapped into memory for as long as they are held."""
+        wanted = {name: self.sections[section][name] for name in names}
+        sources = list(dict.fromkeys(source for piece in wanted.values() for source in piece.sources))
+        loaded = self.file.load(section if self.layout == "meta" else "", sources)
+        return {name: piece.assemble(loaded) for name, piece in wanted.items()}
+
+
+@dataclass(frozen=True)
+class ImportedPackage:
+    """What an import wrote."""
+
+    folder: Path
+    model: str
+    encoder_key: str
+    parameters: int
+    weights_bytes: int
+    weights_sha256: str
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """Open a `.pt` file or a Hugging Face folder without reading its tensors.
+
+    Raises `CheckpointError`: not there, not weights (a web page, a truncated file, a pickle that holds code), or a
+    folder of another family; the message names the first offending key or byte.
+    """
+    if source.is_dir():
+        return _open_folder(source)
+    file = TorchFile(source)
+    sections: dict[str, dict[str, Piece]] = {}
+    for section, specs in file.sections.items():
+        named: dict[str, Piece] = {}
+        for key, spec in specs.items():
+            name = strip_prefix(key)
+            if name in named:
+                raise CheckpointError(f"{source}: {section} key {key} is there twice once prefixes are stripped")
+            named[name] = Piece((key,), spec)
+        named.pop(LEFT_OUT["encoder" if section in ENCODER_KEYS else "predictor"], None)
+        sections[section] = named
+    return Checkpoint(source, "meta", file, sections, None)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: is not a Hugging Face folder: it has no config.json") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: is not JSON: {error}") from error
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        model = described(config, folder.name)
+        file = SafetensorsFiles([folder / name for name in names])
+        return Checkpoint(folder, "huggingface", file, pieces(file.sections[""]), model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> PublishedModel:
+    """The model a checkpoint is: what it says itself, else the published file of its name, else of its shapes.
+
+    `encoder_key` says which of its encoders to look at, where it is not the published model's own choice. Raises `CheckpointError` when it is none of them, naming the first key that does not fit, or when it may be several.
+    """
+    if checkpoint.described is not None:
+        return checkpoint.described
+    if not checkpoint.encoder_keys:
+        held = ", ".join(repr(section) for section in checkpoint.sections)
+        first = next(iter(next(iter(checkpoint.sections.values()))))
+        raise CheckpointError(
+            f"{checkpoint.path}: is not of the V-JEPA 2 family: it must hold one of {', '.join(ENCODER_KEYS)}, "
+            f"got {held} with key {first!r}"
+        )
+    named = [model for model in PUBLISHED if model.file == checkpoint.path.name]
+    if named:
+        return named[0]
+    misfits = {
+        model.name: _misfit(checkpoint, replace(model, encoder_key=encoder_key or model.encoder_key))
+        for model in PUBLISHED
+    }
+    fitting = [model for model in PUBLISHED if misfits[model.name] is None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(model.name for model in fitting)
+        raise CheckpointError(f"{checkpoint.path}: may be any of {names}; say which")
+    nearest = max(PUBLISHED, key=lambda model: _shared(checkpoint, model))
+    raise CheckpointError(
+        f"{checkpoint.path}: fits no published model; nearest {nearest.name}: {misfits[nearest.name]}"
+    )
+
+
+def import_checkpoint(
+    source: Path,
+    out: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    progress: Progress | None = None,
+    *,
+    encoder_key: str | None = None,
+    model: PublishedModel | None = None,
+) -> ImportedPackage:
+    """Write a slim package of a checkpoint into the folder `out`: one encoder and its predictor, nothing else.
+
+    Tensors are converted to `dtype` and copied one group at a time. `encoder_key` chooses among the file's encoders (by
+    default the published model's choice), `model` says what the file is where it is not a published one. Everything is
+    checked before anything is written, and each file is replaced as a whole; `progress` is told bytes done and in all.
+    Raises `CheckpointError`.
+    """
+    checkpoint = open_checkpoint(source)
+    model = model or identify(checkpoint, encoder_key)
+    key = encoder_key or model.encoder_key
+    if key not in checkpoint.encoder_keys:
+        raise CheckpointError(f"{source}: encoder must be one of {', '.join(checkpoint.encoder_keys)}, got {key!r}")
+    model = replace(model, encoder_key=key)
+    if misfit := _misfit(checkpoint, model):
+        raise CheckpointError(f"{source}: is not {model.name}: {misfit}")
+    specs: dict[str, TensorSpec] = {}
+    origin: dict[str, tuple[str, str]] = {}
+    for part, (section, network) in _parts(model).items():
+        for name, tensor in network.state_dict().items():
+            specs[f"{part}.{name}"] = TensorSpec(tuple(tensor.shape), dtype)
+            origin[f"{part}.{name}"] = section, name
+
+    def load(names: Sequence[str]) -> dict[str, Tensor]:
+        loaded: dict[str, Tensor] = {}
+        for section in dict.fromkeys(origin[name][0] for name in names):
+            own = {name: origin[name][1] for name in names if origin[name][0] == section}
+            tensors = checkpoint.load(section, list(own.values()))
+            loaded |= {name: tensors[short] for name, short in own.items()}
+        return loaded
+
+    out.mkdir(parents=True, exist_ok=True)
+    digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
+    config = package_config(model, checkpoint, dtype)
+    _replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
+    _replace_text(out / CARD, card(model, source.name, digest))
+    parameters = sum(spec.count for spec in specs.values())
+    size = (out / WEIGHTS).stat().st_size
+    return ImportedPackage(out, model.name, key, parameters, size, digest)
+
+
+def package_config(model: PublishedModel, checkpoint: Checkpoint, dtype: torch.dtype) -> PackageConfig:
+    """The package's config: shapes, image, and, for a model that acts, the published action convention."""
+    acts = isinstance(model.predictor, ActionPredictorConfig)
+    side = model.image_size // model.encoder.patch
+    action = ActionSpec(
+        names=POSE_NAMES,
+        units=("m", "m", "m", "rad", "rad", "rad", "1"),
+        low=(-0.075, -0.075, -0.075, -0.15, -0.15, -0.15, -0.75),
+        high=(0.075, 0.075, 0.075, 0.15, 0.15, 0.15, 0.75),
+        rate_hz=4.0,
+        block=1,
+        mean=(0.0,) * 7,
+        std=(1.0,) * 7,
+    )
+    return PackageConfig(
+        name=model.name,
+        family="vjepa2",
+        image=ImageSpec(model.image_size, model.image_size, "planning" if acts else "evaluation"),
+        latent_shape=(side * side, model.encoder.width),
+        network=describe({part: network for part, (_, network) in _parts(model).items()}),
+        action=action if acts else None,
+        proprioception_names=POSE_NAMES if acts else (),
+        planner=PlannerDefaults(samples=800, iterations=10, elites=10, horizon=1, execute=1),
+        training={
+            "imported_from": checkpoint.path.name,
+            "layout": checkpoint.layout,
+            "encoder_key": model.encoder_key,
+            "dtype": str(dtype).removeprefix("torch."),
+            "licence": model.licence,
+            "verified": model.verified,
+        },
+    )
+
+
+def card(model: PublishedModel, source: str, digest: str) -> str:
+    """The package's README."""
+    return (
+        f"# {model.name}\n\n"
+        f"Imported from `{source}` (its `{model.encoder_key}`). V-JEPA 2: arXiv 2506.09985.\n\n"
+        f"- Licence of the weights, as far as known: {model.licence}.\n"
+        f"- Verified: {model.verified}.\n"
+        f"- sha256 of `{WEIGHTS}`: `{digest}`\n"
+    )
+
+
+def _parts(model: PublishedModel) -> dict[str, tuple[str, Network]]:
+    """The networks of a model's package: by name there, the checkpoint's section and the network (without memory)."""
+    with torch.device("meta"):
+        parts: dict[str, tuple[str, Network]] = {"encoder": (model.encoder_key, Encoder(model.encoder))}
+        if isinstance(model.predictor, ActionPredictorConfig):
+            parts["action_predictor"] = "predictor", ActionPredictor(model.predictor)
+        elif model.predictor is not None:
+            parts["masked_predictor"] = "predictor", MaskedPredictor(model.predictor)
+    return parts
+
+
+def _misfit(checkpoint: Checkpoint, model: PublishedModel) -> str | None:
+    """The first thing in a checkpoint that does not fit a model, or None."""
+    if model.encoder_key not in checkpoint.encoder_keys:
+        return f"section {model.encoder_key} is missing"
+    for section, network in _parts(model).values():
+        if section not in checkpoint.sections:
+            return f"section {section} is missing"
+        held = {name: piece.spec.shape for name, piece in checkpoint.sections[section].items()}
+        if misfit := first_misfit(network, held):
+            return f"{section}: {misfit}"
+    return None
+
+
+def _shared(checkpoint: Checkpoint, model: PublishedModel) -> int:
+    """Tensors of a checkpoint's encoder that have the model's name and shape."""
+    held = checkpoint.sections[checkpoint.encoder_keys[0]]
+    with torch.device("meta"):
+        expected = Encoder(model.encoder).state_dict()
+    return sum(1 for name, tensor in expected.items() if name in held and held[name].spec.shape == tensor.shape)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
