@@ -71,3 +71,21 @@ def reach(goal: tuple[float, ...] = (0.3, -0.2), seed: int = 0, **rest: object) 
         seed=seed,
         **settings,  # type: ignore[arg-type]
     )
+
+
+def least_squares(world: LinearWorld, problem: Problem, horizon: int, effort: float) -> tuple[Tensor, float]:
+    """The best actions [time, action] and their cost, in closed form: summed l2 goal distance + effort * ActionCost."""
+    exact = LinearWorld(world.transition.double(), world.effect.double(), world.block)
+    (start,) = problem.context
+    latent, dimensions = world.effect.shape
+    time = horizon * world.block
+    unknowns = time * dimensions
+    units = torch.eye(unknowns, dtype=torch.float64).reshape(1, unknowns, time, dimensions)
+    nothing = torch.zeros(1, 1, time, dimensions, dtype=torch.float64)
+    still = exact.rollout((start.double(),), nothing)[0, 0]
+    response = (exact.rollout((start.double(),), units)[0] - still).reshape(unknowns, -1).T
+    missing = (problem.goal.double() - still).flatten()
+    system = torch.cat([response / latent**0.5, (effort / dimensions) ** 0.5 * torch.eye(unknowns).double()])
+    wanted = torch.cat([missing / latent**0.5, torch.zeros(unknowns, dtype=torch.float64)])
+    actions = torch.linalg.lstsq(system, wanted.unsqueeze(-1)).solution.squeeze(-1)
+    return actions.reshape(time, dimensions), (system @ actions - wanted).square().sum().item()

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from planner.anytime import IterationClock
+from planner.cem import CEM
+from planner.types import PlanningError
+from planner.world_model import Actions, Context, Latents
+from tests.planner.problems import integrator, reach
+
+SETTINGS = CEM(samples=16, iterations=50, elites=4)
+
+
+@dataclass
+class SlowWorld:
+    """An integrator on a clock of its own: every rollout takes the next of `durations`, then the last one."""
+
+    durations: list[float]
+    now: float = 100.0
+    ends: list[float] = field(default_factory=list)
+    block: int = 1
+
+    def clock(self) -> float:
+        return self.now
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        self.now += self.durations[min(len(self.ends), len(self.durations) - 1)]
+        self.ends.append(self.now)
+        return integrator().rollout(context, actions)
+
+
+@pytest.mark.parametrize("duration", [0.001, 0.01, 0.03, 0.099])
+def test_no_iteration_ends_past_the_deadline(duration: float) -> None:
+    world = SlowWorld([duration])
+    plan = SETTINGS.plan(world, reach(), deadline=100.1, clock=world.clock)
+    assert world.now <= 100.1
+    assert plan.iterations == len(world.ends) >= 1
+    assert plan.stop_reason == ("iterations" if duration == 0.001 else "deadline")
+
+
+def test_an_unsteady_machine_is_given_more_room() -> None:
+    unsteady = [0.010, 0.014, 0.006, 0.013, 0.008, 0.015] * 4
+    for deadline in (100.05, 100.08, 100.13, 100.2):
+        world = SlowWorld(unsteady)
+        SETTINGS.plan(world, reach(), deadline=deadline, clock=world.clock)
+        assert world.now <= deadline
+
+
+def test_most_of_the_time_there_is_gets_used() -> None:
+    world = SlowWorld([0.01])
+    plan = SETTINGS.plan(world, reach(), deadline=100.2, clock=world.clock)
+    assert plan.iterations >= 17
+
+
+def test_a_learned_pace_forbids_an_iteration_that_would_end_late() -> None:
+    world = SlowWorld([0.03])
+    pace = IterationClock()
+    SETTINGS.plan(world, reach(), deadline=100.5, clock=world.clock, pace=pace)
+    assert pace.mean_s == pytest.approx(0.03)
+    begun = len(world.ends)
+    with pytest.raises(PlanningError, match="deadline was hit before the first iteration"):
+        SETTINGS.plan(world, reach(), deadline=world.now + 0.02, clock=world.clock, pace=pace)
+    assert len(world.ends) == begun
+
+
+def test_a_deadline_already_past_returns_the_warm_start_and_says_that_nothing_was_evaluated() -> None:
+    world = SlowWorld([0.01])
+    warm = torch.tensor([[0.1, 0.2]] * 3 + [[7.0, 0.0]])
+    plan = SETTINGS.plan(world, reach(warm_start=warm), deadline=99.0, clock=world.clock)
+    assert world.ends == []
+    torch.testing.assert_close(plan.actions, warm.clamp(-1, 1))
+    assert (plan.stop_reason, plan.iterations, plan.iteration_costs) == ("deadline", 0, ())
+    assert math.isnan(plan.cost)
+    assert all(math.isnan(share) for share in plan.step_costs)
+
+
+def test_a_deadline_already_past_without_a_warm_start_is_an_error() -> None:
+    with pytest.raises(PlanningError) as refused:
+        SETTINGS.plan(SlowWorld([0.01]), reach(), deadline=99.0, clock=lambda: 100.0)
+    assert refused.value.field == "deadline"
+
+
+def test_a_budget_ends_the_search_but_always_allows_one_iteration() -> None:
+    world = SlowWorld([0.01])
+    plan = SETTINGS.plan(world, reach(), budget_s=0.1, clock=world.clock)
+    assert plan.stop_reason == "budget"
+    assert world.now <= 100.1
+    world = SlowWorld([0.5])
+    plan = SETTINGS.plan(world, reach(), budget_s=0.1, clock=world.clock)
+    assert (plan.stop_reason, plan.iterations) == ("budget", 1)
+    with pytest.raises(PlanningError, match="budget_s must be > 0, got 0"):
+        SETTINGS.plan(world, reach(), budget_s=0)
+
+
+def test_a_hard_deadline_rules_over_a_generous_budget() -> None:
+    world = SlowWorld([0.01])
+    plan = SETTINGS.plan(world, reach(), deadline=100.05, budget_s=10.0, clock=world.clock)
+    assert plan.stop_reason == "deadline"
+    assert world.now <= 100.05
+
+
+def test_a_search_cut_short_returns_the_best_so_far() -> None:
+    world = SlowWorld([0.01])
+    cut = replace(SETTINGS, result="mean").plan(world, reach(), deadline=100.05, clock=world.clock)
+    whole = replace(SETTINGS, iterations=cut.iterations).plan(integrator(), reach())
+    assert cut.iteration_costs == whole.iteration_costs
+    assert torch.equal(cut.actions, whole.actions)
+
+
+def test_cancellation_takes_effect_within_one_iteration() -> None:
+    world = SlowWorld([0.01])
+    plan = SETTINGS.plan(world, reach(), clock=world.clock, cancelled=lambda: len(world.ends) >= 3)
+    assert (plan.stop_reason, plan.iterations) == ("cancelled", 3)
+    with pytest.raises(PlanningError, match="cancelled"):
+        SETTINGS.plan(world, reach(), clock=world.clock, cancelled=lambda: True)
+
+
+def test_the_clock_follows_a_machine_that_changes_pace() -> None:
+    pace = IterationClock()
+    assert pace.estimate_s == 0
+    for _ in range(40):
+        pace.observe(0.010)
+    assert pace.estimate_s == pytest.approx(0.010, rel=0.01)
+    for _ in range(40):
+        pace.observe(0.050)
+    assert pace.estimate_s == pytest.approx(0.050, rel=0.01)

@@ -1,0 +1,94 @@
+"""Robots share rollouts; none may notice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from planner.cem import CEM
+from planner.constraints import Limits
+from planner.search import Search
+from planner.types import Plan, PlanningError, Problem
+from tests.planner.problems import integrator, reach, space
+
+CEM_SMALL = CEM(samples=64, iterations=6, elites=8)
+WORLD = integrator(block=3)
+
+
+def mixed_problems() -> list[Problem]:
+    """Eight robots that differ in goal, seed, limits, warm start, and in what they already execute."""
+    problems = []
+    for seed in range(8):
+        made = [space(), space(slew=0.3), space(max_norm=0.9), space(max_norm=1.1, norm_order=1)][seed % 4]
+        problem = reach((0.2 * seed - 0.7, 0.4 - 0.1 * seed), seed=seed, space=made)
+        if seed % 3 == 1:
+            problem = replace(problem, warm_start=torch.full((12, 2), 0.1))
+        if seed % 3 == 2:
+            problem = replace(problem, committed=torch.full((2, 2), 0.05 * seed))
+        if made.slew is not None:
+            problem = replace(problem, previous_action=torch.tensor([0.1, 0.2]))
+        problems.append(problem)
+    return problems
+
+
+def assert_same(plan: Plan, alone: Plan) -> None:
+    torch.testing.assert_close(plan.actions, alone.actions, atol=1e-5, rtol=0)
+    assert plan.cost == pytest.approx(alone.cost, rel=1e-4, abs=1e-7)
+    assert plan.iterations == alone.iterations
+
+
+@pytest.mark.parametrize("result", ["best", "mean"])
+def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(result: str) -> None:
+    cem = replace(CEM_SMALL, result=result)  # type: ignore[arg-type]
+    problems = mixed_problems()
+    waiting = [cem.start(problem, 3) for problem in problems]
+    running: list[Search] = []
+    done: dict[int, Plan] = {}
+    while waiting or running:
+        running += waiting[:2]  # two join before every iteration, so all stand at different iterations
+        waiting = waiting[2:]
+        running = cem.improve(WORLD, running)
+        for search in [search for search in running if cem.stopped(search)]:
+            done[search.problem.seed] = cem.finish(search, "iterations")
+        running = [search for search in running if not cem.stopped(search)]
+    assert len(done) == 8
+    for problem in problems:
+        assert_same(done[problem.seed], cem.plan(WORLD, problem))
+
+
+def test_one_robots_nan_is_its_own() -> None:
+    def cost(predicted: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+        shares = (predicted - goal[:, None, None]).square().mean(-1)
+        return torch.where(goal[:, None, None, 0] > 0.5, torch.nan, shares)
+
+    cem = replace(CEM_SMALL, iterations=2, cost=cost)
+    searches = [cem.start(reach(goal), 3) for goal in ((0.1, 0.1), (0.9, 0.1))]
+    for _ in range(2):
+        searches = cem.improve(WORLD, searches)
+    assert_same(cem.finish(searches[0], "iterations"), cem.plan(WORLD, reach((0.1, 0.1))))
+    with pytest.raises(PlanningError, match="cost must be finite"):
+        cem.finish(searches[1], "iterations")
+
+
+def test_one_rollout_serves_all_searches() -> None:
+    batches = []
+
+    class Counting:
+        block = 3
+
+        def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+            batches.append(actions.shape[0])
+            return WORLD.rollout(context, actions)
+
+    CEM_SMALL.improve(Counting(), [CEM_SMALL.start(problem, 3) for problem in mixed_problems()])
+    assert batches == [8]
+
+
+def test_a_search_belongs_to_the_block_it_began_with() -> None:
+    search = CEM_SMALL.start(reach(), block=1)
+    with pytest.raises(PlanningError, match=r"world_model\.block must be 1"):
+        CEM_SMALL.improve(WORLD, [search])
+    assert isinstance(search.limits, Limits)
