@@ -87,6 +87,12 @@ class EpisodeBatch:
         return np.stack([np.full(self.episodes, self.seed), np.arange(self.episodes)], axis=1)
 
 
+def check_training_seed(seed: int) -> None:
+    """ValueError unless episodes collected with ``seed`` may be trained on."""
+    if not 0 <= seed < TRAINING_SEED_LIMIT:
+        raise ValueError(f"seed: must be within 0 and {TRAINING_SEED_LIMIT - 1} for training, got {seed}")
+
+
 def collect(
     task: str,
     episodes: int,
@@ -99,7 +105,8 @@ def collect(
     """Gathers episodes with the task's exploring policy, into memory.
 
     The same seed gives the same arrays whatever ``workers`` is; with one worker everything runs in this process,
-    otherwise in ``workers`` fresh ones. ``progress(done, total)`` is called with counts of episodes.
+    otherwise in ``workers`` fresh ones (a script that asks for them needs ``if __name__ == "__main__"``).
+    ``progress(done, total)`` is called with counts of episodes.
     """
     robot = make(task, image_size)
     arrays: dict[str, NDArray[Any]] = {}

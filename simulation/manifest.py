@@ -107,9 +107,10 @@ def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START) -> Ma
     """Gathers episodes until ``pairs`` pairs are found; asking for fewer gives the first of the same."""
     starts: list[NDArray[np.float64]] = []
     goals: list[NDArray[np.float64]] = []
-    solved = 0
-    for first in range(0, _CANDIDATES_MOST, GROUP):
-        indices = range(first, first + GROUP)
+    solved, looked_at = 0, 0
+    while looked_at < _CANDIDATES_MOST:
+        indices = range(looked_at, looked_at + min(GROUP, max(4, pairs - len(starts))))
+        looked_at = indices.stop
         states = np.round(explore(task, seed, indices, STEPS, image_size=16).states, DIGITS)
         for index, episode in zip(indices, states, strict=True):
             step = int(np.random.default_rng([seed, index, OFFSET]).integers(0, STEPS - OFFSET + 1))

@@ -1,0 +1,82 @@
+"""The committed pairs: reproducible from their seeds, possible, never solved at the start."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from simulation import arm, arm_push, pusht
+from simulation.episodes import HELD_OUT_SEED_START
+from simulation.manifest import Manifest, ManifestError, build_manifest, manifest_path, pair_count
+from simulation.tasks import TASKS, make
+
+needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
+quiet = pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")
+RULES = {"arm": arm.successes, "arm-push": arm_push.successes, "pusht": pusht.successes}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_manifest_holds_the_promised_pairs_from_held_out_seeds(task: str) -> None:
+    manifest = Manifest.load(task)
+    assert len(manifest) == pair_count(task)
+    assert manifest.seed >= HELD_OUT_SEED_START
+    assert len(np.unique(manifest.starts, axis=0)) == len(manifest)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_pair_is_solved_at_the_start(task: str) -> None:
+    manifest = Manifest.load(task)
+    assert not RULES[task](manifest.starts, manifest.goals).any()
+
+
+@pytest.mark.parametrize("task", ["arm", "arm-push", pytest.param("pusht", marks=[needs_simulator, quiet])])
+def test_every_state_can_be_set(task: str) -> None:
+    manifest, robot = Manifest.load(task), make(task, 16)
+    for state in [*manifest.starts, *manifest.goals]:
+        robot.set_state(state)
+
+
+def test_the_arms_manifest_is_what_its_seeds_give() -> None:
+    built = build_manifest("arm", pair_count("arm"))
+    assert json.loads(built.to_json()) == json.loads(manifest_path("arm").read_text())
+    assert built.to_json() == manifest_path("arm").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "count"), [("arm-push", 40), pytest.param("pusht", 4, marks=[needs_simulator, quiet])]
+)
+def test_the_first_pairs_of_a_manifest_are_what_its_seeds_give(task: str, count: int) -> None:
+    built, committed = build_manifest(task, count), Manifest.load(task)
+    np.testing.assert_allclose(built.starts, committed.starts[:count], atol=1e-3)
+    np.testing.assert_allclose(built.goals, committed.goals[:count], atol=1e-3)
+
+
+def test_a_choice_of_pairs_follows_its_seed_and_repeats_none() -> None:
+    manifest = Manifest.load("arm")
+    chosen = [pair.index for pair in manifest.pairs(100, seed=7)]
+    assert len(set(chosen)) == 100
+    assert chosen == [pair.index for pair in manifest.pairs(100, seed=7)]
+    assert chosen[:20] == [pair.index for pair in manifest.pairs(20, seed=7)]
+    assert chosen != [pair.index for pair in manifest.pairs(100, seed=8)]
+    first = manifest.pairs(1, seed=7)[0]
+    np.testing.assert_array_equal(first.start_state, manifest.starts[first.index])
+    np.testing.assert_array_equal(first.goal_state, manifest.goals[first.index])
+
+
+@pytest.mark.parametrize("count", [0, 401])
+def test_more_pairs_than_there_are_is_an_error_that_says_how_many(count: int) -> None:
+    with pytest.raises(ManifestError, match="count: must be within 1 and 400"):
+        Manifest.load("arm").pairs(count, seed=0)
+
+
+def test_a_task_without_a_manifest_is_named() -> None:
+    with pytest.raises(ManifestError, match="no manifest for 'walk'"):
+        Manifest.load("walk")
+
+
+def test_a_manifest_of_training_seeds_is_refused() -> None:
+    with pytest.raises(ManifestError, match="seed: must be at least"):
+        Manifest("arm", 5, 0, np.zeros((1, 2)), np.ones((1, 2)))
