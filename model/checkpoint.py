@@ -120,7 +120,8 @@ def _open_folder(folder: Path) -> Checkpoint:
 def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> PublishedModel:
     """The model a checkpoint is: what it says itself, else the published file of its name, else of its shapes.
 
-    `encoder_key` says which of its encoders to look at, where it is not the published model's own choice. Raises `CheckpointError` when it is none of them, naming the first key that does not fit, or when it may be several.
+    `encoder_key` says which of its encoders to look at, where it is not the published model's own choice. Raises
+    `CheckpointError` when it is none of them, naming the first key that does not fit, or when it may be several.
     """
     if checkpoint.described is not None:
         return checkpoint.described

@@ -1,0 +1,1 @@
+"""Tests of the V-JEPA 2 family."""
