@@ -1,0 +1,128 @@
+"""connection.py on an event loop: sends calls over one grpc.aio channel, with deadlines and retries."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any, Awaitable, Callable, TypeVar
+
+import grpc.aio
+
+from presage import methods, requests
+from presage.async_control import AsyncControlLoop
+from presage.connection import read_reply
+from presage.conversation import ControlSettings
+from presage.errors import Cancelled
+from presage.methods import Call
+from presage.retry import Attempts
+from presage.sequences import SequenceCounter
+from presage.transport import Endpoint, Metadata
+from presage.upload import ClipUpload, Progress
+from presage.values import ClipEmbedding
+
+Value = TypeVar("Value")
+
+
+class AsyncConnection:
+    """One server. The channel belongs to the event loop of the first call."""
+
+    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
+        self.endpoint, self.timeout_s = endpoint, timeout_s
+        self._opened: grpc.aio.Channel | None = None
+        self._senders: dict[str, Any] = {}
+        self._loops: weakref.WeakSet[AsyncControlLoop] = weakref.WeakSet()
+        self._closed = False
+
+    async def send(self, call: Call[Value], timeout_s: float | None = None) -> Value:
+        """The reply's value. Raises a PresageError."""
+        channel = self._channel()
+        if call.path not in self._senders:
+            self._senders[call.path] = channel.unary_unary(call.path)
+        sender = self._senders[call.path]
+
+        async def attempt(remaining_s: float, metadata: Metadata) -> bytes:
+            reply: bytes = await sender(call.payload, timeout=remaining_s, metadata=metadata)
+            return reply
+
+        reply = await self._repeat(attempt, call.repeatable, timeout_s, call.request_id)
+        return read_reply(call.read, reply, call.request_id)
+
+    async def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
+        """Sends a clip. Raises a PresageError, or what reading the file or `progress` raised."""
+        sender: Any = self._channel().stream_unary(methods.EMBED_CLIP.path)
+        loop = asyncio.get_event_loop()
+
+        async def attempt(remaining_s: float, metadata: Metadata) -> bytes:
+            call = sender(timeout=remaining_s, metadata=metadata)
+            messages = clip.messages(progress)
+            try:
+                while True:
+                    message = await loop.run_in_executor(None, next, messages, b"")
+                    if not message:
+                        break
+                    await call.write(message)
+                await call.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                pass  # the server has answered before the end: its answer says why
+            except BaseException:
+                call.cancel()
+                raise
+            reply: bytes = await call
+            return reply
+
+        request_id = methods.new_request_id()
+        reply = await self._repeat(attempt, methods.EMBED_CLIP.repeatable, timeout_s, request_id)
+        return read_reply(lambda data: requests.clip_embedding(data, kind), reply, request_id)
+
+    def control(self, settings: ControlSettings, sequences: SequenceCounter) -> AsyncControlLoop:
+        """A control loop that ends with this connection at the latest."""
+        self._check_open()
+        loop = AsyncControlLoop(self.endpoint, settings, sequences)
+        self._loops.add(loop)
+        return loop
+
+    async def close_loops(self, session_id: str | None = None) -> None:
+        """Ends the control loops of one session, or all of them."""
+        for loop in list(self._loops):
+            if session_id in (None, loop.session_id):
+                await loop.close()
+
+    async def close(self) -> None:
+        """Ends every loop and call in progress."""
+        self._closed = True
+        await self.close_loops()
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def _repeat(
+        self,
+        attempt: Callable[[float, Metadata], Awaitable[bytes]],
+        repeatable: bool,
+        timeout_s: float | None,
+        request_id: str,
+    ) -> bytes:
+        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s, repeatable)
+        metadata = self.endpoint.metadata(request_id)
+        while True:
+            self._check_open()
+            try:
+                return await attempt(attempts.remaining_s(), metadata)
+            except grpc.aio.AioRpcError as failed:
+                error = self.endpoint.error(failed, request_id)
+                pause = attempts.pause_s(error)
+                if pause is None:
+                    raise error from failed
+            except asyncio.CancelledError:
+                self._check_open()  # close() ends calls in progress the way a task is cancelled
+                raise
+            await asyncio.sleep(pause)
+
+    def _channel(self) -> grpc.aio.Channel:
+        self._check_open()
+        if self._opened is None:
+            self._opened = self.endpoint.open_async_channel()
+        return self._opened
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("this client is closed", reason="CLOSED")

@@ -1,0 +1,224 @@
+"""The blocking client. Safe to share between threads; every call ends by a deadline.
+
+The asyncio client is async_client.py; what both ask is requests.py.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Sequence
+
+from presage import requests
+from presage.connection import Connection
+from presage.errors import PresageError
+from presage.requests import Seen
+from presage.retry import Readiness
+from presage.session import Session
+from presage.transport import TLS, Endpoint, Path
+from presage.upload import Progress, announce_clip, upload_time_s
+from presage.values import (
+    ClipEmbedding,
+    Embedding,
+    Goal,
+    Health,
+    ImageLike,
+    Model,
+    Plan,
+    PlannerSettings,
+    Rollout,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import ArrayLike
+
+
+class Client:
+    """A Presage server. Nothing is dialled before the first call; a context manager.
+
+    `address` is "host:port". `api_key` is sent with every call and never shown. `tls=TLS()` encrypts. `timeout_s` is
+    the deadline of every call that names none, all its tries included. Images are uint8 arrays [height, width, 3] in
+    RGB, or the bytes of a JPEG, PNG or WebP file. A model name of "" means the server's default model. Every call
+    raises a PresageError.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        api_key: str | None = None,
+        tls: TLS | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._connection = Connection(Endpoint(address, api_key, tls), timeout_s)
+
+    def health(self, *, timeout_s: float | None = None) -> Health:
+        """What the server says of itself. Needs no key."""
+        return self._connection.send(requests.health(), timeout_s)
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Returns once the server serves. Raises Unavailable after `timeout_s`."""
+        readiness = Readiness(self._connection.endpoint.address, timeout_s)
+        while True:
+            answer: Health | PresageError
+            try:
+                answer = self.health(timeout_s=readiness.ask_within_s(self._connection.timeout_s))
+            except PresageError as error:
+                answer = error
+            pause = readiness.pause_s(answer)
+            if pause is None:
+                return
+            time.sleep(pause)
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """Every model the server has loaded, the default first."""
+        return self._connection.send(requests.list_models(), timeout_s)
+
+    def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
+        """What to send a model, what it answers in, how it was made and what it scored."""
+        return self._connection.send(requests.get_model(name), timeout_s)
+
+    def goal(
+        self,
+        image: ImageLike | None = None,
+        *,
+        latent: ArrayLike | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Goal:
+        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
+        return self._connection.send(requests.create_goal(image, latent, model), timeout_s)
+
+    def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
+        """Describes a goal, given as itself or its id. Raises NotFound once the server has dropped it."""
+        return self._connection.send(requests.get_goal(goal), timeout_s)
+
+    def delete_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> None:
+        """Forgets a goal."""
+        self._connection.send(requests.delete_goal(goal), timeout_s)
+
+    def session(
+        self,
+        model: str = "",
+        goal: Goal | str | None = None,
+        ttl_s: float = 0.0,
+        seed: int | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Opens a session. `ttl_s` seconds without a call and the server forgets it (0: the server's default).
+
+        `seed`: where the seeds of plans that name none follow from; None lets the server choose.
+        """
+        status = self._connection.send(requests.create_session(model, goal, ttl_s, seed), timeout_s)
+        return Session(self._connection, status)
+
+    def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> Session:
+        """Takes up a session opened before, for example by a program that has been restarted since."""
+        return Session(self._connection, self._connection.send(requests.get_session(session_id), timeout_s))
+
+    def plan(
+        self,
+        seen: Seen,
+        goal: Goal | str,
+        *,
+        model: str = "",
+        proprioception: Sequence[float] | None = None,
+        budget_ms: float | None = None,
+        seed: int | None = None,
+        settings: PlannerSettings | None = None,
+        timeout_s: float | None = None,
+    ) -> Plan:
+        """Plans once, without history or warm start. Arguments as in `Session.plan`."""
+        call = requests.plan(
+            seen,
+            session_id="",
+            model=model,
+            goal=goal,
+            proprioception=proprioception,
+            budget_ms=budget_ms,
+            executed=0,
+            seed=seed,
+            settings=settings,
+        )
+        return self._connection.send(call, timeout_s)
+
+    def rollout(
+        self,
+        seen: Seen,
+        actions: ArrayLike,
+        *,
+        goal: Goal | str | None = None,
+        model: str = "",
+        proprioception: Sequence[float] | None = None,
+        timeout_s: float | None = None,
+    ) -> Rollout:
+        """Predicts where `actions` [time, action], in robot units, lead. Time is a multiple of the model's block."""
+        call = requests.rollout(seen, actions, session_id="", model=model, goal=goal, proprioception=proprioception)
+        return self._connection.send(call, timeout_s)
+
+    def score(
+        self,
+        seen: Seen,
+        candidates: ArrayLike,
+        goal: Goal | str,
+        *,
+        model: str = "",
+        proprioception: Sequence[float] | None = None,
+        timeout_s: float | None = None,
+    ) -> Score:
+        """Costs `candidates` [candidates, time, action], in robot units, without searching."""
+        call = requests.score(seen, candidates, session_id="", model=model, goal=goal, proprioception=proprioception)
+        return self._connection.send(call, timeout_s)
+
+    def embed_images(
+        self,
+        images: Sequence[ImageLike],
+        kind: str = "per_frame",
+        *,
+        goal: Goal | str | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Embedding:
+        """Embeds images. `kind`: "pooled" (one vector), "per_frame" or "tokens". With a goal, distances to it too."""
+        return self._connection.send(requests.embed_images(images, kind, goal, model), timeout_s)
+
+    def embed_clip(
+        self,
+        path: Path,
+        kind: str = "pooled",
+        *,
+        fps: float | None = None,
+        frames: int | None = None,
+        goal: Goal | str | None = None,
+        model: str = "",
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> ClipEmbedding:
+        """Uploads a video file in chunks and embeds it. `kind`: "pooled" (one vector), "per_frame" or "tokens".
+
+        `fps` or `frames` (evenly spaced) says which frames are used; neither means all. `progress(sent, total)` counts
+        bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
+        second for each MiB. Raises OSError for a file that cannot be read.
+        """
+        clip = announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model)
+        limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
+        return self._connection.upload(clip, kind, progress, limit)
+
+    def close(self) -> None:
+        """Ends every call and control loop, and their threads. Open sessions stay until the server forgets them."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        endpoint, timeout_s = self._connection.endpoint, self._connection.timeout_s
+        return f"Client({endpoint.address!r}, tls={endpoint.tls is not None}, timeout_s={timeout_s:g})"

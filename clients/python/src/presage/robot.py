@@ -1,0 +1,255 @@
+"""Runs a robot from a control loop at a steady rate: one observation and one action each tick.
+
+Not a safety system: what the robot does with an action is the robot's. This code decides which action of which plan is
+next, and takes the hold action where no fresh plan has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Protocol, Sequence
+
+import numpy as np
+
+from presage.errors import invalid
+from presage.requests import Seen
+from presage.values import ControlPlan, FailedObservation, ImageLike
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from presage.values import Floats
+
+
+class Robot(Protocol):
+    """What a robot must be able to do. Neither may wait longer than a tick lasts."""
+
+    def observe(self) -> tuple[ImageLike | Sequence[ImageLike], Sequence[float] | None]:
+        """The newest image, or one per camera; and the proprioception [entries] in robot units, or None."""
+
+    def act(self, action: Floats) -> None:
+        """Starts one action [action], in robot units, and returns."""
+
+
+class Loop(Protocol):
+    """What is needed of a control loop; ControlLoop and AsyncControlLoop both have it."""
+
+    def send(
+        self,
+        seen: Seen,
+        proprioception: Sequence[float] | None = None,
+        executed: int = 0,
+        committed: int = 0,
+        seed: int | None = None,
+        plan: ControlPlan | None = None,
+    ) -> int: ...
+
+    def latest(self) -> ControlPlan | None: ...
+
+    def errors(self) -> tuple[FailedObservation, ...]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ControlTick:
+    """What one tick did. `action` is [action], robot units; `held` says that no fresh plan had one."""
+
+    tick: int
+    sequence: int
+    action: Floats
+    held: bool
+    plan: ControlPlan | None
+
+
+@dataclass(frozen=True)
+class ControlReport:
+    """What a run did. `late`: ticks that began after their time; `failed`: observations that got no plan."""
+
+    ticks: int
+    held: int
+    late: int
+    plans: int
+    failed: int
+
+
+class PlanFollower:
+    """Which action comes next. A plan's first action belongs to the observation it was made from.
+
+    A plan arrives some actions after its observation; it is joined where the robot is by then. The actions in between
+    were announced as committed, so the plan begins with them. Time spent holding moves nothing and counts for nothing.
+    """
+
+    def __init__(self, rate_hz: float, max_open_loop: int | None) -> None:
+        self._rate_hz, self._max_open_loop = rate_hz, max_open_loop
+        self._taken = 0  # actions of plans, of all of them
+        self._taken_at: dict[int, int] = {}  # the same, when an observation was made
+        self.plan: ControlPlan | None = None
+
+    def follow(self, plan: ControlPlan | None) -> None:
+        """Goes over to a newer plan."""
+        if plan is None or plan is self.plan:
+            return
+        self.plan = plan
+        used = plan.plan.observation_sequence
+        self._taken_at = {number: taken for number, taken in self._taken_at.items() if number >= used}
+
+    def seen(self, sequence: int) -> None:
+        """An observation was made here."""
+        self._taken_at[sequence] = self._taken
+
+    @property
+    def executed(self) -> int:
+        """How far into its plan the robot is, in actions."""
+        if self.plan is None:
+            return 0
+        return self._taken - self._taken_at.get(self.plan.plan.observation_sequence, self._taken)
+
+    @property
+    def left(self) -> int:
+        """How many more actions its plan has for it."""
+        if self.plan is None:
+            return 0
+        length = len(self.plan.plan.actions)
+        usable = length if self._max_open_loop is None else min(length, self._max_open_loop)
+        return max(0, usable - self.executed)
+
+    @property
+    def committed(self) -> int:
+        """How many actions will be executed while the next plan is made, going by the last one's round trip."""
+        if self.plan is None:
+            return 0
+        return min(self.left, math.ceil(self.plan.round_trip_s * self._rate_hz))
+
+    def next_action(self) -> Floats | None:
+        """The plan's next action [action], or None if there is none left."""
+        if self.plan is None or not self.left:
+            return None
+        action: Floats = self.plan.plan.actions[self.executed]
+        self._taken += 1
+        return action
+
+
+class Runner:
+    """A run in progress: `tick()`, wait for `pause_s()`, again, and `hold()` at the end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        robot: Robot,
+        rate_hz: float,
+        hold: ArrayLike,
+        max_open_loop: int | None,
+        max_failures: int,
+        clock: Callable[[], float],
+    ) -> None:
+        if not 0 < rate_hz < float("inf"):
+            raise invalid("rate_hz", "must be above 0 and finite", rate_hz)
+        if max_open_loop is not None and max_open_loop < 1:
+            raise invalid("max_open_loop", "must be at least 1", max_open_loop)
+        self._loop, self._robot, self._clock, self._period = loop, robot, clock, 1.0 / rate_hz
+        self._hold = np.asarray(hold, np.float32)
+        if self._hold.ndim != 1 or not np.isfinite(self._hold).all():
+            raise invalid("hold", "must be finite numbers [action]", list(self._hold.shape))
+        self._follower = PlanFollower(rate_hz, max_open_loop)
+        self._max_failures = max_failures
+        self._next_tick = clock()
+        self._in_a_row = 0
+        self._ticks = self._held = self._late = self._plans = self._failed = 0
+
+    def tick(self) -> ControlTick:
+        """Observes, sends, acts. Raises the loop's error once it cannot go on."""
+        images, proprioception = self._robot.observe()
+        self._take_news()
+        follower = self._follower
+        sequence = self._loop.send(
+            images, proprioception, executed=follower.executed, committed=follower.committed, plan=follower.plan
+        )
+        follower.seen(sequence)
+        planned = follower.next_action()
+        action = self._hold if planned is None else planned
+        self._robot.act(action)
+        self._ticks, self._held = self._ticks + 1, self._held + (planned is None)
+        return ControlTick(self._ticks - 1, sequence, action, planned is None, follower.plan)
+
+    def _take_news(self) -> None:
+        newest = self._loop.latest()
+        if newest is not self._follower.plan:
+            self._plans, self._in_a_row = self._plans + 1, 0
+        self._follower.follow(newest)
+        failures = self._loop.errors()
+        self._failed, self._in_a_row = self._failed + len(failures), self._in_a_row + len(failures)
+        if self._in_a_row >= self._max_failures and failures:
+            raise failures[-1].error
+
+    def pause_s(self) -> float:
+        """How long until the next tick. A tick that is late moves all later ones: none are made up for."""
+        now = self._clock()
+        self._next_tick += self._period
+        if self._next_tick < now:
+            self._late, self._next_tick = self._late + 1, now
+        return self._next_tick - now
+
+    def hold(self) -> None:
+        """Leaves the robot at rest."""
+        self._robot.act(self._hold)
+
+    def report(self) -> ControlReport:
+        return ControlReport(self._ticks, self._held, self._late, self._plans, self._failed)
+
+
+def run_control(
+    loop: Loop,
+    robot: Robot,
+    rate_hz: float,
+    hold: ArrayLike,
+    *,
+    until: Callable[[ControlTick], bool] | None = None,
+    ticks: int | None = None,
+    max_open_loop: int | None = None,
+    max_failures: int = 10,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ControlReport:
+    """Runs `robot` at `rate_hz`, the model's action rate, for `ticks`, until `until` says so or the loop fails.
+
+    `hold` [action], in robot units, is what the robot does where no plan has a fresh action: at first, past the end of
+    the newest plan, past `max_open_loop` of its actions, and last of all, whatever ends the run. `max_failures`: so
+    many observations in a row without a plan, and their error is raised.
+    """
+    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, clock)
+    try:
+        while ticks is None or runner.report().ticks < ticks:
+            tick = runner.tick()
+            if until is not None and until(tick):
+                break
+            sleep(runner.pause_s())
+    finally:
+        runner.hold()
+    return runner.report()
+
+
+async def run_control_async(
+    loop: Loop,
+    robot: Robot,
+    rate_hz: float,
+    hold: ArrayLike,
+    *,
+    until: Callable[[ControlTick], bool] | None = None,
+    ticks: int | None = None,
+    max_open_loop: int | None = None,
+    max_failures: int = 10,
+    clock: Callable[[], float] = time.monotonic,
+) -> ControlReport:
+    """`run_control` on an event loop, which the robot's two methods must not hold up."""
+    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, clock)
+    try:
+        while ticks is None or runner.report().ticks < ticks:
+            tick = runner.tick()
+            if until is not None and until(tick):
+                break
+            await asyncio.sleep(runner.pause_s())
+    finally:
+        runner.hold()
+    return runner.report()

@@ -1,0 +1,143 @@
+"""The robot's handle on its session at the server: history, goal and warm start live there.
+
+The asyncio counterpart is async_session.py.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Sequence
+
+from presage import codec, requests
+from presage.connection import Connection
+from presage.control import ControlLoop
+from presage.conversation import ControlSettings
+from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
+from presage.requests import Seen
+from presage.sequences import SequenceCounter
+from presage.values import Goal, Plan, PlannerSettings, Rollout, Score, SessionStatus
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import ArrayLike
+
+
+class Session:
+    """One episode. Made by `Client.session()`; a context manager that closes the session at the server.
+
+    Every call raises a PresageError: NotFound when the session has been forgotten for want of calls.
+    """
+
+    def __init__(self, connection: Connection, status: SessionStatus) -> None:
+        self.session_id, self.model = status.session_id, status.model
+        self._connection = connection
+        self._sequences = SequenceCounter(status.last_sequence)
+
+    def plan(
+        self,
+        seen: Seen,
+        *,
+        goal: Goal | str | None = None,
+        proprioception: Sequence[float] | None = None,
+        budget_ms: float | None = None,
+        executed: int = 0,
+        seed: int | None = None,
+        settings: PlannerSettings | None = None,
+        timeout_s: float | None = None,
+    ) -> Plan:
+        """Plans from what the robot sees now: an image, one image per camera, or an Observation.
+
+        `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
+        is the best found when it ends. `executed`: actions of the last plan taken since; the rest is the warm start.
+        `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
+        """
+        call = requests.plan(
+            seen,
+            session_id=self.session_id,
+            model="",
+            goal=goal,
+            proprioception=proprioception,
+            budget_ms=budget_ms,
+            executed=executed,
+            seed=seed,
+            settings=settings,
+        )
+        plan = self._connection.send(call, timeout_s)
+        self._sequences.saw(plan.observation_sequence)
+        return plan
+
+    def rollout(
+        self,
+        seen: Seen,
+        actions: ArrayLike,
+        *,
+        goal: Goal | str | None = None,
+        proprioception: Sequence[float] | None = None,
+        timeout_s: float | None = None,
+    ) -> Rollout:
+        """Predicts where `actions` [time, action], robot units, lead. Time is a multiple of the model's block."""
+        call = requests.rollout(
+            seen, actions, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
+        )
+        return self._connection.send(call, timeout_s)
+
+    def score(
+        self,
+        seen: Seen,
+        candidates: ArrayLike,
+        *,
+        goal: Goal | str | None = None,
+        proprioception: Sequence[float] | None = None,
+        timeout_s: float | None = None,
+    ) -> Score:
+        """Costs `candidates` [candidates, time, action], robot units. `goal`: None for the session's."""
+        call = requests.score(
+            seen, candidates, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
+        )
+        return self._connection.send(call, timeout_s)
+
+    def control(
+        self,
+        *,
+        goal: Goal | str | None = None,
+        budget_ms: float | None = None,
+        settings: PlannerSettings | None = None,
+        heartbeat_s: float = 1.0,
+        stall_s: float = 3.0,
+    ) -> ControlLoop:
+        """Opens a control loop in the background and returns at once. `goal`: None for the session's.
+
+        `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
+        """
+        control = ControlSettings(self.session_id, codec.goal_id(goal), settings, budget_ms, heartbeat_s, stall_s)
+        return self._connection.control(control, self._sequences)
+
+    def status(self, *, timeout_s: float | None = None) -> SessionStatus:
+        """The session as the server sees it."""
+        return self._connection.send(requests.get_session(self.session_id), timeout_s)
+
+    def reset(self, *, timeout_s: float | None = None) -> SessionStatus:
+        """Starts an episode anew: history and warm start go, model and goal stay."""
+        return self._connection.send(requests.reset_session(self.session_id), timeout_s)
+
+    def close(self) -> None:
+        """Ends its control loops and closes it at the server. One that is gone forgets it by itself: no error."""
+        self._connection.close_loops(self.session_id)
+        with suppress(NotFound, Unavailable, DeadlineExceeded):
+            self._connection.send(requests.delete_session(self.session_id))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except PresageError:
+            if error is None:  # otherwise what went wrong inside is the news
+                raise
+
+    def __repr__(self) -> str:
+        return f"Session({self.session_id!r}, model {self.model!r})"

@@ -1,0 +1,135 @@
+"""Where the server is and how to speak to it: channel options, credentials, metadata, and gRPC's errors as ours.
+
+Everything the blocking and the asyncio client share about gRPC; neither channel is opened here but by `open_channel`
+and `open_async_channel`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Tuple, Union
+
+import grpc
+import grpc.aio
+
+from presage.errors import PresageError, from_status, invalid
+from presage.version import __version__
+
+RECEIVE_BYTES = 256 << 20  # a long clip's token grid; gRPC's own limit of 4 MiB holds three ViT-g tubelets
+Path = Union[str, "os.PathLike[str]"]
+Metadata = Tuple[Tuple[str, str], ...]
+
+_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.primary_user_agent", f"presage-python/{__version__}"),
+    ("grpc.max_receive_message_length", RECEIVE_BYTES),
+    # gRPC waits a second, then up to two minutes, before it dials again: too long for a robot whose server restarts.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # A robot that changes its access point leaves a connection that looks alive. The server accepts a ping every 10 s.
+    ("grpc.keepalive_time_ms", 12_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Channels of one process share connections by default: a fresh channel would be the dead connection again.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True)
+class TLS:
+    """Transport security, in PEM. Without `roots` the system's are trusted; a key and certificate make it mutual.
+
+    `server_name` is checked instead of the address's host where it is set.
+    """
+
+    roots: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+    certificate: bytes | None = None
+    server_name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.key is None) != (self.certificate is None):
+            raise invalid("tls.key", "must be given together with tls.certificate", "one of the two")
+
+    @classmethod
+    def from_files(
+        cls,
+        roots: Path | None = None,
+        key: Path | None = None,
+        certificate: Path | None = None,
+        server_name: str = "",
+    ) -> TLS:
+        """Reads PEM files. Raises OSError for one that cannot be read."""
+        return cls(_read(roots), _read(key), _read(certificate), server_name)
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server and the right to use it. The key is never shown."""
+
+    address: str
+    api_key: str | None = field(default=None, repr=False)
+    tls: TLS | None = None
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise invalid("address", "must be host:port", "nothing")
+        if self.api_key is None:
+            return
+        if not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip() == self.api_key != ""):
+            raise invalid("api_key", "must be printable ASCII without spaces around it", "one that is not (not shown)")
+        if self.tls is None and not self.is_local():
+            warnings.warn(f"the API key travels unencrypted to {self.address}: pass tls=TLS(...)", stacklevel=4)
+
+    def is_local(self) -> bool:
+        """Whether nothing leaves this machine."""
+        host = self.address.rsplit(":", 1)[0].strip("[]")
+        return self.address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
+
+    def metadata(self, request_id: str) -> Metadata:
+        """What goes with a call."""
+        entries = (("x-request-id", request_id),)
+        return entries if self.api_key is None else (*entries, ("authorization", f"Bearer {self.api_key}"))
+
+    def open_channel(self) -> grpc.Channel:
+        """A connection of its own, dialled at the first call."""
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.insecure_channel(self.address, self._options())
+        return grpc.secure_channel(self.address, credentials, self._options())
+
+    def open_async_channel(self) -> grpc.aio.Channel:
+        """The same for the running event loop."""
+        credentials = self._credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.address, self._options())
+        return grpc.aio.secure_channel(self.address, credentials, self._options())
+
+    def error(self, failed: grpc.RpcError, request_id: str) -> PresageError:
+        """Our error for gRPC's."""
+        status: Any = failed  # every RpcError of a call tells these, which its type does not say
+        return from_status(
+            status.code().name,
+            status.details() or "",
+            [(entry[0], entry[1]) for entry in status.trailing_metadata() or ()],
+            request_id=request_id,
+            address=self.address,
+        )
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if self.tls is None:
+            return None
+        return grpc.ssl_channel_credentials(self.tls.roots, self.tls.key, self.tls.certificate)
+
+    def _options(self) -> list[tuple[str, str | int]]:
+        override = self.tls.server_name if self.tls is not None else ""
+        return [*_OPTIONS, *([("grpc.ssl_target_name_override", override)] if override else [])]

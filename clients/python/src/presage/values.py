@@ -1,0 +1,269 @@
+"""What calls take and give back, as frozen values. The meaning of each field is told once, in proto/presage/v1.
+
+Not the wire: codec.py turns these into messages and back. Values that hold arrays compare by identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Sequence, Union
+
+import numpy as np
+
+from presage.errors import PresageError, invalid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # numpy 1.21
+
+    Array = NDArray[np.generic]
+    Floats = NDArray[np.float32]
+
+# uint8 [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file.
+ImageLike = Union["NDArray[np.uint8]", bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What the robot sees and feels at one instant.
+
+    `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
+    uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
+    the server count.
+    """
+
+    images: Sequence[ImageLike]
+    proprioception: Sequence[float] | None = None
+    capture_time_ns: int | None = None
+    sequence: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, (bytes, np.ndarray)):
+            raise invalid(
+                "observation.images", "must be a sequence with one image per camera", type(self.images).__name__
+            )
+        if self.sequence < 0:
+            raise invalid("observation.sequence", "must be at least 0", self.sequence)
+        if self.capture_time_ns is not None and self.capture_time_ns < 0:
+            raise invalid("observation.capture_time_ns", "must be at least 0", self.capture_time_ns)
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """How a plan is searched for. None takes the model's value."""
+
+    samples: int | None = None
+    iterations: int | None = None
+    elites: int | None = None
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "iterations", "elites", "horizon"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 1 << 32:
+                raise invalid(f"settings.{name}", "must be at least 1 and fit in 32 bits", value)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The images a model takes, in pixels. Crop policy "exact" refuses other sizes."""
+
+    height: int
+    width: int
+    crop_policy: str
+    cameras: int
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The actions a model predicts from, in robot units. `block` actions make one step of the model's horizon."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    rate_hz: float
+    block: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server accepts at most."""
+
+    message_bytes: int
+    image_pixels: int
+    clip_bytes: int
+    clip_frames: int
+    sessions: int
+    rollout_steps: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a robot must know before it asks for a plan. `action` is None for a model that only embeds."""
+
+    name: str
+    family: str
+    weights_digest: str
+    image: ImageSpec
+    action: ActionSpec | None
+    latent_shape: tuple[int, ...]
+    proprioception_names: tuple[str, ...]
+    planner: PlannerSettings
+    limits: Limits
+    card: str
+    server_version: str
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal embedded and kept by the server. `cached`: it was there already."""
+
+    goal_id: str
+    model: str
+    cached: bool
+    create_time_ns: int
+
+
+@dataclass(frozen=True)
+class SessionStatus:
+    """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets."""
+
+    session_id: str
+    model: str
+    goal_id: str
+    epoch: int
+    plans: int
+    last_sequence: int
+    ttl_s: float
+    create_time_ns: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Monotonic durations on the server, in milliseconds."""
+
+    queue_ms: float
+    decode_ms: float
+    encode_ms: float
+    plan_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a plan: enough to make it again."""
+
+    model: str
+    weights_digest: str
+    crop_policy: str
+    goal_id: str
+    planner: PlannerSettings
+    device: str
+    dtype: str
+    server_version: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Actions to take, and what is known of them.
+
+    `actions`: float32 [time, action], robot units, read-only. `step_costs` sum to `cost`; `goal_distance` is the
+    observation's own. `iteration_costs` never rise. `elite_spread` is a fraction of the action range.
+    `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: the search was made smaller for want
+    of time. `warnings` name legal but suspicious things about the request.
+    """
+
+    actions: Floats
+    cost: float
+    step_costs: tuple[float, ...]
+    goal_distance: float
+    iteration_costs: tuple[float, ...]
+    elite_spread: tuple[float, ...]
+    iterations_done: int
+    stop_reason: str
+    seed: int
+    degraded: bool
+    warm_started: bool
+    observation_sequence: int
+    capture_time_ns: int | None
+    epoch: int
+    timings: Timings
+    provenance: Provenance
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ControlPlan:
+    """A plan from a control loop.
+
+    `skipped_sequences`: observations passed over for a newer one since the last plan, here or on the server.
+    `round_trip_s`: from the observation's send to the plan's arrival, on this machine's monotonic clock.
+    """
+
+    plan: Plan
+    skipped_sequences: tuple[int, ...]
+    round_trip_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class FailedObservation:
+    """An observation that got no plan, and why. `sequence` is 0 where the fault was not an observation's."""
+
+    sequence: int
+    error: PresageError
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Latents of images, float32: [width], [images, width] or [images, tokens, width] by `kind`.
+
+    `goal_distances`: each image's, empty without a goal.
+    """
+
+    embedding: Floats
+    kind: str
+    model: str
+    goal_distances: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ClipEmbedding:
+    """Latents of a clip, float32: [width], [tubelets, width] or [time, tokens, width] by `kind`.
+
+    `frame_times_s`: when each used frame is shown, seconds from the start. `goal_distances`: each frame's, empty
+    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1].
+    """
+
+    embedding: Floats
+    kind: str
+    model: str
+    frame_times_s: tuple[float, ...] = ()
+    goal_distances: tuple[float, ...] = ()
+    step_distances: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What given actions lead to: latents [steps, ...latent]; `goal_distances` is empty without a goal."""
+
+    latents: Array
+    goal_distances: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What candidates cost: costs float64 [candidates], step_costs float32 [candidates, steps]."""
+
+    costs: Array
+    step_costs: Floats
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the server says of itself: "serving", "not_serving" or "unknown"."""
+
+    status: str
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "serving"
