@@ -5,16 +5,42 @@ It imports no transport and no torch: models live in engine processes.
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+import time
 from dataclasses import dataclass
 
-from server.jobs import Loader
+import numpy as np
+
+from server import checks
+from server.checks import SearchLimits
+from server.clips import Clips, ClipSettings
+from server.errors import Reason, ServiceError, invalid
+from server.goals import Goal, GoalCache, content_id
+from server.jobs import (
+    EmbedClipJob,
+    EmbedDone,
+    EmbedImagesJob,
+    EncodeDone,
+    EncodeJob,
+    EngineSettings,
+    Floats,
+    Loader,
+    RolloutDone,
+    RolloutJob,
+    ServedModel,
+)
+from server.lanes import Lanes
 from server.messages import (
+    Array,
     EmbedClipRequest,
     EmbedImagesRequest,
     EmbedReply,
+    Frame,
     GoalReply,
     GoalRequest,
     ModelReply,
+    Observation,
     PlanReply,
     PlanRequest,
     RolloutReply,
@@ -24,8 +50,11 @@ from server.messages import (
     SessionReply,
     SessionRequest,
 )
+from server.plan_calls import PlanCalls, start_of
+from server.session import Session, SessionTable
 
 MIB = 1024 * 1024
+HOUSEKEEPING_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,7 @@ class AppSettings:
     clip_timeout_s: float = 60.0  # to decode one clip
     clip_workers: int = 2  # clips decoded at once
     reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
+    server_version: str = ""  # named in every plan's provenance
     loader: Loader | None = None  # another way to load a model; None: model.catalog.load
 
 
@@ -60,67 +90,266 @@ class Application:
     came in, `decode_ms` what the door spent on decoding it.
     """
 
+    def __init__(self, settings: AppSettings) -> None:
+        """Use `start`, which also starts the engines."""
+        self._settings = settings
+        self._limits = SearchLimits(settings.max_rollout_steps, settings.max_iteration_steps, settings.max_iterations)
+        engines = [_engine_settings(settings, device) for device in settings.devices]
+        self._lanes = Lanes(engines, settings.queue_limit, settings.reply_margin_s)
+        self._sessions = SessionTable(settings.max_sessions)
+        self._goals = GoalCache(settings.goal_cache_bytes)
+        self._clips = Clips(
+            ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
+        )
+        self._plans = PlanCalls(self._lanes, self._sessions, self._goals, self._limits, settings.server_version)
+        self._housekeeping: asyncio.Task[None] | None = None
+
     @classmethod
     async def start(cls, settings: AppSettings) -> Application:
         """Start the engines and return at once; `ready` follows when every model has warmed up."""
-        raise NotImplementedError
+        application = cls(settings)
+        application._lanes.start()
+        application._housekeeping = asyncio.create_task(application._keep_house())
+        return application
 
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, let what is running end within `drain_s` seconds, and end the engines."""
-        raise NotImplementedError
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._lanes.stop(drain_s)
+        await self._clips.close()
 
     @property
     def ready(self) -> bool:
         """Whether every engine is warm."""
-        raise NotImplementedError
+        return self._lanes.ready
+
+    @property
+    def calls_in_hand(self) -> int:
+        """Calls that engines work on or that wait for one."""
+        return self._lanes.in_hand
+
+    @property
+    def sessions_open(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def engine_pids(self) -> tuple[int, ...]:
+        """Of the engine processes there are."""
+        return self._lanes.pids
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until ready. Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
-        raise NotImplementedError
+        await self._lanes.wait_ready(timeout_s)
+
+    # Models
 
     def models(self) -> tuple[ModelReply, ...]:
         """Every model, the default first. Raises NOT_READY until they are loaded."""
-        raise NotImplementedError
+        return tuple(served.reply for served in self._lanes.models())
 
     def model(self, name: str) -> ModelReply:
         """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
-        raise NotImplementedError
+        return self._lanes.model(name).reply
+
+    # Goals
 
     async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> GoalReply:
-        raise NotImplementedError
+        """Embed a goal, unless the same one is still cached."""
+        model = self.model(request.model)
+        if (request.image is None) == (request.latent is None):
+            given = "neither" if request.image is None else "both"
+            raise invalid("source", "must be exactly one of image and latent", given)
+        content: Array
+        if request.latent is not None:
+            checks.latent(request.latent, model, "latent")
+            content = np.ascontiguousarray(request.latent, np.float32)
+        else:
+            assert request.image is not None
+            checks.frame(request.image, model, "image")
+            content = request.image
+        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
+        goal = self._goals.find(goal_id)
+        if goal is not None:
+            return _describe(goal, cached=True)
+        latent = await self._encode(request.image, model, deadline) if request.image is not None else content
+        goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
+        self._goals.put(goal)
+        return _describe(goal, cached=False)
 
     async def get_goal(self, goal_id: str) -> GoalReply:
-        raise NotImplementedError
+        """Raises UNKNOWN_GOAL."""
+        return _describe(self._goals.get(goal_id), cached=True)
 
     async def delete_goal(self, goal_id: str) -> None:
-        raise NotImplementedError
+        """Raises UNKNOWN_GOAL."""
+        self._goals.delete(goal_id)
+
+    # Sessions
 
     async def create_session(self, request: SessionRequest) -> SessionReply:
-        raise NotImplementedError
+        """Open a session."""
+        served = self._lanes.model(request.model)
+        checks.can_predict(served)
+        checks.seed(request.seed)
+        most = self._settings.max_session_ttl_s
+        if not 0 <= request.ttl_s <= most:
+            raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
+        if request.goal_id:
+            self._goals.toward(request.goal_id, served.reply.name)
+        session = Session(
+            session_id=secrets.token_urlsafe(16),
+            model=served.reply.name,
+            goal_id=request.goal_id,
+            history=served.history,
+            ttl_s=request.ttl_s or self._settings.session_ttl_s,
+            seed=secrets.randbits(53) if request.seed is None else request.seed,
+            wall_ns=time.time_ns(),
+        )
+        self._sessions.add(session, time.monotonic())
+        return session.describe()
 
     async def get_session(self, session_id: str) -> SessionReply:
-        raise NotImplementedError
+        """Raises UNKNOWN_SESSION."""
+        return self._session(session_id).describe()
 
     async def reset_session(self, session_id: str) -> SessionReply:
-        raise NotImplementedError
+        """Forget history and plan, keep model and goal. Raises UNKNOWN_SESSION."""
+        session = self._session(session_id)
+        session.reset()
+        return session.describe()
 
     async def delete_session(self, session_id: str) -> None:
-        raise NotImplementedError
+        """Raises UNKNOWN_SESSION."""
+        self._sessions.delete(session_id, time.monotonic())
+
+    # Planning
 
     async def plan(
         self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float = 0.0
     ) -> PlanReply:
-        """Plan by the deadline. Cancelling the awaiting task frees the engine within one iteration."""
-        raise NotImplementedError
+        """Plan by the deadline. Cancelling the awaiting task frees the engine within one iteration.
 
-    async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> EmbedReply:
-        raise NotImplementedError
-
-    async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
-        raise NotImplementedError
+        The first iteration is done whatever the budget; after it, none begins that would end past the budget. Without
+        time for one by the deadline, the reply is what is left of the session's plan toward this goal, else DEADLINE.
+        """
+        return await self._plans.plan(request, deadline, received, decode_ms)
 
     async def rollout(self, request: RolloutRequest, deadline: float | None = None) -> RolloutReply:
-        raise NotImplementedError
+        """Predict the latents that actions lead to."""
+        session, served = self._asked(request.session_id, request.model)
+        checks.observation(request.observation, served.reply)
+        actions = np.asarray(request.actions, np.float32)
+        checks.candidates(actions[None], served.reply, self._limits, "actions")
+        goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
+        done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
+        assert done.latents is not None
+        distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
+        return RolloutReply(done.latents[0], distances)
 
     async def score(self, request: ScoreRequest, deadline: float | None = None) -> ScoreReply:
-        raise NotImplementedError
+        """Cost given candidates toward a goal."""
+        session, served = self._asked(request.session_id, request.model)
+        checks.observation(request.observation, served.reply)
+        candidates = np.asarray(request.candidates, np.float32)
+        checks.candidates(candidates, served.reply, self._limits, "candidates")
+        goal_id = request.goal_id or (session.goal_id if session is not None else "")
+        goal = self._goals.toward(goal_id, served.reply.name).latent
+        done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
+        assert done.step_costs is not None
+        return ScoreReply(done.step_costs.sum(1), done.step_costs)
+
+    # Embeddings
+
+    async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> EmbedReply:
+        """Embed images one by one."""
+        model = self.model(request.model)
+        checks.image_count(request.images, self._settings.max_images)
+        for index, image in enumerate(request.images):
+            checks.frame(image, model, f"images[{index}]")
+        goal = self._goals.toward(request.goal_id, model.name).latent if request.goal_id else None
+        job = EmbedImagesJob(model.name, request.images, request.kind, goal)
+        done = await self._lanes.run(job, deadline)
+        assert isinstance(done, EmbedDone)
+        return _embedded(done, model.name, ())
+
+    async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
+        """Decode a video file elsewhere and embed it."""
+        model = self.model(request.model)
+        goal = self._goals.toward(request.goal_id, model.name).latent if request.goal_id else None
+        left_s = None if deadline is None else deadline - time.monotonic()
+        clip = await self._clips.decode(request.path, request.sampling, model, left_s)
+        done = await self._lanes.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
+        assert isinstance(done, EmbedDone)
+        return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+
+    # Within
+
+    def _session(self, session_id: str) -> Session:
+        return self._sessions.get(session_id, time.monotonic())
+
+    def _asked(self, session_id: str, model: str) -> tuple[Session | None, ServedModel]:
+        """The session a call names, if any, and the model it is about."""
+        session = self._session(session_id) if session_id else None
+        served = self._lanes.model(model if session is None else session.model)
+        checks.can_predict(served)
+        return session, served
+
+    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
+        done = await self._lanes.run(EncodeJob(model.name, (image,)), deadline)
+        assert isinstance(done, EncodeDone)
+        _require_numbers(done.latents)
+        latent: Floats = done.latents[0]
+        return latent
+
+    async def _predict(
+        self,
+        observation: Observation,
+        session: Session | None,
+        served: ServedModel,
+        candidates: Floats,
+        goal: Floats | None,
+        costs_only: bool,
+        deadline: float | None,
+    ) -> RolloutDone:
+        start = start_of(observation, session, observation.sequence, served.history)
+        job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
+        done = await self._lanes.run(job, deadline)
+        assert isinstance(done, RolloutDone)
+        for values in (done.latents, done.step_costs):
+            if values is not None:
+                _require_numbers(values)
+        return done
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._sessions.expire(time.monotonic())
+
+
+def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
+    return EngineSettings(
+        models=settings.models,
+        device=device,
+        threads=settings.engine_threads,
+        max_batch=settings.max_batch,
+        max_iteration_steps=settings.max_iteration_steps,
+        loader=settings.loader,
+    )
+
+
+def _describe(goal: Goal, cached: bool) -> GoalReply:
+    return GoalReply(goal.goal_id, goal.model, cached, goal.create_time_ns)
+
+
+def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
+    for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
+        _require_numbers(values)
+    return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)
+
+
+def _require_numbers(values: Array) -> None:
+    """Raises PLAN_FAILED for NaN and infinity: neither may leave as a prediction."""
+    if not np.isfinite(values).all():
+        raise ServiceError(Reason.PLAN_FAILED, "the model predicted NaN or infinity")

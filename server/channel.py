@@ -1,7 +1,11 @@
-"""The wire between the front and an engine: whole messages over a local socket pair, both ends ours.
+"""The wire between the front and an engine: values over a local socket pair, both ends ours.
 
 Messages are pickled, which is safe here and only here: the socket has no name, and its other end is a process that this
-one started. Nothing that a client sends is ever unpickled.
+one started. Nothing that a client sends is ever unpickled. Arrays travel beside the pickle, uncopied. Large messages
+travel in parts, between which small ones pass: a clip on its way holds up no plan.
+
+    part     := number, total bytes of its message, bytes of this part (0 takes the message back), bytes
+    message  := count, size of each piece, the pickle, the arrays' bytes
 """
 
 from __future__ import annotations
@@ -11,17 +15,57 @@ import pickle
 import select
 import socket
 import struct
+from collections.abc import Iterator
 
 from server.jobs import FromEngine, ToEngine
 
-_LENGTH = struct.Struct("<Q")
-_READ_AHEAD = 4 * 1024 * 1024  # bytes the front buffers before it makes the engine wait
+_PART = struct.Struct("<IQI")
+_COUNT, _SIZE = struct.Struct("<I"), struct.Struct("<Q")
+_AT_ONCE = 4 * 1024 * 1024  # a message up to this size is one part, handed to the socket in one go: a millisecond
+_PART_BYTES = 512 * 1024
+_NUMBERS = 1 << 32
 
 
-def encode(message: ToEngine | FromEngine) -> bytes:
-    """A message with its length in front."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(body)) + body
+def pack(message: ToEngine | FromEngine) -> list[memoryview]:
+    """A message as pieces of memory, to be sent one after another."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    pieces = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
+    head = _COUNT.pack(len(pieces)) + b"".join(_SIZE.pack(len(piece)) for piece in pieces)
+    return [memoryview(head), *pieces]
+
+
+def unpack(content: bytearray) -> ToEngine | FromEngine:
+    """The message again; its arrays are views of `content`."""
+    view = memoryview(content)
+    (count,) = _COUNT.unpack_from(view)
+    sizes = [_SIZE.unpack_from(view, _COUNT.size + index * _SIZE.size)[0] for index in range(count)]
+    begin, pieces = _COUNT.size + count * _SIZE.size, []
+    for size in sizes:
+        pieces.append(view[begin : begin + size])
+        begin += size
+    message: ToEngine | FromEngine = pickle.loads(pieces[0], buffers=pieces[1:])
+    return message
+
+
+class Assembly:
+    """Messages of which only some parts have arrived."""
+
+    def __init__(self) -> None:
+        self._partial: dict[int, bytearray] = {}
+
+    def add(self, header: bytes, part: bytes) -> ToEngine | FromEngine | None:
+        """Take a part; the message it completes, if it does."""
+        number, total, length = _PART.unpack(header)
+        if length == 0:
+            self._partial.pop(number, None)
+            return None
+        content = self._partial.setdefault(number, bytearray())
+        content += part
+        if len(content) < total:
+            return None
+        del self._partial[number]
+        return unpack(content)
 
 
 class FrontChannel:
@@ -29,27 +73,55 @@ class FrontChannel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self._assembly = Assembly()
+        self._number = 0
+        self._large = asyncio.Lock()  # one large message at a time
 
     @classmethod
     async def open(cls, end: socket.socket) -> FrontChannel:
-        return cls(*await asyncio.open_connection(sock=end, limit=_READ_AHEAD))
+        return cls(*await asyncio.open_connection(sock=end, limit=_AT_ONCE))
 
-    def send(self, message: ToEngine) -> None:
-        """Hand over a message; what the socket does not take now is sent when it can. Lost if the engine is gone."""
-        if not self._writer.is_closing():
-            self._writer.write(encode(message))
+    def send(self, message: ToEngine) -> asyncio.Task[None] | None:
+        """Hand over a message; what the socket does not take now is sent when it can. Lost if the engine is gone.
+
+        A large message is sent by the task returned; cancelling that takes the message back.
+        """
+        if self._writer.is_closing():
+            return None
+        pieces = pack(message)
+        total = sum(len(piece) for piece in pieces)
+        self._number = (self._number + 1) % _NUMBERS
+        if total > _AT_ONCE:
+            return asyncio.create_task(self._send_in_parts(self._number, total, pieces))
+        self._writer.write(b"".join([_PART.pack(self._number, total, total), *pieces]))
+        return None
 
     async def receive(self) -> FromEngine | None:
         """The next message; None once the engine is gone."""
-        try:
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            message: FromEngine = pickle.loads(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, OSError):
-            return None
-        return message
+        while True:
+            try:
+                header = await self._reader.readexactly(_PART.size)
+                part = await self._reader.readexactly(_PART.unpack(header)[2])
+            except (asyncio.IncompleteReadError, OSError):
+                return None
+            message = self._assembly.add(header, part)
+            if message is not None:
+                return message  # type: ignore[return-value]  # an engine sends nothing else
 
     def close(self) -> None:
         self._writer.close()
+
+    async def _send_in_parts(self, number: int, total: int, pieces: list[memoryview]) -> None:
+        async with self._large:
+            try:
+                for part in _parts(pieces):
+                    self._writer.write(_PART.pack(number, total, len(part)) + part)
+                    await self._writer.drain()
+            except asyncio.CancelledError:
+                self._writer.write(_PART.pack(number, total, 0))
+                raise
+            except OSError:  # the engine is gone; whoever waits for its answer is told elsewhere
+                return
 
 
 class EngineChannel:
@@ -58,31 +130,38 @@ class EngineChannel:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         end.setblocking(True)
+        self._assembly = Assembly()
+        self._number = 0
 
     def send(self, message: FromEngine) -> None:
         """Raises OSError once the front is gone."""
-        self._end.sendall(encode(message))
+        pieces = pack(message)
+        total = sum(len(piece) for piece in pieces)
+        self._number = (self._number + 1) % _NUMBERS
+        if total <= _AT_ONCE:
+            self._end.sendall(b"".join([_PART.pack(self._number, total, total), *pieces]))
+            return
+        for part in _parts(pieces):
+            self._end.sendall(_PART.pack(self._number, total, len(part)) + part)
 
     def receive(self, wait_s: float | None) -> list[ToEngine] | None:
-        """Every message that has arrived, waiting up to `wait_s` (None: for ever) for the first; None: the front left."""
+        """The messages here, waiting up to `wait_s` (None: for ever) for something to arrive; None once the front left.
+
+        Reads only so much at once; the rest of a large message is left for the next call.
+        """
         messages: list[ToEngine] = []
-        while self._readable(wait_s if not messages else 0.0):
-            message = self._receive_one()
-            if message is None:
+        read = 0
+        while read < _AT_ONCE and select.select([self._end], [], [], 0.0 if read else wait_s)[0]:
+            header = self._exactly(_PART.size)
+            length = _PART.unpack(header)[2] if header else 0
+            part = self._exactly(length)
+            if not header or len(part) < length:
                 return None
-            messages.append(message)
+            read += len(header) + len(part)
+            message = self._assembly.add(header, part)
+            if message is not None:
+                messages.append(message)  # type: ignore[arg-type]  # the front sends nothing else
         return messages
-
-    def _readable(self, wait_s: float | None) -> bool:
-        return bool(select.select([self._end], [], [], wait_s)[0])
-
-    def _receive_one(self) -> ToEngine | None:
-        header = self._exactly(_LENGTH.size)
-        body = self._exactly(_LENGTH.unpack(header)[0]) if header else b""
-        if not body:
-            return None
-        message: ToEngine = pickle.loads(body)
-        return message
 
     def _exactly(self, count: int) -> bytes:
         """`count` bytes, or none at all where the other end closed."""
@@ -96,3 +175,9 @@ class EngineChannel:
                 return b""
             parts += part
         return bytes(parts)
+
+
+def _parts(pieces: list[memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        for begin in range(0, len(piece), _PART_BYTES):
+            yield piece[begin : begin + _PART_BYTES]

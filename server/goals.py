@@ -1,4 +1,4 @@
-"""Goals by content: the same picture for the same model is embedded once. Pure bookkeeping; encoding is the engine's."""
+"""Goals by content: the same picture for a model is embedded once. Bookkeeping alone; encoding is the engine's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from server.errors import Reason, ServiceError
+from server.errors import Reason, ServiceError, invalid
 from server.jobs import Floats
 from server.messages import Array
 
@@ -58,6 +58,17 @@ class GoalCache:
         goal = self.find(goal_id)
         if goal is None:
             raise _unknown(goal_id)
+        return goal
+
+    def toward(self, goal_id: str, model: str) -> Goal:
+        """The goal a call to this model names. Raises GOAL_REQUIRED, UNKNOWN_GOAL, and INVALID_FIELD for another's."""
+        if not goal_id:
+            raise ServiceError(
+                Reason.GOAL_REQUIRED, "goal_id must name a goal, here or in the session", field="goal_id"
+            )
+        goal = self.get(goal_id)
+        if goal.model != model:
+            raise invalid("goal_id", f"must name a goal of model {model}", f"one of {goal.model}")
         return goal
 
     def put(self, goal: Goal) -> None:

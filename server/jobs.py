@@ -56,6 +56,7 @@ class ServedModel:
     """A model as an engine loaded it."""
 
     reply: ModelReply
+    search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
     device: str
     dtype: str
@@ -115,13 +116,22 @@ class EncodeDone:
 
 
 @dataclass(frozen=True)
-class EmbedJob:
-    """Frames as embeddings: unrelated images, or (`clip`) the frames of one clip."""
+class EmbedImagesJob:
+    """Unrelated images as embeddings."""
+
+    model: str
+    frames: tuple[Frame, ...]
+    kind: EmbeddingKind
+    goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class EmbedClipJob:
+    """The frames of one clip as an embedding."""
 
     model: str
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
-    clip: bool
     goal: Floats | None = None
 
 
@@ -149,7 +159,7 @@ class RolloutDone:
     step_costs: Floats | None  # [candidates, horizon]; None without a goal
 
 
-Job = PlanJob | EncodeJob | EmbedJob | RolloutJob
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob
 Result = PlanDone | EncodeDone | EmbedDone | RolloutDone
 
 

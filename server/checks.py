@@ -1,0 +1,156 @@
+"""What a request must satisfy before an engine is asked. Each refusal names field, rule and value.
+
+What only a transport can get wrong (bytes, encodings) is checked by the doors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.errors import Reason, ServiceError, invalid
+from server.jobs import Floats, SearchSize, ServedModel
+from server.messages import Array, Frame, ModelReply, Observation, PlannerSettings, PlanRequest
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """How large a search may be."""
+
+    rollout_steps: int  # horizon x samples x iterations
+    iteration_steps: int  # horizon x samples
+    iterations: int
+
+
+def frame(image: Frame, model: ModelReply, field: str) -> None:
+    """An RGB frame of the model's size, or of any size where its crop policy makes one of it."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        got = f"{image.dtype} {list(image.shape)}"
+        raise invalid(field, "must be uint8 [height, width, 3]", got, Reason.INVALID_IMAGE)
+    height, width = image.shape[:2]
+    if height == 0 or width == 0:
+        raise invalid(field, "must have at least one pixel", f"{height} x {width}", Reason.INVALID_IMAGE)
+    wanted = (model.image_height, model.image_width)
+    if model.crop_policy == "exact" and (height, width) != wanted:
+        rule = f"must be {wanted[0]} x {wanted[1]} (height x width) for model {model.name}"
+        raise invalid(field, rule, f"{height} x {width}", Reason.IMAGE_SIZE)
+
+
+def observation(seen: Observation, model: ModelReply) -> None:
+    """One frame per camera, and proprioception of the model's width where it uses any."""
+    if len(seen.images) != model.cameras:
+        rule = f"must be one per camera of model {model.name}, {model.cameras}"
+        raise invalid("observation.images", rule, len(seen.images), Reason.INVALID_IMAGE)
+    for index, image in enumerate(seen.images):
+        frame(image, model, f"observation.images[{index}]")
+    if seen.sequence < 0:
+        raise invalid("observation.sequence", "must be >= 0", seen.sequence)
+    given, width = seen.proprioception, len(model.proprioception_names)
+    field = "observation.proprioception"
+    if given is None or given.size == 0:
+        if width:
+            raise invalid(field, f"must have {width} entries for model {model.name}", "none")
+        return
+    if not width:
+        raise invalid(field, f"must be empty: model {model.name} uses none", f"shape {list(given.shape)}")
+    if given.shape != (width,):
+        raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
+    finite(given, field)
+
+
+def finite(values: Array, field: str) -> None:
+    if not np.isfinite(values).all():
+        raise invalid(field, "must be finite", "NaN or infinity", Reason.INVALID_TENSOR)
+
+
+def latent(values: Floats, model: ModelReply, field: str) -> None:
+    if values.shape != model.latent_shape:
+        rule = f"must be {list(model.latent_shape)} for model {model.name}"
+        raise invalid(field, rule, f"shape {list(values.shape)}", Reason.INVALID_TENSOR)
+    finite(values, field)
+
+
+def plan(request: PlanRequest) -> None:
+    """What of a plan request needs no model."""
+    if request.budget_ms is not None and not (math.isfinite(request.budget_ms) and request.budget_ms > 0):
+        raise invalid("budget_ms", "must be finite and > 0", request.budget_ms)
+    for field in ("executed", "committed"):
+        count = getattr(request, field)
+        if count < 0:
+            raise invalid(field, "must be >= 0", count)
+        if count and not request.session_id:
+            raise invalid(field, "must be 0 without a session", count)
+    seed(request.seed)
+    if len(request.request_id) > 128:
+        raise invalid("request_id", "must be at most 128 characters", request.request_id)
+
+
+def seed(value: int | None) -> None:
+    if value is not None and not 0 <= value < 1 << 64:
+        raise invalid("seed", "must be 0 to 2^64 - 1", value)
+
+
+def can_predict(served: ServedModel) -> SearchSize:
+    """The model's own search settings. Raises UNSUPPORTED where it has none."""
+    if served.search is None:
+        raise ServiceError(Reason.UNSUPPORTED, f"model {served.reply.name} only embeds: it predicts from no actions")
+    return served.search
+
+
+def search_size(wanted: PlannerSettings, defaults: SearchSize, limits: SearchLimits) -> SearchSize:
+    """The settings of a search: the request's where it has any, else the model's; all within the limits.
+
+    Where samples are given without elites, the model's share of elites is kept.
+    """
+    samples = defaults.samples if wanted.samples is None else wanted.samples
+    iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
+    horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
+    if samples < 3:
+        raise invalid("planner.samples", "must be >= 3", samples)
+    for name, count in (("iterations", iterations), ("horizon", horizon)):
+        if count < 1:
+            raise invalid(f"planner.{name}", "must be >= 1", count)
+    elites = wanted.elites
+    if elites is None:
+        elites = min(max(2, defaults.elites * samples // defaults.samples), samples - 1)
+    if not 2 <= elites < samples:
+        raise invalid("planner.elites", f"must be at least 2 and below samples ({samples})", elites)
+    if iterations > limits.iterations:
+        raise invalid("planner.iterations", f"must be at most {limits.iterations}", iterations, Reason.TOO_LARGE)
+    if horizon * samples > limits.iteration_steps:
+        rule = f"must keep horizon x samples at most {limits.iteration_steps}"
+        raise invalid("planner", rule, horizon * samples, Reason.TOO_LARGE)
+    if horizon * samples * iterations > limits.rollout_steps:
+        rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
+        raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
+    return SearchSize(samples, iterations, elites, horizon)
+
+
+def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: str) -> None:
+    """Action sequences [candidates, time, action], time in whole model steps."""
+    width, block = len(model.action_names), model.block
+    if actions.ndim != 3 or 0 in actions.shape:
+        raise invalid(field, "must have an action for every time", f"shape {list(actions.shape)}", Reason.ACTION_SHAPE)
+    if actions.shape[2] != width:
+        rule = f"must have {width} entries per action for model {model.name} ({', '.join(model.action_names)})"
+        raise invalid(field, rule, actions.shape[2], Reason.ACTION_SHAPE)
+    if actions.shape[1] % block:
+        rule = f"must have a multiple of {block} actions in time, the block of model {model.name}"
+        raise invalid(field, rule, actions.shape[1], Reason.ACTION_SHAPE)
+    finite(actions, field)
+    steps = actions.shape[1] // block
+    if steps > limits.iteration_steps:
+        raise invalid(field, f"must be at most {limits.iteration_steps} model steps long", steps, Reason.TOO_LARGE)
+    if len(actions) * steps > limits.rollout_steps:
+        rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
+        raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
+
+
+def image_count(images: Sequence[Frame], most: int) -> None:
+    if not images:
+        raise invalid("images", "must hold at least one image", "none")
+    if len(images) > most:
+        raise invalid("images", f"must be at most {most}", len(images), Reason.TOO_LARGE)

@@ -1,0 +1,202 @@
+"""An engine as the front sees it: a process that takes jobs, dies sometimes, and is started again.
+
+Everything here is asyncio; what runs inside the process is `engine_process`, imported there alone (it needs torch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+
+from server.channel import FrontChannel
+from server.errors import Reason, ServiceError
+from server.jobs import (
+    Cancel,
+    Done,
+    EngineSettings,
+    Failed,
+    FromEngine,
+    Job,
+    Loaded,
+    LoadFailed,
+    Pace,
+    Ready,
+    Result,
+    ServedModel,
+    Submit,
+)
+
+log = logging.getLogger("presage.engine")
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
+
+
+class _TimeIsUpError(Exception):
+    """The alarm of a call."""
+
+
+class Engine:
+    """One engine process, restarted when it dies. `learn` is told how fast it is with its models."""
+
+    def __init__(self, settings: EngineSettings, learn: Callable[[dict[str, Pace]], None]) -> None:
+        self._settings, self._learn = settings, learn
+        self._process: SpawnProcess | None = None
+        self._channel: FrontChannel | None = None
+        self._calls: dict[int, tuple[str, asyncio.Future[Result]]] = {}
+        self._numbers = 0
+        self._supervisor: asyncio.Task[None] | None = None
+        self.models: tuple[ServedModel, ...] = ()
+        self.ready = asyncio.Event()
+        self.failure: ServiceError | None = None  # why it will never be ready
+        self._failed = asyncio.Event()
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process, and from now on start it again whenever it dies."""
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def wait_ready(self) -> None:
+        """Wait until warm. Raises NOT_READY where a model cannot be loaded."""
+        ready, failed = asyncio.ensure_future(self.ready.wait()), asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait((ready, failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            failed.cancel()
+        if self.failure is not None:
+            raise self.failure
+
+    async def submit(self, job: Job, until: float | None = None) -> Result:
+        """Have a job done. Cancelling the awaiting task drops the job between two pieces of its work.
+
+        Raises ServiceError: NOT_READY; ENGINE_LOST if the process dies meanwhile; DEADLINE at the instant `until`,
+        whatever the engine is doing; or what went wrong with the job.
+        """
+        if self._channel is None or not self.ready.is_set():
+            raise self.failure or ServiceError(Reason.NOT_READY, "the engine is starting", retry_after_s=1.0)
+        self._numbers += 1
+        number, channel = self._numbers, self._channel
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._calls[number] = (job.model, answer)
+        alarm = None
+        if until is not None:
+            alarm = asyncio.get_running_loop().call_later(until - time.monotonic(), _give_up, answer)
+        sending = channel.send(Submit(number, job))
+        try:
+            return await answer
+        except (asyncio.CancelledError, _TimeIsUpError) as error:
+            if sending is not None and not sending.done():
+                sending.cancel()
+            else:
+                channel.send(Cancel(number))
+            if isinstance(error, _TimeIsUpError):
+                raise ServiceError(Reason.DEADLINE, "the engine was not done by the deadline") from None
+            raise
+        finally:
+            self._calls.pop(number, None)
+            if alarm is not None:
+                alarm.cancel()
+
+    async def stop(self) -> None:
+        """End the process; calls still in it are lost."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._end()
+
+    async def _supervise(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while self.failure is None:
+            try:
+                await self._spawn()
+                while self._channel is not None and (message := await self._channel.receive()) is not None:
+                    self._take(message)
+            except OSError as error:
+                log.error("the engine cannot be started: %s", error)
+            was_ready = self.ready.is_set()
+            await self._end()
+            if self.failure is not None:
+                return
+            self.restarts += 1
+            backoff_s = FIRST_BACKOFF_S if was_ready else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            log.error("the engine died; starting it again in %.1f s", backoff_s)
+            await asyncio.sleep(backoff_s)
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            process = multiprocessing.get_context("spawn").Process(
+                target=_run, args=(theirs, self._settings), name="presage-engine", daemon=True
+            )
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        # The process ignores SIGTERM, with which multiprocessing would wait for it when an interpreter exits.
+        atexit.register(process.kill)
+        self._process = process
+        ours.setblocking(False)
+        self._channel = await FrontChannel.open(ours)
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Loaded(models):
+                self.models = models
+            case LoadFailed(reason):
+                log.error("an engine cannot load its models: %s", reason)
+                self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")
+                self._failed.set()
+            case Ready(paces):
+                self._learn(paces)
+                self.ready.set()
+            case Done(number, result, pace):
+                model, answer = self._calls.get(number, ("", None))
+                if answer is not None and not answer.done():
+                    answer.set_result(result)
+                if pace is not None and model:
+                    self._learn({model: pace})
+            case Failed(number, reason, text, field, rule, value):
+                _, answer = self._calls.get(number, ("", None))
+                if answer is not None and not answer.done():
+                    answer.set_exception(ServiceError(reason, text, field=field, rule=rule, value=value))
+
+    async def _end(self) -> None:
+        """Answer everyone who waits, and let go of the process."""
+        self.ready.clear()
+        for _, answer in self._calls.values():
+            if not answer.done():
+                message = "the engine stopped and is being restarted"
+                answer.set_exception(ServiceError(Reason.ENGINE_LOST, message, retry_after_s=1.0))
+        channel, process = self._channel, self._process
+        self._channel = self._process = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+            await asyncio.to_thread(process.join)
+            atexit.unregister(process.kill)
+            process.close()
+
+
+def _run(end: socket.socket, settings: EngineSettings) -> None:
+    from server.engine_process import run
+
+    run(end, settings)
+
+
+def _give_up(answer: asyncio.Future[Result]) -> None:
+    if not answer.done():
+        answer.set_exception(_TimeIsUpError())

@@ -1,0 +1,182 @@
+"""What runs inside an engine process: load the models, warm them up, then serve jobs until the front leaves.
+
+One thread, one piece of work at a time; messages are read between pieces, so that a cancelled call costs at most one of
+them. The front's side is `engine`.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import socket
+import time
+
+import numpy as np
+import torch
+
+from model.catalog import LoadedModel, load
+from model.package import PackageError
+from server import model_calls
+from server.channel import EngineChannel
+from server.errands import Errands
+from server.failures import failed
+from server.jobs import (
+    Cancel,
+    Done,
+    EngineSettings,
+    Failed,
+    FromEngine,
+    Loaded,
+    LoadFailed,
+    PlanJob,
+    Ready,
+    SearchSize,
+    ServedModel,
+    Start,
+    Submit,
+    ToEngine,
+)
+from server.messages import ModelReply, PlannerSettings
+from server.searches import Searches
+
+WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
+WARM_UP_ITERATIONS = 3
+
+
+def run(end: socket.socket, settings: EngineSettings) -> None:
+    """The process: returns when the front has gone, or when a model cannot be loaded."""
+    # Ctrl-C and a supervisor's SIGTERM reach the whole process group; when an engine ends is the front's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    channel = EngineChannel(end)
+    try:
+        try:
+            models = load_all(settings)
+            channel.send(Loaded(tuple(describe(name, model) for name, model in models.items())))
+            engine = Engine(models, channel, settings)
+            engine.warm_up()
+        except (PackageError, RuntimeError) as error:
+            channel.send(LoadFailed(str(error)))
+            return
+        engine.serve()
+    except OSError:  # the front has gone
+        return
+
+
+def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
+    """The models by their own names, in order. Raises PackageError."""
+    models: dict[str, LoadedModel] = {}
+    for wanted in settings.models:
+        model = (
+            load(wanted, device(settings.device))
+            if settings.loader is None
+            else settings.loader(wanted, settings.device)
+        )
+        name = model.package.config.name
+        if name in models:
+            raise PackageError(f"models must have different names, got {name} twice")
+        models[name] = model
+    return models
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def describe(name: str, model: LoadedModel) -> ServedModel:
+    """What the front must know of a model."""
+    config = model.package.config
+    action, defaults = config.action, config.planner
+    reply = ModelReply(
+        name=name,
+        family=config.family,
+        weights_digest=model.package.weights_digest,
+        image_height=config.image.height,
+        image_width=config.image.width,
+        crop_policy=config.image.crop_policy,
+        cameras=1,
+        latent_shape=config.latent_shape,
+        proprioception_names=config.proprioception_names,
+        action_names=action.names if action is not None else (),
+        action_units=action.units if action is not None else (),
+        action_low=action.low if action is not None else (),
+        action_high=action.high if action is not None else (),
+        rate_hz=action.rate_hz if action is not None else 0.0,
+        block=action.block if action is not None else 0,
+        planner=PlannerSettings(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon),
+        card=model.package.card(),
+    )
+    search = SearchSize(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon)
+    return ServedModel(reply, search if action is not None else None, config.history, str(model.device), "float32")
+
+
+class Engine:
+    """The loop around searches and errands."""
+
+    def __init__(self, models: dict[str, LoadedModel], channel: EngineChannel, settings: EngineSettings) -> None:
+        self._models, self._channel = models, channel
+        steps = settings.max_iteration_steps
+        self._searches = Searches(models, settings.max_batch, steps, self._send, time.monotonic)
+        self._errands = Errands(models, self._searches, steps, self._send, time.monotonic)
+
+    def warm_up(self) -> None:
+        """Use every model as calls will. Raises RuntimeError where one cannot plan from a black image to itself."""
+        self._use_each()  # first runs build caches and kernels
+        self._searches.measure_anew()
+        self._use_each()
+        gc.collect()
+        gc.freeze()  # what lives now lives on: later collections need not look at it
+
+    def serve(self) -> None:
+        """Say that the models are warm, and work until the front leaves."""
+        self._send(Ready({name: self._searches.pace(name) for name in self._models}))
+        while True:
+            idle = not (self._searches.busy or self._errands.busy)
+            messages = self._channel.receive(None if idle else 0.0)
+            if messages is None:
+                return
+            for message in messages:
+                self._take(message)
+            self._searches.step()
+            self._errands.step()
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case Cancel(number):
+                self._searches.cancel(number)
+                self._errands.cancel(number)
+            case Submit(number, PlanJob() as job):
+                self._searches.add(number, job)
+            case Submit(number, job):
+                try:
+                    self._errands.add(number, job)
+                except Exception as error:
+                    self._send(failed(number, error))
+
+    def _send(self, message: FromEngine) -> None:
+        if not (isinstance(message, (Done, Failed)) and message.number == WARM_UP):
+            self._channel.send(message)
+        elif isinstance(message, Failed):
+            raise RuntimeError(f"a model failed while warming up: {message.message}")
+
+    def _use_each(self) -> None:
+        """One encoding and a short plan with every model."""
+        for name, model in self._models.items():
+            config = model.package.config
+            frame = np.zeros((config.image.height, config.image.width, 3), np.uint8)
+            goal = model_calls.to_host(model_calls.encode_frames(model, [frame])[0])
+            if config.action is None:
+                continue
+            defaults = config.planner
+            size = SearchSize(defaults.samples, WARM_UP_ITERATIONS, defaults.elites, defaults.horizon)
+            proprioception = None
+            if config.proprioception_names:
+                proprioception = np.zeros((1, len(config.proprioception_names)), np.float32)
+            self._searches.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
+            while self._searches.busy:
+                self._searches.step()

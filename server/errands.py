@@ -1,0 +1,201 @@
+"""What an engine does beside planning: encoding goals, embedding, rolling out, scoring. Runs in the engine process.
+
+An errand is a generator. Before each piece of work it yields what it is about to do, so that plans in progress can be
+answered first and calls can be cancelled between pieces.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.catalog import LoadedModel
+from planner.cost import GoalDistance
+from server import model_calls
+from server.failures import failed
+from server.jobs import (
+    Done,
+    EmbedClipJob,
+    EmbedDone,
+    EmbedImagesJob,
+    EncodeDone,
+    EncodeJob,
+    Floats,
+    FromEngine,
+    Job,
+    Result,
+    RolloutDone,
+    RolloutJob,
+)
+from server.searches import Searches
+
+FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work to come: what kind, and how much of it."""
+
+    kind: Hashable
+    count: int
+
+
+Errand = Generator[Piece, None, Result]
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An errand between two pieces of work."""
+
+    number: int
+    errand: Errand
+    piece: Piece
+
+
+class Errands:
+    """Every errand of one engine, one piece of work each in turn."""
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        searches: Searches,
+        max_iteration_steps: int,
+        send: Callable[[FromEngine], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._models, self._searches, self._send, self._clock = models, searches, send, clock
+        self._max_steps = max_iteration_steps
+        self._queue: deque[Waiting] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, number: int, job: Job) -> None:
+        model = self._models[job.model]
+        match job:
+            case EncodeJob():
+                errand = encode(model, job)
+            case EmbedImagesJob():
+                errand = embed_images(model, job)
+            case EmbedClipJob():
+                errand = embed_clip(model, job)
+            case RolloutJob():
+                errand = rollout(model, job, self._max_steps)
+            case _:
+                raise TypeError(f"{type(job).__name__} is no errand")
+        self._advance(Waiting(number, errand, Piece("nothing", 0)))
+
+    def cancel(self, number: int) -> None:
+        """Drop an errand, if it is here."""
+        self._queue = deque(waiting for waiting in self._queue if waiting.number != number)
+
+    def step(self) -> None:
+        """One piece of work, if there is any."""
+        if not self._queue:
+            return
+        waiting = self._queue.popleft()
+        piece = waiting.piece
+        self._searches.protect(self._searches.durations.predict(piece.kind, piece.count) or 0.0)
+        began = self._clock()
+        self._advance(waiting)
+        self._searches.durations.observe(piece.kind, piece.count, self._clock() - began)
+
+    def _advance(self, waiting: Waiting) -> None:
+        """Run an errand up to its next piece of work, or to its end."""
+        try:
+            waiting.piece = next(waiting.errand)
+        except StopIteration as end:
+            self._send(Done(waiting.number, end.value))
+        except Exception as error:
+            self._send(failed(waiting.number, error))
+        else:
+            self._queue.append(waiting)
+
+
+def encode(model: LoadedModel, job: EncodeJob) -> Errand:
+    """Latents of goals."""
+    parts = []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield Piece(("encode", job.model), part.stop - part.start)
+        parts.append(model_calls.encode_frames(model, job.frames[part]))
+    return EncodeDone(model_calls.to_host(torch.cat(parts)))
+
+
+def embed_images(model: LoadedModel, job: EmbedImagesJob) -> Errand:
+    """Unrelated images: each one's latent; a latent of several tokens is averaged unless the tokens are asked for."""
+    latents, tokens = [], []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield Piece(("encode", job.model), part.stop - part.start)
+        latents.append(model_calls.encode_frames(model, job.frames[part]))
+    if job.kind == "tokens" and latents[0].ndim == 2:
+        for frame in job.frames:
+            yield Piece(("clip", job.model), 1)
+            tokens.append(model.embed_clip(torch.tensor(frame)[None]).tokens)
+    together = torch.cat(latents)
+    per_frame = together if together.ndim == 2 else together.flatten(1, -2).mean(1)
+    match job.kind:
+        case "tokens":
+            embedding = torch.cat(tokens) if tokens else together.flatten(1, -2)
+        case "per_frame":
+            embedding = per_frame
+        case "pooled":
+            embedding = per_frame.mean(0)
+    return EmbedDone(model_calls.to_host(embedding), _to_goal(model, together, job.goal), ())
+
+
+def embed_clip(model: LoadedModel, job: EmbedClipJob) -> Errand:
+    """The frames of one clip, encoded as a clip; distances are between its frames' latents as observations."""
+    frames = torch.from_numpy(job.frames)
+    yield Piece(("clip", job.model), len(frames))
+    embedded = model.embed_clip(frames)
+    latents: Tensor = embedded.per_frame
+    if tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
+        parts = []  # per tubelet, or of another width: not what the planner compares
+        for part in _parts(len(frames), FRAMES_AT_ONCE):
+            yield Piece(("encode", job.model), part.stop - part.start)
+            parts.append(model.encode(frames[part]))
+        latents = torch.cat(parts)
+    steps = model_calls.distances(latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
+    return EmbedDone(model_calls.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
+
+
+def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
+    """Where candidates lead, and what that costs: a number of them at a time."""
+    yield Piece(("encode", job.model), 1)
+    latent = model_calls.encode_frames(model, job.start.frames[:1])[0]
+    context = model_calls.context_of(model, job.start, latent)
+    goal = None if job.goal is None else model_calls.to_device(model, job.goal)[None]
+    candidates = torch.from_numpy(job.candidates)
+    horizon = candidates.shape[1] // model.block
+    latents, costs = [], []
+    for part in _parts(len(candidates), max(1, min(512, max_steps // horizon))):
+        yield Piece(("rollout", job.model, horizon), part.stop - part.start)
+        actions = candidates[part].to(model.device)[None]
+        with torch.no_grad():
+            predicted = model.rollout(context, actions)
+            if goal is not None:
+                costs.append(model_calls.to_host(GoalDistance()(predicted, goal, actions)[0]))
+            if not job.costs_only:
+                latents.append(model_calls.to_host(predicted[0]))
+    return RolloutDone(_joined(latents), _joined(costs))
+
+
+def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[float, ...]:
+    if goal is None:
+        return ()
+    return tuple(model_calls.distances(latents, model_calls.to_device(model, goal)[None]).tolist())
+
+
+def _parts(count: int, at_once: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + at_once, count)) for begin in range(0, count, at_once))
+
+
+def _joined(parts: list[Floats]) -> Floats | None:
+    return np.concatenate(parts) if parts else None

@@ -1,0 +1,135 @@
+"""The engines of a service, each with the admission in front of it: who gets a call, and by when it must answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from server.engine import Engine
+from server.errors import Reason, ServiceError, invalid
+from server.jobs import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
+from server.scheduler import Admission, ReplyMargin
+
+
+@dataclass(eq=False)
+class Lane:
+    """An engine and what it has in hand."""
+
+    engine: Engine
+    admission: Admission
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What an engine found, and the search it was given: smaller than asked for where `degraded`."""
+
+    done: PlanDone
+    size: SearchSize
+    degraded: bool
+
+
+class Lanes:
+    """Every engine has every model; a call goes to the one that has least in hand."""
+
+    def __init__(self, engines: Sequence[EngineSettings], queue_limit: int, reply_margin_s: float) -> None:
+        admissions = [Admission(queue_limit) for _ in engines]
+        self._lanes = tuple(
+            Lane(Engine(settings, admission.learn), admission)
+            for settings, admission in zip(engines, admissions, strict=True)
+        )
+        self._margin = ReplyMargin(reply_margin_s)
+        self._closed = False
+
+    def start(self) -> None:
+        for lane in self._lanes:
+            lane.engine.start()
+
+    async def stop(self, drain_s: float) -> None:
+        """Refuse what is new, let what is in hand end within `drain_s` seconds, and end the engines."""
+        self._closed = True
+        until = time.monotonic() + drain_s
+        while self.in_hand and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*(lane.engine.stop() for lane in self._lanes))
+
+    @property
+    def ready(self) -> bool:
+        """Whether every engine is warm."""
+        return not self._closed and all(lane.engine.ready.is_set() for lane in self._lanes)
+
+    @property
+    def in_hand(self) -> int:
+        """Calls that engines work on or that wait for one."""
+        return sum(lane.admission.in_hand for lane in self._lanes)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the engine processes there are."""
+        return tuple(lane.engine.pid for lane in self._lanes if lane.engine.pid is not None)
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
+        try:
+            await asyncio.wait_for(asyncio.gather(*(lane.engine.wait_ready() for lane in self._lanes)), timeout_s)
+        except asyncio.TimeoutError:
+            raise ServiceError(Reason.NOT_READY, f"the models were not ready within {timeout_s:g} s") from None
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """The models, the default first; known for good once one engine has loaded them. Raises NOT_READY."""
+        for lane in self._lanes:
+            if lane.engine.models:
+                return lane.engine.models
+        failures = [lane.engine.failure for lane in self._lanes if lane.engine.failure is not None]
+        raise failures[0] if failures else _not_ready()
+
+    def model(self, name: str) -> ServedModel:
+        """One model; an empty name means the default. Raises UNKNOWN_MODEL and NOT_READY."""
+        models = self.models()
+        for served in models:
+            if name in ("", served.reply.name):
+                return served
+        known = ", ".join(served.reply.name for served in models)
+        raise invalid("model", f"must be one of {known}", name, Reason.UNKNOWN_MODEL)
+
+    async def run(self, job: Job, deadline: float | None) -> Result:
+        """Have a job done that is no plan."""
+        lane = self._shortest()
+        ticket = lane.admission.admit(time.monotonic(), deadline)
+        try:
+            return await lane.engine.submit(job, deadline)
+        finally:
+            lane.admission.give_back(ticket)
+
+    async def plan(self, job: PlanJob, deadline: float | None) -> Planned:
+        """Have a plan searched for, to be back a little before the deadline.
+
+        Raises OVERLOADED, DEADLINE, ENGINE_LOST, and what the engine says of the job.
+        """
+        lane, began = self._shortest(), time.monotonic()
+        leaves = None if deadline is None else deadline - self._margin.seconds
+        until = None if deadline is None else deadline - self._margin.seconds / 2
+        ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
+        try:
+            done = await lane.engine.submit(replace(job, size=ticket.size, deadline=leaves), until)
+        finally:
+            lane.admission.give_back(ticket)
+        assert isinstance(done, PlanDone)
+        now = time.monotonic()
+        lane.admission.learn_duration(now - began)
+        self._margin.observe(now - done.ended)
+        return Planned(done, ticket.size, ticket.degraded)
+
+    def _shortest(self) -> Lane:
+        if self._closed:
+            raise _not_ready("the service is shutting down")
+        ready = [lane for lane in self._lanes if lane.engine.ready.is_set()]
+        if not ready:
+            failures = [lane.engine.failure for lane in self._lanes if lane.engine.failure is not None]
+            raise failures[0] if failures else _not_ready()
+        return min(ready, key=lambda lane: (lane.admission.pass_s, lane.admission.in_hand))
+
+
+def _not_ready(why: str = "the models are still loading") -> ServiceError:
+    return ServiceError(Reason.NOT_READY, why, retry_after_s=1.0)

@@ -1,0 +1,62 @@
+"""An engine's questions to a loaded model: numpy from the front in, tensors on the model's device out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.catalog import LoadedModel
+from planner.cost import GoalDistance
+from planner.types import ActionSpace
+from server.jobs import Floats, Start
+from server.messages import Frame
+
+_DISTANCE = GoalDistance()
+
+
+def action_space(model: LoadedModel) -> ActionSpace | None:
+    """What a plan with this model must keep to; None where the model only embeds."""
+    spec = model.package.config.action
+    if spec is None:
+        return None
+    return ActionSpace(names=spec.names, units=spec.units, low=spec.low, high=spec.high, rate_hz=spec.rate_hz)
+
+
+def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
+    """One latent per frame, [frames, *latent]; frames of one size are encoded together."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, frame in enumerate(frames):
+        by_size.setdefault(frame.shape, []).append(index)
+    if len(by_size) == 1:
+        return model.encode(torch.from_numpy(np.stack(frames)))
+    latents: list[Tensor] = [torch.empty(0)] * len(frames)
+    for indices in by_size.values():
+        same_size = torch.from_numpy(np.stack([frames[index] for index in indices]))
+        for index, latent in zip(indices, model.encode(same_size), strict=True):
+            latents[index] = latent
+    return torch.stack(latents)
+
+
+def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
+    """Where a rollout starts: the earlier latents, and the one of what is seen now."""
+    earlier = [to_device(model, past) for past in start.history]
+    proprioception = None if start.proprioception is None else to_device(model, start.proprioception)
+    return model.context([*earlier, latent], proprioception)
+
+
+def distances(latents: Tensor, goals: Tensor) -> Tensor:
+    """The planner's cost, for one step, of each latent [count, *latent] toward its goal [count or 1, *latent]."""
+    nothing = latents.new_zeros(1)
+    return _DISTANCE(latents[:, None, None], goals.expand_as(latents), nothing)[:, 0, 0]
+
+
+def to_device(model: LoadedModel, values: Floats) -> Tensor:
+    return torch.tensor(values, device=model.device)
+
+
+def to_host(values: Tensor) -> Floats:
+    array: Floats = values.detach().float().cpu().numpy()
+    return array

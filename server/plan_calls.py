@@ -1,0 +1,156 @@
+"""Plan calls from request to reply: checked, put in their session's turn, searched for, remembered.
+
+What a plan is, the engines know; when one can be had, the lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+import numpy as np
+
+from server import checks
+from server.checks import SearchLimits
+from server.errors import Reason, ServiceError, invalid
+from server.goals import GoalCache
+from server.jobs import Floats, PlanJob, ServedModel, Start
+from server.lanes import Lanes
+from server.messages import Observation, PlanReply, PlanRequest
+from server.planning import Asked, found, left_over
+from server.scheduler import too_late
+from server.session import Continuation, CurrentPlan, Seen, Session, SessionTable, Turn
+
+
+class PlanCalls:
+    """Answers plan requests, each at most once."""
+
+    def __init__(
+        self, lanes: Lanes, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, server_version: str
+    ) -> None:
+        self._lanes, self._sessions, self._goals = lanes, sessions, goals
+        self._limits, self._version = limits, server_version
+        self._answering: dict[tuple[str, str], asyncio.Event] = {}  # by session and request id
+
+    async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> PlanReply:
+        """See `Application.plan`."""
+        checks.plan(request)
+        if not request.session_id:
+            return await self._plan(request, None, deadline, received, decode_ms)
+        session = self._sessions.get(request.session_id, received)
+        if not request.request_id:
+            return await self._plan(request, session, deadline, received, decode_ms)
+        call = (request.session_id, request.request_id)
+        while (answering := self._answering.get(call)) is not None:  # the first of these calls is still at it
+            left_s = None if deadline is None else deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(answering.wait(), left_s)
+            except asyncio.TimeoutError:
+                raise too_late("the call that this one repeats is still in progress") from None
+        answered = session.reply(request.request_id)
+        if answered is not None:
+            return answered
+        over = self._answering[call] = asyncio.Event()
+        try:
+            reply = await self._plan(request, session, deadline, received, decode_ms)
+            session.keep_reply(request.request_id, reply)
+        finally:
+            del self._answering[call]
+            over.set()
+        return reply
+
+    async def _plan(
+        self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
+    ) -> PlanReply:
+        served = self._lanes.model(session.model if session is not None else request.model)
+        size = checks.search_size(request.planner, checks.can_predict(served), self._limits)
+        checks.observation(request.observation, served.reply)
+        goal = self._goals.toward(request.goal_id or (session.goal_id if session else ""), served.reply.name)
+        follows = Continuation()
+        if session is not None:
+            follows = session.continuation(request.executed, request.committed, goal.goal_id)
+        if request.committed > size.horizon * served.reply.block:
+            rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
+            raise invalid("committed", rule, request.committed)
+        turn = session.begin(request.observation.sequence) if session is not None else None
+        sequence = request.observation.sequence if turn is None else turn.sequence
+        seed = _seed(request, session, sequence)
+        job = PlanJob(
+            model=served.reply.name,
+            start=start_of(request.observation, session, sequence, served.history),
+            goal=goal.latent,
+            size=size,
+            seed=seed,
+            warm_start=follows.warm_start,
+            previous_action=follows.previous_action,
+            committed=follows.committed,
+            budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
+        )
+        asked = Asked(
+            observation=request.observation,
+            sequence=sequence,
+            epoch=0 if turn is None else turn.epoch,
+            seed=seed,
+            goal_id=goal.goal_id,
+            received=received,
+            decode_ms=decode_ms,
+            warnings=follows.warnings,
+        )
+        if session is None or turn is None:
+            return (await self._search(job, asked, served, deadline))[0]
+        try:
+            try:
+                reply, latent = await self._search(job, asked, served, deadline)
+            except ServiceError as error:
+                rest = session.rest(request.executed, goal.goal_id)
+                now = time.monotonic()
+                if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
+                    raise
+                reply, latent = left_over(asked, rest, size, served, self._version, now), None
+        except BaseException:
+            session.give_back(turn)
+            raise
+        self._remember(session, turn, request, reply, latent, served)
+        return reply
+
+    async def _search(
+        self, job: PlanJob, asked: Asked, served: ServedModel, deadline: float | None
+    ) -> tuple[PlanReply, Floats]:
+        planned = await self._lanes.plan(job, deadline)
+        reply = found(asked, planned.done, planned.size, planned.degraded, served, self._version, time.monotonic())
+        return reply, planned.done.latent
+
+    def _remember(
+        self,
+        session: Session,
+        turn: Turn,
+        request: PlanRequest,
+        reply: PlanReply,
+        latent: Floats | None,
+        served: ServedModel,
+    ) -> None:
+        plan = CurrentPlan(
+            reply.actions, reply.step_costs, served.reply.block, reply.provenance.goal_id, reply.goal_distance
+        )
+        proprioception = request.observation.proprioception if served.reply.proprioception_names else None
+        seen = None if latent is None else Seen(turn.sequence, latent, proprioception)
+        session.commit(turn, plan, seen, request.executed)
+        self._sessions.touch(session, time.monotonic())
+
+
+def start_of(seen: Observation, session: Session | None, sequence: int, history: int) -> Start:
+    """Where predictions start: what is seen, and what the session saw before it, as far as the model looks back."""
+    earlier = session.earlier(sequence)[-(history - 1) :] if session is not None and history > 1 else ()
+    proprioception = None
+    if seen.proprioception is not None and seen.proprioception.size:
+        felt = [past.proprioception for past in earlier if past.proprioception is not None]
+        proprioception = np.stack([*felt, seen.proprioception]).astype(np.float32)
+    return Start(seen.images, tuple(past.latent for past in earlier), proprioception)
+
+
+def _seed(request: PlanRequest, session: Session | None, sequence: int) -> int:
+    """The request's, else the session's for this observation, else any."""
+    if request.seed is not None:
+        return request.seed
+    return secrets.randbits(53) if session is None else session.seed_for(sequence)
