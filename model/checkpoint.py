@@ -135,20 +135,25 @@ def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> Publishe
     named = [model for model in PUBLISHED if model.file == checkpoint.path.name]
     if named:
         return named[0]
-    misfits = {
-        model.name: _misfit(checkpoint, replace(model, encoder_key=encoder_key or model.encoder_key))
-        for model in PUBLISHED
-    }
-    fitting = [model for model in PUBLISHED if misfits[model.name] is None]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    section = encoder_key or checkpoint.encoder_keys[0]
+    stem = checkpoint.sections.get(section, {}).get("patch_embed.proj.weight")
+    width = stem.spec.shape[0] if stem is not None else None
+    alike = [replace(model, encoder_key=encoder_key or model.encoder_key) for model in PUBLISHED]
+    alike = [model for model in alike if model.encoder.width == width]
+    if not alike:
+        widths = ", ".join(str(each) for each in sorted({model.encoder.width for model in PUBLISHED}))
+        raise CheckpointError(
+            f"{checkpoint.path}: fits no published model: {section} key patch_embed.proj.weight must have "
+            f"{widths} channels, got {width}"
+        )
+    misfits = [_misfit(checkpoint, model) for model in alike]
+    fitting = [model for model, misfit in zip(alike, misfits, strict=True) if misfit is None]
+    if len(fitting) > 1:
         names = ", ".join(model.name for model in fitting)
         raise CheckpointError(f"{checkpoint.path}: may be any of {names}; say which")
-    nearest = max(PUBLISHED, key=lambda model: _shared(checkpoint, model))
-    raise CheckpointError(
-        f"{checkpoint.path}: fits no published model; nearest {nearest.name}: {misfits[nearest.name]}"
-    )
+    if not fitting:
+        raise CheckpointError(f"{checkpoint.path}: fits no published model; not {alike[0].name}: {misfits[0]}")
+    return fitting[0]
 
 
 def import_checkpoint(
@@ -267,14 +272,6 @@ def _misfit(checkpoint: Checkpoint, model: PublishedModel) -> str | None:
         if misfit := first_misfit(network, held):
             return f"{section}: {misfit}"
     return None
-
-
-def _shared(checkpoint: Checkpoint, model: PublishedModel) -> int:
-    """Tensors of a checkpoint's encoder that have the model's name and shape."""
-    held = checkpoint.sections[checkpoint.encoder_keys[0]]
-    with torch.device("meta"):
-        expected = Encoder(model.encoder).state_dict()
-    return sum(1 for name, tensor in expected.items() if name in held and held[name].spec.shape == tensor.shape)
 
 
 def _replace_text(path: Path, text: str) -> None:
