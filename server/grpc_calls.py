@@ -1,0 +1,161 @@
+"""The one interceptor of the gRPC door: what every call goes through, whichever service it belongs to.
+
+Parses requests itself, so that bytes that are not protobuf are refused by name. What a call does lives in grpc_service.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from server import door as doors
+from server.door import Call, Door
+from server.errors import Reason, ServiceError, invalid
+from server.rendering import to_status
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+PUBLIC_SERVICES = frozenset({"grpc.health.v1.Health"})
+"""Served to everyone, ready or not. Every other service asks for a key."""
+
+INFRASTRUCTURE = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"})
+"""Asks for a key, but not for readiness."""
+
+REQUEST_ID = "x-request-id"
+
+
+@dataclass(frozen=True)
+class DoorInterceptor(grpc.aio.ServerInterceptor):
+    """Request id, keys, readiness, limits, metrics and errors of every call."""
+
+    door: Door
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        details = handler_call_details
+        service, _, method = details.method.lstrip("/").partition("/")
+        headers = {name: value for name, value in details.invocation_metadata if isinstance(value, str)}
+        call = Call(doors.request_id(headers.get(REQUEST_ID)), f"{service.rpartition('.')[2]}.{method}")
+        handler = await continuation(details)
+        if service in PUBLIC_SERVICES and handler is not None:
+            return handler
+        try:
+            self.door.keys.check(headers.get)
+        except ServiceError as error:
+            return _refusing(self.door, call if handler is not None else Call(call.request_id, "unknown"), error)
+        if handler is None:
+            unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
+            return _refusing(self.door, Call(call.request_id, "unknown"), unknown)
+        if service in INFRASTRUCTURE:
+            return handler
+        return _served(self.door, call, handler)
+
+
+def deadline(context: Context) -> float | None:
+    """The call's deadline as an instant of time.monotonic(), if it has one."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def request_id_of(context: Context) -> str:
+    """The id of a call that came through the interceptor."""
+    return str(dict(context.trailing_metadata())[REQUEST_ID])
+
+
+def _served(door: Door, call: Call, handler: Handler) -> Handler:
+    """`handler` with everything around it; requests reach it parsed."""
+    parse = _parser(handler)
+    behaviour: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
+
+    async def one(request: bytes, context: Context) -> Any:
+        try:
+            with doors.watched(door, "grpc", call, is_public=False):
+                _prepare(door, call, context)
+                _check_size(door, request)
+                return await behaviour(parse(request), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
+        try:
+            with doors.watched(door, "grpc", call, is_public=False):
+                _prepare(door, call, context)
+                return await behaviour(_parsed(requests, parse), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    async def conversed(requests: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            with doors.watched(door, "grpc", call, is_public=False):
+                _prepare(door, call, context)
+                await behaviour(_parsed(requests, parse), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(conversed, None, handler.response_serializer)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(collected, None, handler.response_serializer)
+    assert not handler.response_streaming, "no service of ours answers one request with a stream"
+    return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
+
+
+def _refusing(door: Door, call: Call, error: ServiceError) -> Handler:
+    """Answers any call with `error`, without reading its request."""
+
+    async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            with doors.watched(door, "grpc", call, is_public=False):
+                raise error
+        except ServiceError as told:
+            await _abort(told, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(refuse, None, None)
+
+
+def _prepare(door: Door, call: Call, context: Context) -> None:
+    context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+    call.deadline = deadline(context)
+    door.lifecycle.check()
+
+
+def _check_size(door: Door, request: bytes) -> None:
+    """Refuse by name what is little over the limit; the transport itself refuses more than twice as much."""
+    limit = door.limits.message_bytes
+    if len(request) > limit:
+        raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
+
+
+def _parser(handler: Handler) -> Callable[[bytes], Any]:
+    deserialize = handler.request_deserializer
+    assert deserialize is not None, "generated handlers have a deserializer"
+
+    def parse(request: bytes) -> Any:
+        try:
+            return deserialize(request)
+        except DecodeError:
+            shown = f"{len(request)} bytes that are not"
+            raise invalid("message", "must be protobuf of this call's request", shown, Reason.INVALID_REQUEST) from None
+
+    return parse
+
+
+async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield parse(request)
+
+
+async def _abort(error: ServiceError, call: Call, context: Context) -> NoReturn:
+    status = rpc_status.to_status(to_status(error, call.request_id))
+    trailing = (*status.trailing_metadata, (REQUEST_ID, call.request_id))
+    await context.abort(status.code, status.details, trailing)
+    raise AssertionError("abort raises")
