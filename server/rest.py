@@ -1,0 +1,269 @@
+"""The REST door: each route of /v1 translated to the application and back. What routes share is in rest_calls."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+
+from server import images, messages, rest_replies, rest_schemas
+from server.door import Door
+from server.errors import Reason, ServiceError, invalid
+from server.rest_calls import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
+from server.rest_document import document
+from server.rest_replies import TensorStyle
+from server.uploads import receive_form
+
+
+def create_app(door: Door) -> FastAPI:
+    """The ASGI application, with every failure rendered as problem details."""
+    app = FastAPI(
+        title="Presage",
+        version=door.server_version,
+        description="A video world-model service for robot planning.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.door = door
+    app.include_router(_probes)
+    app.include_router(_routes)
+    app.add_middleware(DoorMiddleware, door=door)
+    render_framework_errors(app)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _door(request: Request) -> Door:
+    door: Door = request.app.state.door
+    return door
+
+
+def _deadline(
+    request: Request,
+    x_timeout_ms: Annotated[
+        float | None,
+        Header(gt=0, le=86_400_000, allow_inf_nan=False, description="Hard deadline, in milliseconds from receipt"),
+    ] = None,
+) -> float | None:
+    """An instant of time.monotonic()."""
+    return None if x_timeout_ms is None else call_of(request).received + x_timeout_ms / 1e3
+
+
+TheDoor = Annotated[Door, Depends(_door)]
+Deadline = Annotated[float | None, Depends(_deadline)]
+Tensors = Annotated[TensorStyle, Query(description="How tensors in the answer are written")]
+
+_probes = APIRouter()
+_routes = APIRouter(prefix="/v1")
+
+
+def _json(reply: BaseModel, status: int = 200) -> Response:
+    return Response(reply.model_dump_json(), status, media_type="application/json")
+
+
+# Probes
+
+
+class Probe(BaseModel):
+    status: str
+
+
+@_probes.get("/livez", name="Live", response_model=Probe)
+async def live() -> Response:
+    """The process answers."""
+    return _json(Probe(status="live"))
+
+
+@_probes.get("/readyz", name="Ready", response_model=Probe)
+async def ready(door: TheDoor) -> Response:
+    """New work is welcome."""
+    door.lifecycle.check()
+    if not door.lifecycle.ready:
+        raise ServiceError(Reason.ENGINE_LOST, "an engine is being restarted", retry_after_s=1.0)
+    return _json(Probe(status="ready"))
+
+
+@_probes.get("/metrics", name="Metrics", response_class=Response)
+async def metrics(door: TheDoor) -> Response:
+    """Prometheus metrics."""
+    return Response(door.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+# Models
+
+
+@_routes.get("/models", name="Models.List", response_model=rest_replies.ModelsReply)
+async def list_models(door: TheDoor) -> Response:
+    """Every model, the default first."""
+    models = [rest_replies.encode_model(model, door.limits, door.server_version) for model in door.application.models()]
+    return _json(rest_replies.ModelsReply(models=models))
+
+
+@_routes.get("/models/{name}", name="Models.Get", response_model=rest_replies.ModelReply)
+async def get_model(name: str, door: TheDoor) -> Response:
+    """One model: what to send it, what it answers in, how it was made and what it scored."""
+    return _json(rest_replies.encode_model(door.application.model(name), door.limits, door.server_version))
+
+
+# Goals
+
+
+@_routes.post("/goals", name="Goals.Create", status_code=201, response_model=rest_replies.GoalReply)
+async def create_goal(body: rest_schemas.GoalBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+    """Embeds a goal and returns its id. The same goal again costs a hash."""
+    if (body.image is None) == (body.latent is None):
+        raise invalid("source", "must have image or latent set", "neither" if body.image is None else "both")
+    image, latent = None, None
+    if body.image is not None:
+        source = rest_schemas.image_source(body.image, "image")
+        (image,) = await images.decode([("image", source)], door.limits.image_pixels)
+    else:
+        latent = rest_schemas.decode_tensor(body.latent or [], "latent")
+    work = door.application.create_goal(messages.GoalRequest(body.model, image, latent), deadline)
+    return _json(rest_replies.encode_goal(await attended(request, work)), 201)
+
+
+@_routes.get("/goals/{goal_id}", name="Goals.Get", response_model=rest_replies.GoalReply)
+async def get_goal(goal_id: str, door: TheDoor) -> Response:
+    """Describes a goal, if it is still cached."""
+    return _json(rest_replies.encode_goal(await door.application.get_goal(goal_id)))
+
+
+@_routes.delete("/goals/{goal_id}", name="Goals.Delete", status_code=204)
+async def delete_goal(goal_id: str, door: TheDoor) -> Response:
+    """Forgets a goal."""
+    await door.application.delete_goal(goal_id)
+    return Response(status_code=204)
+
+
+# Sessions
+
+
+@_routes.post("/sessions", name="Sessions.Create", status_code=201, response_model=rest_replies.SessionReply)
+async def create_session(body: rest_schemas.SessionBody, door: TheDoor) -> Response:
+    """Opens a session."""
+    request = messages.SessionRequest(body.model, body.goal_id, body.ttl_s, body.seed)
+    return _json(rest_replies.encode_session(await door.application.create_session(request)), 201)
+
+
+@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=rest_replies.SessionReply)
+async def get_session(session_id: str, door: TheDoor) -> Response:
+    """Describes a session."""
+    return _json(rest_replies.encode_session(await door.application.get_session(session_id)))
+
+
+@_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=rest_replies.SessionReply)
+async def reset_session(session_id: str, door: TheDoor) -> Response:
+    """Forgets history and warm start, keeps model and goal."""
+    return _json(rest_replies.encode_session(await door.application.reset_session(session_id)))
+
+
+@_routes.delete("/sessions/{session_id}", name="Sessions.Delete", status_code=204)
+async def delete_session(session_id: str, door: TheDoor) -> Response:
+    """Closes a session."""
+    await door.application.delete_session(session_id)
+    return Response(status_code=204)
+
+
+# Planning
+
+
+@_routes.post("/plans", name="Planning.Plan", response_model=rest_replies.PlanReply)
+async def plan(
+    body: rest_schemas.PlanBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
+    """Plans once from an observation toward a goal, by the deadline."""
+    started = time.monotonic()
+    asked = body.decoded(await _observation(body.observation, door))
+    decode_ms = (time.monotonic() - started) * 1e3
+    made = await attended(request, door.application.plan(asked, deadline, call_of(request).received, decode_ms))
+    door.telemetry.observe_plan(made)
+    return _json(rest_replies.encode_plan(made, tensors))
+
+
+@_routes.post("/rollouts", name="Planning.Rollout", response_model=rest_replies.RolloutReply)
+async def rollout(
+    body: rest_schemas.RolloutBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
+    """Predicts the latents that given actions lead to."""
+    asked = messages.RolloutRequest(
+        await _observation(body.observation, door),
+        rest_schemas.decode_tensor(body.actions, "actions"),
+        session_id=body.session_id,
+        model=body.model,
+        goal_id=body.goal_id,
+    )
+    reply = await attended(request, door.application.rollout(asked, deadline))
+    return _json(rest_replies.encode_rollout(reply, tensors))
+
+
+@_routes.post("/scores", name="Planning.Score", response_model=rest_replies.ScoreReply)
+async def score(
+    body: rest_schemas.ScoreBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
+    """Costs given candidates without searching."""
+    asked = messages.ScoreRequest(
+        await _observation(body.observation, door),
+        rest_schemas.decode_tensor(body.candidates, "candidates"),
+        session_id=body.session_id,
+        model=body.model,
+        goal_id=body.goal_id,
+    )
+    reply = await attended(request, door.application.score(asked, deadline))
+    return _json(rest_replies.encode_score(reply, tensors))
+
+
+async def _observation(body: rest_schemas.ObservationBody, door: Door) -> messages.Observation:
+    sources = rest_schemas.image_sources(body.images, "observation.images")
+    return rest_schemas.decode_observation(body, await images.decode(sources, door.limits.image_pixels))
+
+
+# Embeddings
+
+
+@_routes.post("/embeddings/images", name="Embeddings.EmbedImages", response_model=rest_replies.EmbeddingReply)
+async def embed_images(
+    body: rest_schemas.EmbedImagesBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
+    """Embeds images one by one."""
+    sources = rest_schemas.image_sources(body.images, "images")
+    frames = await images.decode(sources, door.limits.image_pixels)
+    asked = messages.EmbedImagesRequest(frames, body.model, body.kind, body.goal_id)
+    reply = await attended(request, door.application.embed_images(asked, deadline))
+    return _json(rest_replies.encode_images_embedding(reply, tensors))
+
+
+@_routes.post(
+    CLIPS.removeprefix("/v1"),
+    name="Embeddings.EmbedClip",
+    response_model=rest_replies.ClipEmbeddingReply,
+)
+async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64") -> Response:
+    """Embeds a video file."""
+    async with door.uploads.spool("clip") as spool:
+        content_type = request.headers.get("content-type", "")
+        texts = await receive_form(request.stream(), content_type, "clip", spool)
+        form = _clip_form(texts)
+        path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
+        door.telemetry.uploaded_bytes.inc(spool.received)
+        sampling = messages.FrameSampling(form.fps, form.frames)
+        asked = messages.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
+        reply = await attended(request, door.application.embed_clip(asked, deadline))
+        return _json(rest_replies.encode_clip_embedding(reply, tensors))
+
+
+def _clip_form(texts: dict[str, str]) -> rest_schemas.ClipForm:
+    try:
+        form = rest_schemas.ClipForm.model_validate(texts)
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("form", *fault["loc"])} for fault in error.errors(include_url=False)]
+        raise RequestValidationError(faults) from None
+    if form.fps is not None and form.frames is not None:
+        raise invalid("frames", "must be left out where fps is set", form.frames)
+    return form

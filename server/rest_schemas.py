@@ -1,0 +1,287 @@
+"""JSON requests to the service's values: the REST counterpart of codec, with the field names of proto/presage/v1.
+
+The way back is in rest_replies.
+
+Numbers are strict (true is no number, "1" is no number), unknown fields are refused, bytes are standard base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
+
+from server import messages
+from server.codec import decode_time
+from server.errors import Reason, invalid
+from server.images import EncodedImage, ImageSource, PixelFormat, RawImage
+from server.tensors import MAX_RANK, ElementType, array, floats
+
+Strict = ConfigDict(extra="forbid", strict=True)
+Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+Count = Annotated[int, Field(ge=0, lt=2**32)]
+Number64 = Annotated[int, Field(ge=0, lt=2**64)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Instant = Annotated[str, Field(max_length=40), WithJsonSchema({"type": "string", "format": "date-time"})]
+Name = Annotated[str, Field(max_length=256)]
+
+
+def decode_bytes(text: str, field: str, reason: Reason) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(field, f"must be base64 ({error})", text[:40], reason) from None
+
+
+# Tensors
+
+
+class TensorBody(BaseModel):
+    """A dense little-endian array in C order; shape and dtype account for every byte of data."""
+
+    model_config = Strict
+    dtype: ElementType
+    shape: list[int] = Field(max_length=MAX_RANK)
+    data: Base64
+
+
+Nested = Annotated[
+    list[JsonValue],
+    WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}}),
+]
+UNION_TAGS = frozenset({"tensor", "nested"})
+"""Parts that pydantic puts into the location of an error below; they name no field."""
+
+TensorInput = Annotated[
+    Annotated[TensorBody, Tag("tensor")] | Annotated[Nested, Tag("nested")],
+    Discriminator(lambda value: "nested" if isinstance(value, list) else "tensor"),
+    Field(description="A tensor, or its numbers in nested lists"),
+]
+
+
+def decode_tensor(body: TensorBody | list[JsonValue], field: str) -> NDArray[np.float32]:
+    if isinstance(body, TensorBody):
+        content = decode_bytes(body.data, f"{field}.data", Reason.INVALID_TENSOR)
+        return floats(array(body.dtype, body.shape, content, field), field)
+    shape = _shape(body, field)
+    flat = _flatten(body, shape, field)
+    with np.errstate(over="ignore"):
+        return np.array(flat, np.float64).astype(np.float32).reshape(shape)
+
+
+def _shape(nested: JsonValue, field: str) -> tuple[int, ...]:
+    shape: list[int] = []
+    while isinstance(nested, list):
+        shape.append(len(nested))
+        if len(shape) > MAX_RANK:
+            raise invalid(field, f"must have at most {MAX_RANK} dimensions", "more", Reason.INVALID_TENSOR)
+        if not nested:
+            break
+        nested = nested[0]
+    return tuple(shape)
+
+
+def _flatten(nested: list[JsonValue], shape: tuple[int, ...], field: str) -> list[float]:
+    """The numbers of `nested`, which must have this shape all over."""
+    rule = f"must hold numbers in the shape {list(shape)} of its first entries"
+    rows: list[JsonValue] = nested
+    for size in shape[1:]:
+        deeper: list[JsonValue] = []
+        for row in rows:
+            if not isinstance(row, list) or len(row) != size:
+                shown = f"a list of {len(row)}" if isinstance(row, list) else row
+                raise invalid(field, rule, shown, Reason.INVALID_TENSOR)
+            deeper += row
+        rows = deeper
+    numbers: list[float] = []
+    for entry in rows:
+        if isinstance(entry, bool) or not isinstance(entry, int | float):
+            shown = entry if not isinstance(entry, list) else f"a list of {len(entry)}"
+            raise invalid(field, rule, shown, Reason.INVALID_TENSOR)
+        numbers.append(entry if isinstance(entry, float) else _real(entry, field))
+    return numbers
+
+
+def _real(entry: int, field: str) -> float:
+    try:
+        return float(entry)
+    except OverflowError:
+        raise invalid(field, "must hold numbers that fit a float", "a larger one", Reason.INVALID_TENSOR) from None
+
+
+# Observations
+
+
+class RawImageBody(BaseModel):
+    """Pixels without a container: height x width x channels, rows tightly packed."""
+
+    model_config = Strict
+    height: Count
+    width: Count
+    format: PixelFormat
+    data: Base64
+
+
+class ImageBody(BaseModel):
+    """One camera image: either a JPEG, PNG or WebP file in base64, or raw pixels."""
+
+    model_config = Strict
+    encoded: Base64 | None = None
+    raw: RawImageBody | None = None
+
+
+class ObservationBody(BaseModel):
+    """What the robot sees and feels at one instant."""
+
+    model_config = Strict
+    images: list[ImageBody] = Field(description="One per camera of the model, in the model's order")
+    proprioception: TensorInput | None = None
+    capture_time: Instant | None = Field(default=None, description="On the robot's clock; echoed untouched")
+    sequence: Number64 = Field(default=0, description="Counts up within a session; 0 lets the server count")
+
+
+def image_source(image: ImageBody, field: str) -> ImageSource:
+    if (image.encoded is None) == (image.raw is None):
+        shown = "neither" if image.raw is None else "both"
+        raise invalid(field, "must have encoded or raw set", shown, Reason.INVALID_IMAGE)
+    if image.raw is None:
+        return EncodedImage(decode_bytes(image.encoded or "", f"{field}.encoded", Reason.INVALID_IMAGE))
+    raw = image.raw
+    content = decode_bytes(raw.data, f"{field}.raw.data", Reason.INVALID_IMAGE)
+    return RawImage(raw.height, raw.width, raw.format, content)
+
+
+def image_sources(images: list[ImageBody], field: str) -> list[tuple[str, ImageSource]]:
+    """Each image with the name of its field."""
+    return [(name := f"{field}[{index}]", image_source(image, name)) for index, image in enumerate(images)]
+
+
+def decode_observation(body: ObservationBody, frames: tuple[messages.Frame, ...]) -> messages.Observation:
+    """`frames` are its images, decoded."""
+    proprioception, captured = None, None
+    if body.proprioception is not None:
+        proprioception = decode_tensor(body.proprioception, "observation.proprioception")
+    if body.capture_time is not None:
+        captured = _decode_instant(body.capture_time, "observation.capture_time")
+    return messages.Observation(frames, proprioception, captured, body.sequence)
+
+
+def _decode_instant(text: str, field: str) -> int:
+    stamp = Timestamp()
+    try:
+        stamp.FromJsonString(text)
+    except ValueError:
+        raise invalid(field, "must be an RFC 3339 time such as 2026-01-31T12:00:00.5Z", text) from None
+    return decode_time(stamp, field)
+
+
+# Requests
+
+
+class PlannerBody(BaseModel):
+    """How a plan is searched for. What is not set takes the model's value."""
+
+    model_config = Strict
+    samples: Count | None = None
+    iterations: Count | None = None
+    elites: Count | None = None
+    horizon: Count | None = None
+
+    def decoded(self) -> messages.PlannerSettings:
+        return messages.PlannerSettings(self.samples, self.iterations, self.elites, self.horizon)
+
+
+class PlanBody(BaseModel):
+    """Asks for a plan."""
+
+    model_config = Strict
+    observation: ObservationBody
+    session_id: Name = Field(default="", description="Empty plans without history and warm start")
+    model: Name = Field(default="", description="Used only without a session; empty means the default model")
+    goal_id: Name = Field(default="", description="Empty means the session's goal")
+    planner: PlannerBody = PlannerBody()
+    seed: Number64 | None = None
+    budget_ms: Real | None = Field(default=None, description="Time to think")
+    executed: Count = Field(default=0, description="Actions of the session's last plan executed since")
+    request_id: Name = Field(default="", description="Repeating it in a session returns the same plan")
+
+    def decoded(self, observation: messages.Observation) -> messages.PlanRequest:
+        return messages.PlanRequest(
+            observation,
+            session_id=self.session_id,
+            model=self.model,
+            goal_id=self.goal_id,
+            planner=self.planner.decoded(),
+            seed=self.seed,
+            budget_ms=self.budget_ms,
+            executed=self.executed,
+            request_id=self.request_id,
+        )
+
+
+class RolloutBody(BaseModel):
+    """Asks what given actions lead to."""
+
+    model_config = Strict
+    observation: ObservationBody
+    actions: TensorInput = Field(description="[time, action] in robot units")
+    session_id: Name = ""
+    model: Name = ""
+    goal_id: Name = ""
+
+
+class ScoreBody(BaseModel):
+    """Asks what candidates cost."""
+
+    model_config = Strict
+    observation: ObservationBody
+    candidates: TensorInput = Field(description="[candidates, time, action] in robot units")
+    session_id: Name = ""
+    model: Name = ""
+    goal_id: Name = ""
+
+
+class GoalBody(BaseModel):
+    """A goal to embed: either an image, or a latent of the model."""
+
+    model_config = Strict
+    model: Name = ""
+    image: ImageBody | None = None
+    latent: TensorInput | None = None
+
+
+class SessionBody(BaseModel):
+    """Opens a session."""
+
+    model_config = Strict
+    model: Name = ""
+    goal_id: Name = ""
+    ttl_s: Real = Field(default=0.0, description="0 means the server's default")
+    seed: Number64 | None = None
+
+
+class EmbedImagesBody(BaseModel):
+    """Images to embed."""
+
+    model_config = Strict
+    images: list[ImageBody] = Field(min_length=1)
+    model: Name = ""
+    kind: messages.EmbeddingKind = "per_frame"
+    goal_id: Name = ""
+
+
+class ClipForm(BaseModel):
+    """What may stand beside the file in an uploaded form."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: Name = ""
+    kind: messages.EmbeddingKind = "pooled"
+    fps: Real | None = None
+    frames: Count | None = None
+    goal_id: Name = ""
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(default=None, description="Of the file")
