@@ -1,0 +1,162 @@
+"""Both doors opened on one event loop in front of an application, and closed again without cutting anyone off.
+
+Starting and stopping the application, and signals, are the composition root's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+import uvicorn
+from grpc_health.v1._async import HealthServicer
+
+from server import auth
+from server.app import Application
+from server.door import Door
+from server.grpc_service import SERVICES, create_server
+from server.health import Lifecycle, mirror
+from server.rest import create_app
+from server.settings import Settings, SettingsError, server_version
+from server.telemetry import Telemetry
+from server.uploads import Uploads
+
+_log = structlog.get_logger()
+
+
+class StartError(RuntimeError):
+    """The service cannot start; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the doors are, with the ports that were given."""
+
+    grpc: str  # host:port
+    rest: str  # http://host:port or https://host:port
+
+
+def create_door(application: Application, settings: Settings) -> Door:
+    """What both doors share. Raises SettingsError for keys that cannot be read."""
+    limits, telemetry = settings.limits, Telemetry.create()
+    lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
+    telemetry.build.info({"version": server_version()})
+    telemetry.sessions.set_function(lambda: application.sessions_open)
+    telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
+    telemetry.ready.set_function(lambda: lifecycle.ready)
+    return Door(
+        application=application,
+        limits=limits,
+        keys=auth.load_keys(settings),
+        telemetry=telemetry,
+        lifecycle=lifecycle,
+        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.uploads),
+        server_version=server_version(),
+    )
+
+
+@asynccontextmanager
+async def listening(door: Door, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
+    """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `drain_s`, and closes them.
+
+    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
+    """
+    grpc_server = create_server(door, health := HealthServicer(), settings.reflection)
+    rest_server = _rest_server(door, settings)
+    grpc_port = _open_grpc(grpc_server, settings)
+    mirroring = asyncio.create_task(mirror(door.lifecycle, health, SERVICES))
+    await asyncio.sleep(0)  # health knows what to say before the first question
+    await grpc_server.start()
+    serving = asyncio.create_task(rest_server.serve([rest_socket]))
+    scheme = "https" if settings.tls_cert is not None else "http"
+    host = _bracketed(settings.host)
+    try:
+        yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
+    finally:
+        await _drain(door, health, grpc_server, rest_server, settings.drain_s)
+        mirroring.cancel()
+        await asyncio.gather(mirroring, serving, return_exceptions=True)
+
+
+async def _drain(
+    door: Door, health: HealthServicer, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, drain_s: float
+) -> None:
+    """Say NOT_SERVING, refuse what is new, let what is in progress end, then close."""
+    until = time.monotonic() + drain_s
+    door.lifecycle.draining.set()
+    await health.enter_graceful_shutdown()
+    if not await door.lifecycle.idle(drain_s):
+        _log.warning("calls are cut off", calls=door.lifecycle.in_flight, drain_s=drain_s)
+    rest_server.should_exit = True
+    await grpc_server.stop(min(0.5, max(0.0, until - time.monotonic())))  # what is left are watchers of health
+
+
+def bind(host: str, port: int, name: str) -> socket.socket:
+    """A listening socket on the host's first address; `name` is the setting at fault. Raises StartError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"host {host} cannot be listened on: {error.strerror or error}") from None
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        raise StartError(f"{name} {port} on {host} cannot be listened on: {os.strerror(error.errno or 0)}") from None
+    return bound
+
+
+def _open_grpc(server: grpc.aio.Server, settings: Settings) -> int:
+    """Listen; the port that was given."""
+    address, credentials = f"{_bracketed(settings.host)}:{settings.grpc_port}", auth.grpc_credentials(settings)
+    try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        files = " with these TLS files" if credentials is not None else ""
+        raise StartError(f"grpc_port {settings.grpc_port} on {settings.host} cannot be listened on{files}") from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to the composition root, which has another door to close too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _rest_server(door: Door, settings: Settings) -> uvicorn.Server:
+    config = uvicorn.Config(
+        create_app(door),
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,  # calls in progress were waited for before
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=str(settings.tls_key) if settings.tls_key is not None else None,
+        ssl_ca_certs=str(settings.tls_client_ca) if settings.tls_client_ca is not None else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca is not None else ssl.CERT_NONE,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"TLS files cannot be used: {error}") from None
+    return _Uvicorn(config)
