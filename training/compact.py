@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
@@ -40,6 +40,7 @@ class CompactRecipe:
     warmup: float = 0.05  # fraction of the steps
     gradient_clip: float = 1.0
     regulariser: float = 0.3  # weight of SIGReg
+    inverse: float = 0.1  # weight of inverse dynamics: which actions led from one latent to the next
     directions: int = 1024
     latent: int = 128
     encoder_width: int = 128
@@ -48,7 +49,7 @@ class CompactRecipe:
     predictor_depth: int = 3
     bfloat16: bool = True  # matrix products only; losses and norms stay in float32
     seed: int = 0
-    held_out: int = 32  # episodes kept for the probe
+    held_out: int = 128  # episodes kept for the probe
     checkpoint_every: int = 200
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
 
@@ -68,6 +69,7 @@ class TrainProgress:
     steps: int
     prediction_loss: float
     regulariser: float
+    inverse_loss: float
     latent_std: float  # mean over dimensions; near 0 says the latents have collapsed
     probe_r2: tuple[float, ...]  # held-out linear probe, one per target; empty between probes
     seconds: float
@@ -90,24 +92,24 @@ def train(
     config = package_config(recipe, fitting, name)
     assert config.action is not None
     torch.manual_seed(recipe.seed)
-    network = CompactNetwork(CompactConfig(**config.network)).to(memory_format=torch.channels_last)
-    normalizer = ActionNormalizer(config.action)
+    learner = Learner(CompactConfig(**config.network), ActionNormalizer(config.action))
+    network = learner.network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+        learner.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    first, spent = _resume(checkpoint, network, optimiser, generator, recipe)
+    first, spent = _resume(checkpoint, learner, optimiser, generator, recipe)
     started = time.monotonic() - spent
     for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, recipe.steps, recipe.warmup)
         frames, actions = sample_windows(fitting, recipe, generator)
-        prediction_loss, regulariser, latents = losses(network, normalizer, frames, actions, recipe, generator)
+        loss = losses(learner, frames, actions, recipe, generator)
         optimiser.zero_grad(set_to_none=True)
-        (prediction_loss + recipe.regulariser * regulariser).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        loss.total(recipe).backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.gradient_clip)
         optimiser.step()
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
@@ -116,15 +118,16 @@ def train(
             TrainProgress(
                 step + 1,
                 recipe.steps,
-                prediction_loss.item(),
-                regulariser.item(),
-                latents.detach().std(dim=(0, 1)).mean().item(),
+                loss.prediction.item(),
+                loss.regulariser.item(),
+                loss.inverse.item(),
+                loss.latents.detach().std(dim=(0, 1)).mean().item(),
                 probe(network, held_out) if probing else (),
                 seconds,
             )
         )
         if probing and not last:
-            _save(checkpoint, network, optimiser, generator, recipe, step + 1, seconds)
+            _save(checkpoint, learner, optimiser, generator, recipe, step + 1, seconds)
     record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
     record["probe_r2"] = [round(value, 4) for value in probe(network, held_out)]
     finished = PackageConfig(**{**vars(config), "training": record})
@@ -182,25 +185,50 @@ def sample_windows(episodes: Episodes, recipe: CompactRecipe, generator: torch.G
     )
 
 
-def losses(
-    network: CompactNetwork,
-    normalizer: ActionNormalizer,
-    frames: Tensor,
-    actions: Tensor,
-    recipe: CompactRecipe,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction loss, SIGReg and the latents `[batch, horizon + 1, latent]` of one batch of windows.
+class Learner(nn.Module):
+    """What is trained: the network that will be kept, and the inverse-dynamics head that will not."""
 
-    Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up.
+    def __init__(self, config: CompactConfig, normalizer: ActionNormalizer) -> None:
+        super().__init__()
+        self.network = CompactNetwork(config)
+        self.normalizer = normalizer
+        self.inverse = nn.Sequential(nn.Linear(2 * config.latent, 256), nn.GELU(), nn.Linear(256, config.action_width))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of one batch's loss, and the latents `[batch, horizon + 1, latent]` they were computed from."""
+
+    prediction: Tensor
+    regulariser: Tensor
+    inverse: Tensor
+    latents: Tensor
+
+    def total(self, recipe: CompactRecipe) -> Tensor:
+        return self.prediction + recipe.regulariser * self.regulariser + recipe.inverse * self.inverse
+
+
+def losses(
+    learner: Learner, frames: Tensor, actions: Tensor, recipe: CompactRecipe, generator: torch.Generator
+) -> Losses:
+    """Prediction, SIGReg and inverse-dynamics losses of one batch of windows.
+
+    Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up, and
+    inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last).
     """
     batch, times = frames.shape[:2]
     images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-    blocks = normalizer(actions).reshape(batch, recipe.horizon, -1)
+    blocks = learner.normalizer(actions).reshape(batch, recipe.horizon, -1)
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
-        latents = network.encode(images).float().unflatten(0, (batch, times))
-        predicted = network.predict(latents[:, 0], blocks).float()
-    return F.mse_loss(predicted, latents[:, 1:]), sigreg(latents.transpose(0, 1), recipe.directions, generator), latents
+        latents = learner.network.encode(images).float().unflatten(0, (batch, times))
+        predicted = learner.network.predict(latents[:, 0], blocks).float()
+        guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)).float()
+    return Losses(
+        prediction=F.mse_loss(predicted, latents[:, 1:]),
+        regulariser=sigreg(latents.transpose(0, 1), recipe.directions, generator),
+        inverse=F.mse_loss(guessed, blocks),
+        latents=latents,
+    )
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
@@ -226,7 +254,7 @@ def probe(network: CompactNetwork, held_out: Episodes) -> tuple[float, ...]:
 
 def _save(
     path: Path,
-    network: CompactNetwork,
+    learner: Learner,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
     recipe: CompactRecipe,
@@ -236,7 +264,7 @@ def _save(
     temporary = path.with_suffix(".new")
     torch.save(
         {
-            "network": network.state_dict(),
+            "learner": learner.state_dict(),
             "optimiser": optimiser.state_dict(),
             "generator": generator.get_state(),
             "recipe": repr(recipe),
@@ -250,7 +278,7 @@ def _save(
 
 def _resume(
     path: Path,
-    network: CompactNetwork,
+    learner: Learner,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
     recipe: CompactRecipe,
@@ -261,7 +289,7 @@ def _resume(
     saved = torch.load(path, weights_only=True)
     if saved["recipe"] != repr(recipe):
         raise ValueError(f"{path} was made by another recipe: finish it with that one, or remove it")
-    network.load_state_dict(saved["network"])
+    learner.load_state_dict(saved["learner"])
     optimiser.load_state_dict(saved["optimiser"])
     generator.set_state(saved["generator"])
     return saved["step"], saved["seconds"]

@@ -20,8 +20,7 @@ class ConvStem(nn.Module):
         channels = [3 * tubelet, *(min(base << i, width) for i in range(halvings - 1)), width]
         self.tubelet = tubelet
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1)
-            for narrow, wide in itertools.pairwise(channels)
+            nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1) for narrow, wide in itertools.pairwise(channels)
         )
 
     def forward(self, video: Float[Tensor, "batch 3 time height w"]) -> Float[Tensor, "batch tokens width"]:

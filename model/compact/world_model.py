@@ -41,7 +41,13 @@ class CompactWorldModel:
         """Build the network its config describes and load its weights, all or nothing."""
         network = CompactNetwork(read_config(package.config))
         try:
-            network.load_state_dict({name: weight.float() if weight.is_floating_point() else weight for name, weight in package.weights().items()}, strict=True)
+            network.load_state_dict(
+                {
+                    name: weight.float() if weight.is_floating_point() else weight
+                    for name, weight in package.weights().items()
+                },
+                strict=True,
+            )
         except (RuntimeError, OSError) as error:
             raise PackageError(f"{package.folder}: the weights do not fit the config: {error}") from error
         return cls(package, network, device)
@@ -67,7 +73,10 @@ class CompactWorldModel:
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """Every frame's latent and tokens; the pooled vector is the mean of the latents."""
         tokens = torch.cat(
-            [self._network.tokens(to_network_input(part.to(self.device))) for part in torch.split(frames, FRAMES_AT_ONCE)]
+            [
+                self._network.tokens(to_network_input(part.to(self.device)))
+                for part in torch.split(frames, FRAMES_AT_ONCE)
+            ]
         )
         latents = self._network.pool(tokens)
         return ClipEmbedding(pooled=latents.mean(dim=0), per_frame=latents, tokens=tokens)
