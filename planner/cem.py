@@ -1,4 +1,4 @@
-"""The cross-entropy method over action sequences (Rubinstein 1999), anytime and batched; also under published settings.
+"""The cross-entropy method over action sequences (Rubinstein 1999), and its published variants, as settings.
 
 One iteration: sample around the mean, roll out, price, take the elites, refit. Bounds are in `constraints.py`, costs in
 `cost.py`, draws in `noise.py`, what searches share in `search.py`.
@@ -20,7 +20,7 @@ from planner.anytime import IterationClock, never, plan_in_time
 from planner.constraints import project_within
 from planner.cost import GoalDistance
 from planner.gripper import GripperRules
-from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
+from planner.noise import ColouredNoise, Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
 from planner.search import (
     Search,
     SearchBatch,
@@ -48,7 +48,7 @@ class CEM:
 
     samples: int = 200
     iterations: int = 8
-    elites: int = 20
+    elites: int = 10
     horizon: int = 4  # model steps
     initial_std: PerDimension = 0.5
     warm_std: float | None = None  # initial_std of a search with a warm start; None: the same
@@ -56,6 +56,8 @@ class CEM:
     momentum_mean: PerDimension = 0.0  # share of the old mean kept at a refit
     momentum_std: PerDimension = 0.0
     converged_below: float = 0.0  # stop once the elites' spread (fraction of the range) is this small
+    kept: float = 0.5  # share of the elites that compete again in the next iteration, at no rollout's cost (iCEM)
+    sample_decay: float = 1.0  # share of the samples left one iteration later, never fewer than two per elite (iCEM)
     include_mean: bool = True  # candidate 0 is the mean, at first the warm start; False is the published V-JEPA 2 loop
     result: Literal["best", "mean"] = "best"  # "mean", as published: the last mean, or the best so far if cut short
     noise: Noise = field(default_factory=TimeCorrelatedNoise)
@@ -74,6 +76,10 @@ class CEM:
                     raise PlanningError(name, "must be finite and >= 0", value)
                 if name.startswith("momentum") and value >= 1:
                     raise PlanningError(name, "must be below 1", value)
+        if not 0 <= self.kept <= 1:
+            raise PlanningError("kept", "must be 0 to 1", self.kept)
+        if not 0 < self.sample_decay <= 1:
+            raise PlanningError("sample_decay", "must be above 0 and at most 1", self.sample_decay)
         if self.result not in ("best", "mean"):
             raise PlanningError("result", "must be best or mean", self.result)
 
@@ -96,6 +102,7 @@ class CEM:
     def _vjepa2_ac(cls) -> CEM:
         return cls(
             elites=10,
+            kept=0.0,
             initial_std=1.0,
             momentum_mean=0.15,
             momentum_std=0.15,
@@ -117,10 +124,22 @@ class CEM:
             samples=300,
             iterations=30,
             elites=30,
+            kept=0.0,
             horizon=5,
             result="mean",
             noise=WhiteNoise(),
             cost=GoalDistance("l2", over="last"),
+        )
+
+    @classmethod
+    def icem(cls) -> CEM:
+        """iCEM (Pinneri et al. 2020): coloured noise, 30 % of the elites kept, ever fewer samples, momentum."""
+        return cls(
+            kept=0.3,
+            sample_decay=0.8,
+            momentum_mean=0.1,
+            momentum_std=0.1,
+            noise=ColouredNoise(2.0),
         )
 
     def plan(
@@ -149,6 +168,9 @@ class CEM:
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std, self.warm_std)
+        if self._kept_count:
+            kept = search.best_actions.expand(self._kept_count, -1, -1)
+            search = replace(search, memory=(kept, torch.full(kept.shape[:1], torch.inf, device=kept.device)))
         for name in ("momentum_mean", "momentum_std"):
             per_dimension(name, getattr(self, name), search.distribution.mean)
         return search
@@ -159,11 +181,13 @@ class CEM:
             batch = stack(searches, world_model.block)
             candidates = self._sample(batch, searches)
             step_costs = evaluate(world_model, self.cost, batch, candidates)
+            step_costs = self._without_padding(step_costs, searches)
             best = keep_best(batch, candidates, step_costs)
-            costs, index = step_costs.sum(-1).topk(self.elites, largest=False)  # [batch, elites]
-            elites = torch.take_along_dim(candidates, index[:, :, None, None], dim=1)
+            elites, costs = self._elites(batch, candidates, step_costs.sum(-1))
             mean, std, spread = self._refit(batch, elites, costs)
-            improved = advance(searches, (mean, std), best, spread)
+            kept = self._kept_count
+            memory = (elites[:, :kept], costs[:, :kept]) if kept else ()
+            improved = advance(searches, (mean, std), best, spread, memory)
             return self._with_means_evaluated(world_model, improved) if self.result == "mean" else improved
 
     def stopped(self, search: Search) -> StopReason | None:
@@ -178,18 +202,45 @@ class CEM:
         """The best candidate ever evaluated, or the evaluated last mean where `result` says so and the search ended."""
         return finished_plan(search, reason)
 
+    @property
+    def _kept_count(self) -> int:
+        return int(self.kept * self.elites)
+
     def _sample(self, batch: SearchBatch, searches: Sequence[Search]) -> Actions:
         """Candidates [batch, samples, time, action] inside each search's limits; candidate 0 is the mean."""
         first = searches[0]
         _, time, action = batch.mean.shape
         shape = NoiseShape(self.samples, time // first.block, first.block, action)
         noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
+        noise = noise[:, : max(self._samples_at(search.iterations) for search in searches)]
         candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
         if self.include_mean:
             candidates[:, 0] = batch.mean
         if self.gripper is not None:
             candidates = self.gripper.apply(candidates, first.block)
         return project_within(batch.limits, candidates)
+
+    def _samples_at(self, iteration: int) -> int:
+        return max(math.ceil(self.samples * self.sample_decay**iteration), min(2 * self.elites, self.samples))
+
+    def _without_padding(self, step_costs: StepCosts, searches: Sequence[Search]) -> StepCosts:
+        """Rule out what a search further on than its company was given beyond its own number of samples."""
+        counts = [self._samples_at(search.iterations) for search in searches]
+        if min(counts) == step_costs.shape[1]:
+            return step_costs
+        place = torch.arange(step_costs.shape[1], device=step_costs.device)
+        padding = place >= torch.tensor(counts, device=step_costs.device).unsqueeze(-1)
+        return step_costs.masked_fill(padding.unsqueeze(-1), torch.inf)
+
+    def _elites(
+        self, batch: SearchBatch, candidates: Actions, costs: Float[Tensor, "batch samples"]
+    ) -> tuple[Actions, Float[Tensor, "batch elites"]]:
+        """The best candidates of this iteration and of those kept from the last, best first, and what they cost."""
+        if batch.memory:
+            kept, kept_costs = batch.memory
+            candidates, costs = torch.cat([candidates, kept], dim=1), torch.cat([costs, kept_costs], dim=1)
+        elite_costs, index = costs.topk(self.elites, largest=False)  # [batch, elites]
+        return torch.take_along_dim(candidates, index[:, :, None, None], dim=1), elite_costs
 
     def _refit(
         self, batch: SearchBatch, elites: Actions, costs: Float[Tensor, "batch elites"]

@@ -34,7 +34,7 @@ class Search:
     iterations: int = 0
     iteration_costs: tuple[float, ...] = ()
     elite_spread: tuple[float, ...] = ()
-    elites: Float[Tensor, "elites time action"] | None = None  # of the last iteration, best first
+    memory: tuple[Tensor, ...] = ()  # what else its optimiser carries from one iteration to the next
     result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
 
     @property
@@ -60,6 +60,7 @@ class SearchBatch:
     half_range: Float[Tensor, "batch time action"]
     best_actions: Float[Tensor, "batch time action"]
     best_step_costs: Float[Tensor, "batch horizon"]
+    memory: tuple[Float[Tensor, "batch ..."], ...]
 
 
 def begin(
@@ -113,6 +114,7 @@ def stack(searches: Sequence[Search], block: int) -> SearchBatch:
         half_range=_stack([search.half_range for search in searches]),
         best_actions=_stack([search.best_actions for search in searches]),
         best_step_costs=_stack([search.best_step_costs for search in searches]),
+        memory=tuple(_stack(parts) for parts in zip(*(search.memory for search in searches), strict=True)),
     )
 
 
@@ -149,9 +151,13 @@ def advance(
     distribution: tuple[Tensor, Tensor],
     best: tuple[Tensor, Tensor],
     spread: Float[Tensor, " batch"],
-    elites: Float[Tensor, "batch elites time action"] | None = None,
+    memory: tuple[Tensor, ...] = (),
 ) -> list[Search]:
-    """The searches after one iteration. The one place where an iteration waits for the device."""
+    """The searches after one iteration. The one place where an iteration waits for the device.
+
+    `distribution` is mean and std [batch, time, action], `best` what `keep_best` returned; each `memory` tensor has a
+    leading batch axis.
+    """
     best_actions, best_step_costs = best
     told = torch.stack([best_step_costs.sum(-1), spread], dim=-1).tolist()
     return [
@@ -163,7 +169,7 @@ def advance(
             iterations=search.iterations + 1,
             iteration_costs=(*search.iteration_costs, told[row][0]),
             elite_spread=(*search.elite_spread, told[row][1]),
-            elites=None if elites is None else elites[row],
+            memory=tuple(tensor[row] for tensor in memory),
         )
         for row, search in enumerate(searches)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from planner.cost import GoalDistance
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
 
@@ -89,3 +90,10 @@ def least_squares(world: LinearWorld, problem: Problem, horizon: int, effort: fl
     wanted = torch.cat([missing / latent**0.5, torch.zeros(unknowns, dtype=torch.float64)])
     actions = torch.linalg.lstsq(system, wanted.unsqueeze(-1)).solution.squeeze(-1)
     return actions.reshape(time, dimensions), (system @ actions - wanted).square().sum().item()
+
+
+def cost_of(actions: Tensor, world: LinearWorld, problem: Problem) -> float:
+    """Summed l2 distance to the goal under these actions [time, action]."""
+    candidates = actions.reshape(1, 1, *actions.shape)
+    predicted = world.rollout(problem.context, candidates)
+    return GoalDistance()(predicted, problem.goal.unsqueeze(0), candidates).sum().item()

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from planner.anytime import Optimiser, plan_in_time
 from planner.cem import CEM
-from planner.constraints import Limits
+from planner.gradient import Gradient
+from planner.mppi import MPPI
 from planner.search import Search
 from planner.types import Plan, PlanningError, Problem
 from tests.planner.problems import integrator, reach, space
@@ -40,23 +42,32 @@ def assert_same(plan: Plan, alone: Plan) -> None:
     assert plan.iterations == alone.iterations
 
 
-@pytest.mark.parametrize("result", ["best", "mean"])
-def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(result: str) -> None:
-    cem = replace(CEM_SMALL, result=result)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        CEM_SMALL,
+        replace(CEM_SMALL, result="mean"),
+        replace(CEM.icem(), samples=64, iterations=6),
+        MPPI(samples=64, iterations=6),
+        Gradient(starts=3, iterations=6),
+    ],
+    ids=["cem", "mean", "icem", "mppi", "gradient"],
+)
+def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(optimiser: Optimiser) -> None:
     problems = mixed_problems()
-    waiting = [cem.start(problem, 3) for problem in problems]
+    waiting = [optimiser.start(problem, 3) for problem in problems]
     running: list[Search] = []
     done: dict[int, Plan] = {}
     while waiting or running:
         running += waiting[:2]  # two join before every iteration, so all stand at different iterations
         waiting = waiting[2:]
-        running = cem.improve(WORLD, running)
-        for search in [search for search in running if cem.stopped(search)]:
-            done[search.problem.seed] = cem.finish(search, "iterations")
-        running = [search for search in running if not cem.stopped(search)]
+        running = optimiser.improve(WORLD, running)
+        for search in [search for search in running if optimiser.stopped(search)]:
+            done[search.problem.seed] = optimiser.finish(search, "iterations")
+        running = [search for search in running if not optimiser.stopped(search)]
     assert len(done) == 8
     for problem in problems:
-        assert_same(done[problem.seed], cem.plan(WORLD, problem))
+        assert_same(done[problem.seed], plan_in_time(optimiser, WORLD, problem))
 
 
 def test_one_robots_nan_is_its_own() -> None:
@@ -91,4 +102,3 @@ def test_a_search_belongs_to_the_block_it_began_with() -> None:
     search = CEM_SMALL.start(reach(), block=1)
     with pytest.raises(PlanningError, match=r"world_model\.block must be 1"):
         CEM_SMALL.improve(WORLD, [search])
-    assert isinstance(search.limits, Limits)

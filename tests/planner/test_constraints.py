@@ -125,6 +125,13 @@ def test_slew_starts_from_the_last_action_executed() -> None:
     torch.testing.assert_close(projected.flatten(), torch.tensor([-0.25, 0.0, 0.25, 0.5, 0.75]))
 
 
+def test_a_committed_step_of_exactly_the_slew_limit_is_kept_to_the_last_bit() -> None:
+    committed = torch.tensor([[0.25], [0.5], [0.75]])
+    projected = project(space(1, slew=0.25), torch.zeros(5, 1), torch.zeros(1), committed)
+    assert torch.equal(projected[:3], committed)
+    torch.testing.assert_close(projected[3:].flatten(), torch.tensor([0.5, 0.25]))
+
+
 def test_bounds_that_float32_cannot_hold_are_rounded_inwards() -> None:
     made = ActionSpace(("a",), ("m",), (-0.1,), (0.3,), 10.0)
     projected = project(made, torch.tensor([[-1.0], [1.0]])).double()

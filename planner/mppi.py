@@ -1,0 +1,120 @@
+"""Model predictive path integral control (Williams et al. 2017): the mean moves to a cost-weighted average of samples.
+
+Unlike the cross-entropy method it keeps no elites and learns no std; every candidate pulls, good ones harder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from planner.anytime import IterationClock, never, plan_in_time
+from planner.constraints import project_within
+from planner.cost import GoalDistance
+from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
+from planner.search import Search, advance, begin, evaluate, finished_plan, keep_best, spread_of, stack
+from planner.types import Plan, PlanningError, Problem, StopReason
+from planner.world_model import CostFunction, WorldModel
+
+
+@dataclass(frozen=True)
+class MPPI:
+    """Path integral control. The instance is its settings; searches travel as values.
+
+    `temperature` is in standard deviations of a search's own costs, so that it needs no tuning to a cost's scale: near
+    0 the best candidate alone counts, above 1 nearly all count alike.
+    """
+
+    samples: int = 200
+    iterations: int = 8
+    horizon: int = 4  # model steps
+    temperature: float = 0.1
+    initial_std: float | tuple[float, ...] = 0.5  # fraction of half a dimension's range
+    narrowing: float = 0.75  # share of the std left one iteration later; 1 keeps it, as published
+    converged_below: float = 0.0  # stop once the std (fraction of the range) is this small
+    noise: Noise = field(default_factory=TimeCorrelatedNoise)
+    cost: CostFunction = field(default_factory=GoalDistance)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "iterations", "horizon"):
+            if getattr(self, name) < 1:
+                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise PlanningError("temperature", "must be finite and > 0", self.temperature)
+        if not 0 < self.narrowing <= 1:
+            raise PlanningError("narrowing", "must be above 0 and at most 1", self.narrowing)
+        entries = (self.initial_std,) if isinstance(self.initial_std, (int, float)) else self.initial_std
+        if not all(math.isfinite(entry) and entry >= 0 for entry in entries):
+            raise PlanningError("initial_std", "must be finite and >= 0", self.initial_std)
+        if not self.converged_below >= 0:
+            raise PlanningError("converged_below", "must be >= 0", self.converged_below)
+
+    def plan(
+        self,
+        world_model: WorldModel,
+        problem: Problem,
+        *,
+        deadline: float | None = None,
+        budget_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cancelled: Callable[[], bool] = never,
+        pace: IterationClock | None = None,
+    ) -> Plan:
+        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
+        return plan_in_time(
+            self,
+            world_model,
+            problem,
+            deadline=deadline,
+            budget_s=budget_s,
+            clock=clock,
+            cancelled=cancelled,
+            pace=pace,
+        )
+
+    def start(self, problem: Problem, block: int) -> Search:
+        """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
+        return begin(problem, self.horizon, block, self.initial_std)
+
+    def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
+        """One iteration for all searches, in one rollout. Candidate 0 is the mean."""
+        with torch.no_grad():
+            batch = stack(searches, world_model.block)
+            shape = NoiseShape(self.samples, self.horizon, world_model.block, batch.mean.shape[-1])
+            noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
+            candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
+            candidates[:, 0] = batch.mean
+            candidates = project_within(batch.limits, candidates)
+            step_costs = evaluate(world_model, self.cost, batch, candidates)
+            best = keep_best(batch, candidates, step_costs)
+            weights = self._weights(step_costs.sum(-1))
+            mean = torch.einsum("bs,bsta->bta", weights, candidates)
+            std = batch.std * self.narrowing
+            return advance(searches, (mean, std), best, spread_of(std, batch.half_range))
+
+    def stopped(self, search: Search) -> StopReason | None:
+        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
+        if search.elite_spread and search.elite_spread[-1] <= self.converged_below:
+            return "converged"
+        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
+            return "iterations"
+        return None
+
+    def finish(self, search: Search, reason: StopReason) -> Plan:
+        """The best candidate ever evaluated."""
+        return finished_plan(search, reason)
+
+    def _weights(self, costs: torch.Tensor) -> torch.Tensor:
+        """Softmax of minus the costs [batch, samples]; an infinite cost weighs nothing, and rows sum to 1."""
+        finite = costs.isfinite()
+        count = finite.sum(-1, keepdim=True).clamp(min=1)
+        settled = torch.where(finite, costs, 0.0)
+        mean = settled.sum(-1, keepdim=True) / count
+        variance = torch.where(finite, costs - mean, 0.0).square().sum(-1, keepdim=True) / count
+        scale = self.temperature * variance.sqrt() + torch.finfo(costs.dtype).tiny
+        exponents = torch.where(finite, -(settled - settled.amin(-1, keepdim=True)) / scale, -torch.inf)
+        return torch.softmax(exponents, dim=-1).nan_to_num(nan=1 / costs.shape[-1])

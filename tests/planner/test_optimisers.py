@@ -1,0 +1,231 @@
+"""What every optimiser must do, on systems with known optima."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from planner.anytime import Optimiser, plan_in_time
+from planner.cem import CEM
+from planner.cost import ActionCost, GoalDistance, WeightedSum
+from planner.gradient import Gradient
+from planner.mppi import MPPI
+from planner.types import PlanningError
+from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts
+from tests.planner.problems import LinearWorld, cost_of, integrator, least_squares, reach, space
+
+OPTIMISERS: list[CEM | MPPI | Gradient] = [
+    CEM(samples=64, iterations=5, elites=8),
+    replace(CEM.icem(), samples=64, iterations=5),
+    MPPI(samples=64, iterations=5),
+    Gradient(starts=4, iterations=10),
+]
+each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS, ids=["cem", "icem", "mppi", "gradient"])
+
+EFFORT = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))
+SPRING = LinearWorld(
+    transition=torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), effect=torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2
+)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "within"),
+    [
+        (CEM(iterations=25, cost=EFFORT), 1.005),
+        (replace(CEM.icem(), iterations=25, cost=EFFORT, sample_decay=1.0), 1.05),  # its noise stays correlated
+        (MPPI(iterations=25, cost=EFFORT), 1.02),
+        (Gradient(iterations=60, cost=EFFORT), 1.001),
+    ],
+    ids=["cem", "icem", "mppi", "gradient"],
+)
+def test_a_linear_quadratic_optimum_is_reached(optimiser: Optimiser, within: float) -> None:
+    problem = reach((0.3, -0.2), space=space(bound=3.0))
+    best_actions, best_cost = least_squares(SPRING, problem, horizon=4, effort=0.02)
+    assert best_actions.abs().max() < 3.0  # the bounds are no part of this problem
+    plan = plan_in_time(optimiser, SPRING, problem)
+    assert best_cost - 1e-6 <= plan.cost <= within * best_cost
+
+
+@each_optimiser
+def test_warm_start_never_raises_cost(optimiser: Optimiser) -> None:
+    for seed in range(10):
+        warm = 2 * torch.rand(4, 2, generator=torch.Generator().manual_seed(seed)) - 1
+        problem = reach(seed=seed, warm_start=warm)
+        plan = plan_in_time(optimiser, integrator(), problem)
+        assert plan.cost <= cost_of(warm, integrator(), problem) + 1e-7
+
+
+@each_optimiser
+def test_the_best_cost_never_rises_and_is_the_plans_own(optimiser: Optimiser) -> None:
+    plan = plan_in_time(optimiser, integrator(), reach())
+    assert list(plan.iteration_costs) == sorted(plan.iteration_costs, reverse=True)
+    assert plan.cost == pytest.approx(plan.iteration_costs[-1], rel=1e-6)
+    assert plan.cost == pytest.approx(cost_of(plan.actions, integrator(), reach()), rel=1e-5)
+    assert plan.iterations == optimiser.iterations == len(plan.elite_spread)
+
+
+@each_optimiser
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another(optimiser: Optimiser) -> None:
+    first, again, other = (plan_in_time(optimiser, integrator(), reach(seed=seed)) for seed in (3, 3, 4))
+    assert torch.equal(first.actions, again.actions)
+    assert first.iteration_costs == again.iteration_costs
+    assert not torch.equal(first.actions, other.actions)
+
+
+@each_optimiser
+def test_global_randomness_is_neither_used_nor_touched(optimiser: Optimiser) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    plan_in_time(optimiser, integrator(), reach())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@each_optimiser
+def test_an_iteration_is_a_pure_function(optimiser: Optimiser) -> None:
+    search = optimiser.start(reach(), 1)
+    (once,) = optimiser.improve(integrator(), [search])
+    (twice,) = optimiser.improve(integrator(), [search])
+    assert torch.equal(once.best_actions, twice.best_actions)
+    assert torch.equal(once.distribution.mean, twice.distribution.mean)
+    assert search.iterations == 0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An integrator that remembers what it was asked."""
+
+    asked: list[Tensor] = field(default_factory=list)
+    block: int = 1
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        self.asked.append(actions.detach().clone())
+        return integrator().rollout(context, actions)
+
+
+@each_optimiser
+def test_every_candidate_obeys_the_action_space(optimiser: CEM | MPPI | Gradient) -> None:
+    previous = torch.tensor([0.4, -0.4])
+    made = space(bound=0.5, slew=0.2, max_norm=0.6, frozen=(None, -0.25))
+    world = Watched()
+    problem = reach((9.0, 9.0), space=made, previous_action=previous)
+    plan = plan_in_time(replace(optimiser, initial_std=3.0), world, problem)
+    for actions in (*world.asked, plan.actions):
+        assert (actions[..., 1] == -0.25).all()
+        assert (actions.abs() <= 0.5).all()
+        assert (actions.norm(dim=-1) <= 0.6).all()
+        whole = torch.cat([previous.expand_as(actions[..., :1, :]), actions], dim=-2)
+        assert (whole.diff(dim=-2).abs() <= 0.2).all()
+
+
+@each_optimiser
+def test_committed_actions_are_kept_exactly_and_the_rest_makes_up_for_them(optimiser: CEM | MPPI | Gradient) -> None:
+    committed = torch.tensor([[-0.7, 0.3], [-0.1, 0.9]])
+    world = Watched()
+    plan = plan_in_time(replace(optimiser, iterations=20), world, reach((0.1, 0.0), committed=committed))
+    for actions in (*world.asked, plan.actions):
+        assert torch.equal(actions[..., :2, :], committed.expand_as(actions[..., :2, :]))
+    assert (plan.distribution.std[:2] == 0).all()
+    assert plan.actions[2, 0] > 0.9
+    assert plan.actions[2, 1] < -0.9
+
+
+@each_optimiser
+def test_a_plan_that_is_wholly_committed_converges_at_once(optimiser: Optimiser) -> None:
+    committed = torch.full((4, 2), 0.25)
+    plan = plan_in_time(optimiser, integrator(), reach(committed=committed))
+    assert torch.equal(plan.actions, committed)
+    assert (plan.stop_reason, plan.iterations) == ("converged", 1)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A cost that is NaN for every candidate whose first action points the wrong way, or for all."""
+
+    everywhere: bool = False
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        wrong = (actions[:, :, 0, 0] > 0) | self.everywhere
+        return torch.where(wrong.unsqueeze(-1), torch.nan, GoalDistance()(predicted, goal, actions))
+
+
+@each_optimiser
+def test_a_nan_cost_is_never_chosen(optimiser: CEM | MPPI | Gradient) -> None:
+    plan = plan_in_time(replace(optimiser, cost=Broken()), integrator(), reach((-0.2, 0.3)))
+    assert plan.actions[0, 0] <= 0
+    assert plan.cost < 0.15
+    assert torch.isfinite(plan.distribution.std).all()
+
+
+@each_optimiser
+def test_all_nan_is_an_error_with_a_name(optimiser: CEM | MPPI | Gradient) -> None:
+    with pytest.raises(PlanningError, match="cost must be finite for at least one candidate"):
+        plan_in_time(replace(optimiser, cost=Broken(everywhere=True)), integrator(), reach())
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS[2:], ids=["mppi", "gradient"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"iterations": 0},
+        {"horizon": 0},
+        {"initial_std": math.nan},
+        {"initial_std": (0.5, -1.0)},
+        {"converged_below": -1.0},
+    ],
+)
+def test_settings_that_cannot_search_are_refused(optimiser: MPPI | Gradient, settings: dict[str, object]) -> None:
+    with pytest.raises(PlanningError, match=next(iter(settings))):
+        replace(optimiser, **settings)  # type: ignore[arg-type]
+
+
+def test_settings_of_one_optimiser_alone_are_refused_as_well() -> None:
+    for name, value in (("temperature", 0.0), ("narrowing", 1.5), ("samples", 0)):
+        with pytest.raises(PlanningError, match=name):
+            replace(MPPI(), **{name: value})  # type: ignore[arg-type]
+    for name, value in (("step", 0.0), ("momentum", 1.0), ("memory", -0.1), ("starts", 0)):
+        with pytest.raises(PlanningError, match=name):
+            replace(Gradient(), **{name: value})  # type: ignore[arg-type]
+
+
+def test_mppi_moves_to_the_weighted_average_of_its_samples() -> None:
+    world = Watched()
+    optimiser = MPPI(samples=32, iterations=1, temperature=0.5)
+    (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
+    candidates = world.asked[0][0]
+    costs = torch.tensor([cost_of(each, integrator(), reach()) for each in candidates])
+    weights = torch.softmax(-costs / (0.5 * costs.std(correction=0)), dim=0)
+    torch.testing.assert_close(after.distribution.mean, (weights[:, None, None] * candidates).sum(0))
+
+
+def test_mppi_weighs_candidates_of_equal_cost_alike() -> None:
+    def flat(predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        return torch.ones(predicted.shape[:3])
+
+    world = Watched()
+    optimiser = MPPI(samples=32, cost=flat)
+    (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
+    torch.testing.assert_close(after.distribution.mean, world.asked[0][0].mean(0))
+
+
+def test_a_gradient_search_says_so_where_the_model_has_no_gradient() -> None:
+    @dataclass(frozen=True)
+    class Opaque:
+        block: int = 1
+
+        @torch.no_grad()
+        def rollout(self, context: Context, actions: Actions) -> Latents:
+            return integrator().rollout(context, actions)
+
+    with pytest.raises(PlanningError, match=r"world_model\.rollout must be differentiable"):
+        Gradient().plan(Opaque(), reach())
+
+
+@pytest.mark.parametrize("cost", [GoalDistance(), GoalDistance("l1"), GoalDistance("l2", over="last"), EFFORT])
+def test_a_gradient_search_survives_standing_on_the_goal(cost: CostFunction) -> None:
+    plan = Gradient(iterations=3, cost=cost).plan(integrator(), reach((0.0, 0.0)))
+    assert plan.cost == 0
+    assert torch.equal(plan.actions, torch.zeros(4, 2))
