@@ -1,0 +1,74 @@
+"""Applications with real engine processes: one shared by all tests of a run, and a way to start others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from model.compact.network import CompactConfig
+from model.compact.world_model import CompactWorldModel
+from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
+from server.app import Application, AppSettings
+from tests.server import linear
+
+SETTINGS = AppSettings(
+    models=("linear",), devices=("cpu",), engine_threads=1, reply_margin_s=0.05, clip_workers=1, loader=linear.load
+)
+START_S = 120.0
+
+
+def tiny_compact(folder: Path) -> Path:
+    """An untrained package of the built-in family, small enough for a test."""
+    network = CompactConfig(
+        latent=8,
+        action_width=4,
+        patch=8,
+        tubelet=2,
+        encoder_width=24,
+        encoder_depth=1,
+        encoder_heads=2,
+        predictor_width=24,
+        predictor_depth=1,
+        predictor_heads=2,
+        horizon=3,
+    )
+    action = ActionSpec(
+        names=("shoulder", "elbow"),
+        units=("rad/s", "rad/s"),
+        low=(-2.0, -2.0),
+        high=(2.0, 2.0),
+        rate_hz=10.0,
+        block=2,
+        mean=(0.0, 0.0),
+        std=(1.0, 1.0),
+    )
+    config = PackageConfig(
+        name="tiny",
+        family="compact",
+        image=ImageSpec(32, 32),
+        latent_shape=(8,),
+        network=asdict(network),
+        action=action,
+        planner=PlannerDefaults(samples=32, iterations=4, elites=6, horizon=3),
+    )
+    CompactWorldModel.random(folder, config, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_compact(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def application(compact_folder: Path) -> AsyncIterator[Application]:
+    """Every model of `linear` that can warm up, and an untrained compact one; "linear" is the default."""
+    models = ("linear", "slow", "nan", "embedder", "historian", str(compact_folder))
+    started = await Application.start(replace(SETTINGS, models=models))
+    await started.wait_ready(START_S)
+    yield started
+    await started.stop(drain_s=0.0)

@@ -1,0 +1,100 @@
+"""A world with a known answer: the latent is where a bright pixel is, actions push it. Loadable into a real engine.
+
+`load` takes "linear", or a variant: "slow" sleeps through every rollout, "nan" predicts NaN from the right edge,
+"lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels. Other names are packages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import catalog
+from model.catalog import ClipEmbedding, LoadedModel
+from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
+from server.messages import Frame
+
+SIDE = 16
+SLOW_S = 0.06
+GAIN = 0.05  # latent units per unit of action
+ACTION = ActionSpec(
+    names=("right", "down"),
+    units=("m/s", "m/s"),
+    low=(-1.0, -0.5),
+    high=(1.0, 0.5),
+    rate_hz=10.0,
+    block=2,
+    mean=(0.0, 0.0),
+    std=(1.0, 1.0),
+)
+CONFIG = PackageConfig(
+    name="linear",
+    family="linear",
+    image=ImageSpec(SIDE, SIDE),
+    latent_shape=(2,),
+    network={},
+    action=ACTION,
+    planner=PlannerDefaults(samples=64, iterations=6, elites=8, horizon=3),
+)
+CONFIGS = {
+    "linear": CONFIG,
+    "slow": replace(CONFIG, name="slow"),
+    "nan": replace(CONFIG, name="nan"),
+    "lost": replace(CONFIG, name="lost"),
+    "embedder": replace(CONFIG, name="embedder", action=None),
+    "historian": replace(CONFIG, name="historian", history=3, proprioception_names=("elbow",)),
+}
+
+
+def frame(right: float, down: float) -> Frame:
+    """A picture of the world with the pixel at these coordinates in 0..1."""
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    image[0, 0, 0], image[0, 0, 1] = round(255 * right), round(255 * down)
+    return image
+
+
+def latent(right: float, down: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.array([round(255 * right), round(255 * down)], np.float32) / 255
+
+
+class Linear:
+    """latent' = latent + GAIN * (sum of the block's actions). Satisfies `model.catalog.LoadedModel`."""
+
+    def __init__(self, config: PackageConfig) -> None:
+        self.package = Package(config, Path("nowhere"), "0" * 64)
+        self.device = torch.device("cpu")
+        self.block = ACTION.block
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return frames[:, 0, 0, :2].float() / 255
+
+    def embed_clip(self, frames: Tensor) -> ClipEmbedding:
+        latents = frames[:, 0, 0, :2].float() / 255
+        return ClipEmbedding(latents.mean(0), latents, latents[:, None])
+
+    def context(self, latents: Sequence[Tensor], proprioception: Tensor | None) -> tuple[Tensor, ...]:
+        if self.package.config.name == "historian":  # what it was given is what it starts from
+            assert proprioception is not None
+            assert len(latents) == len(proprioception)
+            return (torch.stack(list(latents)).mean(0)[None],)
+        return (latents[-1][None],)
+
+    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+        name = self.package.config.name
+        if name == "slow":
+            time.sleep(SLOW_S)
+        pushes = GAIN * actions.unflatten(2, (-1, self.block)).sum(3).cumsum(2)
+        predicted = context[0][:, None, None] + pushes
+        if name == "nan":
+            predicted[context[0][:, 0] == 1] = torch.nan
+        return torch.full_like(predicted, torch.nan) if name == "lost" else predicted
+
+
+def load(name: str, device: str) -> LoadedModel:
+    return Linear(CONFIGS[name]) if name in CONFIGS else catalog.load(name, torch.device(device))

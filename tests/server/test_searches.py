@@ -1,0 +1,392 @@
+"""The engine's searches on a clock that only the model's work moves: batching, turns, deadlines, budgets, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from server.errands import Errands
+from server.errors import Reason
+from server.jobs import (
+    Done,
+    EncodeJob,
+    Failed,
+    FromEngine,
+    PlanDone,
+    PlanJob,
+    RolloutDone,
+    RolloutJob,
+    SearchSize,
+    Start,
+)
+from server.searches import Searches
+from tests.server.linear import ACTION, CONFIGS, Linear, frame, latent
+
+ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001
+SIZE = SearchSize(samples=50, iterations=5, elites=5, horizon=3)
+ITERATION_S = ROLLOUT_S + SIZE.samples * SAMPLE_S  # 0.1
+
+
+class Ticking(Linear):
+    """A linear world that takes time: for each call, and for each sample of it. Keeps the size of every batch."""
+
+    def __init__(self, name: str = "linear") -> None:
+        super().__init__(CONFIGS[name])
+        self.now = 100.0
+        self.batches: list[int] = []
+
+    def encode(self, frames: Tensor) -> Tensor:
+        self.now += ENCODE_S
+        return super().encode(frames)
+
+    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+        self.batches.append(len(actions))
+        self.now += ROLLOUT_S + SAMPLE_S * actions.shape[0] * actions.shape[1]
+        if bool((context[0][:, 1] == 1).any()):
+            raise RuntimeError("the bottom edge cannot be predicted from")
+        return super().rollout(context, actions)
+
+
+class Bench:
+    """Searches and errands around one ticking model, with their results."""
+
+    def __init__(self, name: str = "linear", max_batch: int = 16, max_steps: int = 10_000) -> None:
+        self.model = Ticking(name)
+        self.sent: dict[int, FromEngine] = {}
+        self.at: dict[int, float] = {}
+        models = {name: self.model}
+        self.searches = Searches(models, max_batch, max_steps, self._send, lambda: self.model.now)
+        self.errands = Errands(models, self.searches, max_steps, self._send, lambda: self.model.now)
+
+    def _send(self, message: FromEngine) -> None:
+        assert isinstance(message, (Done, Failed))
+        assert message.number not in self.sent, "answered twice"
+        self.sent[message.number] = message
+        self.at[message.number] = self.model.now
+
+    def run(self) -> None:
+        while self.searches.busy or self.errands.busy:
+            self.searches.step()
+            self.errands.step()
+
+    def plan(self, number: int) -> PlanDone:
+        message = self.sent[number]
+        assert isinstance(message, Done), message
+        assert isinstance(message.result, PlanDone)
+        return message.result
+
+    def failure(self, number: int) -> Failed:
+        message = self.sent[number]
+        assert isinstance(message, Failed)
+        return message
+
+
+def job(
+    bench: Bench,
+    right: float = 0.2,
+    goal: float = 0.5,
+    seed: int = 1,
+    size: SearchSize = SIZE,
+    left_s: float | None = None,
+    budget_s: float | None = None,
+    down: float = 0.5,
+) -> PlanJob:
+    now = bench.model.now
+    return PlanJob(
+        model=bench.model.package.config.name,
+        start=Start((frame(right, down),)),
+        goal=latent(goal, 0.5),
+        size=size,
+        seed=seed,
+        deadline=None if left_s is None else now + left_s,
+        budget_until=None if budget_s is None else now + budget_s,
+    )
+
+
+def measured(bench: Bench) -> Bench:
+    """The bench, once it knows how long things take."""
+    bench.searches.add(0, job(bench))
+    bench.run()
+    del bench.sent[0]
+    bench.model.batches.clear()
+    return bench
+
+
+def test_a_plan_comes_closer_to_its_goal_and_says_how() -> None:
+    bench = Bench()
+    bench.searches.add(1, job(bench))
+    bench.run()
+    plan = bench.plan(1)
+    assert plan.actions.shape == (6, 2)
+    assert plan.stop_reason == "iterations"
+    assert plan.goal_distance == pytest.approx(float(np.square(latent(0.2, 0.5) - latent(0.5, 0.5)).mean()))
+    assert plan.cost < 3 * plan.goal_distance
+    assert list(plan.iteration_costs) == sorted(plan.iteration_costs, reverse=True)
+    assert plan.latent.tolist() == latent(0.2, 0.5).tolist()
+    assert (plan.encoded - plan.began, plan.ended - plan.encoded) == pytest.approx((ENCODE_S, 5 * ITERATION_S))
+
+
+def test_company_does_not_change_a_plan() -> None:
+    alone, together = {}, Bench()
+    for number in range(4):
+        bench = Bench()
+        bench.searches.add(number, job(bench, right=0.1 * number, seed=number))
+        bench.run()
+        alone[number] = bench.plan(number)
+        together.searches.add(number, job(together, right=0.1 * number, seed=number))
+    together.run()
+    assert together.model.batches == [4] * 5
+    for number in range(4):
+        np.testing.assert_allclose(together.plan(number).actions, alone[number].actions, atol=1e-5)
+        assert together.plan(number).cost == pytest.approx(alone[number].cost, rel=1e-5)
+
+
+def test_robots_join_and_leave_between_iterations() -> None:
+    bench = Bench()
+    bench.searches.add(1, job(bench))
+    for _ in range(3):  # encode, two iterations
+        bench.searches.step()
+    bench.searches.add(2, job(bench, seed=2))
+    bench.run()
+    assert bench.model.batches == [1, 1, 1, 2, 2, 1, 1, 1] or bench.model.batches == [1, 1, 2, 2, 2, 1, 1]
+    assert (bench.plan(1).iterations, bench.plan(2).iterations) == (5, 5)
+    solo = Bench()
+    solo.searches.add(2, job(solo, seed=2))
+    solo.run()
+    np.testing.assert_allclose(bench.plan(2).actions, solo.plan(2).actions, atol=1e-5)
+
+
+def test_different_settings_take_turns() -> None:
+    bench = Bench()
+    other = replace(SIZE, samples=20)
+    bench.searches.add(1, job(bench))
+    bench.searches.add(2, job(bench, size=other))
+    bench.run()
+    assert bench.model.batches == [1] * 10
+    assert abs(bench.at[1] - bench.at[2]) < 2 * ITERATION_S
+
+
+def test_batches_stay_within_their_limits() -> None:
+    few = Bench(max_batch=3)
+    roomy = Bench(max_steps=2 * SIZE.steps_per_iteration)
+    for bench in (few, roomy):
+        for number in range(5):
+            bench.searches.add(number, job(bench, seed=number))
+        bench.run()
+    assert max(few.model.batches) == 3
+    assert max(roomy.model.batches) == 2
+
+
+@pytest.mark.parametrize("left_s", [0.2, 0.25, 0.3, 0.45])
+def test_the_best_so_far_leaves_before_the_deadline(left_s: float) -> None:
+    bench = measured(Bench())
+    wanted = job(bench, left_s=left_s)
+    bench.searches.add(1, wanted)
+    bench.run()
+    plan = bench.plan(1)
+    assert plan.stop_reason == "deadline"
+    assert 1 <= plan.iterations <= (left_s - ENCODE_S) / ITERATION_S
+    assert wanted.deadline is not None
+    assert bench.at[1] <= wanted.deadline
+
+
+@pytest.mark.parametrize("left_s", [-1.0, 0.0, 0.05, 0.1])
+def test_without_time_for_one_iteration_the_refusal_comes_at_once(left_s: float) -> None:
+    bench = measured(Bench())
+    began = bench.model.now
+    bench.searches.add(1, job(bench, left_s=left_s))
+    bench.run()
+    assert bench.failure(1).reason is Reason.DEADLINE
+    assert bench.at[1] == began
+
+
+def test_a_budget_ends_thinking_but_not_before_the_first_iteration() -> None:
+    bench = measured(Bench())
+    bench.searches.add(1, job(bench, budget_s=0.35))
+    bench.run()
+    assert (bench.plan(1).stop_reason, bench.plan(1).iterations) == ("budget", 3)
+    bench.searches.add(2, job(bench, budget_s=0.001))
+    bench.run()
+    assert (bench.plan(2).stop_reason, bench.plan(2).iterations) == ("budget", 1)
+
+
+def test_a_deadline_before_the_budget_is_named_as_the_reason() -> None:
+    bench = measured(Bench())
+    bench.searches.add(1, job(bench, budget_s=0.4, left_s=0.3))
+    bench.searches.add(2, job(bench, budget_s=0.3, left_s=0.4))
+    bench.run()
+    assert bench.plan(1).stop_reason == "deadline"
+    assert bench.plan(2).stop_reason == "budget"
+
+
+def test_nobody_is_late_in_a_crowd() -> None:
+    bench = Bench()
+    for number in range(-8, 0):  # as many together as there will be, so that the durations are known
+        bench.searches.add(number, job(bench, size=replace(SIZE, iterations=2)))
+    bench.run()
+    lefts = [0.12, 0.2, 0.3, 0.5, 0.8, 1.3, 2.1, 3.4]
+    jobs = {number: job(bench, seed=number, left_s=left) for number, left in enumerate(lefts)}
+    for number, wanted in jobs.items():
+        bench.searches.add(number, wanted)
+    bench.run()
+    for number, wanted in jobs.items():
+        assert wanted.deadline is not None
+        assert bench.at[number] <= wanted.deadline
+        if isinstance(bench.sent[number], Done):
+            assert bench.plan(number).iterations >= 1
+    assert sum(isinstance(bench.sent[number], Done) for number in jobs) >= 6
+
+
+def test_newcomers_do_not_make_others_late() -> None:
+    bench = measured(Bench())
+    wanted = job(bench, left_s=0.25)
+    bench.searches.add(1, wanted)
+    for number in range(2, 30):
+        bench.searches.step()
+        bench.searches.add(number, job(bench, seed=number))
+    bench.run()
+    assert wanted.deadline is not None
+    assert bench.at[1] <= wanted.deadline
+    assert bench.plan(1).iterations >= 1
+
+
+def test_errands_do_not_make_plans_late() -> None:
+    bench = measured(Bench())
+    candidates = np.zeros((1024, 6, 2), np.float32)
+    errand = RolloutJob("linear", Start((frame(0, 0),)), candidates, latent(0.5, 0.5), costs_only=True)
+    bench.errands.add(9, errand)
+    bench.run()  # how long a piece of it takes is known from now on: half a second
+    wanted = job(bench, left_s=0.4)
+    bench.searches.add(1, wanted)
+    bench.errands.add(10, errand)
+    bench.run()
+    assert wanted.deadline is not None
+    assert bench.at[1] <= wanted.deadline
+    assert bench.plan(1).iterations >= 1
+    assert bench.at[10] > wanted.deadline
+
+
+def test_a_cancelled_plan_frees_the_engine_at_once() -> None:
+    bench = Bench()
+    bench.searches.add(1, job(bench))
+    bench.searches.add(2, job(bench))
+    bench.searches.step()
+    bench.searches.cancel(1)
+    bench.searches.cancel(2)
+    assert not bench.searches.busy
+    bench.searches.step()
+    assert bench.model.batches == []
+    assert bench.sent == {}
+
+
+def test_a_cancelled_errand_stops_between_two_pieces() -> None:
+    bench = Bench()
+    bench.errands.add(1, EncodeJob("linear", (frame(0, 0),) * 100))
+    bench.errands.step()
+    bench.errands.cancel(1)
+    assert not bench.errands.busy
+    assert bench.sent == {}
+
+
+def test_one_that_cannot_be_searched_spoils_nobody_elses_plan() -> None:
+    bench = Bench()
+    bench.searches.add(1, job(bench))
+    bench.searches.add(2, job(bench, down=1.0))
+    bench.run()
+    assert bench.failure(2).reason is Reason.INTERNAL
+    assert "bottom edge" not in bench.failure(2).message
+    assert bench.plan(1).iterations == 5
+
+
+def test_a_search_of_nan_alone_fails_by_name_and_its_company_does_not() -> None:
+    bench = Bench("nan")
+    bench.searches.add(1, job(bench))
+    bench.searches.add(2, job(bench, right=1.0))
+    bench.run()
+    assert bench.failure(2).reason is Reason.PLAN_FAILED
+    assert bench.plan(1).iterations == 5
+
+
+def test_a_bad_problem_is_named_before_it_is_searched() -> None:
+    bench = Bench()
+    committed = np.full((1, 2), 7.0, np.float32)
+    bench.searches.add(1, replace(job(bench), committed=committed))
+    bench.run()
+    failure = bench.failure(1)
+    assert (failure.reason, failure.field) == (Reason.INVALID_FIELD, "committed[0].right")
+
+
+def test_a_warm_start_is_the_first_candidate_at_whatever_length() -> None:
+    bench = Bench()
+    size = replace(SIZE, iterations=1)
+    straight = np.tile(np.array([[1.0, 0.0]], np.float32), (9, 1))
+    for number, length in enumerate((2, 6, 9)):
+        bench.searches.add(number, replace(job(bench, goal=1.0, size=size), warm_start=straight[:length]))
+    bench.run()
+    assert all(bench.plan(number).warm_started for number in range(3))
+    best = bench.plan(1)
+    np.testing.assert_array_equal(best.actions, straight[:6])  # the optimum toward a far goal: full speed
+    np.testing.assert_array_equal(bench.plan(2).actions, best.actions)
+
+
+def test_committed_actions_head_the_plan() -> None:
+    bench = Bench()
+    committed = np.array([[-1.0, 0.5], [0.25, -0.5]], np.float32)
+    bench.searches.add(1, replace(job(bench), committed=committed))
+    bench.run()
+    np.testing.assert_array_equal(bench.plan(1).actions[:2], committed)
+
+
+def test_history_and_proprioception_reach_the_model() -> None:
+    bench = Bench("historian")
+    start = Start((frame(0.6, 0.5),), (latent(0.0, 0.5), latent(0.3, 0.5)), np.zeros((3, 1), np.float32))
+    bench.searches.add(1, replace(job(bench), start=start))
+    bench.errands.add(2, RolloutJob("historian", start, np.zeros((1, 2, 2), np.float32)))
+    bench.run()
+    assert bench.plan(1).latent.tolist() == latent(0.6, 0.5).tolist()
+    message = bench.sent[2]
+    assert isinstance(message, Done)
+    assert isinstance(message.result, RolloutDone)
+    assert message.result.latents is not None
+    mean = (latent(0.0, 0.5) + latent(0.3, 0.5) + latent(0.6, 0.5)) / 3
+    np.testing.assert_allclose(message.result.latents[0, 0], mean, rtol=1e-5)
+
+
+def test_rollouts_in_pieces_equal_the_model() -> None:
+    bench = Bench(max_steps=6)  # two candidates of three steps at a time
+    generator = np.random.default_rng(0)
+    candidates = generator.uniform(-0.5, 0.5, (5, 6, 2)).astype(np.float32)
+    goal = latent(0.9, 0.1)
+    bench.errands.add(1, RolloutJob("linear", Start((frame(0.2, 0.4),)), candidates, goal))
+    bench.run()
+    message = bench.sent[1]
+    assert isinstance(message, Done)
+    assert isinstance(message.result, RolloutDone)
+    context = (torch.tensor(latent(0.2, 0.4))[None],)
+    expected = Linear(CONFIGS["linear"]).rollout(context, torch.tensor(candidates)[None])[0].numpy()
+    assert message.result.latents is not None
+    assert message.result.step_costs is not None
+    np.testing.assert_allclose(message.result.latents, expected, rtol=1e-6)
+    np.testing.assert_allclose(message.result.step_costs, np.square(expected - goal).mean(-1), rtol=1e-5)
+    assert max(_sizes(bench.model.batches)) == 1
+
+
+def _sizes(batches: Sequence[int]) -> Sequence[int]:
+    assert len(batches) == 3  # 2 + 2 + 1 candidates
+    return batches
+
+
+def test_actions_never_leave_their_bounds() -> None:
+    bench = Bench()
+    for number in range(5):
+        bench.searches.add(number, job(bench, right=0.0, goal=1.0, seed=number, down=0.1 * number))
+    bench.run()
+    for number in range(5):
+        actions = bench.plan(number).actions
+        assert (actions >= np.array(ACTION.low)).all()
+        assert (actions <= np.array(ACTION.high)).all()

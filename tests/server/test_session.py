@@ -1,0 +1,261 @@
+"""Sessions: sequences, epochs, history, continuations, repeated calls, expiry. All on a hand-held clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from server.errors import Reason, ServiceError
+from server.jobs import Floats
+from server.messages import PlannerSettings, PlanReply, Provenance, Timings
+from server.session import KEPT_REPLIES, CurrentPlan, Seen, Session, SessionTable
+
+BLOCK = 2
+
+
+def session(history: int = 3, ttl_s: float = 10.0, name: str = "robot") -> Session:
+    return Session(name, "linear", "goal", history, ttl_s, seed=5, wall_ns=1)
+
+
+def plan(actions: int = 6, goal_id: str = "goal") -> CurrentPlan:
+    numbered = np.arange(actions, dtype=np.float32)[:, None]
+    return CurrentPlan(numbered, tuple(float(step) for step in range(actions // BLOCK)), BLOCK, goal_id, 0.5)
+
+
+def seen(sequence: int) -> Seen:
+    return Seen(sequence, np.full(2, sequence, np.float32), None)
+
+
+def planned(at: Session, sequence: int = 0, executed: int = 0, goal_id: str = "goal") -> int:
+    turn = at.begin(sequence)
+    at.commit(turn, plan(goal_id=goal_id), seen(turn.sequence), executed)
+    return turn.sequence
+
+
+def reply(epoch: int = 0) -> PlanReply:
+    actions = np.zeros((1, 1), np.float32)
+    provenance = Provenance("linear", "0", "exact", "goal", PlannerSettings(), "cpu", "float32", "")
+    return PlanReply(
+        actions, (0.0,), 0.0, 0.0, (), (), 0, "deadline", 0, False, False, 1, None, epoch, Timings(), provenance
+    )
+
+
+def first(values: Floats | None) -> list[float]:
+    assert values is not None
+    found: list[float] = values[:, 0].tolist()
+    return found
+
+
+def test_sequence_zero_counts_up_from_the_newest() -> None:
+    robot = session()
+    assert [planned(robot), planned(robot), planned(robot, 9), planned(robot)] == [1, 2, 9, 10]
+    assert robot.describe().last_sequence == 10
+    assert robot.describe().plans == 4
+
+
+@pytest.mark.parametrize("sequence", [3, 4])
+def test_equal_and_older_observations_are_stale(sequence: int) -> None:
+    robot = session()
+    planned(robot, 4)
+    with pytest.raises(ServiceError) as caught:
+        robot.begin(sequence)
+    assert caught.value.reason is Reason.STALE_OBSERVATION
+    assert (caught.value.field, caught.value.value) == ("observation.sequence", str(sequence))
+
+
+def test_an_observation_being_planned_for_is_used_already() -> None:
+    robot = session()
+    robot.begin(4)
+    with pytest.raises(ServiceError):
+        robot.begin(4)
+
+
+def test_an_observation_whose_plan_failed_may_be_sent_again() -> None:
+    robot = session()
+    robot.give_back(robot.begin(4))
+    assert robot.begin(4).sequence == 4
+    assert robot.describe().plans == 0
+
+
+def test_reset_starts_a_new_epoch_with_nothing_but_model_and_goal() -> None:
+    robot = session()
+    planned(robot, 4)
+    robot.keep_reply("call", reply())
+    robot.reset()
+    told = robot.describe()
+    assert (told.epoch, told.plans, told.last_sequence, told.goal_id) == (1, 0, 0, "goal")
+    assert robot.earlier(0) == ()
+    assert robot.continuation(0, 0, "goal").warm_start is None
+    assert robot.reply("call") is None
+    assert robot.begin(1).epoch == 1
+
+
+def test_a_plan_that_a_reset_overtook_leaves_no_trace() -> None:
+    robot = session()
+    turn = robot.begin(4)
+    robot.reset()
+    robot.commit(turn, plan(), seen(4), 0)
+    robot.keep_reply("call", reply(epoch=0))
+    assert robot.describe().plans == 0
+    assert robot.current is None
+    assert robot.reply("call") is None
+    assert robot.begin(1).sequence == 1
+
+
+def test_a_plan_that_a_newer_observation_overtook_does_not_become_the_current_one() -> None:
+    robot = session()
+    older, newer = robot.begin(1), robot.begin(2)
+    robot.commit(newer, plan(6), seen(2), 0)
+    robot.commit(older, plan(4), seen(1), 0)
+    assert robot.current is not None
+    assert len(robot.current.actions) == 6
+    assert [past.sequence for past in robot.earlier(0)] == [2]
+
+
+def test_history_is_as_long_as_the_model_looks_back() -> None:
+    robot = session(history=3)
+    for _ in range(5):
+        planned(robot)
+    assert [past.sequence for past in robot.earlier(0)] == [4, 5]
+    assert [past.sequence for past in robot.earlier(5)] == [4]  # an observation does not precede itself
+    forgetful = session(history=1)
+    planned(forgetful)
+    assert forgetful.earlier(0) == ()
+
+
+def test_the_warm_start_is_what_the_robot_has_not_executed() -> None:
+    robot = session()
+    planned(robot)
+    follows = robot.continuation(executed=2, committed=3, goal_id="goal")
+    assert first(follows.warm_start) == [2, 3, 4, 5]
+    assert first(follows.committed) == [2, 3, 4]
+    assert follows.previous_action is not None
+    assert follows.previous_action.tolist() == [1]
+    assert follows.warnings == ()
+
+
+def test_the_last_action_executed_outlives_its_plan() -> None:
+    robot = session()
+    planned(robot)
+    planned(robot, executed=3)
+    follows = robot.continuation(executed=0, committed=0, goal_id="goal")
+    assert follows.previous_action is not None
+    assert follows.previous_action.tolist() == [2]
+
+
+def test_a_plan_toward_another_goal_is_no_warm_start_but_what_is_committed_stays() -> None:
+    robot = session()
+    planned(robot, goal_id="other")
+    assert robot.describe().goal_id == "other"
+    follows = robot.continuation(executed=1, committed=2, goal_id="goal")
+    assert follows.warm_start is None
+    assert first(follows.committed) == [1, 2]
+    assert robot.rest(1, "goal") is None
+
+
+def test_a_plan_executed_past_its_end_gives_a_warning_and_no_warm_start() -> None:
+    robot = session()
+    planned(robot)
+    follows = robot.continuation(executed=9, committed=0, goal_id="goal")
+    assert follows.warm_start is None
+    assert follows.warnings == ("executed is 9, but the last plan had 6 actions",)
+    assert robot.rest(6, "goal") is None
+
+
+def test_executed_without_a_plan_gives_a_warning() -> None:
+    follows = session().continuation(executed=2, committed=0, goal_id="goal")
+    assert len(follows.warnings) == 1
+    assert "no plan" in follows.warnings[0]
+
+
+@pytest.mark.parametrize(("has_plan", "executed", "committed"), [(False, 0, 1), (True, 4, 3), (True, 9, 1)])
+def test_more_cannot_be_committed_than_the_plan_has_left(has_plan: bool, executed: int, committed: int) -> None:
+    robot = session()
+    if has_plan:
+        planned(robot)
+    with pytest.raises(ServiceError) as caught:
+        robot.continuation(executed, committed, "goal")
+    assert (caught.value.reason, caught.value.field) == (Reason.INVALID_FIELD, "committed")
+
+
+@pytest.mark.parametrize(
+    ("executed", "actions", "step_costs"),
+    [(0, [0, 1, 2, 3, 4, 5], (0.0, 1.0, 2.0)), (3, [3, 4, 5], (1.0, 2.0)), (4, [4, 5], (2.0,))],
+)
+def test_the_rest_of_a_plan_keeps_the_costs_of_its_steps(
+    executed: int, actions: list[float], step_costs: tuple[float, ...]
+) -> None:
+    robot = session()
+    planned(robot)
+    rest = robot.rest(executed, "goal")
+    assert rest is not None
+    assert first(rest.actions) == actions
+    assert rest.step_costs == step_costs
+
+
+def test_seeds_follow_from_session_epoch_and_observation() -> None:
+    robot = session()
+    assert robot.seed_for(3) == session().seed_for(3)
+    seeds = [robot.seed_for(sequence) for sequence in range(1000)]
+    robot.reset()
+    seeds += [robot.seed_for(sequence) for sequence in range(1000)]
+    assert len(set(seeds)) == 2000
+    assert all(0 <= seed < 1 << 53 for seed in seeds)
+
+
+def test_replies_are_kept_for_repeated_calls_up_to_a_bound() -> None:
+    robot = session()
+    for number in range(KEPT_REPLIES + 1):
+        robot.keep_reply(f"call {number}", reply())
+    assert robot.reply("call 0") is None
+    assert robot.reply(f"call {KEPT_REPLIES}") is not None
+
+
+def test_sessions_expire_after_their_last_call() -> None:
+    table = SessionTable(limit=10)
+    table.add(session(ttl_s=10), now=0.0)
+    table.get("robot", now=9.0)
+    assert table.expire(now=18.9) == 0
+    assert table.expire(now=19.0) == 1
+    with pytest.raises(ServiceError) as caught:
+        table.get("robot", now=19.0)
+    assert (caught.value.reason, caught.value.value) == (Reason.UNKNOWN_SESSION, "robot")
+
+
+def test_a_session_that_is_over_is_not_revived_by_a_call_before_housekeeping() -> None:
+    table = SessionTable(limit=10)
+    table.add(session(ttl_s=10), now=0.0)
+    with pytest.raises(ServiceError):
+        table.get("robot", now=10.0)
+    assert len(table) == 0
+
+
+def test_a_session_being_planned_for_does_not_expire() -> None:
+    table = SessionTable(limit=10)
+    robot = session(ttl_s=10)
+    table.add(robot, now=0.0)
+    turn = robot.begin(0)
+    assert table.expire(now=100.0) == 0
+    assert table.get("robot", now=100.0) is robot
+    robot.give_back(turn)
+    assert table.expire(now=110.0) == 1
+
+
+def test_a_full_table_makes_room_of_what_has_expired_and_of_nothing_else() -> None:
+    table = SessionTable(limit=2)
+    table.add(session(ttl_s=10, name="old"), now=0.0)
+    table.add(session(ttl_s=100, name="new"), now=0.0)
+    with pytest.raises(ServiceError) as caught:
+        table.add(session(name="one too many"), now=5.0)
+    assert caught.value.reason is Reason.TOO_MANY_SESSIONS
+    table.add(session(name="in time"), now=10.0)
+    assert len(table) == 2
+    table.get("new", now=10.0)
+
+
+def test_a_deleted_session_is_unknown() -> None:
+    table = SessionTable(limit=2)
+    table.add(session(), now=0.0)
+    table.delete("robot", now=1.0)
+    with pytest.raises(ServiceError):
+        table.delete("robot", now=1.0)
