@@ -15,19 +15,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.package import CARD, CONFIG, WEIGHTS, ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
-from model.vjepa2.encoder import Encoder
+from model.package import CARD, CONFIG, WEIGHTS
 from model.vjepa2.huggingface import Piece, described, pieces
-from model.vjepa2.masked_predictor import MaskedPredictor
-from model.vjepa2.packaged import Network, describe
-from model.vjepa2.poses import POSE_NAMES
+from model.vjepa2.imported import card, package_config, parts
 from model.vjepa2.published import PUBLISHED, PublishedModel
 from model.vjepa2.reference import CheckpointError, first_misfit, strip_prefix
 from model.vjepa2.stream import Progress, stream_safetensors
 from model.vjepa2.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
 
-__all__ = ["Checkpoint", "CheckpointError", "ImportedPackage", "import_checkpoint", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ImportedPackage",
+    "Inspection",
+    "import_checkpoint",
+    "inspect_checkpoint",
+    "open_checkpoint",
+]
 
 ENCODER_KEYS = ("encoder", "target_encoder", "ema_encoder")
 LEFT_OUT = {"encoder": "pos_embed", "predictor": "predictor_pos_embed"}
@@ -156,6 +160,53 @@ def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> Publishe
     return fitting[0]
 
 
+@dataclass(frozen=True)
+class SectionSummary:
+    """One dictionary of tensors in a checkpoint, counted."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is, without reading its tensors."""
+
+    path: Path
+    layout: str
+    model: str | None
+    """The published model it is, or the folder's own name; None where it is neither."""
+    misfit: str | None
+    """Why it is no model that can be imported; None where it can."""
+    encoder_keys: tuple[str, ...]
+    sections: tuple[SectionSummary, ...]
+
+
+def inspect_checkpoint(source: Path) -> Inspection:
+    """Say what a checkpoint holds and whether it can be imported. `CheckpointError`: it cannot be opened at all."""
+    checkpoint = open_checkpoint(source)
+    model, misfit = None, None
+    try:
+        identified = identify(checkpoint)
+        model, misfit = identified.name, _misfit(checkpoint, identified)
+    except CheckpointError as error:
+        misfit = str(error)
+    sections = tuple(
+        SectionSummary(
+            name=name,
+            tensors=len(held),
+            parameters=checkpoint.parameters(name),
+            bytes=sum(piece.spec.count * piece.spec.dtype.itemsize for piece in held.values()),
+            dtypes=tuple(sorted({str(piece.spec.dtype).removeprefix("torch.") for piece in held.values()})),
+        )
+        for name, held in checkpoint.sections.items()
+    )
+    return Inspection(source, checkpoint.layout, model, misfit, checkpoint.encoder_keys, sections)
+
+
 def import_checkpoint(
     source: Path,
     out: Path,
@@ -182,7 +233,7 @@ def import_checkpoint(
         raise CheckpointError(f"{source}: is not {model.name}: {misfit}")
     specs: dict[str, TensorSpec] = {}
     origin: dict[str, tuple[str, str]] = {}
-    for part, (section, network) in _parts(model).items():
+    for part, (section, network) in parts(model).items():
         for name, tensor in network.state_dict().items():
             specs[f"{part}.{name}"] = TensorSpec(tuple(tensor.shape), dtype)
             origin[f"{part}.{name}"] = section, name
@@ -197,7 +248,7 @@ def import_checkpoint(
 
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
-    config = package_config(model, checkpoint, dtype)
+    config = package_config(model, source.name, checkpoint.layout, dtype)
     _replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
     _replace_text(out / CARD, card(model, source.name, digest))
     parameters = sum(spec.count for spec in specs.values())
@@ -205,67 +256,11 @@ def import_checkpoint(
     return ImportedPackage(out, model.name, key, parameters, size, digest)
 
 
-def package_config(model: PublishedModel, checkpoint: Checkpoint, dtype: torch.dtype) -> PackageConfig:
-    """The package's config: shapes, image, and, for a model that acts, the published action convention."""
-    acts = isinstance(model.predictor, ActionPredictorConfig)
-    side = model.image_size // model.encoder.patch
-    action = ActionSpec(
-        names=POSE_NAMES,
-        units=("m", "m", "m", "rad", "rad", "rad", "1"),
-        low=(-0.075, -0.075, -0.075, -0.15, -0.15, -0.15, -0.75),
-        high=(0.075, 0.075, 0.075, 0.15, 0.15, 0.15, 0.75),
-        rate_hz=4.0,
-        block=1,
-        mean=(0.0,) * 7,
-        std=(1.0,) * 7,
-    )
-    return PackageConfig(
-        name=model.name,
-        family="vjepa2",
-        image=ImageSpec(model.image_size, model.image_size, "planning" if acts else "evaluation"),
-        latent_shape=(side * side, model.encoder.width),
-        network=describe({part: network for part, (_, network) in _parts(model).items()}),
-        action=action if acts else None,
-        proprioception_names=POSE_NAMES if acts else (),
-        planner=PlannerDefaults(samples=800, iterations=10, elites=10, horizon=1, execute=1),
-        training={
-            "imported_from": checkpoint.path.name,
-            "layout": checkpoint.layout,
-            "encoder_key": model.encoder_key,
-            "dtype": str(dtype).removeprefix("torch."),
-            "licence": model.licence,
-            "verified": model.verified,
-        },
-    )
-
-
-def card(model: PublishedModel, source: str, digest: str) -> str:
-    """The package's README."""
-    return (
-        f"# {model.name}\n\n"
-        f"Imported from `{source}` (its `{model.encoder_key}`). V-JEPA 2: arXiv 2506.09985.\n\n"
-        f"- Licence of the weights, as far as known: {model.licence}.\n"
-        f"- Verified: {model.verified}.\n"
-        f"- sha256 of `{WEIGHTS}`: `{digest}`\n"
-    )
-
-
-def _parts(model: PublishedModel) -> dict[str, tuple[str, Network]]:
-    """The networks of a model's package: by name there, the checkpoint's section and the network (without memory)."""
-    with torch.device("meta"):
-        parts: dict[str, tuple[str, Network]] = {"encoder": (model.encoder_key, Encoder(model.encoder))}
-        if isinstance(model.predictor, ActionPredictorConfig):
-            parts["action_predictor"] = "predictor", ActionPredictor(model.predictor)
-        elif model.predictor is not None:
-            parts["masked_predictor"] = "predictor", MaskedPredictor(model.predictor)
-    return parts
-
-
 def _misfit(checkpoint: Checkpoint, model: PublishedModel) -> str | None:
     """The first thing in a checkpoint that does not fit a model, or None."""
     if model.encoder_key not in checkpoint.encoder_keys:
         return f"section {model.encoder_key} is missing"
-    for section, network in _parts(model).values():
+    for section, network in parts(model).values():
         if section not in checkpoint.sections:
             return f"section {section} is missing"
         held = {name: piece.spec.shape for name, piece in checkpoint.sections[section].items()}

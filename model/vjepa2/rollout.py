@@ -7,7 +7,7 @@ bfloat16), so samples go through in chunks that fit the memory at hand.
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,8 @@ Cache = list[KeyValue] | list[None]
 """For every block, the keys and values of all frames so far, or None before the first."""
 MEMORY_SHARE = 0.7
 MAX_CHUNK = 512
+MEMORY_UNKNOWN = 4 << 30
+"""Taken to be free where the system does not say (bytes)."""
 
 
 def normalise(latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
@@ -142,4 +144,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return MEMORY_UNKNOWN

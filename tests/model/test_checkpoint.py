@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, identify, import_checkpoint, open_checkpoint
+from model.checkpoint import CheckpointError, identify, import_checkpoint, inspect_checkpoint, open_checkpoint
 from model.package import read_package
 from model.vjepa2 import Encoder, MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.published import by_name
@@ -253,6 +253,19 @@ def test_an_opened_checkpoint_says_what_it_holds(meta_file: Path) -> None:
     assert set(opened.sections) == {"encoder", "target_encoder", "predictor"}
     assert opened.encoder_keys == ("encoder", "target_encoder")
     assert opened.parameters("encoder") == sum(p.numel() for p in encoder().parameters())
+
+
+def test_an_inspection_counts_sections_and_says_what_is_wrong(meta_file: Path, tmp_path: Path) -> None:
+    found = inspect_checkpoint(meta_file)
+    assert found.model is None
+    assert found.misfit is not None
+    assert "channels, got 32" in found.misfit
+    first = found.sections[0]
+    assert (first.name, first.tensors, first.dtypes) == ("encoder", len(encoder().state_dict()), ("float32",))
+    assert first.bytes == 4 * first.parameters
+    whole = tmp_path / "vitl.pt"
+    torch.save(shaped_like("vjepa2-vitl-256"), whole)
+    assert (inspect_checkpoint(whole).model, inspect_checkpoint(whole).misfit) == ("vjepa2-vitl-256", None)
 
 
 def hugging_face_folder(folder: Path) -> Path:
