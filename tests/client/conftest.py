@@ -25,7 +25,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 @pytest.fixture
 def client(server: Running, connect: Connect) -> Iterator[Any]:
-    with connect(server.address, timeout_s=5.0) as opened:
+    with connect(server.address, timeout_s=30.0) as opened:
         yield opened
 
 

@@ -1,7 +1,7 @@
-"""A server that speaks presage.v1 over real gRPC and knows no model: plans follow from the seed and the observation alone.
+"""A server that speaks presage.v1 over real gRPC and knows no model: plans follow from seed and sequence alone.
 
-It keeps the contract (unknown goals, image sizes, repeated request ids, heartbeats) and, unlike a healthy server, misbehaves when
-told to: it refuses calls, stalls, drops streams. What a real server does is tests/client/test_real_server.py's.
+It keeps the contract (unknown goals, image sizes, repeated request ids, heartbeats) and, unlike a healthy server,
+misbehaves when told to: it refuses calls, stalls, drops streams. What a real server does is test_real_server.py's.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import threading
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator
 
 import grpc
 import numpy as np
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-
 from presage.v1 import (
     embeddings_pb2,
     embeddings_pb2_grpc,
@@ -46,26 +45,26 @@ class Refusal:
     reason: str = ""
     message: str = "refused by the test"
     field: str = ""
-    retry_after_s: Optional[float] = None
+    retry_after_s: float | None = None
 
 
 @dataclass
 class Behaviour:
     """What the server was told to do wrong, and what it saw."""
 
-    refusals: List[Refusal] = field(default_factory=list)  # one for each of the next calls
+    refusals: list[Refusal] = field(default_factory=list)  # one for each of the next calls
     refuse_after_work: bool = False  # the work is done, its reply is lost
     serving: bool = True
     planning: threading.Event = field(default_factory=threading.Event)  # clear: plans wait
     muted: bool = False  # control streams hear and say nothing
     drop_streams: int = 0  # control streams that end at their next observation
-    calls: List[str] = field(default_factory=list)
-    metadata: List[Any] = field(default_factory=list)
-    requests: List[Any] = field(default_factory=list)
-    starts: List[Any] = field(default_factory=list)
-    observations: List[Any] = field(default_factory=list)
-    refused_observations: List[Refusal] = field(default_factory=list)
-    chunks: List[int] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    metadata: list[Any] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
+    starts: list[Any] = field(default_factory=list)
+    observations: list[Any] = field(default_factory=list)
+    refused_observations: list[Refusal] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
     plans_made: int = 0
 
     def __post_init__(self) -> None:
@@ -116,7 +115,7 @@ class Service:
         self.replies: dict = {}
         self.lock = threading.Lock()
 
-    def enter(self, method: str, request: Any, context: Any) -> Optional[Refusal]:
+    def enter(self, method: str, request: Any, context: Any) -> Refusal | None:
         """Notes the call and refuses it if told so; a refusal that comes after the work is returned."""
         behaviour = self.behaviour
         with self.lock:
@@ -157,7 +156,9 @@ class Service:
 
     def find_session(self, session_id: str, context: Any) -> sessions_pb2.Session:
         if session_id not in self.sessions:
-            abort(context, Refusal("NOT_FOUND", "UNKNOWN_SESSION", "session_id must name an open session", "session_id"))
+            abort(
+                context, Refusal("NOT_FOUND", "UNKNOWN_SESSION", "session_id must name an open session", "session_id")
+            )
         session: sessions_pb2.Session = self.sessions[session_id]
         return session
 
@@ -237,7 +238,9 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
     def Create(self, request: Any, context: Any) -> Any:
         self.service.enter("Sessions.Create", request, context)
         name = f"session-{len(self.service.behaviour.calls)}"
-        session = sessions_pb2.Session(session_id=name, model="echo", goal_id=request.goal_id, ttl_s=request.ttl_s or 60)
+        session = sessions_pb2.Session(
+            session_id=name, model="echo", goal_id=request.goal_id, ttl_s=request.ttl_s or 60
+        )
         self.service.sessions[name] = session
         return sessions_pb2.SessionsCreateResponse(session=session)
 
@@ -377,7 +380,7 @@ class Running:
 
 
 @contextmanager
-def running(port: int = 0, service: Optional[Service] = None, credentials: Any = None) -> Iterator[Running]:
+def running(port: int = 0, service: Service | None = None, credentials: Any = None) -> Iterator[Running]:
     """Serves on a free port, or on `port`, with the memory of an earlier server where one is given."""
     service = service or Service(Behaviour())
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16), options=[("grpc.so_reuseport", 0)])

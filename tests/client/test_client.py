@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import presage
 import pytest
 
-import presage
 from tests.client.blocking import Connect
 from tests.client.protocol_server import SIZE, Refusal, Running, expected_actions, running
 
@@ -278,7 +278,7 @@ def test_an_absent_server_is_unreachable_by_name(connect: Connect) -> None:
         with pytest.raises(presage.Unavailable, match=r"cannot reach 127\.0\.0\.1:9") as caught:
             client.models()
         assert caught.value.reason == "UNREACHABLE"
-        with pytest.raises(presage.Unavailable, match="was not ready within 0.3 s") as caught:
+        with pytest.raises(presage.Unavailable, match=r"was not ready within 0\.3 s") as caught:
             client.wait_ready(0.3)
         assert caught.value.reason == "NOT_READY"
 
@@ -361,7 +361,11 @@ def test_closing_ends_a_call_in_progress(client: Any, server: Running, image: np
 def test_an_error_inside_a_session_outlives_its_closing(client: Any, server: Running, image: np.ndarray) -> None:
     goal = client.goal(image)
     with pytest.raises(ZeroDivisionError), client.session(goal=goal):
-        server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
-        raise ZeroDivisionError
+        break_the_close(server)
     with pytest.raises(presage.ServerError), client.session(goal=goal):
         server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
+
+
+def break_the_close(server: Running) -> None:
+    server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
+    raise ZeroDivisionError

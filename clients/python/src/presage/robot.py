@@ -93,6 +93,7 @@ class PlanFollower:
             return
         self.plan = plan
         used = plan.plan.observation_sequence
+        self._taken_at.setdefault(used, self._taken)  # a plan from before this run begins here
         self._taken_at = {number: taken for number, taken in self._taken_at.items() if number >= used}
 
     def seen(self, sequence: int) -> None:
@@ -104,7 +105,7 @@ class PlanFollower:
         """How far into its plan the robot is, in actions."""
         if self.plan is None:
             return 0
-        return self._taken - self._taken_at.get(self.plan.plan.observation_sequence, self._taken)
+        return self._taken - self._taken_at[self.plan.plan.observation_sequence]
 
     @property
     def left(self) -> int:
