@@ -1,0 +1,41 @@
+"""Arguments that several commands share, and the checks of their values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+ModelOption = Annotated[str, typer.Option("--model", help="A built-in model package's name, or a package's folder.")]
+TaskOption = Annotated[str, typer.Option("--task", help="The simulated robot: arm, arm-push or pusht.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the start and goal pairs and every draw.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
+
+
+def checked_task(task: str) -> str:
+    """The task's name; a usage error where no robot is called so."""
+    from simulation.tasks import TASKS
+
+    if task not in TASKS:
+        raise typer.BadParameter(f"must be one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+    return task
+
+
+def checked_device(device: str) -> torch.device:
+    """The device; a usage error where torch knows none of that name or this machine has none."""
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"must be usable here, got {device!r}: {reason}", param_hint="--device") from None
+    return chosen

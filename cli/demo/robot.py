@@ -1,0 +1,186 @@
+"""The demo's robot: a process of its own, `python -m cli.demo.robot`, that knows a simulator and the service's doors.
+
+It reads its job as one JSON object from stdin, tells what happens as one JSON object per line on stdout, and leaves
+each episode's frames as an .npz file in the job's folder. It loads no model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cli.demo.doors import Answer, Door, DoorError, ModelFacts, open_door
+from simulation.attempts import attempt
+from simulation.policies import random_policy
+from simulation.tasks import RobotTask, make
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One start and goal. `plan_seed` counts up with the plans; `random_seed` is the random policy's."""
+
+    number: int
+    pair: int
+    start: tuple[float, ...]
+    goal: tuple[float, ...]
+    plan_seed: int
+    random_seed: tuple[int, ...]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Try:
+        """A try out of JSON, whose lists become tuples."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a robot is told to do."""
+
+    transport: str
+    address: str
+    task: str
+    budget_steps: int
+    folder: str
+    tries: tuple[Try, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        values = json.loads(text)
+        return cls(**{**values, "tries": tuple(Try.from_values(one) for one in values["tries"])})
+
+
+def work(job: Job, tell: Tell) -> None:
+    """Try every pair in order. Raises DoorError where the service cannot serve this robot."""
+    door = open_door(job.transport, job.address)
+    try:
+        facts = door.model()
+        robot = make(job.task, facts.height)
+        check_suits(facts, robot)
+        tell({"event": "connected", "facts": asdict(facts)})
+        for one in job.tries:
+            tell({"event": "started", "number": one.number, "pair": one.pair})
+            run_try(door, facts, robot, one, job, tell)
+    finally:
+        door.close()
+
+
+def run_try(door: Door, facts: ModelFacts, robot: RobotTask, one: Try, job: Job, tell: Tell) -> None:
+    """Look, ask for a plan, execute one model step of it, and again, until the goal or the budget's end."""
+    goal_state = np.array(one.goal)
+    goal_image = robot.render_state(goal_state)
+    goal_id = door.goal(goal_image)
+    door.begin(goal_id)
+    robot.set_state(np.array(one.start))
+    frames = [robot.render()]
+    initially_solved = success = robot.is_success(goal_state)
+    plans = planned_at = 0
+    while not success and (steps := len(frames) - 1) < job.budget_steps:
+        felt = robot.proprioception.tolist() if facts.proprioception else None
+        answer = door.plan(frames[-1], felt, steps - planned_at, one.plan_seed + plans)
+        tell({"event": "planned", "number": one.number, "plan": _plan_line(answer, steps), **_made_by(answer)})
+        plans, planned_at = plans + 1, steps
+        for action in answer.actions[: min(facts.block, job.budget_steps - steps)]:
+            robot.act(action)
+            frames.append(robot.render())
+            success = robot.is_success(goal_state)
+            if success:
+                break
+    seen = np.stack(frames)
+    distances = _distances(door, seen, goal_id)
+    baseline = attempt(
+        robot,
+        random_policy(robot, np.random.default_rng(one.random_seed)),
+        np.array(one.start),
+        goal_state,
+        job.budget_steps,
+    )
+    file = Path(job.folder) / f"episode-{one.number:03d}.npz"
+    np.savez(file, frames=seen, goal=goal_image, random_end=robot.render())
+    tell(
+        {
+            "event": "ended",
+            "number": one.number,
+            "success": success and not initially_solved,
+            "initially_solved": initially_solved,
+            "steps": len(frames) - 1,
+            "goal_distances": distances,
+            "random_success": baseline.success,
+            "random_steps": baseline.steps,
+            "file": str(file),
+        }
+    )
+
+
+def check_suits(facts: ModelFacts, robot: RobotTask) -> None:
+    """Raises DoorError where a model's actions or images are not this robot's."""
+    if facts.action_names != robot.action_names:
+        acts = ", ".join(facts.action_names) or "no actions"
+        wanted = ", ".join(robot.action_names)
+        raise DoorError(f"model {facts.name} acts in {acts}, but robot {robot.name} in {wanted}: choose another task")
+    if facts.height != facts.width:
+        raise DoorError(f"model {facts.name} takes {facts.height} x {facts.width} images, but robots render squares")
+    if facts.proprioception not in (0, len(robot.proprioception_names)):
+        raise DoorError(f"model {facts.name} wants {facts.proprioception} proprioception numbers of {robot.name}")
+
+
+def _distances(door: Door, frames: NDArray[np.uint8], goal_id: str, at_once: int = 64) -> list[float]:
+    """How far each frame was from the goal, in the planner's cost."""
+    parts = [door.distances(frames[first : first + at_once], goal_id) for first in range(0, len(frames), at_once)]
+    return [distance for part in parts for distance in part]
+
+
+def _plan_line(answer: Answer, step: int) -> dict[str, Any]:
+    """The fields of a PlanRecord."""
+    return {
+        "step": step,
+        "goal_distance": answer.goal_distance,
+        "cost": answer.cost,
+        "step_costs": list(answer.step_costs),
+        "iteration_costs": list(answer.iteration_costs),
+        "round_trip_ms": answer.round_trip_ms,
+        "queue_ms": answer.queue_ms,
+        "decode_ms": answer.decode_ms,
+        "encode_ms": answer.encode_ms,
+        "plan_ms": answer.plan_ms,
+        "total_ms": answer.total_ms,
+        "warm_started": answer.warm_started,
+        "stop_reason": answer.stop_reason,
+        "seed": answer.seed,
+    }
+
+
+def _made_by(answer: Answer) -> dict[str, Any]:
+    return {"planner": answer.planner, "device": answer.device, "dtype": answer.dtype}
+
+
+def main() -> int:
+    """Exit code 0 when every try was made, 1 when the service failed the robot; the last line says why."""
+
+    def tell(line: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+    try:
+        work(Job.from_json(sys.stdin.read()), tell)
+    except (DoorError, ImportError) as error:
+        tell({"event": "failed", "message": str(error)})
+        return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The robot's process seen from the demo: started with a job, listened to line by line, and ended with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cli.demo.record import EpisodeRecord, PlanRecord
+from cli.demo.robot import Job
+from cli.failures import CommandError
+
+
+@dataclass(frozen=True)
+class RobotReport:
+    """What the robot told: its episodes, the model as it was described to it, and what made the plans."""
+
+    episodes: tuple[EpisodeRecord, ...]
+    facts: Mapping[str, Any]
+    made_by: Mapping[str, Any]
+
+
+def run_robot(job: Job, listen: Callable[[Mapping[str, Any]], None]) -> RobotReport:
+    """Run a robot to the end of its job; `listen` is told each of its lines. Raises CommandError where it failed."""
+    plans: dict[int, list[PlanRecord]] = {one.number: [] for one in job.tries}
+    ended: list[EpisodeRecord] = []
+    facts: Mapping[str, Any] = {}
+    made_by: Mapping[str, Any] = {"planner": {}, "device": "", "dtype": ""}
+    for line in _lines(job):
+        match line["event"]:
+            case "connected":
+                facts = line["facts"]
+            case "planned":
+                plans[line["number"]].append(PlanRecord.from_json(line["plan"]))
+                made_by = line
+            case "ended":
+                ended.append(_episode(line, job, tuple(plans[line["number"]])))
+            case "failed":
+                raise CommandError(f"the robot gave up: {line['message']}")
+        listen(line)
+    return RobotReport(tuple(ended), facts, made_by)
+
+
+def _lines(job: Job) -> Any:
+    """Each line of a robot's; ends with its process, or ends its process."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "cli.demo.robot"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(job.to_json())
+            process.stdin.close()
+            for text in process.stdout:
+                line = json.loads(text)
+                yield line
+            if process.wait() != 0:
+                errors.seek(0)
+                said = [line.strip() for line in errors if line.strip()] or ["it said nothing"]
+                raise CommandError(f"the robot's process ended with code {process.returncode}: {said[-1]}")
+        finally:
+            if process.poll() is None:
+                process.kill()  # it holds nothing that would need a farewell
+            process.wait()
+            process.stdout.close()
+
+
+def _episode(line: Mapping[str, Any], job: Job, plans: tuple[PlanRecord, ...]) -> EpisodeRecord:
+    file = Path(line["file"])
+    with np.load(file, allow_pickle=False) as arrays:
+        frames, goal, random_end = arrays["frames"], arrays["goal"], arrays["random_end"]
+    one = next(one for one in job.tries if one.number == line["number"])
+    return EpisodeRecord(
+        number=one.number,
+        pair=one.pair,
+        success=line["success"],
+        initially_solved=line["initially_solved"],
+        steps=line["steps"],
+        plans=plans,
+        goal_distances=tuple(line["goal_distances"]),
+        frames=frames,
+        goal=goal,
+        random_success=line["random_success"],
+        random_steps=line["random_steps"],
+        random_end=random_end,
+    )

@@ -1,0 +1,134 @@
+"""`presage eval`: how often a model reaches held-out goals, beside a random policy and an oracle on the same pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, checked_device, checked_task
+from cli.screen import Screen, open_screen
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from model.catalog import LoadedModel
+    from training.evaluation import Episode, Evaluation
+
+
+def evaluate(
+    model: ModelOption = "arm",
+    task: TaskOption = "arm",
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many held-out pairs.")] = 100,
+    seed: SeedOption = 7,
+    budget_steps: Annotated[int, typer.Option("--budget-steps", min=1, help="Robot actions an episode may take.")] = 50,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    device: DeviceOption = "auto",
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help="Also write the result there; - prints only it, on stdout.")
+    ] = "",
+) -> None:
+    """Measure a model in closed loop on held-out start and goal pairs, in this process and without the service."""
+    screen = open_screen(machine=json_file == "-")
+    checked_task(task)
+    chosen = checked_device(device)
+    destination = _writable(Path(json_file)) if json_file not in ("", "-") else None
+
+    import torch
+
+    from model.catalog import load
+    from simulation.manifest import Manifest
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load(model, chosen)
+    manifest = Manifest.load(task)
+    pairs = manifest.pairs(episodes, seed)
+    evaluation = _run(screen, loaded, task, pairs, seed, budget_steps)
+    value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
+    if destination is not None:
+        destination.write_text(json.dumps(value, indent=2) + "\n")
+    screen.result(value, _table(value))
+
+
+def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: int) -> dict[str, Any]:
+    """The numbers of an evaluation under their fixed names; rates are 0 to 1, times are of single plans."""
+    from training.evaluation import success_rate
+
+    low, high = evaluation.interval
+    return {
+        "task": task,
+        "model": model,
+        "episodes": len(evaluation.episodes),
+        "seed": seed,
+        "successes": evaluation.successes,
+        "success_rate": success_rate(evaluation.episodes),
+        "ci95_low": low,
+        "ci95_high": high,
+        "random_success_rate": success_rate(evaluation.random),
+        "oracle_success_rate": None if evaluation.oracle is None else success_rate(evaluation.oracle),
+        "initially_solved_excluded": excluded + evaluation.initially_solved,
+        "plan_ms_p50": evaluation.plan_ms(50),
+        "plan_ms_p95": evaluation.plan_ms(95),
+    }
+
+
+def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
+    from rich.progress import TextColumn
+
+    from planner.cem import CEM
+    from simulation.policies import oracle_policy, random_policy
+    from simulation.tasks import make
+    from training.evaluation import evaluate
+
+    settings = model.package.config.planner
+    optimiser = CEM(
+        samples=settings.samples, iterations=settings.iterations, elites=settings.elites, horizon=settings.horizon
+    )
+    with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
+        bar = bars.add_task(f"{model.package.config.name} on {task}", total=len(pairs), solved=0)
+        solved = 0
+
+        def advance(episode: Episode) -> None:
+            nonlocal solved
+            solved += episode.success
+            bars.update(bar, advance=1, solved=solved)
+
+        return evaluate(
+            model,
+            optimiser,
+            lambda: make(task, model.package.config.image.height),
+            pairs,
+            seed=seed,
+            random_policy=random_policy,
+            oracle_policy=oracle_policy,
+            budget_steps=budget_steps,
+            progress=advance,
+        )
+
+
+def _table(value: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{value['model']} on {value['task']}, {value['episodes']} episodes, seed {value['seed']}")
+    table.add_column("policy")
+    table.add_column("success", justify="right")
+    table.add_column("95 % interval", justify="right")
+    interval = f"{value['ci95_low']:.1%} to {value['ci95_high']:.1%}"
+    table.add_row(f"[bold]{value['model']}[/bold]", f"[bold]{value['success_rate']:.1%}[/bold]", interval)
+    table.add_row("random", f"{value['random_success_rate']:.1%}", "")
+    oracle = value["oracle_success_rate"]
+    table.add_row("oracle", "none" if oracle is None else f"{oracle:.1%}", "")
+    if value["plan_ms_p50"] is not None:
+        table.caption = f"one plan: p50 {value['plan_ms_p50']:.0f} ms, p95 {value['plan_ms_p95']:.0f} ms"
+    return table
+
+
+def _writable(path: Path) -> Path:
+    """The path, once it is certain that the result will not be lost for want of a folder."""
+    if path.is_dir():
+        raise typer.BadParameter(f"must be a file, got the folder {path}", param_hint="--json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

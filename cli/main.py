@@ -1,0 +1,47 @@
+"""The `presage` command: which commands there are. Each lives in its own file and imports heavy things when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cli import failures
+from cli.data import collect
+from cli.demo.command import demo
+from cli.embed import embed
+from cli.evaluate import evaluate
+from cli.health import health
+from cli.plan import plan
+from cli.serve import serve
+from cli.train import train
+from cli.weights import import_weights, inspect
+
+app = typer.Typer(
+    name="presage",
+    help="A video world-model service for robot planning: encode, predict, and plan toward a goal image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Gather episodes to train on.", no_args_is_help=True)
+weights = typer.Typer(help="Look into model packages and make them from published weights.", no_args_is_help=True)
+
+app.command("serve")(serve)
+app.command("demo")(demo)
+app.command("plan")(plan)
+app.command("embed")(embed)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.add_typer(data, name="data")
+data.command("collect")(collect)
+app.add_typer(weights, name="weights")
+weights.command("inspect")(inspect)
+weights.command("import")(import_weights)
+app.command("health")(health)
+
+
+def main() -> None:
+    """Entry point of the `presage` script."""
+    sys.exit(failures.run(app))

@@ -1,0 +1,84 @@
+"""`presage serve`: the service in the foreground, set up by flags over environment over file over defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.screen import JsonFlag, open_screen
+
+if TYPE_CHECKING:
+    from server.__main__ import Addresses
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="A package's name or folder; repeat it for more, the default first."),
+    ] = None,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto; one engine process for each.")
+    ] = None,
+    engine_threads: Annotated[
+        int | None, typer.Option("--threads", min=0, help="CPU threads of an engine; 0 leaves it to torch.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Address both doors listen on.  [default: 127.0.0.1]")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one.  [default: 50051]")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one.  [default: 8080]")
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option("--api-keys-file", help="Accepted keys, one per line, plain or as sha256:<hex>.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM certificate chain; turns TLS on.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option("--tls-client-ca", help="PEM authority that signs clients' certificates.")
+    ] = None,
+    insecure_public: Annotated[
+        bool, typer.Option("--insecure-public", help="Serve callers from elsewhere without any authentication.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML or TOML file with any of the settings, limits among them.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="console or json.")] = None,
+    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Serve world models over gRPC and REST until SIGTERM or Ctrl-C. Every setting is also a PRESAGE_* variable."""
+    import asyncio
+
+    from server import settings as reading
+    from server.__main__ import serve as serve_until_stopped
+    from server.telemetry import configure_logging
+
+    flags = {
+        "models": tuple(models) if models else None,
+        "devices": tuple(devices) if devices else None,
+        "engine_threads": engine_threads,
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port,
+        "api_keys_file": api_keys_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "insecure_public": insecure_public or None,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    settings = reading.load(config, flags)
+    configure_logging(settings.log_format, settings.log_level)
+    screen = open_screen(json_)
+
+    def announce(addresses: Addresses) -> None:
+        value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": list(settings.models)}
+        screen.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
+
+    asyncio.run(serve_until_stopped(settings, announce))

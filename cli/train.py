@@ -1,0 +1,161 @@
+"""`presage train`: a world model from episodes, as a model package."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.failures import CommandError
+from cli.screen import JsonFlag, Screen, open_screen
+
+if TYPE_CHECKING:
+    from cli.training_config import TrainingConfig
+    from simulation.episodes import EpisodeBatch
+    from training.compact import TrainProgress
+    from training.episodes import Episodes
+
+
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG_OR_TASK", help="A YAML file, or a task's name.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the package to write; resumes what lies there.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Episodes from `presage data collect`; otherwise they are gathered first."),
+    ] = None,
+    episodes: Annotated[int | None, typer.Option("--episodes", min=2, help="How many to gather.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the weights and the batches.")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    json_: JsonFlag = False,
+) -> None:
+    """Train a compact world model end to end from pixels. Interrupted, the same command goes on where it was."""
+    screen = open_screen(json_)
+
+    from cli.training_config import read_config
+
+    chosen = read_config(config)
+    recipe = {"steps": steps, "seed": seed}
+    chosen = replace(
+        chosen,
+        episodes=episodes or chosen.episodes,
+        recipe=replace(chosen.recipe, **{name: value for name, value in recipe.items() if value is not None}),
+    )
+
+    import torch
+
+    from model.package import read_package
+
+    if threads:
+        torch.set_num_threads(threads)
+    gathered = _open(data) if data is not None else _gather(screen, chosen)
+    folder, last = _fit(screen, chosen, gathered, out)
+    package = read_package(folder)
+    value: dict[str, Any] = {
+        "folder": str(folder),
+        "task": chosen.task,
+        "steps": last.steps,
+        "seconds": round(last.seconds, 1),
+        "prediction_loss": last.prediction_loss,
+        "probe_r2": list(last.probe_r2),
+        "weights_digest": package.weights_digest,
+    }
+    probe = f", probe R2 {min(last.probe_r2):.3f} to {max(last.probe_r2):.3f}" if last.probe_r2 else ""
+    told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.prediction_loss:.4f}{probe}"
+    screen.result(value, f"{told}\nmeasure it with: presage eval --model {folder} --task {chosen.task}")
+
+
+def _fit(screen: Screen, config: TrainingConfig, episodes: Episodes, out: Path) -> tuple[Path, TrainProgress]:
+    """The finished package's folder and the last line of its log."""
+    from rich.progress import TextColumn
+
+    from training.compact import train
+
+    last: list[TrainProgress] = []
+    shown = TextColumn("{task.fields[losses]}")
+    with screen.progress(shown) as bars:
+        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="")
+
+        def advance(line: TrainProgress) -> None:
+            last[:] = [line]
+            losses = f"loss {line.prediction_loss:.4f} sigreg {line.regulariser:.2f}"
+            bars.update(bar, completed=line.step, losses=losses)
+            if line.probe_r2:
+                probe = " ".join(f"{value:.3f}" for value in line.probe_r2)
+                screen.remark(f"step {line.step}: {losses}, latent std {line.latent_std:.2f}, probe R2 {probe}")
+
+        try:
+            folder = train(config.recipe, episodes, config.name, out, advance, provenance=_provenance())
+        except ValueError as error:  # a recipe that does not suit the episodes or the checkpoint in `out`
+            raise CommandError(str(error)) from error
+    return folder, last[0]
+
+
+def _gather(screen: Screen, config: TrainingConfig) -> Episodes:
+    from simulation.episodes import collect
+
+    with screen.progress() as bars:
+        bar = bars.add_task(f"gathering {config.task}", total=config.episodes)
+        batch = collect(
+            config.task,
+            config.episodes,
+            config.episode_steps,
+            config.data_seed,
+            workers=os.cpu_count() or 1,
+            image_size=config.image_size,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    return as_training_episodes(batch)
+
+
+def _open(folder: Path) -> Episodes:
+    from simulation.episodes import open_episodes
+
+    return as_training_episodes(open_episodes(folder))
+
+
+def as_training_episodes(batch: EpisodeBatch) -> Episodes:
+    """Recorded episodes as training sees them, with what a probe of the latents should find."""
+    from training.episodes import Episodes
+
+    return Episodes(
+        frames=batch.frames,
+        actions=batch.actions,
+        action_names=batch.action_names,
+        action_units=batch.action_units,
+        action_low=batch.action_low,
+        action_high=batch.action_high,
+        rate_hz=batch.rate_hz,
+        source=f"{batch.task}: {batch.episodes} episodes of {batch.steps} steps, seed {batch.seed}",
+        probe_targets=_probe_targets(batch),
+    )
+
+
+def _probe_targets(batch: EpisodeBatch) -> Any:
+    """Angles as sine and cosine, positions as they are; None for a task that has no known state."""
+    import numpy as np
+
+    states = batch.states
+    angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4]}.get(batch.task)
+    if angles is None:
+        return None
+    positions = [entry for entry in range(5 if batch.task == "pusht" else states.shape[-1]) if entry not in angles]
+    columns = [np.sin(states[..., angles]), np.cos(states[..., angles]), states[..., positions]]
+    return np.concatenate(columns, axis=-1).astype(np.float32)
+
+
+def _provenance() -> dict[str, Any]:
+    import torch
+
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {
+        "command": shlex.join(command),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "torch": str(torch.__version__),
+    }

@@ -1,0 +1,90 @@
+"""What `presage train` is told: a small YAML file whose every key is known, or a task's name and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from cli.choices import checked_task
+from cli.failures import CommandError
+from model.package import PlannerDefaults
+from training.compact import CompactRecipe
+
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training. Episodes are gathered with the task's exploring policy."""
+
+    task: str
+    name: str  # of the package
+    episodes: int = 1200
+    episode_steps: int = 50
+    data_seed: int = 1
+    image_size: int = 64
+    recipe: CompactRecipe = field(default_factory=CompactRecipe)
+
+
+def read_config(config: str) -> TrainingConfig:
+    """The config in a YAML file, or the defaults for a task. Raises CommandError naming the file and the key."""
+    path = Path(config)
+    if path.suffix not in (".yaml", ".yml"):
+        return TrainingConfig(checked_task(config), config)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CommandError(f"{path} must hold names and values, got {type(content).__name__}")
+    content = {"name": path.stem, **content}
+    try:
+        recipe = dict(_mapping(content.get("recipe", {}), "recipe"))
+        recipe["planner"] = _build(
+            PlannerDefaults, _mapping(recipe.get("planner", {}), "recipe.planner"), "recipe.planner."
+        )
+        content["recipe"] = _build(CompactRecipe, recipe, "recipe.")
+        built = _build(TrainingConfig, content, "")
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    checked_task(built.task)
+    return built
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must hold names and values, got {value!r}")
+    return value
+
+
+def _build(kind: type[Built], values: Mapping[str, Any], prefix: str) -> Built:
+    """A dataclass from plain values; ValueError names a key that is unknown, missing or of the wrong type."""
+    known = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{prefix}{name} is not a setting; known: {', '.join(known)}")
+        if known[name] in _PLAIN and not _fits(value, known[name]):
+            raise ValueError(f"{prefix}{name} must be {_PLAIN[known[name]]}, got {value!r}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{prefix or 'config'}: {str(error).partition('__init__() ')[2] or error}") from error
+
+
+_PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    match kind:
+        case "bool":
+            return isinstance(value, bool)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case _:
+            return isinstance(value, str)

@@ -1,0 +1,177 @@
+"""`presage weights`: what a model package or a published checkpoint holds, and the import of the one from the other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.failures import CommandError
+from cli.screen import JsonFlag, open_screen
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from model.checkpoint import Checkpoint
+    from model.package import Package
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def inspect(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A package's folder or built-in name, a .pt file, or a Hugging Face folder."
+        ),
+    ],
+    json_: JsonFlag = False,
+) -> None:
+    """Say what weights are, without running them: nothing in a file is executed."""
+    from model.catalog import BUILT_IN, built_in
+    from model.package import CONFIG, WEIGHTS, read_package
+
+    folder = BUILT_IN / path if path in built_in() else Path(path)
+    screen = open_screen(json_)
+    if not folder.exists():
+        raise CommandError(f"no such file, folder or built-in package: {path} (built in: {', '.join(built_in())})")
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        package = read_package(folder)
+        value = _package_value(package)
+        screen.result(value, _package_table(value))
+        return
+
+    from model.checkpoint import open_checkpoint
+
+    value = _checkpoint_value(open_checkpoint(folder))
+    screen.result(value, _checkpoint_table(value))
+
+
+def import_weights(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A published .pt file, or a Hugging Face folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the package to write.")],
+    dtype: Annotated[str, typer.Option("--dtype", help=f"What to keep numbers in: {', '.join(DTYPES)}.")] = "bfloat16",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Which of the file's encoders to take; by default the published choice.")
+    ] = "",
+    json_: JsonFlag = False,
+) -> None:
+    """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
+    screen = open_screen(json_)
+
+    import torch
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from model.checkpoint import import_checkpoint
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as bars:
+        bar = bars.add_task("importing", total=None)
+        imported = import_checkpoint(
+            source,
+            out,
+            dtype={"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype],
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            encoder_key=encoder or None,
+        )
+    value = {
+        "folder": str(imported.folder),
+        "model": imported.model,
+        "encoder": imported.encoder_key,
+        "parameters": imported.parameters,
+        "weights_bytes": imported.weights_bytes,
+        "weights_sha256": imported.weights_sha256,
+    }
+    size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
+    screen.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
+
+
+def _package_value(package: Package) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from model.package import WEIGHTS
+
+    parameters = tensors = 0
+    with safe_open(package.folder / WEIGHTS, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (not a dictionary)
+            count = 1
+            for size in file.get_slice(name).get_shape():
+                count *= size
+            parameters, tensors = parameters + count, tensors + 1
+    return {
+        "kind": "package",
+        "folder": str(package.folder),
+        "weights_digest": package.weights_digest,
+        "weights_bytes": (package.folder / WEIGHTS).stat().st_size,
+        "parameters": parameters,
+        "tensors": tensors,
+        "config": asdict(package.config),
+    }
+
+
+def _checkpoint_value(checkpoint: Checkpoint) -> dict[str, Any]:
+    from model.checkpoint import CheckpointError, identify
+
+    try:
+        model, misfit = identify(checkpoint).name, ""
+    except CheckpointError as error:
+        model, misfit = "", str(error)
+    sections = {
+        name: {"tensors": len(pieces), "parameters": checkpoint.parameters(name)}
+        for name, pieces in checkpoint.sections.items()
+    }
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.path),
+        "layout": checkpoint.layout,
+        "model": model,
+        "misfit": misfit,
+        "sections": sections,
+    }
+
+
+def _package_table(value: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    config = value["config"]
+    table = Table(title=f"model package {config['name']}", show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("family", config["family"])
+    table.add_row("weights", f"{value['parameters'] / 1e6:.2f} M parameters, {value['weights_bytes'] / 1e6:.1f} MB")
+    table.add_row("sha256", value["weights_digest"])
+    image = config["image"]
+    table.add_row("image", f"{image['height']} x {image['width']}, crop policy {image['crop_policy']}")
+    table.add_row("latent", " x ".join(str(size) for size in config["latent_shape"]) + " per frame")
+    table.add_row("action", _action_text(config["action"]))
+    table.add_row("planner", ", ".join(f"{name} {number}" for name, number in config["planner"].items()))
+    for section in ("training", "scores"):
+        if config[section]:
+            table.add_row(section, "\n".join(f"{name}: {entry}" for name, entry in config[section].items()))
+    table.add_row("folder", value["folder"])
+    return table
+
+
+def _action_text(action: dict[str, Any] | None) -> str:
+    if action is None:
+        return "none: it only embeds"
+    ranges = zip(action["names"], action["low"], action["high"], action["units"], strict=True)
+    lines = [f"{name} {low:g} to {high:g} {unit}" for name, low, high, unit in ranges]
+    return "\n".join([*lines, f"{action['rate_hz']:g} Hz, {action['block']} actions per model step"])
+
+
+def _checkpoint_table(value: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"checkpoint {value['path']} ({value['layout']})")
+    table.add_column("section")
+    table.add_column("tensors", justify="right")
+    table.add_column("parameters", justify="right")
+    for name, section in value["sections"].items():
+        table.add_row(name, str(section["tensors"]), f"{section['parameters'] / 1e6:.1f} M")
+    table.caption = f"it is {value['model']}" if value["model"] else value["misfit"]
+    return table
