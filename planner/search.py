@@ -121,6 +121,8 @@ def stack(searches: Sequence[Search], block: int) -> SearchBatch:
 def evaluate(world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions) -> StepCosts:
     """Predict every candidate and price it; a candidate with a NaN or infinite cost gets an infinite one."""
     predicted = world_model.rollout(batch.context, candidates)
+    if candidates.requires_grad and not predicted.requires_grad:
+        raise PlanningError("world_model.rollout", "must be differentiable in the actions", "no gradient")
     step_costs = cost(predicted, batch.goal, candidates).float()
     wanted = (*candidates.shape[:2], batch.best_step_costs.shape[-1])
     if step_costs.shape != wanted:

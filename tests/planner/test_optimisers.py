@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -211,17 +212,19 @@ def test_mppi_weighs_candidates_of_equal_cost_alike() -> None:
     torch.testing.assert_close(after.distribution.mean, world.asked[0][0].mean(0))
 
 
-def test_a_gradient_search_says_so_where_the_model_has_no_gradient() -> None:
+@pytest.mark.parametrize("without", [torch.no_grad(), torch.inference_mode()])
+@pytest.mark.parametrize("cost", [GoalDistance(), EFFORT])
+def test_a_gradient_search_says_so_where_the_model_has_no_gradient(without: Any, cost: CostFunction) -> None:
     @dataclass(frozen=True)
     class Opaque:
         block: int = 1
 
-        @torch.no_grad()
+        @without
         def rollout(self, context: Context, actions: Actions) -> Latents:
             return integrator().rollout(context, actions)
 
     with pytest.raises(PlanningError, match=r"world_model\.rollout must be differentiable"):
-        Gradient().plan(Opaque(), reach())
+        Gradient(cost=cost).plan(Opaque(), reach())
 
 
 @pytest.mark.parametrize("cost", [GoalDistance(), GoalDistance("l1"), GoalDistance("l2", over="last"), EFFORT])
