@@ -23,7 +23,7 @@ class TrainingConfig:
 
     task: str
     name: str  # of the package
-    episodes: int = 1200
+    episodes: int = 1600
     episode_steps: int = 50
     data_seed: int = 1
     image_size: int = 64

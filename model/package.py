@@ -58,7 +58,7 @@ class PlannerDefaults:
     samples: int = 200
     iterations: int = 8
     elites: int = 20
-    horizon: int = 4
+    horizon: int = 5
     execute: int = 5  # robot actions to take before planning again
 
 

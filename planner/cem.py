@@ -49,8 +49,8 @@ class CEM:
     samples: int = 200
     iterations: int = 8
     elites: int = 10
-    horizon: int = 4  # model steps
-    initial_std: PerDimension = 0.5
+    horizon: int = 5  # model steps
+    initial_std: PerDimension = 1.0  # wide: bounds clip it to bang-bang moves, which leave local minima
     warm_std: float | None = None  # initial_std of a search with a warm start; None: the same
     min_std: float = 0.0
     momentum_mean: PerDimension = 0.0  # share of the old mean kept at a refit
@@ -204,7 +204,7 @@ class CEM:
 
     @property
     def _kept_count(self) -> int:
-        return int(self.kept * self.elites)
+        return round(self.kept * self.elites)
 
     def _sample(self, batch: SearchBatch, searches: Sequence[Search]) -> Actions:
         """Candidates [batch, samples, time, action] inside each search's limits; candidate 0 is the mean."""

@@ -32,15 +32,15 @@ class CompactRecipe:
     """Every knob of a training. The defaults make the built-in `arm` on two CPU cores."""
 
     steps: int = 1400
-    batch: int = 128  # windows
-    horizon: int = 4  # model steps predicted from a window's first frame
+    batch: int = 112  # windows
+    horizon: int = 5  # model steps predicted from a window's first frame
     block: int = 5  # robot actions per model step
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     warmup: float = 0.05  # fraction of the steps
     gradient_clip: float = 1.0
     regulariser: float = 0.3  # weight of SIGReg
-    inverse: float = 0.1  # weight of inverse dynamics: which actions led from one latent to the next
+    inverse: float = 0.2  # weight of inverse dynamics: which actions led from one latent to the next
     directions: int = 1024
     latent: int = 128
     encoder_width: int = 128

@@ -30,7 +30,7 @@ class CompactConfig:
     predictor_width: int = 192
     predictor_depth: int = 3
     predictor_heads: int = 6
-    horizon: int = 4  # model steps predicted in one call
+    horizon: int = 5  # model steps predicted in one call
 
 
 class CompactNetwork(nn.Module):
