@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.layers import KeyValue
+from model.layers import Block, KeyValue
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.poses import compose
 
-Cache = list[KeyValue] | list[None]
+Cache = list[KeyValue | None]
 """For every block, the keys and values of all frames so far, or None before the first."""
 MEMORY_SHARE = 0.7
 MAX_CHUNK = 512
@@ -78,14 +78,13 @@ def _remember(
     for index in range(embedded.shape[1]):
         camera = None if extrinsics is None else extrinsics[:, index]
         tokens = predictor.frame(embedded[:, index], actions[:, index], states[:, index], camera)
-        _, past = _step(predictor, tokens, index, past, keep=True)
+        _step(predictor, tokens, index, past, keep=True)
     return past
 
 
 def _share(past: Cache, robots: Int[Tensor, " rows"]) -> Cache:
     """The cache of every row's robot."""
-    kept = [None if pair is None else (pair[0][robots], pair[1][robots]) for pair in past]
-    return kept  # type: ignore[return-value]  # all or none of the blocks hold a pair
+    return [None if pair is None else (pair[0][robots], pair[1][robots]) for pair in past]
 
 
 def _predict(
@@ -97,14 +96,14 @@ def _predict(
     actions: Float[Tensor, "rows time 7"],
     extrinsics: Float[Tensor, "rows time 6"] | None,
 ) -> Float[Tensor, "rows time tokens latent"]:
-    """Roll one chunk forward from frame number `index`; the cache lives as long as this call."""
+    """Roll one chunk forward from frame number `index`, adding its frames to the cache `past`."""
     predictions = []
     steps = actions.shape[1]
     for time in range(steps):
         last = time + 1 == steps
         camera = None if extrinsics is None else extrinsics[:, time]
         tokens = predictor.frame(embedded, actions[:, time], states, camera)
-        patches, past = _step(predictor, tokens, index + time, past, keep=not last)
+        patches = _step(predictor, tokens, index + time, past, keep=not last)
         predictions.append(normalise(predictor.read(patches)))
         if not last:
             states = compose(states, actions[:, time])
@@ -114,15 +113,18 @@ def _predict(
 
 def _step(
     predictor: ActionPredictor, tokens: Float[Tensor, "rows frame width"], index: int, past: Cache, keep: bool
-) -> tuple[Float[Tensor, "rows tokens width"], Cache]:
-    """One frame through all blocks: its patch tokens, and the cache with it (None where it is not kept)."""
+) -> Float[Tensor, "rows tokens width"]:
+    """One frame through all blocks: its patch tokens. With `keep`, the frame is added to the cache.
+
+    The cache changes in place, block by block: two of them side by side would take twice the memory.
+    """
     rotary = predictor.rotary(index, 1, tokens)
-    kept: list[KeyValue] = []
     for number, block in enumerate(predictor.predictor_blocks):
-        tokens, (keys, values) = block.step(tokens, rotary, past[number])  # type: ignore[operator]
+        assert isinstance(block, Block)
+        tokens, (keys, values) = block.step(tokens, rotary, past[number])
         if keep:  # contiguous: as views they would keep the queries alive too
-            kept.append((keys.contiguous(), values.contiguous()))
-    return tokens[:, predictor.config.condition_tokens :], kept or [None] * predictor.config.depth
+            past[number] = keys.contiguous(), values.contiguous()
+    return tokens[:, predictor.config.condition_tokens :]
 
 
 def chunk_size(predictor: ActionPredictor, history: int, time: int, free: int) -> int:
