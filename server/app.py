@@ -114,10 +114,10 @@ class Application:
 
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, let what is running end within `drain_s` seconds, and end the engines."""
+        await self._lanes.stop(drain_s)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             await asyncio.gather(self._housekeeping, return_exceptions=True)
-        await self._lanes.stop(drain_s)
         await self._clips.close()
 
     @property
@@ -133,6 +133,16 @@ class Application:
     @property
     def sessions_open(self) -> int:
         return len(self._sessions)
+
+    @property
+    def goal_bytes(self) -> int:
+        """Bytes of goals' latents held."""
+        return self._goals.bytes
+
+    @property
+    def engine_restarts(self) -> int:
+        """How often an engine died and was started again."""
+        return self._lanes.restarts
 
     @property
     def engine_pids(self) -> tuple[int, ...]:

@@ -163,6 +163,9 @@ class EngineChannel:
                 messages.append(message)  # type: ignore[arg-type]  # the front sends nothing else
         return messages
 
+    def close(self) -> None:
+        self._end.close()
+
     def _exactly(self, count: int) -> bytes:
         """`count` bytes, or none at all where the other end closed."""
         parts = bytearray()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import multiprocessing
 import socket
 import time
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
+
+import structlog
 
 from server.channel import FrontChannel
 from server.errors import Reason, ServiceError
@@ -32,7 +33,7 @@ from server.jobs import (
     Submit,
 )
 
-log = logging.getLogger("presage.engine")
+_log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
 
@@ -123,14 +124,14 @@ class Engine:
                 while self._channel is not None and (message := await self._channel.receive()) is not None:
                     self._take(message)
             except OSError as error:
-                log.error("the engine cannot be started: %s", error)
+                _log.error("the engine cannot be started", why=str(error))
             was_ready = self.ready.is_set()
             await self._end()
             if self.failure is not None:
                 return
             self.restarts += 1
             backoff_s = FIRST_BACKOFF_S if was_ready else min(2 * backoff_s, LONGEST_BACKOFF_S)
-            log.error("the engine died; starting it again in %.1f s", backoff_s)
+            _log.error("the engine died and is started again", in_s=backoff_s, restarts=self.restarts)
             await asyncio.sleep(backoff_s)
 
     async def _spawn(self) -> None:
@@ -156,7 +157,7 @@ class Engine:
             case Loaded(models):
                 self.models = models
             case LoadFailed(reason):
-                log.error("an engine cannot load its models: %s", reason)
+                _log.error("the engine cannot load its models", why=reason)
                 self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")
                 self._failed.set()
             case Ready(paces):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from model.catalog import LoadedModel, load
-from model.package import PackageError
+from model.package import PackageConfig, PackageError
 from server import model_calls
 from server.channel import EngineChannel
 from server.errands import Errands
@@ -36,7 +36,7 @@ from server.jobs import (
     Submit,
     ToEngine,
 )
-from server.messages import ModelReply, PlannerSettings
+from server.messages import Frame, ModelReply, PlannerSettings
 from server.searches import Searches
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
@@ -89,7 +89,7 @@ def device(name: str) -> torch.device:
 
 
 def describe(name: str, model: LoadedModel) -> ServedModel:
-    """What the front must know of a model."""
+    """What the front must know of a model. Encodes once, to see in which numbers it computes."""
     config = model.package.config
     action, defaults = config.action, config.planner
     reply = ModelReply(
@@ -111,8 +111,9 @@ def describe(name: str, model: LoadedModel) -> ServedModel:
         planner=PlannerSettings(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon),
         card=model.package.card(),
     )
+    dtype = str(model_calls.encode_frames(model, [_black(config)]).dtype).removeprefix("torch.")
     search = SearchSize(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon)
-    return ServedModel(reply, search if action is not None else None, config.history, str(model.device), "float32")
+    return ServedModel(reply, search if action is not None else None, config.history, str(model.device), dtype)
 
 
 class Engine:
@@ -168,7 +169,7 @@ class Engine:
         """One encoding and a short plan with every model."""
         for name, model in self._models.items():
             config = model.package.config
-            frame = np.zeros((config.image.height, config.image.width, 3), np.uint8)
+            frame = _black(config)
             goal = model_calls.to_host(model_calls.encode_frames(model, [frame])[0])
             if config.action is None:
                 continue
@@ -180,3 +181,8 @@ class Engine:
             self._searches.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
             while self._searches.busy:
                 self._searches.step()
+
+
+def _black(config: PackageConfig) -> Frame:
+    """An image of the model's size."""
+    return np.zeros((config.image.height, config.image.width, 3), np.uint8)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from model.observation import ObservationError
+from model.vjepa2.poses import PoseError
 from planner.types import PlanningError
 from server.errors import Reason, ServiceError
 from server.jobs import Failed
@@ -13,12 +16,19 @@ log = logging.getLogger("presage.engine")
 
 
 def failed(number: int, error: Exception) -> Failed:
-    """What a call that met this exception is told: what the caller can change by name, all else as INTERNAL."""
+    """What a call that met this exception is told: what the caller can change by name, all else as INTERNAL.
+
+    Raises an accelerator's own error again: nothing works on it any more but a new process.
+    """
     if isinstance(error, ServiceError):
         return Failed(number, error.reason, error.message, error.field, error.rule, error.value)
     if isinstance(error, PlanningError):
         return Failed(number, Reason.INVALID_FIELD, str(error), error.field, error.rule, str(error.value)[:80])
     if isinstance(error, ObservationError):
         return Failed(number, Reason.INVALID_IMAGE, str(error), "images")
+    if isinstance(error, PoseError):
+        return Failed(number, Reason.INVALID_FIELD, str(error), "observation.proprioception")
+    if isinstance(error, torch.AcceleratorError):
+        raise error
     log.error("call %d failed in the engine", number, exc_info=error)
     return Failed(number, Reason.INTERNAL, "the engine failed on this call; its log says why")

@@ -65,6 +65,11 @@ class Lanes:
         return sum(lane.admission.in_hand for lane in self._lanes)
 
     @property
+    def restarts(self) -> int:
+        """How often an engine died and was started again."""
+        return sum(lane.engine.restarts for lane in self._lanes)
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Of the engine processes there are."""
         return tuple(lane.engine.pid for lane in self._lanes if lane.engine.pid is not None)

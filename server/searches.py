@@ -164,7 +164,7 @@ class Searches:
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
-        optimiser = CEM(size.samples, size.iterations, size.elites, size.horizon)
+        optimiser = CEM(samples=size.samples, iterations=size.iterations, elites=size.elites, horizon=size.horizon)
         return Running(
             number=number,
             job=job,
