@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from presage.v1 import (
     embeddings_pb2,
@@ -29,6 +28,7 @@ from server.control import control
 from server.door import Door
 from server.errors import Reason, invalid
 from server.grpc_calls import Context, DoorInterceptor, deadline, request_id_of
+from server.health import Health
 from server.uploads import CHUNK_BYTES
 
 SERVICES = tuple(
@@ -43,7 +43,7 @@ SERVICES = tuple(
 )
 
 
-def create_server(door: Door, health: HealthServicer, reflects: bool) -> grpc.aio.Server:
+def create_server(door: Door, reflects: bool) -> grpc.aio.Server:
     """A server with every service on it, not yet listening anywhere."""
     limits = door.limits
     server = grpc.aio.server(
@@ -65,7 +65,7 @@ def create_server(door: Door, health: HealthServicer, reflects: bool) -> grpc.ai
     goals_pb2_grpc.add_GoalsServicer_to_server(_Goals(door), server)
     sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(door), server)
     planning_pb2_grpc.add_PlanningServicer_to_server(_Planning(door), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(door.lifecycle, SERVICES), server)
     if reflects:
         names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

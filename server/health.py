@@ -6,16 +6,19 @@ Whether the engines are well is the application's to know; it is asked through o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.errors import Reason, ServiceError
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Request: TypeAlias = health_pb2.HealthCheckRequest
+Reply: TypeAlias = health_pb2.HealthCheckResponse
+
+WATCH_S = 0.1  # how often a watched status is looked at
 
 
 class Lifecycle:
@@ -70,14 +73,31 @@ class Lifecycle:
         return True
 
 
-async def mirror(
-    lifecycle: Lifecycle, servicer: HealthServicer, services: Iterable[str], period_s: float = 0.1
-) -> None:
-    """Keep grpc.health.v1 saying what `lifecycle` says, for the server ("") and every service, until cancelled."""
-    names, told = ("", *services), None
-    while True:
-        if lifecycle.ready != told:
-            told = lifecycle.ready
-            for name in names:
-                await servicer.set(name, _SERVING if told else _NOT_SERVING)
-        await asyncio.sleep(period_s)
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1 for the server ("") and each of its services, which all say what `lifecycle` says."""
+
+    def __init__(self, lifecycle: Lifecycle, services: Iterable[str]) -> None:
+        self._lifecycle, self._names = lifecycle, frozenset(("", *services))
+
+    async def Check(self, request: Request, context: grpc.aio.ServicerContext[Request, Reply]) -> Reply:
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "service must be empty or one that reflection lists")
+        return Reply(status=self._status(request.service))
+
+    async def List(self, request: object, context: object) -> health_pb2.HealthListResponse:
+        statuses = {name: Reply(status=self._status(name)) for name in self._names}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def Watch(self, request: Request, context: object) -> AsyncIterator[Reply]:
+        told: int | None = None
+        while True:
+            status = self._status(request.service)
+            if status != told:
+                told = status
+                yield Reply(status=status)
+            await asyncio.sleep(WATCH_S)
+
+    def _status(self, service: str) -> int:
+        if service not in self._names:
+            return int(Reply.SERVICE_UNKNOWN)
+        return int(Reply.SERVING if self._lifecycle.ready else Reply.NOT_SERVING)

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import grpc
 import structlog
 import uvicorn
-from grpc_health.v1._async import HealthServicer
 
 from server import auth
 from server.app import Application
 from server.door import Door
-from server.grpc_service import SERVICES, create_server
-from server.health import Lifecycle, mirror
+from server.grpc_service import create_server
+from server.health import Lifecycle
 from server.rest import create_app
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import Telemetry
@@ -69,11 +68,9 @@ async def listening(door: Door, settings: Settings, rest_socket: socket.socket) 
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
     """
-    grpc_server = create_server(door, health := HealthServicer(), settings.reflection)
+    grpc_server = create_server(door, settings.reflection)
     rest_server = _rest_server(door, settings)
     grpc_port = _open_grpc(grpc_server, settings)
-    mirroring = asyncio.create_task(mirror(door.lifecycle, health, SERVICES))
-    await asyncio.sleep(0)  # health knows what to say before the first question
     await grpc_server.start()
     serving = asyncio.create_task(rest_server.serve([rest_socket]))
     scheme = "https" if settings.tls_cert is not None else "http"
@@ -81,18 +78,14 @@ async def listening(door: Door, settings: Settings, rest_socket: socket.socket) 
     try:
         yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
     finally:
-        await _drain(door, health, grpc_server, rest_server, settings.drain_s)
-        mirroring.cancel()
-        await asyncio.gather(mirroring, serving, return_exceptions=True)
+        await _drain(door, grpc_server, rest_server, settings.drain_s)
+        await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _drain(
-    door: Door, health: HealthServicer, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, drain_s: float
-) -> None:
+async def _drain(door: Door, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, drain_s: float) -> None:
     """Say NOT_SERVING, refuse what is new, let what is in progress end, then close."""
     until = time.monotonic() + drain_s
     door.lifecycle.draining.set()
-    await health.enter_graceful_shutdown()
     if not await door.lifecycle.idle(drain_s):
         _log.warning("calls are cut off", calls=door.lifecycle.in_flight, drain_s=drain_s)
     rest_server.should_exit = True
