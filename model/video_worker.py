@@ -176,13 +176,14 @@ class _Worker:
         deadline: float,
         timeout_s: float,
     ) -> Clip:
+        asked = {"path": str(path.absolute()), "sampling": asdict(sampling), "size": size, "limits": asdict(limits)}
+        request = json.dumps(asked).encode()
         self.in_step = False
-        request = {"path": str(path.absolute()), "sampling": asdict(sampling), "size": size, "limits": asdict(limits)}
         try:
             if not self.started:
                 self._receive(deadline)
                 self.started = True
-            self.connection.send_bytes(json.dumps(request).encode())
+            self.connection.send_bytes(request)
             answer = self._receive(deadline)
             clip = self._fetch(answer, limits, deadline) if "error" not in answer else None
         except TimeoutError as error:

@@ -7,6 +7,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -103,3 +104,53 @@ def treacherous_decode(path: Path, sampling: FrameSampling, size: tuple[int, int
         decode(path, sampling, size, limits)
         raise VideoDecodeError("unsupported", " ".join(sorted(sys.modules)))
     return decode(path, sampling, size, limits)
+
+
+def nearest(frames: NDArray[np.uint8], source: NDArray[np.uint8]) -> list[int]:
+    """For each frame the index of the source frame it looks most like."""
+    return [int(np.abs(source.astype(int) - frame).mean((1, 2, 3)).argmin()) for frame in frames]
+
+
+def difference(frames: NDArray[np.uint8], source: NDArray[np.uint8]) -> float:
+    """Mean error of the worst frame, in grey levels."""
+    return float(np.abs(frames.astype(int) - source).mean((1, 2, 3)).max())
+
+
+COUNT = 24
+SOURCE = moving_square(COUNT)
+X265 = "pools=none:frame-threads=1:log-level=none"
+OPEN_GROUPS = {"x264-params": "open-gop=1:bframes=2:keyint=6:b-adapt=0", "crf": "12"}
+SHARP = {"crf": "12"}
+
+# name: how it is written, which reader suits a few frames of it, and the error its codec is allowed in grey levels
+KINDS: dict[str, tuple[dict[str, Any], str, float]] = {
+    "h264.mp4": ({"options": SHARP}, "decord", 3),
+    "h264.mkv": ({"options": SHARP}, "decord", 3),
+    "h264_444.mov": ({"options": SHARP, "pixels": "yuv444p"}, "decord", 3),
+    "vp9.webm": ({"codec": "libvpx-vp9", "options": {"crf": "12"}}, "decord", 4),
+    "hevc_closed.mp4": (
+        {
+            "codec": "libx265",
+            "options": {"x265-params": f"open-gop=0:keyint=4:{X265}", "crf": "12"},
+        },
+        "decord",
+        3,
+    ),
+    "h264_open.mp4": ({"options": OPEN_GROUPS}, "pyav", 3),
+    "h264_open.mkv": ({"options": OPEN_GROUPS}, "pyav", 3),
+    "hevc_open.mp4": (
+        {
+            "codec": "libx265",
+            "options": {"x265-params": f"keyint=6:{X265}", "crf": "12"},
+        },
+        "pyav",
+        3,
+    ),
+    "mpeg4.mp4": ({"codec": "mpeg4", "options": {"bf": "2", "qscale": "2"}}, "pyav", 8),
+    "vp8.webm": ({"codec": "libvpx", "options": {"crf": "4", "b": "2M"}}, "pyav", 5),
+    "av1.mp4": ({"codec": "libsvtav1", "options": {"crf": "12", "preset": "10", "svtav1-params": "lp=1"}}, "pyav", 4),
+    "mjpeg.avi": ({"codec": "mjpeg", "pixels": "yuvj420p"}, "pyav", 6),
+    "h264.avi": ({"options": SHARP}, "pyav", 3),
+    "h264.ts": ({"options": SHARP}, "pyav", 3),
+    "palette.gif": ({"codec": "gif", "pixels": "rgb8"}, "pyav", 25),
+}
