@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint import CheckpointError, identify, import_checkpoint, inspect_checkpoint, open_checkpoint
@@ -20,9 +19,7 @@ from model.package import read_package
 from model.vjepa2 import Encoder, MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.published import by_name
 from model.vjepa2.reference import strip_prefixes
-from model.vjepa2.stream import groups, stream_safetensors
-from model.vjepa2.weight_files import TensorSpec
-from tests.model.vjepa2.tiny import action_predictor, encoder, masked_predictor, published
+from tests.model.vjepa2.tiny import action_predictor, encoder, published
 
 ACTS = published(acts=True)
 SEES = published(acts=False)
@@ -268,114 +265,6 @@ def test_an_inspection_counts_sections_and_says_what_is_wrong(meta_file: Path, t
     assert (inspect_checkpoint(whole).model, inspect_checkpoint(whole).misfit) == ("vjepa2-vitl-256", None)
 
 
-def hugging_face_folder(folder: Path) -> Path:
-    """The same networks in the other layout: attention in three parts, mask tokens in one."""
-    folder.mkdir()
-    weights: dict[str, Tensor] = {}
-    parts = (("encoder", encoder().state_dict()), ("predictor", masked_predictor().state_dict()))
-    for part, state in parts:
-        tokens = [tensor for key, tensor in state.items() if key.startswith("mask_tokens")]
-        if tokens:
-            weights["predictor.embeddings.mask_tokens"] = torch.stack(tokens)
-        for key, tensor in state.items():
-            if key.startswith("mask_tokens"):
-                continue
-            name = key.replace("predictor_blocks", "blocks").replace("blocks.", f"{part}.layer.")
-            name = name.replace("patch_embed.proj", "encoder.embeddings.patch_embeddings.proj")
-            name = name.replace("predictor_embed.", "predictor.embeddings.predictor_embeddings.")
-            name = name.replace("predictor_norm.", "predictor.layernorm.").replace("predictor_proj.", "predictor.proj.")
-            name = f"encoder.layernorm.{key.split('.')[1]}" if key.startswith("norm.") else name
-            if ".attn.qkv." in name:
-                for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                    weights[name.replace("attn.qkv", f"attention.{kind}")] = third.contiguous()
-            else:
-                weights[name.replace("attn.proj", "attention.proj")] = tensor
-    save_file(weights, folder / "model.safetensors")
-    seen, hidden = SEES.encoder, SEES.predictor
-    assert hidden is not None
-    config = {
-        "model_type": "vjepa2",
-        "hidden_size": seen.width,
-        "num_hidden_layers": seen.depth,
-        "num_attention_heads": seen.heads,
-        "mlp_ratio": seen.mlp_hidden / seen.width,
-        "patch_size": seen.patch,
-        "tubelet_size": 2,
-        "crop_size": 16,
-        "pred_hidden_size": hidden.width,
-        "pred_num_hidden_layers": hidden.depth,
-        "pred_num_attention_heads": hidden.heads,
-        "pred_mlp_ratio": hidden.mlp_hidden / hidden.width,
-        "pred_num_mask_tokens": 3,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_import_of_a_hugging_face_folder_gives_the_same_weights(tmp_path: Path) -> None:
-    folder = hugging_face_folder(tmp_path / "vjepa2-tiny")
-    done = import_checkpoint(folder, tmp_path / "out", torch.float32)
-    weights = load_file(tmp_path / "out" / "weights.safetensors")
-    assert done.model == "vjepa2-tiny"
-    for part, network in (("encoder", encoder()), ("masked_predictor", masked_predictor())):
-        for name, tensor in network.state_dict().items():
-            assert torch.equal(weights.pop(f"{part}.{name}"), tensor), name
-    assert not weights
-
-
-def test_import_refuses_hugging_face_folders_that_do_not_fit(tmp_path: Path) -> None:
-    folder = hugging_face_folder(tmp_path / "vjepa2-tiny")
-    path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
-    whole = load_file(path)
-    save_file({**whole, "classifier.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(CheckpointError, match=r"key classifier\.weight is unknown"):
-        import_checkpoint(folder, tmp_path / "out")
-    save_file({key: value for key, value in whole.items() if "layer.1.attention.key.bias" not in key}, path)
-    with pytest.raises(CheckpointError, match=r"layer\.1\.attention\.key\.bias must be there"):
-        import_checkpoint(folder, tmp_path / "out")
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
-        import_checkpoint(folder, tmp_path / "out")
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
-    with pytest.raises(CheckpointError, match="model_type must be 'vjepa2', got 'vit'"):
-        import_checkpoint(folder, tmp_path / "out")
-    (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="is not a Hugging Face folder"):
-        import_checkpoint(folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_prefixes_that_hide_a_second_key_are_refused() -> None:
     with pytest.raises(CheckpointError, match="norm appears twice"):
         strip_prefixes({"module.norm": torch.zeros(1), "module.backbone.norm": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("group_bytes", [1, 100, 1 << 20])
-def test_a_streamed_file_reads_back_as_written(group_bytes: int, tmp_path: Path) -> None:
-    tensors = {
-        "matrix": torch.randn(5, 7),
-        "number": torch.tensor(3.5),
-        "turned": torch.randn(4, 6).T,
-        "none": torch.zeros(0, 3),
-    }
-    specs = {name: TensorSpec(tuple(tensor.shape), torch.float32) for name, tensor in tensors.items()}
-    path = tmp_path / "weights.safetensors"
-    stream_safetensors(path, specs, lambda names: {name: tensors[name] for name in names}, group_bytes=group_bytes)
-    again = load_file(path)
-    assert set(again) == set(tensors)
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
-    assert [name for group in groups(specs, group_bytes) for name in group] == list(specs)
-
-
-def test_a_stream_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    path.write_bytes(b"before")
-
-    def fail(names: object) -> dict[str, Tensor]:
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        stream_safetensors(path, {"a": TensorSpec((2,), torch.float32)}, fail)
-    assert path.read_bytes() == b"before"
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
