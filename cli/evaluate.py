@@ -58,6 +58,7 @@ def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: 
     from training.evaluation import success_rate
 
     low, high = evaluation.interval
+    median, slow = evaluation.plan_ms(50), evaluation.plan_ms(95)
     return {
         "task": task,
         "model": model,
@@ -70,8 +71,8 @@ def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: 
         "random_success_rate": success_rate(evaluation.random),
         "oracle_success_rate": None if evaluation.oracle is None else success_rate(evaluation.oracle),
         "initially_solved_excluded": excluded + evaluation.initially_solved,
-        "plan_ms_p50": evaluation.plan_ms(50),
-        "plan_ms_p95": evaluation.plan_ms(95),
+        "plan_ms_p50": median and round(median, 3),
+        "plan_ms_p95": slow and round(slow, 3),
     }
 
 

@@ -27,7 +27,7 @@ class Screen:
     def remark(self, message: str) -> None:
         """Something worth knowing on the way, on stderr; nothing where a program listens."""
         if not self.machine:
-            self.err.print(message, highlight=False)
+            self.err.print(message, highlight=False, soft_wrap=True)
 
     def result(self, value: Mapping[str, Any], shown: RenderableType) -> None:
         """What the command found: `value` as JSON for a program, `shown` for a person."""

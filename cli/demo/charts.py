@@ -22,19 +22,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """The plot's size in pixels and the ranges it shows."""
+    """The plot's size in pixels and the ranges it shows; y starts at 0."""
 
     width: int
     height: int
     x_max: float
     y_max: float
+    x_min: float = 0.0
     left: int = 44
     right: int = 10
     top: int = 10
     bottom: int = 30
 
     def x(self, value: float) -> float:
-        return self.left + (self.width - self.left - self.right) * value / self.x_max
+        return self.left + (self.width - self.left - self.right) * (value - self.x_min) / (self.x_max - self.x_min)
 
     def y(self, value: float) -> float:
         return self.height - self.bottom - (self.height - self.top - self.bottom) * value / self.y_max
@@ -77,30 +78,42 @@ def line_chart(
 def histogram(
     values: Sequence[float], *, x_label: str, bins: int = 24, width: int = 520, height: int = 190, title: str = ""
 ) -> str:
-    """Counts of values from 0 up, with the median and the 95th percentile marked."""
+    """Counts of values between their smallest and largest, with the median and the 95th percentile marked."""
     if not values:
         return ""
     numbers = np.asarray(values)
-    last = max(ticks(float(numbers.max()) * 1.1, bins // 2))
-    largest = max(last, float(numbers.max()))
-    counts, edges = np.histogram(np.clip(numbers, 0, largest), bins, (0, largest))
-    frame = Frame(width, height, largest, float(counts.max()) * 1.18)
+    low, high = _round_range(float(numbers.min()), float(numbers.max()))
+    counts, edges = np.histogram(numbers, bins, (low, high))
+    frame = Frame(width, height, high, float(counts.max()) * 1.3, x_min=low)
     whole = [tick for tick in ticks(float(counts.max())) if tick == int(tick)]
-    parts = [_axes(frame, x_label, "plans", ticks(largest, 6), whole)]
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+    steps = [low + tick for tick in ticks(high - low, 6)]
+    parts = [_axes(frame, x_label, "plans", steps, whole)]
+    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
-            x, y, span = frame.x(low) + 0.5, frame.y(float(count)), frame.x(high) - frame.x(low) - 1
+            x, y, span = frame.x(left) + 0.5, frame.y(float(count)), frame.x(right) - frame.x(left) - 1
             bottom = frame.y(0) - y
-            shown = f"{low:.3g} to {high:.3g}: {count}"
             parts.append(
                 f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{span:.1f}" height="{bottom:.1f}" rx="1.5">'
-                f"<title>{shown}</title></rect>"
+                f"<title>{_figures(left)} to {_figures(right)}: {count}</title></rect>"
             )
-    middle, slow = float(np.percentile(numbers, 50)), float(np.percentile(numbers, 95))
-    close = abs(frame.x(slow) - frame.x(middle)) < 64
-    parts.append(_rule(frame, middle, f"p50 {middle:.3g}", "end" if close else "start"))
-    parts.append(_rule(frame, slow, f"p95 {slow:.3g}", "start" if frame.x(slow) < width - 70 else "end"))
+    for row, percent in enumerate((50, 95)):
+        value = float(np.percentile(numbers, percent))
+        parts.append(_rule(frame, value, f"p{percent} {_figures(value)}", row))
     return _svg(frame, parts, title or x_label)
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, never in powers of ten."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _round_range(low: float, high: float) -> tuple[float, float]:
+    """A range with round ends around the values; from 0 where that costs little room."""
+    if low >= 0 and low < 0.35 * high:
+        low = 0.0
+    span = max(high - low, 1e-3 * max(abs(high), 1e-3))
+    step = ticks(span, 6)[1]
+    return math.floor(low / step) * step, (math.floor(high / step + 1e-9) + 1) * step
 
 
 def rate_bars(rows: Sequence[tuple[str, int, int, str]], width: int = 340) -> str:
@@ -118,6 +131,7 @@ def rate_bars(rows: Sequence[tuple[str, int, int, str]], width: int = 340) -> st
         parts.append(f'<rect class="{style}" x="{left}" y="{y}" width="{span * rate:.1f}" height="20" rx="3"/>')
         x0, x1, middle = left + span * low, left + span * high, y + 10
         whisker = f"M{x0:.1f} {middle}H{x1:.1f}M{x0:.1f} {middle - 4}v8M{x1:.1f} {middle - 4}v8"
+        parts.append(f'<path class="halo" d="{whisker}"/>')
         parts.append(f'<path class="whisker" d="{whisker}"><title>95 %: {low:.1%} to {high:.1%}</title></path>')
         parts.append(f'<text class="value" x="{width}" y="{y + 15}" text-anchor="end">{rate:.0%}</text>')
     return _wrapped(width, height, parts, "success rates with 95 % intervals")
@@ -144,12 +158,13 @@ def _axes(frame: Frame, x_label: str, y_label: str, xs: Sequence[float], ys: Seq
     return "".join(parts)
 
 
-def _rule(frame: Frame, value: float, label: str, anchor: str) -> str:
-    x = frame.x(value)
-    offset = 4 if anchor == "start" else -4
-    line = f'<path class="rule" d="M{x:.1f} {frame.top}V{frame.y(0):.1f}"/>'
-    text = f'<text class="rule-label" x="{x + offset:.1f}" y="{frame.top + 8}" text-anchor="{anchor}">'
-    return f"{line}{text}{escape(label)}</text>"
+def _rule(frame: Frame, value: float, label: str, row: int) -> str:
+    """A vertical line with its label at the top, lower for every `row`, on the side that has room."""
+    x, y = frame.x(value), frame.top + 8 + 13 * row
+    fits = x + 64 < frame.width - frame.right
+    place = f'x="{x + 4 if fits else x - 4:.1f}" y="{y}" text-anchor="{"start" if fits else "end"}"'
+    line = f'<path class="rule" d="M{x:.1f} {y - 8}V{frame.y(0):.1f}"/>'
+    return f'{line}<text class="rule-label" {place}>{escape(label)}</text>'
 
 
 def _svg(frame: Frame, parts: Sequence[str], title: str) -> str:

@@ -55,7 +55,7 @@ def distance_chart(episode: EpisodeRecord, block: int, x_max: float) -> str:
         x_label="robot actions",
         y_label="distance to the goal",
         width=352,
-        height=196,
+        height=232,
         marks=marks,
         x_max=x_max,
         title=f"distance to the goal over time in episode {episode.number + 1}",

@@ -69,7 +69,7 @@ class Board:
                 row.now = line["goal_distances"][-1]
                 self._bars.advance(self._bar)
                 if self._live is None:
-                    self._console.print(self._sentence(len(self._rows), row))
+                    self._console.print(self._sentence(len(self._rows), row), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
         return Group(self._table(self._rows[-SHOWN:]), self._bars)

@@ -17,7 +17,7 @@ Frame = NDArray[np.uint8]  # [height, width, 3] RGB
 
 PANEL = 160  # pixels of one view in the GIF
 GAP = 8
-CAPTION = 22
+CAPTION = 28
 PAPER = (250, 250, 249)
 INK = (41, 37, 36)
 DIM = (120, 113, 108)
@@ -56,8 +56,12 @@ def write_gif(path: Path, episodes: Sequence[EpisodeRecord], rate_hz: float, col
             corner = (place % columns * cell[0] + GAP, place // columns * cell[1] + GAP)
             _draw_episode(canvas, corner, episode, goals[place], time)
         pictures.append(canvas)
-    # One palette for all: colours do not flicker, and frames differ only where something moved.
-    palette = pictures[length // 2].quantize(128, dither=Image.Dither.NONE)
+    # One palette for all: colours do not flicker, and frames differ only where something moved. The last picture holds
+    # every verdict's colour.
+    sample = Image.new("RGB", (size[0], 2 * size[1]))
+    sample.paste(pictures[0], (0, 0))
+    sample.paste(pictures[-1], (0, size[1]))
+    palette = sample.quantize(128, dither=Image.Dither.NONE)
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     step = max(20, round(1000 / rate_hz))
     durations = [step] * (length - 1) + [1800]
@@ -72,15 +76,15 @@ def _draw_episode(
     canvas.paste(_enlarged(episode.frames[min(time, len(episode.frames) - 1)]), (left, top + CAPTION))
     canvas.paste(goal, (left + PANEL + GAP, top + CAPTION))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(18)
     verdict, colour = f"step {min(time, episode.steps)}", DIM
     if over:
-        verdict = f"reached in {episode.steps} steps" if episode.success else f"not reached in {episode.steps}"
+        verdict = f"reached, {episode.steps} steps" if episode.success else "not reached"
         colour = GREEN if episode.success else RED
         box = (left - 2, top + CAPTION - 2, left + PANEL + 1, top + CAPTION + PANEL + 1)
         draw.rectangle(box, outline=colour, width=2)
     draw.text((left, top), f"#{episode.number + 1}", font=font, fill=INK)
-    draw.text((left + 30, top), verdict, font=font, fill=colour)
+    draw.text((left + 36, top), verdict, font=font, fill=colour)
     draw.text((left + PANEL + GAP, top), "goal", font=font, fill=DIM)
 
 

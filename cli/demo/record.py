@@ -147,9 +147,14 @@ class DemoRecord:
             "success_rate": self.successes / count if count else None,
             "random_success_rate": self.random_successes / count if count else None,
             "initially_solved": len(self.episodes) - count,
-            "plan_ms_p50": percentile(plan_ms, 50),
-            "plan_ms_p95": percentile(plan_ms, 95),
-            "overhead_ms_p50": percentile(overhead_ms, 50),
-            "overhead_ms_p95": percentile(overhead_ms, 95),
+            "plan_ms_p50": _rounded(percentile(plan_ms, 50)),
+            "plan_ms_p95": _rounded(percentile(plan_ms, 95)),
+            "overhead_ms_p50": _rounded(percentile(overhead_ms, 50)),
+            "overhead_ms_p95": _rounded(percentile(overhead_ms, 95)),
             "seed": self.seed,
         }
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    """To whole microseconds: clocks do not tell more."""
+    return None if milliseconds is None else round(milliseconds, 3)

@@ -73,10 +73,10 @@ def _tiles(record: DemoRecord) -> str:
         rate = f"{record.successes / count:.0%}"
         tiles.append(("success", rate, f"95 % interval {low:.0%} to {high:.0%}, n = {count}"))
         chance = f"{record.random_successes / count:.0%}"
-        tiles.append(("random policy, same pairs", chance, f"{record.random_successes} of {count}"))
+        tiles.append(("random policy", chance, f"{record.random_successes} of the same {count} pairs"))
     if typical is not None:
         seconds = typical / record.service.rate_hz
-        tiles.append(("steps to the goal", f"{typical:.0f}", f"median; {seconds:.1f} s of the robot's time"))
+        tiles.append(("steps to the goal", f"{typical:.0f}", f"median; {seconds:.1f} s of robot time"))
     plan95, over95 = milliseconds(value["plan_ms_p95"]), milliseconds(value["overhead_ms_p95"])
     tiles.append(("one plan", milliseconds(value["plan_ms_p50"]), f"p50; p95 {plan95}"))
     tiles.append(("the service adds", milliseconds(value["overhead_ms_p50"]), f"p50; p95 {over95}"))
@@ -204,7 +204,7 @@ def _terms(record: DemoRecord) -> str:
 
 def _provenance(record: DemoRecord) -> str:
     service = record.service
-    planner = ", ".join(f"{value} {name}" for name, value in service.planner.items())
+    planner = ", ".join(f"{name} {value}" for name, value in service.planner.items())
     command = (
         f"presage demo --model {record.model} --task {record.task} --episodes {len(record.episodes)} "
         f"--seed {record.seed} --transport {record.transport}"
