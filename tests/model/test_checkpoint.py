@@ -22,7 +22,6 @@ from model.vjepa2.reference import strip_prefixes
 from tests.model.vjepa2.tiny import action_predictor, encoder, published
 
 ACTS = published(acts=True)
-SEES = published(acts=False)
 
 
 def meta_content() -> dict[str, Any]:
