@@ -39,12 +39,16 @@ def create_app(door: Door) -> FastAPI:
     return app
 
 
-def _door(request: Request) -> Door:
+# Dependencies are coroutines even where nothing is awaited: plain functions take a detour over a thread,
+# 0.6 ms each on two busy cores (a bare plan took 2.0 ms with two of them, 0.7 ms without).
+
+
+async def _door(request: Request) -> Door:
     door: Door = request.app.state.door
     return door
 
 
-def _deadline(
+async def _deadline(
     request: Request,
     x_timeout_ms: Annotated[
         float | None,
