@@ -80,5 +80,9 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
             from model.compact.world_model import CompactWorldModel
 
             return CompactWorldModel.from_package(package, device)
+        case "vjepa2":
+            from model.vjepa2.packaged import PackagedVJepa2
+
+            return PackagedVJepa2.from_package(package, device)
         case family:
             raise PackageError(f"{folder}: unknown family {family!r}")
