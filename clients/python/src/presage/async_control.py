@@ -130,7 +130,8 @@ class AsyncControlLoop:
         start = self._conversation.begin(time.monotonic())
         call: Any = channel.stream_stream(methods.CONTROL.path)(metadata=self._endpoint.metadata(request_id))
         reader = asyncio.ensure_future(self._read(call, request_id))
-        writer = asyncio.ensure_future(self._write(call, start))
+        reader.add_done_callback(lambda done: self._tell())
+        writer = asyncio.ensure_future(self._write(call, start, reader))
         error: PresageError | None = None
         try:
             while not (self._closing or reader.done() or self._conversation.fatal is not None):
@@ -140,18 +141,17 @@ class AsyncControlLoop:
                     break
                 await self._wait_for_news(left)
         finally:
-            call.cancel()
-            for task in (reader, writer):
-                task.cancel()
-            ends = await asyncio.gather(reader, writer, return_exceptions=True)
+            # The writer also looks at the reader: asyncio.wait_for before Python 3.12 may swallow a cancellation.
+            for ending in (call, reader, writer):
+                ending.cancel()
+            heard, _ = await asyncio.gather(reader, writer, return_exceptions=True)
             await channel.close()
-        heard = ends[0]
         return error or (heard if isinstance(heard, PresageError) else None)
 
-    async def _write(self, call: Any, start: bytes) -> None:
+    async def _write(self, call: Any, start: bytes, reader: asyncio.Future[None]) -> None:
         message: bytes | None = start
         try:
-            while True:
+            while not reader.done():
                 if message is not None:
                     await call.write(message)
                 message = self._conversation.next_message(time.monotonic())
@@ -173,8 +173,6 @@ class AsyncControlLoop:
                 self._tell()
         except grpc.aio.AioRpcError as failed:
             raise self._endpoint.error(failed, request_id) from failed
-        finally:
-            self._tell()
 
     def _silent(self) -> PresageError:
         stall_s = self._conversation.settings.stall_s
