@@ -49,7 +49,7 @@ class Engine:
         self._settings, self._learn = settings, learn
         self._process: SpawnProcess | None = None
         self._channel: FrontChannel | None = None
-        self._calls: dict[int, tuple[str, asyncio.Future[Result]]] = {}
+        self._calls: dict[int, asyncio.Future[Result]] = {}
         self._numbers = 0
         self._supervisor: asyncio.Task[None] | None = None
         self.models: tuple[ServedModel, ...] = ()
@@ -89,7 +89,7 @@ class Engine:
         self._numbers += 1
         number, channel = self._numbers, self._channel
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._calls[number] = (job.model, answer)
+        self._calls[number] = answer
         alarm = None
         if until is not None:
             alarm = asyncio.get_running_loop().call_later(until - time.monotonic(), _give_up, answer)
@@ -163,21 +163,21 @@ class Engine:
             case Ready(paces):
                 self._learn(paces)
                 self.ready.set()
-            case Done(number, result, pace):
-                model, answer = self._calls.get(number, ("", None))
+            case Done(number, result, paces):
+                answer = self._calls.get(number)
                 if answer is not None and not answer.done():
                     answer.set_result(result)
-                if pace is not None and model:
-                    self._learn({model: pace})
+                if paces is not None:
+                    self._learn(paces)
             case Failed(number, reason, text, field, rule, value):
-                _, answer = self._calls.get(number, ("", None))
+                answer = self._calls.get(number)
                 if answer is not None and not answer.done():
                     answer.set_exception(ServiceError(reason, text, field=field, rule=rule, value=value))
 
     async def _end(self) -> None:
         """Answer everyone who waits, and let go of the process."""
         self.ready.clear()
-        for _, answer in self._calls.values():
+        for answer in self._calls.values():
             if not answer.done():
                 message = "the engine stopped and is being restarted"
                 answer.set_exception(ServiceError(Reason.ENGINE_LOST, message, retry_after_s=1.0))

@@ -82,6 +82,7 @@ class PlanJob:
     previous_action: Floats | None = None
     committed: Floats | None = None
     deadline: float | None = None  # instant at which the result must leave the engine
+    on_trust: bool = False  # begin its first iteration whatever is predicted: predictions may be out of date
     budget_until: float | None = None  # instant until which thinking is worth it
 
 
@@ -207,7 +208,7 @@ class Ready:
 class Done:
     number: int
     result: Result
-    pace: Pace | None = None  # of the job's model, where it was measured anew
+    paces: dict[str, Pace] | None = None  # of the job's model, where it was measured anew
 
 
 @dataclass(frozen=True)

@@ -115,11 +115,17 @@ class Lanes:
         lane, began = self._shortest(), time.monotonic()
         leaves = None if deadline is None else deadline - self._margin.seconds
         until = None if deadline is None else deadline - self._margin.seconds / 2
-        ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
         try:
-            done = await lane.engine.submit(replace(job, size=ticket.size, deadline=leaves), until)
-        finally:
-            lane.admission.give_back(ticket)
+            ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
+            try:
+                sized = replace(job, size=ticket.size, deadline=leaves, on_trust=ticket.on_trust)
+                done = await lane.engine.submit(sized, until)
+            finally:
+                lane.admission.give_back(ticket)
+        except ServiceError as error:
+            if error.reason is Reason.DEADLINE:
+                lane.admission.learn_late(job.model)
+            raise
         assert isinstance(done, PlanDone)
         now = time.monotonic()
         lane.admission.learn_duration(now - began)

@@ -16,6 +16,7 @@ from server.jobs import Pace, SearchSize
 SHRINKAGES = (1, 2, 4)  # a search short of time gets a half or a quarter of its samples before it is refused
 WANTED_ITERATIONS = 3  # with fewer, a smaller search makes better use of the same time
 FEWEST_SAMPLES = 16  # no search is made smaller than this
+TRUST_AFTER = 16  # refusals in a row, after which one call is tried: what is never tried is never measured again
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PlanTicket(Ticket):
 
     size: SearchSize
     degraded: bool
+    on_trust: bool  # taken on although no time is predicted for it
 
 
 class Admission:
@@ -42,6 +44,7 @@ class Admission:
         self._pass_s: dict[int, float] = {}  # by ticket: its share of one pass over all searches
         self._plan_s = 0.0  # a moving mean of how long plans take
         self._numbers = 0
+        self._late: dict[str, int] = {}  # by model: calls refused since one was answered, for want of time alone
 
     @property
     def in_hand(self) -> int:
@@ -56,6 +59,12 @@ class Admission:
     def learn(self, paces: Mapping[str, Pace]) -> None:
         """Take over what the engine measured, by model."""
         self._paces.update(paces)
+        for model in paces:
+            self._late.pop(model, None)
+
+    def learn_late(self, model: str) -> None:
+        """Take note of a plan that was refused, here or by the engine, for want of time."""
+        self._late[model] = self._late.get(model, 0) + 1
 
     def learn_duration(self, seconds: float) -> None:
         """Take note of how long a plan took, from its admission to its end."""
@@ -78,8 +87,14 @@ class Admission:
         pace = self._paces.get(model, Pace(0.0, 0.0))
         sizes = [shrunk(size, by) for by in SHRINKAGES]
         crowded = 0 if self.in_hand < self._limit // 2 else 1 if self.in_hand < self._limit * 3 // 4 else 2
-        chosen = sizes[crowded] if deadline is None else self._in_time(pace, sizes[crowded:], deadline - now)
-        return PlanTicket(self._issue(_alone(pace, chosen)), chosen, degraded=chosen.samples < size.samples)
+        on_trust = deadline is not None and now < deadline and self._late.get(model, 0) >= TRUST_AFTER
+        if on_trust:
+            self._late[model], chosen = 0, sizes[-1]
+        elif deadline is not None:
+            chosen = self._in_time(pace, sizes[crowded:], deadline - now)
+        else:
+            chosen = sizes[crowded]
+        return PlanTicket(self._issue(_alone(pace, chosen)), chosen, chosen.samples < size.samples, on_trust)
 
     def give_back(self, ticket: Ticket) -> None:
         """The call has ended, however."""

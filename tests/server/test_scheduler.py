@@ -6,7 +6,7 @@ import pytest
 
 from server.errors import Reason, ServiceError
 from server.jobs import Pace, SearchSize
-from server.scheduler import FEWEST_SAMPLES, Admission, ReplyMargin, shrunk
+from server.scheduler import FEWEST_SAMPLES, TRUST_AFTER, Admission, ReplyMargin, shrunk
 
 SIZE = SearchSize(samples=100, iterations=10, elites=10, horizon=1)
 PACE = Pace(encode_s=0.1, step_s=0.01)  # an iteration of SIZE takes a second
@@ -76,6 +76,21 @@ def test_where_others_are_the_reason_a_deadline_cannot_be_kept_the_answer_is_ove
 def test_an_engine_not_measured_yet_is_trusted() -> None:
     ticket = Admission(8).admit_plan("linear", SIZE, now=0.0, deadline=0.001)
     assert not ticket.degraded
+
+
+def test_predictions_that_may_be_out_of_date_are_tried_now_and_then() -> None:
+    fresh = admission()
+    for _ in range(TRUST_AFTER):
+        with pytest.raises(ServiceError):
+            fresh.admit_plan("linear", SIZE, now=0.0, deadline=0.01)
+        fresh.learn_late("linear")
+    trusted = fresh.admit_plan("linear", SIZE, now=0.0, deadline=0.01)
+    assert (trusted.on_trust, trusted.size.samples) == (True, 25)
+    fresh.give_back(trusted)
+    with pytest.raises(ServiceError):  # one at a time
+        fresh.admit_plan("linear", SIZE, now=0.0, deadline=0.01)
+    fresh.learn({"linear": Pace(encode_s=0.0001, step_s=0.00001)})
+    assert not fresh.admit_plan("linear", SIZE, now=0.0, deadline=0.01).on_trust
 
 
 def test_no_call_is_taken_past_its_deadline() -> None:

@@ -205,6 +205,13 @@ def test_without_time_for_one_iteration_the_refusal_comes_at_once(left_s: float)
     assert bench.at[1] == began
 
 
+def test_a_plan_on_trust_is_tried_whatever_is_predicted() -> None:
+    bench = measured(Bench())
+    bench.searches.add(1, replace(job(bench, left_s=0.05), on_trust=True))
+    bench.run()
+    assert (bench.plan(1).iterations, bench.plan(1).stop_reason) == (1, "deadline")
+
+
 def test_a_budget_ends_thinking_but_not_before_the_first_iteration() -> None:
     bench = measured(Bench())
     bench.searches.add(1, job(bench, budget_s=0.35))
