@@ -126,6 +126,7 @@ class CEM:
             elites=30,
             kept=0.0,
             horizon=5,
+            initial_std=0.5,
             result="mean",
             noise=WhiteNoise(),
             cost=GoalDistance("l2", over="last"),

@@ -33,7 +33,7 @@ class Gradient:
 
     starts: int = 8
     iterations: int = 30
-    horizon: int = 4  # model steps
+    horizon: int = 5  # model steps
     step: float = 0.2  # of the first iteration; falls to a tenth of it over the iterations, along a cosine
     initial_std: float | tuple[float, ...] = 0.5  # of the starts around the warm start, or around mid-range
     momentum: float = 0.8  # of Adam's first moment

@@ -31,7 +31,7 @@ class MPPI:
 
     samples: int = 200
     iterations: int = 8
-    horizon: int = 4  # model steps
+    horizon: int = 5  # model steps
     temperature: float = 0.1
     initial_std: float | tuple[float, ...] = 0.5  # fraction of half a dimension's range
     narrowing: float = 0.75  # share of the std left one iteration later; 1 keeps it, as published

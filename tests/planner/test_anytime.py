@@ -12,7 +12,7 @@ from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents
 from tests.planner.problems import integrator, reach
 
-SETTINGS = CEM(samples=16, iterations=50, elites=4)
+SETTINGS = CEM(samples=16, iterations=50, elites=4, horizon=4)
 
 
 @dataclass

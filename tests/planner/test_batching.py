@@ -16,7 +16,7 @@ from planner.search import Search
 from planner.types import Plan, PlanningError, Problem
 from tests.planner.problems import integrator, reach, space
 
-CEM_SMALL = CEM(samples=64, iterations=6, elites=8)
+CEM_SMALL = CEM(samples=64, iterations=6, elites=8, horizon=4)
 WORLD = integrator(block=3)
 
 
@@ -47,9 +47,9 @@ def assert_same(plan: Plan, alone: Plan) -> None:
     [
         CEM_SMALL,
         replace(CEM_SMALL, result="mean"),
-        replace(CEM.icem(), samples=64, iterations=6),
-        MPPI(samples=64, iterations=6),
-        Gradient(starts=3, iterations=6),
+        replace(CEM.icem(), samples=64, iterations=6, horizon=4),
+        MPPI(samples=64, iterations=6, horizon=4),
+        Gradient(starts=3, iterations=6, horizon=4),
     ],
     ids=["cem", "mean", "icem", "mppi", "gradient"],
 )

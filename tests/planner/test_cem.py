@@ -17,7 +17,7 @@ from tests.planner.problems import FunctionWorld, LinearWorld, cost_of, integrat
 SPRING = LinearWorld(
     transition=torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), effect=torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2
 )
-SMALL = CEM(samples=64, iterations=5, elites=8)
+SMALL = CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5)
 
 
 def test_a_search_equals_the_textbook_loop() -> None:
@@ -31,9 +31,9 @@ def test_a_search_equals_the_textbook_loop() -> None:
         candidates.sort(key=lambda each: cost_of(each, integrator(), problem))
         elites = torch.stack(candidates[:8])
         mean, std = elites.mean(0), elites.std(0)
-    plan = CEM(samples=64, iterations=3, elites=8, kept=0, noise=WhiteNoise(), result="mean").plan(
-        integrator(), problem
-    )
+    plan = CEM(
+        samples=64, iterations=3, elites=8, horizon=4, initial_std=0.5, kept=0, noise=WhiteNoise(), result="mean"
+    ).plan(integrator(), problem)
     torch.testing.assert_close(plan.actions, mean, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(plan.distribution.std, std, atol=1e-6, rtol=1e-5)
 
@@ -44,13 +44,13 @@ def test_a_linear_quadratic_problem_is_solved_to_its_closed_form_optimum(goal: t
     cost = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))
     best_actions, best_cost = least_squares(SPRING, problem, horizon=4, effort=0.02)
     assert best_actions.abs().max() < 3.0  # the bounds are no part of this problem
-    plan = CEM(iterations=25, cost=cost).plan(SPRING, problem)
+    plan = CEM(iterations=25, horizon=4, initial_std=0.5, cost=cost).plan(SPRING, problem)
     assert best_cost - 1e-6 <= plan.cost <= 1.005 * best_cost
     torch.testing.assert_close(plan.actions.double(), best_actions, atol=0.15, rtol=0)
 
 
 def test_an_optimum_at_the_bounds_is_found_there() -> None:
-    plan = CEM(iterations=20).plan(integrator(), reach((5.0, -5.0)))
+    plan = CEM(iterations=20, horizon=4).plan(integrator(), reach((5.0, -5.0)))
     torch.testing.assert_close(plan.actions, torch.tensor([[1.0, -1.0]]).expand(4, -1), atol=0.02, rtol=0)
 
 

@@ -20,10 +20,10 @@ from planner.world_model import Actions, Context, CostFunction, Latents, StepCos
 from tests.planner.problems import LinearWorld, cost_of, integrator, least_squares, reach, space
 
 OPTIMISERS: list[CEM | MPPI | Gradient] = [
-    CEM(samples=64, iterations=5, elites=8),
-    replace(CEM.icem(), samples=64, iterations=5),
-    MPPI(samples=64, iterations=5),
-    Gradient(starts=4, iterations=10),
+    CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5),
+    replace(CEM.icem(), samples=64, iterations=5, horizon=4, initial_std=0.5),
+    MPPI(samples=64, iterations=5, horizon=4),
+    Gradient(starts=4, iterations=10, horizon=4),
 ]
 each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS, ids=["cem", "icem", "mppi", "gradient"])
 
@@ -36,10 +36,13 @@ SPRING = LinearWorld(
 @pytest.mark.parametrize(
     ("optimiser", "within"),
     [
-        (CEM(iterations=25, cost=EFFORT), 1.005),
-        (replace(CEM.icem(), iterations=25, cost=EFFORT, sample_decay=1.0), 1.05),  # its noise stays correlated
-        (MPPI(iterations=25, cost=EFFORT), 1.02),
-        (Gradient(iterations=60, cost=EFFORT), 1.001),
+        (CEM(iterations=25, horizon=4, initial_std=0.5, cost=EFFORT), 1.005),
+        (
+            replace(CEM.icem(), iterations=25, horizon=4, cost=EFFORT, sample_decay=1.0),
+            1.05,
+        ),  # its noise stays correlated
+        (MPPI(iterations=25, horizon=4, cost=EFFORT), 1.02),
+        (Gradient(iterations=60, horizon=4, cost=EFFORT), 1.001),
     ],
     ids=["cem", "icem", "mppi", "gradient"],
 )
@@ -194,7 +197,7 @@ def test_settings_of_one_optimiser_alone_are_refused_as_well() -> None:
 
 def test_mppi_moves_to_the_weighted_average_of_its_samples() -> None:
     world = Watched()
-    optimiser = MPPI(samples=32, iterations=1, temperature=0.5)
+    optimiser = MPPI(samples=32, iterations=1, horizon=4, temperature=0.5)
     (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
     candidates = world.asked[0][0]
     costs = torch.tensor([cost_of(each, integrator(), reach()) for each in candidates])
@@ -207,7 +210,7 @@ def test_mppi_weighs_candidates_of_equal_cost_alike() -> None:
         return torch.ones(predicted.shape[:3])
 
     world = Watched()
-    optimiser = MPPI(samples=32, cost=flat)
+    optimiser = MPPI(samples=32, horizon=4, cost=flat)
     (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
     torch.testing.assert_close(after.distribution.mean, world.asked[0][0].mean(0))
 
@@ -229,6 +232,6 @@ def test_a_gradient_search_says_so_where_the_model_has_no_gradient(without: Any,
 
 @pytest.mark.parametrize("cost", [GoalDistance(), GoalDistance("l1"), GoalDistance("l2", over="last"), EFFORT])
 def test_a_gradient_search_survives_standing_on_the_goal(cost: CostFunction) -> None:
-    plan = Gradient(iterations=3, cost=cost).plan(integrator(), reach((0.0, 0.0)))
+    plan = Gradient(iterations=3, horizon=4, cost=cost).plan(integrator(), reach((0.0, 0.0)))
     assert plan.cost == 0
     assert torch.equal(plan.actions, torch.zeros(4, 2))
