@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from server import images, messages, rest_replies, rest_schemas
 from server.door import Door
@@ -35,7 +35,8 @@ def create_app(door: Door) -> FastAPI:
     app.include_router(_routes)
     app.add_middleware(DoorMiddleware, door=door)
     render_framework_errors(app)
-    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    made = document(app)  # now: it takes a moment in which no health check would be answered
+    app.openapi = lambda: made  # type: ignore[method-assign]
     return app
 
 
@@ -52,7 +53,8 @@ async def _deadline(
     request: Request,
     x_timeout_ms: Annotated[
         float | None,
-        Header(gt=0, le=86_400_000, allow_inf_nan=False, description="Hard deadline, in milliseconds from receipt"),
+        Header(ge=0.001, le=86_400_000, allow_inf_nan=False, description="Hard deadline from receipt on"),
+        WithJsonSchema({"type": "number", "minimum": 0.001, "maximum": 86_400_000}),
     ] = None,
 ) -> float | None:
     """An instant of time.monotonic()."""
@@ -156,16 +158,16 @@ async def create_session(body: rest_schemas.SessionBody, door: TheDoor) -> Respo
     return _json(rest_replies.encode_session(await door.application.create_session(request)), 201)
 
 
-@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=rest_replies.SessionReply)
-async def get_session(session_id: str, door: TheDoor) -> Response:
-    """Describes a session."""
-    return _json(rest_replies.encode_session(await door.application.get_session(session_id)))
-
-
 @_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=rest_replies.SessionReply)
 async def reset_session(session_id: str, door: TheDoor) -> Response:
     """Forgets history and warm start, keeps model and goal."""
     return _json(rest_replies.encode_session(await door.application.reset_session(session_id)))
+
+
+@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=rest_replies.SessionReply)
+async def get_session(session_id: str, door: TheDoor) -> Response:
+    """Describes a session."""
+    return _json(rest_replies.encode_session(await door.application.get_session(session_id)))
 
 
 @_routes.delete("/sessions/{session_id}", name="Sessions.Delete", status_code=204)

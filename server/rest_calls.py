@@ -151,10 +151,12 @@ def render_framework_errors(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        call, told = call_of(request), _http_fault(error, request)
+        call, allowed = call_of(request), _allowed(app, request) if error.status_code == 405 else ""
+        told = _http_fault(error, request, allowed)
         call.code = told.reason.name
         answer = problem(told, call)
-        answer.headers.update({name: value for name, value in (error.headers or {}).items() if name == "Allow"})
+        if allowed:
+            answer.headers["Allow"] = allowed
         return answer
 
     async def invalid_request(request: Request, error: Exception) -> Response:
@@ -167,14 +169,19 @@ def render_framework_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid_request)
 
 
-def _http_fault(error: HTTPException, request: Request) -> ServiceError:
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of the path, all of them: the framework knows only those of the first route that matches."""
+    operations = app.openapi()["paths"].get(request.scope["route"].path, {})
+    return ", ".join(sorted(method.upper() for method in operations))
+
+
+def _http_fault(error: HTTPException, request: Request, allowed: str) -> ServiceError:
     if isinstance(error.__cause__, ServiceError):
         return error.__cause__
     if error.status_code == 404:
         return invalid("path", "must be one of those in /openapi.json", request.url.path, Reason.UNKNOWN_ROUTE)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another")
-        return invalid("method", f"must be {allowed} here", request.method, Reason.METHOD_NOT_ALLOWED)
+        return invalid("method", f"must be {allowed or 'another'} here", request.method, Reason.METHOD_NOT_ALLOWED)
     return invalid("body", "must be readable", error.detail, Reason.INVALID_REQUEST)
 
 

@@ -130,7 +130,7 @@ class RawImageBody(BaseModel):
 class ImageBody(BaseModel):
     """One camera image: either a JPEG, PNG or WebP file in base64, or raw pixels."""
 
-    model_config = Strict
+    model_config = ConfigDict(**Strict, json_schema_extra={"minProperties": 1, "maxProperties": 1})
     encoded: Base64 | None = None
     raw: RawImageBody | None = None
 
@@ -249,7 +249,9 @@ class ScoreBody(BaseModel):
 class GoalBody(BaseModel):
     """A goal to embed: either an image, or a latent of the model."""
 
-    model_config = Strict
+    model_config = ConfigDict(
+        **Strict, json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["latent"]}]}
+    )
     model: Name = ""
     image: ImageBody | None = None
     latent: TensorInput | None = None

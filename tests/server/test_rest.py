@@ -251,8 +251,9 @@ async def test_a_body_is_counted_as_it_arrives_not_as_it_is_announced(service: S
 async def test_unknown_paths_and_methods_are_problems_too(service: Service) -> None:
     assert (await rest_refusal(service.rest.get("/v1/nothing"))).status == 404
     assert (await rest_refusal(service.rest.get("/v1/plans/"))).status == 404
-    reply = await service.rest.delete("/v1/plans")
-    assert reply.headers["allow"] == "POST"
+    assert (await service.rest.delete("/v1/plans")).headers["allow"] == "POST"
+    assert (await service.rest.put("/v1/goals/g")).headers["allow"] == "DELETE, GET"
+    assert (await service.rest.put("/v1/sessions/s:reset")).headers["allow"] == "POST"
     assert (await rest_refusal(service.rest.delete("/v1/plans"))).reason == "METHOD_NOT_ALLOWED"
 
 
