@@ -1,51 +1,26 @@
 """The wire between the front and an engine: values over a local socket pair, both ends ours.
 
-Messages are pickled, which is safe here and only here: the socket has no name, and its other end is a process that this
-one started. Nothing that a client sends is ever unpickled. Arrays travel beside the pickle, uncopied. Large messages
-travel in parts, between which small ones pass: a clip on its way holds up no plan.
+What a message looks like as bytes is `wire`'s. Large messages travel in parts, between which small ones pass: a clip on
+its way holds up no plan.
 
-    part     := number, total bytes of its message, bytes of this part (0 takes the message back), bytes
-    message  := count, size of each piece, the pickle, the arrays' bytes
+    part := number, total bytes of its message, bytes of this part (0 takes the message back), bytes
 """
 
 from __future__ import annotations
 
 import asyncio
-import pickle
 import select
 import socket
 import struct
 from collections.abc import Iterator
 
 from server.jobs import FromEngine, ToEngine
+from server.wire import pack, unpack
 
 _PART = struct.Struct("<IQI")
-_COUNT, _SIZE = struct.Struct("<I"), struct.Struct("<Q")
 _AT_ONCE = 4 * 1024 * 1024  # a message up to this size is one part, handed to the socket in one go: a millisecond
 _PART_BYTES = 512 * 1024
 _NUMBERS = 1 << 32
-
-
-def pack(message: ToEngine | FromEngine) -> list[memoryview]:
-    """A message as pieces of memory, to be sent one after another."""
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    pieces = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
-    head = _COUNT.pack(len(pieces)) + b"".join(_SIZE.pack(len(piece)) for piece in pieces)
-    return [memoryview(head), *pieces]
-
-
-def unpack(content: bytearray) -> ToEngine | FromEngine:
-    """The message again; its arrays are views of `content`."""
-    view = memoryview(content)
-    (count,) = _COUNT.unpack_from(view)
-    sizes = [_SIZE.unpack_from(view, _COUNT.size + index * _SIZE.size)[0] for index in range(count)]
-    begin, pieces = _COUNT.size + count * _SIZE.size, []
-    for size in sizes:
-        pieces.append(view[begin : begin + size])
-        begin += size
-    message: ToEngine | FromEngine = pickle.loads(pieces[0], buffers=pieces[1:])
-    return message
 
 
 class Assembly:

@@ -87,11 +87,10 @@ class CompactWorldModel:
         """Rollouts start from the newest latent alone; proprioception is not used by this family."""
         return (latents[-1].to(self.device).unsqueeze(0),)
 
-    @torch.inference_mode()
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
     ) -> Float[Tensor, "batch samples horizon latent"]:
-        """Predicted latents after every action block; actions in robot units."""
+        """Predicted latents after every action block; actions in robot units, in which it can be differentiated."""
         (latent,) = context
         batch, samples, time, width = actions.shape
         if time % self.block:
