@@ -16,7 +16,7 @@ from cli.screen import JsonFlag, open_screen
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; it must not exist yet.")],
     task: TaskOption = "arm",
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many episodes.")] = 1200,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many episodes.")] = 1600,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Actions in each episode.")] = 50,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gathers the same episodes.")] = 1,
     image_size: Annotated[int, typer.Option("--image-size", min=16, help="Height and width in pixels.")] = 64,

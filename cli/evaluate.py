@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, checked_device, checked_task
+from cli.failures import CommandError
 from cli.screen import Screen, open_screen
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from model.catalog import LoadedModel
+    from model.package import PackageConfig
+    from simulation.tasks import RobotTask
     from training.evaluation import Episode, Evaluation
 
 
@@ -26,6 +29,9 @@ def evaluate(
     budget_steps: Annotated[int, typer.Option("--budget-steps", min=1, help="Robot actions an episode may take.")] = 50,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     device: DeviceOption = "auto",
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write the scores into the package's config and card.")
+    ] = False,
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Also write the result there; - prints only it, on stdout.")
     ] = "",
@@ -40,6 +46,7 @@ def evaluate(
 
     from model.catalog import load
     from simulation.manifest import Manifest
+    from training.card import record_score
 
     if threads:
         torch.set_num_threads(threads)
@@ -50,6 +57,8 @@ def evaluate(
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
     if destination is not None:
         destination.write_text(json.dumps(value, indent=2) + "\n")
+    if record:
+        record_score(loaded.package.folder, value)
     screen.result(value, _table(value))
 
 
@@ -84,12 +93,14 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
     from simulation.tasks import make
     from training.evaluation import evaluate
 
-    settings = model.package.config.planner
+    config = model.package.config
+    _check_suits(config, make(task, config.image.height))
+    settings = config.planner
     optimiser = CEM(
         samples=settings.samples, iterations=settings.iterations, elites=settings.elites, horizon=settings.horizon
     )
     with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
-        bar = bars.add_task(f"{model.package.config.name} on {task}", total=len(pairs), solved=0)
+        bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
         solved = 0
 
         def advance(episode: Episode) -> None:
@@ -100,7 +111,7 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
         return evaluate(
             model,
             optimiser,
-            lambda: make(task, model.package.config.image.height),
+            lambda: make(task, config.image.height),
             pairs,
             seed=seed,
             random_policy=random_policy,
@@ -108,6 +119,14 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
             budget_steps=budget_steps,
             progress=advance,
         )
+
+
+def _check_suits(config: PackageConfig, robot: RobotTask) -> None:
+    """Raises CommandError where a model's actions are not this robot's."""
+    names = () if config.action is None else config.action.names
+    if names != robot.action_names:
+        acts, wanted = ", ".join(names) or "no actions", ", ".join(robot.action_names)
+        raise CommandError(f"model {config.name} acts in {acts}, but robot {robot.name} in {wanted}")
 
 
 def _table(value: dict[str, Any]) -> Table:

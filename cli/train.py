@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from training.compact import TrainProgress
     from training.episodes import Episodes
 
+LOG_EVERY = 50  # steps, where nobody watches the bar
+
 
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG_OR_TASK", help="A YAML file, or a task's name.")],
@@ -50,13 +52,15 @@ def train(
 
     import torch
 
-    from model.package import read_package
+    from model.package import read_package, write_package
+    from training.card import card
 
     if threads:
         torch.set_num_threads(threads)
     gathered = _open(data) if data is not None else _gather(screen, chosen)
     folder, last = _fit(screen, chosen, gathered, out)
     package = read_package(folder)
+    write_package(folder, package.config, package.weights(), card(package.config))
     value: dict[str, Any] = {
         "folder": str(folder),
         "task": chosen.task,
@@ -84,11 +88,12 @@ def _fit(screen: Screen, config: TrainingConfig, episodes: Episodes, out: Path) 
 
         def advance(line: TrainProgress) -> None:
             last[:] = [line]
-            losses = f"loss {line.prediction_loss:.4f} sigreg {line.regulariser:.2f}"
+            losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
             bars.update(bar, completed=line.step, losses=losses)
-            if line.probe_r2:
-                probe = " ".join(f"{value:.3f}" for value in line.probe_r2)
-                screen.remark(f"step {line.step}: {losses}, latent std {line.latent_std:.2f}, probe R2 {probe}")
+            probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
+            if probe or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
+                spent = f"{line.seconds:.0f} s, step {line.step} of {line.steps}"
+                screen.remark(f"{spent}: {losses}, latent std {line.latent_std:.2f}{probe}")
 
         try:
             folder = train(config.recipe, episodes, config.name, out, advance, provenance=_provenance())
@@ -138,16 +143,17 @@ def as_training_episodes(batch: EpisodeBatch) -> Episodes:
 
 
 def _probe_targets(batch: EpisodeBatch) -> Any:
-    """Angles as sine and cosine, positions as they are; None for a task that has no known state."""
+    """Sine and cosine of each angle in turn, then positions as they are; None for a task whose state is not known."""
     import numpy as np
 
-    states = batch.states
     angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4]}.get(batch.task)
     if angles is None:
         return None
-    positions = [entry for entry in range(5 if batch.task == "pusht" else states.shape[-1]) if entry not in angles]
-    columns = [np.sin(states[..., angles]), np.cos(states[..., angles]), states[..., positions]]
-    return np.concatenate(columns, axis=-1).astype(np.float32)
+    states = batch.states
+    known = 5 if batch.task == "pusht" else states.shape[-1]  # what Push-T's pusher does next no image shows
+    turned = [turn(states[..., angle]) for angle in angles for turn in (np.sin, np.cos)]
+    positions = [states[..., entry] for entry in range(known) if entry not in angles]
+    return np.stack([*turned, *positions], axis=-1).astype(np.float32)
 
 
 def _provenance() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from presage import Client, PresageError, Session
 
 Frame = NDArray[np.uint8]  # [height, width, 3] RGB
 DEADLINE_S = 120.0
+READY_S = 5.0  # the service says it is ready before a robot is started
 
 
 class DoorError(Exception):
@@ -120,7 +121,7 @@ class GrpcDoor:
 
     def model(self) -> ModelFacts:
         try:
-            self._client.wait_ready()
+            self._client.wait_ready(READY_S)
             found = self._client.model()
         except PresageError as error:
             raise DoorError(str(error)) from error
