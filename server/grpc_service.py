@@ -55,7 +55,8 @@ def create_server(door: Door, reflects: bool) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),  # a second server on the port fails loudly
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # robots may ping every 10 s
-            ("grpc.max_connection_age_grace_ms", 10_000),
+            ("grpc.keepalive_time_ms", 30_000),  # a robot that vanished without a word is noticed, its plan cancelled
+            ("grpc.keepalive_timeout_ms", 10_000),
         ),
         # The limit that is told by name is Limits.concurrent_calls; probes must pass above it.
         maximum_concurrent_rpcs=2 * limits.concurrent_calls + 16,
@@ -177,7 +178,7 @@ class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
         if len(header.sha256) != 32:
             raise invalid("header.sha256", "must have 32 bytes", len(header.sha256))
         async with self.door.uploads.spool("chunk") as spool:
-            async for message in requests:
+            async for message in self.door.uploads.steady(requests, "chunk"):
                 size = len(message.chunk) if message.WhichOneof("part") == "chunk" else 0
                 if not 1 <= size <= CHUNK_BYTES:
                     raise invalid("chunk", f"must have 1 to {CHUNK_BYTES} bytes", size)

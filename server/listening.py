@@ -57,7 +57,7 @@ def create_door(application: Application, settings: Settings) -> Door:
         keys=auth.load_keys(settings),
         telemetry=telemetry,
         lifecycle=lifecycle,
-        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.uploads),
+        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.uploads, limits.upload_idle_s),
         server_version=server_version(),
     )
 

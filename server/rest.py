@@ -254,7 +254,8 @@ async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensor
     """Embeds a video file."""
     async with door.uploads.spool("clip") as spool:
         content_type = request.headers.get("content-type", "")
-        texts = await receive_form(request.stream(), content_type, "clip", spool)
+        body = door.uploads.steady(request.stream(), "body")
+        texts = await receive_form(body, content_type, "clip", spool)
         form = _clip_form(texts)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         door.telemetry.uploaded_bytes.inc(spool.received)

@@ -36,6 +36,7 @@ class Limits(BaseModel):
     clip_frames: int = Field(default=4096, ge=1, description="most frames used of one clip")
     clip_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
     uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
+    upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
     concurrent_calls: int = Field(
         default=256, ge=1, description="calls and control streams in progress, over both doors"
     )

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -22,6 +22,7 @@ from server.errors import Reason, ServiceError, invalid
 from server.settings import MIB
 
 CHUNK_BYTES = MIB
+_Piece = TypeVar("_Piece")
 _TEXT_BYTES = 4096  # longest text field of a form
 _PARTS = 16
 
@@ -75,6 +76,7 @@ class Uploads:
     folder: Path | None
     max_bytes: int
     slots: int
+    idle_s: float  # longest wait for the next piece
     active: int = 0
 
     @asynccontextmanager
@@ -95,6 +97,18 @@ class Uploads:
                 os.unlink(name)
         finally:
             self.active -= 1
+
+    async def steady(self, pieces: AsyncIterator[_Piece], field: str) -> AsyncIterator[_Piece]:
+        """`pieces` as they come. Raises DEADLINE where one is long in coming: no slot is held by a silent caller."""
+        while True:
+            try:
+                piece = await asyncio.wait_for(pieces.__anext__(), self.idle_s)
+            except StopAsyncIteration:
+                return
+            except asyncio.TimeoutError:
+                rule = f"must go on arriving at least every {self.idle_s:g} s"
+                raise invalid(field, rule, "nothing", Reason.DEADLINE) from None
+            yield piece
 
 
 @dataclass

@@ -189,6 +189,17 @@ async def test_more_uploads_than_slots_are_refused_at_once(service: Service) -> 
     assert [(await grpc_refusal(call)).reason for call in held] == ["INVALID_CLIP"] * slots
 
 
+async def test_an_upload_that_falls_silent_loses_its_slot(application: Application) -> None:
+    async def silent() -> AsyncIterator[embeddings_pb2.EmbedClipRequest]:
+        yield next(clip_messages(b"0123456789"))
+        await asyncio.sleep(60)
+
+    async with open_service(application, limits={"upload_idle_s": 0.2}) as service:
+        refused = await grpc_refusal(service.embeddings.EmbedClip(silent()))
+        assert (refused.reason, refused.field) == ("DEADLINE", "chunk")
+        assert service.door.uploads.active == 0
+
+
 async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
     goal_id = await goal(service, 0.9, 0.9, "slow")
     ask = planning_pb2.PlanRequest(

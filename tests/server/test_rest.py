@@ -185,6 +185,20 @@ async def test_what_is_no_form_with_a_clip_is_refused(
     assert (await rest_refusal(call)).reason == reason
 
 
+async def test_an_upload_that_falls_silent_loses_its_slot(application: Application) -> None:
+    async def silent() -> AsyncIterator[bytes]:
+        yield f"--B\r\n{PART}\r\n\r\nabc".encode()
+        await asyncio.sleep(60)
+
+    async with open_service(application, limits={"upload_idle_s": 0.2}) as service:
+        headers, begun = {"content-type": "multipart/form-data; boundary=B"}, time.monotonic()
+        call = asyncio.ensure_future(service.rest.post("/v1/embeddings/clips", content=silent(), headers=headers))
+        await eventually(lambda: service.door.uploads.active == 1)
+        await eventually(lambda: service.door.uploads.active == 0)
+        assert time.monotonic() - begun < 30
+        call.cancel()
+
+
 @pytest.mark.parametrize(
     ("body", "field", "words"),
     [
