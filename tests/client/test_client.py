@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -150,6 +151,25 @@ def test_a_refused_clip_says_why_before_it_is_all_sent(client: Any, server: Runn
     with pytest.raises(presage.InvalidRequest, match="at most 9") as caught:
         client.embed_clip(path)
     assert caught.value.reason == "TOO_LARGE"
+
+
+def test_closing_ends_an_upload(client: Any, server: Running, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(bytes(64 << 20))
+    started, caught = threading.Event(), []
+
+    def upload() -> None:
+        try:
+            client.embed_clip(path, progress=lambda sent, total: started.set() or time.sleep(0.02))
+        except presage.PresageError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    assert started.wait(20.0)
+    client.close()
+    thread.join(20.0)
+    assert [type(error) for error in caught] == [presage.Cancelled]
 
 
 def test_what_fails_while_a_clip_is_read_reaches_the_caller(client: Any, tmp_path: Path) -> None:
@@ -369,3 +389,21 @@ def test_an_error_inside_a_session_outlives_its_closing(client: Any, server: Run
 def break_the_close(server: Running) -> None:
     server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
     raise ZeroDivisionError
+
+
+async def test_a_cancelled_upload_stops_sending(server: Running, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(bytes(64 << 20))
+    loop, started = asyncio.get_running_loop(), asyncio.Event()
+
+    def progress(sent: int, total: int) -> None:
+        loop.call_soon_threadsafe(started.set)
+        time.sleep(0.02)
+
+    async with presage.AsyncClient(server.address) as client:
+        upload = asyncio.ensure_future(client.embed_clip(path, progress=progress))
+        await started.wait()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+    assert len(server.behaviour.chunks) < 64

@@ -171,8 +171,6 @@ def test_an_argument_that_breaks_its_rule_is_refused_at_once(session: Any, image
 
 @pytest.mark.parametrize("how", ["loop", "session", "client"])
 def test_nothing_is_left_running(server: Running, connect: Connect, image: np.ndarray, how: str) -> None:
-    with connect(server.address, timeout_s=30.0) as client:
-        client.models()  # grpc.aio keeps one thread for the whole process from its first call on
     before = set(threading.enumerate())
     client = connect(server.address, timeout_s=30.0)
     session = client.session(goal=client.goal(image))

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Sequence
 
 from presage import requests
-from presage.async_connection import AsyncConnection
+from presage.async_connection import AsyncConnection, in_thread
 from presage.async_session import AsyncSession
 from presage.errors import PresageError
 from presage.requests import Seen
@@ -186,7 +186,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> ClipEmbedding:
         """As `Client.embed_clip`."""
-        clip = announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model)
+        clip = await in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
         limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
         return await self._connection.upload(clip, kind, progress, limit)
 

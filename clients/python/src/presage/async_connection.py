@@ -8,9 +8,8 @@ from typing import Any, Awaitable, Callable, TypeVar
 
 import grpc.aio
 
-from presage import methods, requests
 from presage.async_control import AsyncControlLoop
-from presage.connection import read_reply
+from presage.connection import Connection, read_reply
 from presage.conversation import ControlSettings
 from presage.errors import Cancelled
 from presage.methods import Call
@@ -31,6 +30,7 @@ class AsyncConnection:
         self._opened: grpc.aio.Channel | None = None
         self._senders: dict[str, Any] = {}
         self._loops: weakref.WeakSet[AsyncControlLoop] = weakref.WeakSet()
+        self._uploads: set[Connection] = set()
         self._closed = False
 
     async def send(self, call: Call[Value], timeout_s: float | None = None) -> Value:
@@ -48,31 +48,19 @@ class AsyncConnection:
         return read_reply(call.read, reply, call.request_id)
 
     async def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
-        """Sends a clip. Raises a PresageError, or what reading the file or `progress` raised."""
-        sender: Any = self._channel().stream_unary(methods.EMBED_CLIP.path)
-        loop = asyncio.get_event_loop()
+        """Sends a clip from a thread. Raises a PresageError, or what reading the file or `progress` raised.
 
-        async def attempt(remaining_s: float, metadata: Metadata) -> bytes:
-            call = sender(timeout=remaining_s, metadata=metadata)
-            messages = clip.messages(progress)
-            try:
-                while True:
-                    message = await loop.run_in_executor(None, next, messages, b"")
-                    if not message:
-                        break
-                    await call.write(message)
-                await call.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                pass  # the server has answered before the end: its answer says why
-            except BaseException:
-                call.cancel()
-                raise
-            reply: bytes = await call
-            return reply
-
-        request_id = methods.new_request_id()
-        reply = await self._repeat(attempt, methods.EMBED_CLIP.repeatable, timeout_s, request_id)
-        return read_reply(lambda data: requests.clip_embedding(data, kind), reply, request_id)
+        Over a blocking channel: grpc.aio (1.70, for one) loses the status of a call that the server ends while a
+        message is being written, and reading a file would hold up the event loop.
+        """
+        self._check_open()
+        blocking = Connection(self.endpoint, self.timeout_s)
+        self._uploads.add(blocking)
+        try:
+            return await in_thread(lambda: blocking.upload(clip, kind, progress, timeout_s))
+        finally:
+            blocking.close()  # which also ends the thread where this task was cancelled
+            self._uploads.discard(blocking)
 
     def control(self, settings: ControlSettings, sequences: SequenceCounter) -> AsyncControlLoop:
         """A control loop that ends with this connection at the latest."""
@@ -90,9 +78,13 @@ class AsyncConnection:
     async def close(self) -> None:
         """Ends every loop and call in progress."""
         self._closed = True
+        for blocking in self._uploads:
+            blocking.close()
         await self.close_loops()
         if self._opened is not None:
             await self._opened.close()
+        self._opened = None  # with the last channel of a process, grpc.aio's own thread goes too
+        self._senders.clear()
 
     async def _repeat(
         self,
@@ -126,3 +118,8 @@ class AsyncConnection:
     def _check_open(self) -> None:
         if self._closed:
             raise Cancelled("this client is closed", reason="CLOSED")
+
+
+async def in_thread(work: Callable[[], Value]) -> Value:
+    """What `work` returns, without holding up the event loop meanwhile."""
+    return await asyncio.get_event_loop().run_in_executor(None, work)

@@ -112,7 +112,7 @@ class Conversation:
     ) -> int:
         """Puts an observation in place of one that still waits. Its sequence. Raises the error that ended the loop."""
         if self.fatal is not None:
-            raise self.fatal
+            raise self.fatal.with_traceback(None)
         message = planning_pb2.ControlObservation(
             observation=codec.observation_message(observation),
             executed=codec.whole("executed", executed),
@@ -237,9 +237,9 @@ class Conversation:
         if self.latest is not None and self.latest.plan.observation_sequence >= sequence > 0:
             return self.latest
         if self.fatal is not None:
-            raise self.fatal
+            raise self.fatal.with_traceback(None)
         if self._newest_failure.sequence >= sequence > 0:
-            raise self._newest_failure.error
+            raise self._newest_failure.error.with_traceback(None)
         return None
 
     def take_errors(self) -> tuple[FailedObservation, ...]:

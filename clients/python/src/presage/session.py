@@ -118,7 +118,7 @@ class Session:
         return self._connection.send(requests.get_session(self.session_id), timeout_s)
 
     def reset(self, *, timeout_s: float | None = None) -> SessionStatus:
-        """Starts an episode anew: history and warm start go, model and goal stay."""
+        """Starts an episode anew: history and warm start go, model and goal stay. Close its control loop first."""
         return self._connection.send(requests.reset_session(self.session_id), timeout_s)
 
     def close(self) -> None:

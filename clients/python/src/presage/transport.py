@@ -27,10 +27,10 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
     # gRPC waits a second, then up to two minutes, before it dials again: too long for a robot whose server restarts.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # A robot that changes its access point leaves a connection that looks alive. The server accepts a ping every 10 s.
-    ("grpc.keepalive_time_ms", 12_000),
+    # A robot that changes its access point leaves a connection that looks alive for a quarter of an hour. Calls that
+    # hear nothing ping it; idle connections do not, which servers and proxies take for an attack.
+    ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Channels of one process share connections by default: a fresh channel would be the dead connection again.
     ("grpc.use_local_subchannel_pool", 1),
@@ -117,9 +117,11 @@ class Endpoint:
     def error(self, failed: grpc.RpcError, request_id: str) -> PresageError:
         """Our error for gRPC's."""
         status: Any = failed  # every RpcError of a call tells these, which its type does not say
+        code = status.code()
         return from_status(
-            status.code().name,
-            status.details() or "",
+            # grpc.aio 1.70 mixes up the parts of an error of its own making.
+            code.name if isinstance(code, grpc.StatusCode) else "INTERNAL",
+            str(status.details() or ""),
             [(entry[0], entry[1]) for entry in status.trailing_metadata() or ()],
             request_id=request_id,
             address=self.address,
