@@ -146,8 +146,8 @@ async def test_the_session_goes_on_after_a_reconnect(service: Service) -> None:
 
 async def test_a_robot_that_disconnects_frees_the_engine(service: Service) -> None:
     planner = planning_pb2.ControlStart().planner
-    planner.iterations = 900
-    name = await session(service, await goal(service, 0.8, 0.5, "slow"), "slow")
+    planner.iterations, planner.elites = 900, 32
+    name = await session(service, await goal(service, 0.5, 0.5, "slow"), "slow")
     call = await start(service, name, planner=planner)
     await observe(call, MIDDLE)
     await eventually(lambda: service.door.application.calls_in_hand == 1)

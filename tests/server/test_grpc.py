@@ -201,12 +201,12 @@ async def test_an_upload_that_falls_silent_loses_its_slot(application: Applicati
 
 
 async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
-    goal_id = await goal(service, 0.9, 0.9, "slow")
+    goal_id = await goal(service, 0.5, 0.5, "slow")
     ask = planning_pb2.PlanRequest(
         model="slow",
         observation=proto_observation(linear.frame(0.5, 0.5)),
         goal_id=goal_id,
-        planner=models_pb2.PlannerSettings(iterations=500),
+        planner=models_pb2.PlannerSettings(iterations=500, elites=32),
     )
     plan = (await service.planning.Plan(ask, timeout=1.0)).plan
     assert planning_pb2.StopReason.Name(plan.stop_reason) == "STOP_REASON_DEADLINE"
@@ -214,12 +214,12 @@ async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
 
 
 async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
-    goal_id = await goal(service, 0.9, 0.9, "slow")
+    goal_id = await goal(service, 0.5, 0.5, "slow")
     ask = planning_pb2.PlanRequest(
         model="slow",
         observation=proto_observation(linear.frame(0.5, 0.5)),
         goal_id=goal_id,
-        planner=models_pb2.PlannerSettings(iterations=900),
+        planner=models_pb2.PlannerSettings(iterations=900, elites=32),
     )
     call = service.planning.Plan(ask)
     await eventually(lambda: service.door.application.calls_in_hand == 1)

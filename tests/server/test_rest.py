@@ -283,8 +283,8 @@ async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
     body = {
         "model": "slow",
         "observation": json_observation(MIDDLE),
-        "goal_id": await goal(service, 0.9, 0.9, "slow"),
-        "planner": {"iterations": 500},
+        "goal_id": await goal(service, 0.5, 0.5, "slow"),
+        "planner": {"iterations": 500, "elites": 32},
     }
     plan = await ok(service.rest.post("/v1/plans", json=body, headers={"X-Timeout-Ms": "1000"}))
     assert plan["stop_reason"] == "deadline"
@@ -295,8 +295,8 @@ async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
     body = {
         "model": "slow",
         "observation": json_observation(MIDDLE),
-        "goal_id": await goal(service, 0.9, 0.9, "slow"),
-        "planner": {"iterations": 900},
+        "goal_id": await goal(service, 0.5, 0.5, "slow"),
+        "planner": {"iterations": 900, "elites": 32},
     }
     call = asyncio.ensure_future(service.rest.post("/v1/plans", json=body))
     await eventually(lambda: service.door.application.calls_in_hand == 1)
