@@ -79,7 +79,7 @@ def _draw_episode(
     font = ImageFont.load_default(18)
     verdict, colour = f"step {min(time, episode.steps)}", DIM
     if over:
-        verdict = f"reached, {episode.steps} steps" if episode.success else "not reached"
+        verdict = f"reached in {episode.steps}" if episode.success else "not reached"
         colour = GREEN if episode.success else RED
         box = (left - 2, top + CAPTION - 2, left + PANEL + 1, top + CAPTION + PANEL + 1)
         draw.rectangle(box, outline=colour, width=2)

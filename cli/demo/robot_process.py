@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,23 @@ def run_robot(job: Job, listen: Callable[[Mapping[str, Any]], None]) -> RobotRep
     ended: list[EpisodeRecord] = []
     facts: Mapping[str, Any] = {}
     made_by: Mapping[str, Any] = {"planner": {}, "device": "", "dtype": ""}
-    for line in _lines(job):
-        match line["event"]:
-            case "connected":
-                facts = line["facts"]
-            case "planned":
-                plans[line["number"]].append(PlanRecord.from_json(line["plan"]))
-                made_by = line
-            case "ended":
-                ended.append(_episode(line, job, tuple(plans[line["number"]])))
-            case "failed":
-                raise CommandError(f"the robot gave up: {line['message']}")
-        listen(line)
+    with closing(_lines(job)) as lines:
+        for line in lines:
+            match line["event"]:
+                case "connected":
+                    facts = line["facts"]
+                case "planned":
+                    plans[line["number"]].append(PlanRecord.from_json(line["plan"]))
+                    made_by = line
+                case "ended":
+                    ended.append(_episode(line, job, tuple(plans[line["number"]])))
+                case "failed":
+                    raise CommandError(f"the robot gave up: {line['message']}")
+            listen(line)
     return RobotReport(tuple(ended), facts, made_by)
 
 
-def _lines(job: Job) -> Any:
+def _lines(job: Job) -> Generator[Mapping[str, Any], None, None]:
     """Each line of a robot's; ends with its process, or ends its process."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -65,8 +67,7 @@ def _lines(job: Job) -> Any:
             process.stdin.write(job.to_json())
             process.stdin.close()
             for text in process.stdout:
-                line = json.loads(text)
-                yield line
+                yield json.loads(text)
             if process.wait() != 0:
                 errors.seek(0)
                 said = [line.strip() for line in errors if line.strip()] or ["it said nothing"]
