@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,3 +40,8 @@ def checked_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"must be usable here, got {device!r}: {reason}", param_hint="--device") from None
     return chosen
+
+
+def workers_for(episodes: int) -> int:
+    """Processes to gather episodes with: one per CPU, but none for less work than its start is worth."""
+    return max(1, min(os.cpu_count() or 1, episodes // 64))

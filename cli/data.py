@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.choices import TaskOption, checked_task
+from cli.choices import TaskOption, checked_task, workers_for
 from cli.failures import CommandError
 from cli.screen import JsonFlag, open_screen
 
@@ -42,7 +41,7 @@ def collect(
             episodes,
             steps,
             seed,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or workers_for(episodes),
             image_size=image_size,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )

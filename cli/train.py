@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.choices import workers_for
 from cli.failures import CommandError
 from cli.screen import JsonFlag, Screen, open_screen
 
@@ -112,7 +113,7 @@ def _gather(screen: Screen, config: TrainingConfig) -> Episodes:
             config.episodes,
             config.episode_steps,
             config.data_seed,
-            workers=os.cpu_count() or 1,
+            workers=workers_for(config.episodes),
             image_size=config.image_size,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
@@ -120,9 +121,14 @@ def _gather(screen: Screen, config: TrainingConfig) -> Episodes:
 
 
 def _open(folder: Path) -> Episodes:
+    import numpy as np
+
     from simulation.episodes import open_episodes
 
-    return as_training_episodes(open_episodes(folder))
+    checked = open_episodes(folder)
+    # Mapped copy-on-write: torch warns of arrays that it may not write to, though nothing here does.
+    frames = np.load(folder / "frames.npy", mmap_mode="c", allow_pickle=False)
+    return as_training_episodes(replace(checked, frames=frames))
 
 
 def as_training_episodes(batch: EpisodeBatch) -> Episodes:
