@@ -102,6 +102,19 @@ def test_an_old_plan_ends_in_holding() -> None:
     assert [taken(short) for _ in range(2)] == [[1, 0], None]
 
 
+def test_a_long_silence_costs_no_memory_and_no_place() -> None:
+    follower = PlanFollower(10.0, None)
+    follower.seen(1)
+    follower.follow(plan_of(1))
+    taken(follower)
+    for sequence in range(2, 3000):
+        follower.seen(sequence)
+    assert (follower.executed, taken(follower)) == (1, [1, 1])
+    assert len(follower._taken_at) <= 1000
+    follower.follow(plan_of(2999))
+    assert taken(follower) == [2999, 1]
+
+
 def test_what_will_pass_while_planning_is_committed() -> None:
     follower = PlanFollower(10.0, None)
     assert follower.committed == 0

@@ -98,6 +98,9 @@ class Connection:
                 pause = attempts.pause_s(error)
                 if pause is None:
                     raise error from failed
+            except ValueError:
+                self._check_open()  # what gRPC says of a channel that was closed just now
+                raise
             time.sleep(pause)
 
     def _check_open(self) -> None:

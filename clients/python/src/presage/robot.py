@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from presage.values import Floats
 
 
+REMEMBERED = 1000  # observations that a plan may still come for
+
+
 class Robot(Protocol):
     """What a robot must be able to do. Neither may wait longer than a tick lasts."""
 
@@ -92,20 +95,23 @@ class PlanFollower:
         if plan is None or plan is self.plan:
             return
         self.plan = plan
-        used = plan.plan.observation_sequence
-        self._taken_at.setdefault(used, self._taken)  # a plan from before this run begins here
-        self._taken_at = {number: taken for number, taken in self._taken_at.items() if number >= used}
+        self._taken_at.setdefault(self._used, self._taken)  # a plan from before this run begins here
+        self._taken_at = {number: taken for number, taken in self._taken_at.items() if number >= self._used}
 
     def seen(self, sequence: int) -> None:
         """An observation was made here."""
         self._taken_at[sequence] = self._taken
+        if len(self._taken_at) > REMEMBERED:  # no plan has come for long: the oldest ones get none any more
+            del self._taken_at[min(number for number in self._taken_at if number != self._used)]
+
+    @property
+    def _used(self) -> int:
+        return 0 if self.plan is None else self.plan.plan.observation_sequence
 
     @property
     def executed(self) -> int:
         """How far into its plan the robot is, in actions."""
-        if self.plan is None:
-            return 0
-        return self._taken - self._taken_at[self.plan.plan.observation_sequence]
+        return 0 if self.plan is None else self._taken - self._taken_at[self._used]
 
     @property
     def left(self) -> int:
