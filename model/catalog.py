@@ -1,4 +1,4 @@
-"""The one door to a model: `load(name_or_path, device)`. Knows where built-in packages lie and who reads each family."""
+"""The one door to a model: `load(name_or_path, device)`. Knows where built-in packages lie and who reads a family."""
 
 from __future__ import annotations
 
