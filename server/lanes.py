@@ -113,8 +113,9 @@ class Lanes:
         Raises OVERLOADED, DEADLINE, ENGINE_LOST, and what the engine says of the job.
         """
         lane, began = self._shortest(), time.monotonic()
-        leaves = None if deadline is None else deadline - self._margin.seconds
-        until = None if deadline is None else deadline - self._margin.seconds / 2
+        margin_s = self._margin.seconds(began)
+        leaves = None if deadline is None else deadline - margin_s
+        until = None if deadline is None else deadline - margin_s / 2
         try:
             ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
             try:
@@ -129,7 +130,7 @@ class Lanes:
         assert isinstance(done, PlanDone)
         now = time.monotonic()
         lane.admission.learn_duration(now - began)
-        self._margin.observe(now - done.ended)
+        self._margin.observe(now - done.ended, now)
         return Planned(done, ticket.size, ticket.degraded)
 
     def _shortest(self) -> Lane:

@@ -149,18 +149,19 @@ def _alone(pace: Pace, size: SearchSize) -> float:
 class ReplyMargin:
     """How long before its deadline a plan must leave the engine, so that the reply is not late.
 
-    Follows the slowest way back seen of late: a slower one counts at once, and is forgotten by a hundredth with every
-    plan after it.
+    Follows the slowest way back of late: a slower one counts at once, and half of it is forgotten every few seconds.
     """
 
-    def __init__(self, least_s: float) -> None:
-        self._least_s = least_s
-        self._slowest_s = 0.0
+    def __init__(self, least_s: float, half_life_s: float = 5.0) -> None:
+        self._least_s, self._half_life_s = least_s, half_life_s
+        self._slowest_s = self._seen_at = 0.0
 
-    @property
-    def seconds(self) -> float:
-        return self._least_s + self._slowest_s
+    def seconds(self, now: float) -> float:
+        return self._least_s + self._remembered(now)
 
-    def observe(self, way_back_s: float) -> None:
+    def observe(self, way_back_s: float, now: float) -> None:
         """Learn from one plan: seconds from the end of its search to its reply."""
-        self._slowest_s = max(way_back_s, self._slowest_s * 0.99)
+        self._slowest_s, self._seen_at = max(way_back_s, self._remembered(now)), now
+
+    def _remembered(self, now: float) -> float:
+        return self._slowest_s * math.exp((self._seen_at - now) * math.log(2) / self._half_life_s)

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from model import catalog
 from model.video import write_clip
+from planner.cem import CEM
+from planner.types import Problem
 from server.app import Application
 from server.errors import Reason, ServiceError
 from server.messages import (
@@ -28,6 +32,7 @@ from server.messages import (
     ScoreRequest,
     SessionRequest,
 )
+from server.model_calls import action_space
 from tests.server.linear import ACTION, GAIN, SIDE, SLOW_S, frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -286,6 +291,21 @@ async def test_the_compact_family_plans(application: Application) -> None:
     np.testing.assert_array_equal(first.actions, second.actions)
     assert first.actions.shape == (6, 2)
     assert first.iteration_costs[-1] <= first.iteration_costs[0]
+
+
+async def test_the_service_plans_as_the_planner_does(application: Application, compact_folder: Path) -> None:
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    goal = (await application.create_goal(GoalRequest("tiny", image=images[1]))).goal_id
+    served = await plan(application, PlanRequest(Observation((images[0],)), model="tiny", goal_id=goal, seed=4))
+    model = catalog.load(str(compact_folder), torch.device("cpu"))
+    latents = model.encode(torch.from_numpy(images))
+    space = action_space(model)
+    assert space is not None
+    problem = Problem(model.context([latents[0]], None), latents[1], space, seed=4)
+    direct = CEM(samples=32, iterations=4, elites=6, horizon=3).plan(model, problem)
+    np.testing.assert_allclose(served.actions, direct.actions.numpy(), atol=1e-4)
+    assert served.cost == pytest.approx(direct.cost, rel=1e-4)
 
 
 # Time
