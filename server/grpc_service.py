@@ -54,7 +54,7 @@ def create_server(door: Door, reflects: bool) -> grpc.aio.Server:
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server on the port fails loudly
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # robots may ping every 10 s
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # robots may ping every 10 s
             ("grpc.keepalive_time_ms", 30_000),  # a robot that vanished without a word is noticed, its plan cancelled
             ("grpc.keepalive_timeout_ms", 10_000),
         ),
