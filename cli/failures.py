@@ -15,7 +15,7 @@ _FORESEEN = (
     ("model.checkpoint", "CheckpointError"),
     ("planner.types", "PlanningError"),
     ("presage.errors", "PresageError"),
-    ("server.__main__", "StartError"),
+    ("server.listening", "StartError"),
     ("server.errors", "ServiceError"),
     ("server.settings", "SettingsError"),
     ("simulation.episodes", "EpisodeError"),

@@ -10,7 +10,7 @@ import typer
 from cli.screen import JsonFlag, open_screen
 
 if TYPE_CHECKING:
-    from server.__main__ import Addresses
+    from server.listening import Addresses
 
 
 def serve(

@@ -44,12 +44,12 @@ def train(
     from cli.training_config import read_config
 
     chosen = read_config(config)
-    recipe = {"steps": steps, "seed": seed}
-    chosen = replace(
-        chosen,
-        episodes=episodes or chosen.episodes,
-        recipe=replace(chosen.recipe, **{name: value for name, value in recipe.items() if value is not None}),
+    recipe = replace(
+        chosen.recipe,
+        steps=chosen.recipe.steps if steps is None else steps,
+        seed=chosen.recipe.seed if seed is None else seed,
     )
+    chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
 
     import torch
 

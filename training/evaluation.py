@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -65,7 +65,8 @@ class Pair(Protocol):
     def goal_state(self) -> State: ...
 
 
-PolicyMaker = Callable[[Robot, np.random.Generator], Policy | None]
+AnyRobot = TypeVar("AnyRobot", bound=Robot)
+PolicyMaker = Callable[[AnyRobot, np.random.Generator], Policy | None]
 """A policy for one episode; None where the task has no such policy."""
 
 
@@ -112,12 +113,12 @@ def success_rate(episodes: Sequence[Episode]) -> float:
 def evaluate(
     model: LoadedModel,
     optimiser: Optimiser,
-    make_robot: Callable[[], Robot],
+    make_robot: Callable[[], AnyRobot],
     pairs: Sequence[Pair],
     *,
     seed: int,
-    random_policy: PolicyMaker,
-    oracle_policy: PolicyMaker,
+    random_policy: PolicyMaker[AnyRobot],
+    oracle_policy: PolicyMaker[AnyRobot],
     budget_steps: int = 50,
     progress: Callable[[Episode], None] = lambda episode: None,
 ) -> Evaluation:
@@ -179,7 +180,7 @@ def run_episode(
 
 
 def run_policy(
-    robot: Robot, make_policy: PolicyMaker, pairs: Sequence[Pair], seed: int, budget_steps: int
+    robot: AnyRobot, make_policy: PolicyMaker[AnyRobot], pairs: Sequence[Pair], seed: int, budget_steps: int
 ) -> tuple[Episode, ...] | None:
     """A policy that needs no model on every pair, or None where the task has none. Each pair has its own generator."""
     episodes = []

@@ -42,8 +42,9 @@ class PlanRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PlanRecord:
         """A record from a line of the robot's; lists become tuples."""
-        named = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+        named: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        lists = {name: tuple(value) for name, value in named.items() if isinstance(value, list)}
+        return cls(**{**named, **lists})
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,5 +135,5 @@ def _image(image: Frame) -> dict[str, Any]:
 
 def _tensor(tensor: dict[str, Any]) -> NDArray[np.float32]:
     """A float32 array from its bytes."""
-    flat = np.frombuffer(base64.b64decode(tensor["data"]), np.dtype("<f4"))
-    return flat.reshape(tensor["shape"])
+    flat: NDArray[np.float32] = np.frombuffer(base64.b64decode(tensor["data"]), np.dtype("<f4"))
+    return flat.reshape(tuple(tensor["shape"]))

@@ -38,7 +38,8 @@ class Try:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Try:
         """A try out of JSON, whose lists become tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True)

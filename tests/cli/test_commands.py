@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,18 @@ def test_what_cannot_be_done_is_told_in_one_line_with_exit_code_1(
     assert said in shown.err
     assert shown.err.startswith("presage: ")
     assert shown.err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        command = [sys.executable, "-I", "-m", "cli", "serve", "--http-port", port, "--log-level", "error", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"presage: http_port {port} on 127.0.0.1 cannot be listened on: Address already in use\n"
 
 
 def test_an_error_of_our_own_keeps_its_traceback() -> None:
