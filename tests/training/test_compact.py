@@ -54,7 +54,9 @@ def dot_episodes(count: int = 64, steps: int = 8) -> Episodes:
     )
 
 
-def run(recipe: CompactRecipe, out: Path, stop_after: int | None = None) -> list[TrainProgress]:
+def run(
+    recipe: CompactRecipe, out: Path, stop_after: int | None = None, episodes: Episodes | None = None
+) -> list[TrainProgress]:
     log: list[TrainProgress] = []
 
     def note(line: TrainProgress) -> None:
@@ -62,7 +64,7 @@ def run(recipe: CompactRecipe, out: Path, stop_after: int | None = None) -> list
         if line.step == stop_after:
             raise KeyboardInterrupt
 
-    train(recipe, dot_episodes(), "dot", out, note, provenance={"command": "test"})
+    train(recipe, episodes or dot_episodes(), "dot", out, note, provenance={"command": "test"})
     return log
 
 
@@ -96,9 +98,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_finds_the_dot(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, steps=100, checkpoint_every=100, bfloat16=False, batch=32)
-    log = run(recipe, tmp_path / "dot")
+    recipe = replace(RECIPE, steps=200, checkpoint_every=200, bfloat16=False, batch=32, held_out=256)
+    log = run(recipe, tmp_path / "dot", episodes=dot_episodes(count=512))
     assert min(log[-1].probe_r2) > 0.8
+    assert log[-1].prediction_loss < 0.5 * log[20].prediction_loss
     assert log[-1].latent_std > 0.5
 
 

@@ -119,7 +119,7 @@ def test_an_imported_package_acts_like_the_networks_it_came_from(tmp_path: Path)
     assert worst(latents, direct.encode(frames)) == 0.0
     actions = 0.05 * torch.randn(1, 3, 2, 7)
     got = loaded.rollout(loaded.context(list(latents), POSE.repeat(2, 1)), actions)
-    assert worst(got, direct.rollout(direct.context(list(latents), POSE.repeat(2, 1)), actions)) <= 1e-6
+    assert worst(got, direct.rollout(direct.context(list(latents), POSE.repeat(2, 1)), actions)) <= 1e-5
     assert loaded.package.config.action is not None
     assert loaded.package.config.image.crop_policy == "planning"
     assert loaded.embed_clip(frames).tokens.shape == (1, 4, 32)
