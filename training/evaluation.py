@@ -1,8 +1,9 @@
 """How well a model plans, measured in closed loop on given starts and goals, beside a random policy and an oracle.
 
 Robots and policies come in as arguments (this floor knows no simulator), the service is not involved, and how the
-numbers are shown is the caller's affair. Robots run one after another: a batch would change no outcome, and the plan
-times measured are then those of one robot that has the machine to itself.
+numbers are shown is the caller's affair. Robots run one after another: a batch would change no outcome and save nothing
+on a CPU (`arm`: 0.07 s of CPU for each search and iteration, alone or eight together), and the plan times measured are
+then those of one robot that has the machine to itself.
 """
 
 from __future__ import annotations
