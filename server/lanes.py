@@ -126,6 +126,9 @@ class Lanes:
         except ServiceError as error:
             if error.reason is Reason.DEADLINE:
                 lane.admission.learn_late(job.model)
+                now = time.monotonic()
+                if until is not None and began < until < now:  # the alarm was late: this process waited for its turn
+                    self._margin.observe(now - until, now)
             raise
         assert isinstance(done, PlanDone)
         now = time.monotonic()
