@@ -113,9 +113,10 @@ class Lanes:
         Raises OVERLOADED, DEADLINE, ENGINE_LOST, and what the engine says of the job.
         """
         lane, began = self._shortest(), time.monotonic()
-        margin_s = self._margin.seconds(began)
-        leaves = None if deadline is None else deadline - margin_s
-        until = None if deadline is None else deadline - margin_s / 2
+        leaves = until = None
+        if deadline is not None:
+            margin_s = self._margin.seconds(began, deadline)
+            leaves, until = deadline - margin_s, deadline - margin_s / 2
         try:
             ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
             try:

@@ -149,15 +149,16 @@ def _alone(pace: Pace, size: SearchSize) -> float:
 class ReplyMargin:
     """How long before its deadline a plan must leave the engine, so that the reply is not late.
 
-    Follows the slowest way back of late: a slower one counts at once, and half of it is forgotten every few seconds.
+    Follows the slowest way back of late: a slower one counts at once, and half of it is forgotten every few seconds. It
+    never takes more than a third of the time there is: after one long pause of the machine, nobody would get a plan.
     """
 
-    def __init__(self, least_s: float, half_life_s: float = 5.0) -> None:
+    def __init__(self, least_s: float, half_life_s: float = 2.0) -> None:
         self._least_s, self._half_life_s = least_s, half_life_s
         self._slowest_s = self._seen_at = 0.0
 
-    def seconds(self, now: float) -> float:
-        return self._least_s + self._remembered(now)
+    def seconds(self, now: float, deadline: float) -> float:
+        return self._least_s + min(self._remembered(now), max(0.0, deadline - now) / 3)
 
     def observe(self, way_back_s: float, now: float) -> None:
         """Learn from one plan: seconds from the end of its search to its reply."""
