@@ -1,4 +1,7 @@
-"""What the service adds to a plan: the same small plan in this process, over gRPC and over REST, in one run.
+"""What the service adds to a plan: the same small plan with and without its processes and doors, in one run.
+
+Four kinds of call: the planner in this process; the application called from this process, its engine in another; and
+the whole service over gRPC and over REST.
 
 `python -m benchmarks.service` prints a table. A plan is kept small (few samples, one iteration), so that what is added
 shows; calls of the three kinds alternate, so that whatever else the machine does hits all of them alike.
@@ -7,12 +10,14 @@ shows; calls of the three kinds alternate, so that whatever else the machine doe
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import io
 import json
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -26,6 +31,8 @@ from cli.private_service import private_service
 from model.catalog import load
 from planner.cem import CEM
 from planner.types import Problem
+from server.app import Application, AppSettings
+from server.messages import GoalRequest, Observation, PlannerSettings, PlanRequest
 from simulation.tasks import make
 from training.evaluation import action_space
 
@@ -59,12 +66,18 @@ def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(0)
     jpegs = [_jpeg(robot.render_state(robot.random_state(rng))) for _ in range(calls)]
     goal = robot.render_state(robot.random_state(rng))
-    with private_service(model, device="cpu", threads=1) as service, presage.Client(service.grpc) as client:
+    with (
+        private_service(model, device="cpu", threads=1) as service,
+        presage.Client(service.grpc) as client,
+        closing(asyncio.new_event_loop()) as loop,
+    ):
+        application = loop.run_until_complete(_started(model))
         goal_id = client.goal(goal).goal_id
         http = httpx.Client(base_url=service.rest, timeout=30, trust_env=False)
         size = presage.PlannerSettings(samples=SAMPLES, iterations=ITERATIONS, elites=ELITES, horizon=HORIZON)
         kinds: dict[str, Callable[[bytes, int], object]] = {
-            "in process": _in_process(model, goal),
+            "planner, in process": _in_process(model, goal),
+            "application, in process": _application(loop, application, goal),
             "gRPC": lambda jpeg, seed: client.plan(jpeg, goal=goal_id, settings=size, seed=seed),
             "REST": lambda jpeg, seed: _rest(http, jpeg, goal_id, seed),
         }
@@ -78,10 +91,35 @@ def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
                 plan(jpeg, seed)
                 taken[name].append(1e3 * (time.perf_counter() - began))
         http.close()
-    alone = float(np.median(taken["in process"]))
+        loop.run_until_complete(application.stop(0.0))
     rows = {name: _percentiles(ms) for name, ms in taken.items()}
-    rows |= {f"{name} adds": _percentiles([ms - alone for ms in taken[name]]) for name in ("gRPC", "REST")}
+    for base in ("planner", "application"):
+        alone = float(np.median(taken[f"{base}, in process"]))
+        for door in ("gRPC", "REST"):
+            rows[f"{door} adds to the {base}"] = _percentiles([ms - alone for ms in taken[door]])
     return rows
+
+
+async def _started(model: str) -> Application:
+    application = await Application.start(AppSettings(models=(model,), devices=("cpu",), engine_threads=1))
+    await application.wait_ready(120)
+    return application
+
+
+def _application(
+    loop: asyncio.AbstractEventLoop, application: Application, goal_image: np.ndarray
+) -> Callable[[bytes, int], object]:
+    """The same plan by the service's own core, without a door."""
+    goal_id = loop.run_until_complete(application.create_goal(GoalRequest(image=goal_image))).goal_id
+    size = PlannerSettings(SAMPLES, ITERATIONS, ELITES, HORIZON)
+
+    def plan(jpeg: bytes, seed: int) -> object:
+        received = time.monotonic()
+        frame = np.array(Image.open(io.BytesIO(jpeg)))
+        request = PlanRequest(Observation((frame,)), goal_id=goal_id, planner=size, seed=seed)
+        return loop.run_until_complete(application.plan(request, None, received, 0.0))
+
+    return plan
 
 
 def _in_process(model: str, goal_image: np.ndarray) -> Callable[[bytes, int], object]:
