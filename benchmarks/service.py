@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=300, help="of each kind")
     parser.add_argument("--model", default="arm")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--out", type=Path, help="folder to write service.json and service.md to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures = {
@@ -53,11 +54,29 @@ def main() -> None:
         "machine": describe_machine(),
         "commit": _commit(),
     }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    print("| plan | p50 ms | p95 ms | p99 ms |\n|---|---|---|---|")
+    table = markdown(figures)
+    if arguments.out is not None:
+        (arguments.out / "service.json").write_text(json.dumps(figures, indent=2) + "\n")
+        (arguments.out / "service.md").write_text(table)
+    print(table)
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The figures as a page."""
+    plan = ", ".join(f"{name} {value}" for name, value in figures["plan"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in figures["machine"].items())
+    lines = [
+        "# What the service adds to a plan",
+        "",
+        f"`python -m benchmarks.service`: {figures['calls']} calls of each kind ({plan}), a 64 px JPEG, one thread for",
+        f"engine and planner each. {machine}; commit {figures['commit']}.",
+        "",
+        "| plan | p50 ms | p95 ms | p99 ms |",
+        "|---|---|---|---|",
+    ]
     for name, row in figures["milliseconds"].items():
-        print(f"| {name} | {row['p50']:.2f} | {row['p95']:.2f} | {row['p99']:.2f} |")
+        lines.append(f"| {name} | {row['p50']:.2f} | {row['p95']:.2f} | {row['p99']:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
