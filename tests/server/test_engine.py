@@ -23,7 +23,7 @@ from tests.server.linear import SLOW_S, frame
 
 HERE = Observation((frame(0.2, 0.4),))
 QUICK = PlannerSettings(samples=16, iterations=2)
-ENDLESS = PlannerSettings(samples=16, iterations=1000)
+ENDLESS = PlannerSettings(samples=33, iterations=1000, elites=32)  # hardly selects, so it never converges
 
 
 @asynccontextmanager
