@@ -1,4 +1,4 @@
-"""`presage weights`: what a model package or a published checkpoint holds, and the import of the one from the other."""
+"""`presage weights`: the published models, their download, what a file or a package holds, and import to a package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.failures import CommandError
-from cli.screen import JsonFlag, open_screen
+from cli.screen import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
 
     from model.checkpoint import Checkpoint
     from model.package import Package
+    from model.vjepa2.published import PublishedModel
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -64,12 +66,10 @@ def import_weights(
     screen = open_screen(json_)
 
     import torch
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from model.checkpoint import import_checkpoint
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as bars:
+    with _byte_progress(screen) as bars:
         bar = bars.add_task("importing", total=None)
         imported = import_checkpoint(
             source,
@@ -88,6 +88,99 @@ def import_weights(
     }
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
     screen.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
+
+
+def list_published(json_: JsonFlag = False) -> None:
+    """List the published models that can be downloaded and imported, with licences as far as known."""
+    from model.vjepa2.published import PUBLISHED
+
+    screen = open_screen(json_)
+    values = [_published_value(model) for model in PUBLISHED]
+    screen.result({"models": values}, _published_table(values))
+
+
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A published model; `presage weights list` names them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to put the file in.")],
+    sha256: Annotated[str, typer.Option("--sha256", help="The digest the file must have.")] = "",
+    mirror: Annotated[
+        str, typer.Option("--mirror", help="Address of a folder with the same files, instead of the official one.")
+    ] = "",
+    json_: JsonFlag = False,
+) -> None:
+    """Download a published model's file; run again, it goes on where it was cut off."""
+    from model.download import DownloadError
+    from model.download import pull as download
+    from model.vjepa2.published import ADDRESS, PUBLISHED, by_name
+
+    names = [model.name for model in PUBLISHED]
+    if name not in names:
+        raise typer.BadParameter(f"must be one of {', '.join(names)}, got {name!r}", param_hint="NAME")
+    model, screen = by_name(name), open_screen(json_)
+    kept = (out / model.file).exists()
+    try:
+        with _byte_progress(screen) as bars:
+            bar = bars.add_task(model.file, total=None)
+            path = download(
+                model,
+                out,
+                lambda done, total: bars.update(bar, completed=done, total=total),
+                base=mirror or ADDRESS,
+                sha256=sha256 or None,
+            )
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("sha256: "), param_hint="--sha256") from error
+    except DownloadError as error:
+        raise CommandError(str(error)) from error
+    value = {
+        "model": model.name,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "was_there": kept,
+        "sha256_verified": bool(sha256),
+        "licence": model.licence,
+    }
+    digest = "sha256 verified" if sha256 else "sha256 not verified: none is published, give one with --sha256"
+    there = "was already there" if kept else "downloaded"
+    screen.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; licence: {model.licence}")
+
+
+def _byte_progress(screen: Screen) -> Progress:
+    """A bar that counts bytes, where a person watches stderr."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=screen.err, disable=not screen.err.is_terminal)
+
+
+def _published_value(model: PublishedModel) -> dict[str, Any]:
+    from model.vjepa2.action_predictor import ActionPredictorConfig
+
+    acts = isinstance(model.predictor, ActionPredictorConfig)
+    return {
+        "name": model.name,
+        "what": "encoder and action-conditioned predictor: plans" if acts else "encoder and masked predictor: embeds",
+        "encoder": {"depth": model.encoder.depth, "width": model.encoder.width, "image": model.image_size},
+        "encoder_key": model.encoder_key,
+        "address": model.address,
+        "huggingface": model.huggingface,
+        "licence": model.licence,
+        "verified": model.verified,
+    }
+
+
+def _published_table(values: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="published models", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for column in ("what", "licence", "verified"):
+        table.add_column(column, overflow="fold")
+    for value in values:
+        encoder = value["encoder"]
+        shape = f"{encoder['depth']} blocks of {encoder['width']}, {encoder['image']} px"
+        table.add_row(value["name"], f"{value['what']}\n{shape}", value["licence"], value["verified"])
+    return table
 
 
 def _package_value(package: Package) -> dict[str, Any]:

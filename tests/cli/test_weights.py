@@ -1,0 +1,130 @@
+"""`presage weights list` and `pull`, and the page that documents the same models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import typer
+
+from cli import failures
+from cli.weights import list_published, pull
+from model.observation import CROP_POLICIES
+from model.vjepa2.published import PUBLISHED
+
+CONTENT = b"PK\x03\x04" + bytes(100_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: stderr is looked at by the tests."""
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a folder that holds one of the published files."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    (folder / "vitl.pt").write_bytes(CONTENT)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run(*arguments: str) -> int:
+    """The exit code of `presage weights` with these arguments."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command("list")(list_published)
+    app.command("pull")(pull)
+    try:
+        return failures.run(lambda: app(list(arguments), prog_name="presage weights"))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def test_list_names_every_published_model_its_licence_and_its_verification(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "--json") == 0
+    listed = {value["name"]: value for value in json.loads(capsys.readouterr().out)["models"]}
+    assert list(listed) == [model.name for model in PUBLISHED]
+    for model in PUBLISHED:
+        assert listed[model.name]["address"] == model.address
+        assert listed[model.name]["licence"] == model.licence
+        assert listed[model.name]["verified"] == model.verified
+    assert [name for name, value in listed.items() if "plans" in value["what"]] == ["vjepa2-ac-vitg"]
+    assert run("list") == 0
+    shown = capsys.readouterr().out
+    assert all(model.name in shown for model in PUBLISHED)
+
+
+def test_pull_says_that_a_file_without_digest_is_not_verified(
+    mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pull", "vjepa2-vitl-256", "--out", str(tmp_path / "out"), "--mirror", mirror) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "vitl.pt downloaded: 0.1 MB, sha256 not verified" in shown
+    assert (tmp_path / "out" / "vitl.pt").read_bytes() == CONTENT
+
+
+def test_pull_verifies_a_digest_and_keeps_what_is_there(
+    mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("pull", "vjepa2-vitl-256", "--out", str(tmp_path), "--mirror", mirror, "--sha256", DIGEST, "--json")
+    for was_there in (False, True):
+        assert run(*arguments) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "model": "vjepa2-vitl-256",
+            "path": str(tmp_path / "vitl.pt"),
+            "bytes": len(CONTENT),
+            "was_there": was_there,
+            "sha256_verified": True,
+            "licence": "MIT",
+        }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("vjepa2-vith-256",), 1, "vith.pt: is not there (404)"),
+        (("vjepa2-vitl-256", "--sha256", "0" * 64), 1, f"sha256 must be {'0' * 64}, got {DIGEST}"),
+        (("vjepa2-vitl-256", "--sha256", "0x1"), 2, "must be 64 hexadecimal digits, got '0x1'"),
+        (("vjepa3",), 2, "must be one of vjepa2-vitl-256, "),
+    ],
+)
+def test_pull_tells_what_went_wrong(
+    arguments: tuple[str, ...], code: int, said: str, mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pull", *arguments, "--out", str(tmp_path / "out"), "--mirror", mirror) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert said in " ".join(shown.err.replace("│", " ").split())
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_the_page_of_models_says_of_every_one_what_the_code_says() -> None:
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
+    table = {row[0]: row for row in rows if row}
+    for model in PUBLISHED:
+        row = table[model.name]
+        assert model.file in row
+        assert model.licence in row
+        assert row[-1].startswith("not numerically verified") == model.verified.startswith("not numerically verified")
+    known = {name for name in table if name.startswith("vjepa2")}
+    assert known == {model.name for model in PUBLISHED}
+
+
+def test_the_page_of_models_names_every_crop_policy() -> None:
+    page = PAGE.read_text()
+    assert [policy for policy in CROP_POLICIES if f"| `{policy}` |" not in page] == []
