@@ -15,7 +15,7 @@ from cli.health import health
 from cli.plan import plan
 from cli.serve import serve
 from cli.train import train
-from cli.weights import import_weights, inspect
+from cli.weights import import_weights, inspect, list_published, pull
 
 app = typer.Typer(
     name="presage",
@@ -39,6 +39,8 @@ data.command("collect")(collect)
 app.add_typer(weights, name="weights")
 weights.command("inspect")(inspect)
 weights.command("import")(import_weights)
+weights.command("list")(list_published)
+weights.command("pull")(pull)
 app.command("health")(health)
 
 

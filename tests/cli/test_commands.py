@@ -28,6 +28,8 @@ COMMANDS = (
     ("data", "collect"),
     ("weights",),
     ("weights", "inspect"),
+    ("weights", "list"),
+    ("weights", "pull"),
     ("weights", "import"),
 )
 
