@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presage/v1/models.proto\x12\npresage.v1\"\x13\n\x11ModelsListRequest\"7\n\x12ModelsListResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.presage.v1.Model\" \n\x10ModelsGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x11ModelsGetResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.presage.v1.Model\"\xb7\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12$\n\x05image\x18\x04 \x01(\x0b\x32\x15.presage.v1.ImageSpec\x12&\n\x06\x61\x63tion\x18\x05 \x01(\x0b\x32\x16.presage.v1.ActionSpec\x12\x14\n\x0clatent_shape\x18\x06 \x03(\x03\x12\x1c\n\x14proprioception_names\x18\x07 \x03(\t\x12,\n\x07planner\x18\x08 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\"\n\x06limits\x18\t \x01(\x0b\x32\x12.presage.v1.Limits\x12\x0c\n\x04\x63\x61rd\x18\n \x01(\t\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\"P\n\tImageSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x13\n\x0b\x63rop_policy\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61meras\x18\x04 \x01(\r\"e\n\nActionSpec\x12\r\n\x05names\x18\x01 \x03(\t\x12\r\n\x05units\x18\x02 \x03(\t\x12\x0b\n\x03low\x18\x03 \x03(\x01\x12\x0c\n\x04high\x18\x04 \x03(\x01\x12\x0f\n\x07rate_hz\x18\x05 \x01(\x01\x12\r\n\x05\x62lock\x18\x06 \x01(\r\"\x9d\x01\n\x0fPlannerSettings\x12\x14\n\x07samples\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\niterations\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06\x65lites\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x14\n\x07horizon\x18\x04 \x01(\rH\x03\x88\x01\x01\x42\n\n\x08_samplesB\r\n\x0b_iterationsB\t\n\x07_elitesB\n\n\x08_horizon\"\x87\x01\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cimage_pixels\x18\x02 \x01(\x04\x12\x12\n\nclip_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63lip_frames\x18\x04 \x01(\r\x12\x10\n\x08sessions\x18\x05 \x01(\r\x12\x15\n\rrollout_steps\x18\x06 \x01(\x04\x32\x93\x01\n\x06Models\x12\x45\n\x04List\x12\x1d.presage.v1.ModelsListRequest\x1a\x1e.presage.v1.ModelsListResponse\x12\x42\n\x03Get\x12\x1c.presage.v1.ModelsGetRequest\x1a\x1d.presage.v1.ModelsGetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17presage/v1/models.proto\x12\npresage.v1\"\x13\n\x11ModelsListRequest\"7\n\x12ModelsListResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.presage.v1.Model\" \n\x10ModelsGetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x11ModelsGetResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.presage.v1.Model\"\xc8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12$\n\x05image\x18\x04 \x01(\x0b\x32\x15.presage.v1.ImageSpec\x12&\n\x06\x61\x63tion\x18\x05 \x01(\x0b\x32\x16.presage.v1.ActionSpec\x12\x14\n\x0clatent_shape\x18\x06 \x03(\x03\x12\x1c\n\x14proprioception_names\x18\x07 \x03(\t\x12,\n\x07planner\x18\x08 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\"\n\x06limits\x18\t \x01(\x0b\x32\x12.presage.v1.Limits\x12\x0c\n\x04\x63\x61rd\x18\n \x01(\t\x12\x16\n\x0eserver_version\x18\x0b \x01(\t\x12\x0f\n\x07\x65xecute\x18\x0c \x01(\r\"P\n\tImageSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x13\n\x0b\x63rop_policy\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61meras\x18\x04 \x01(\r\"e\n\nActionSpec\x12\r\n\x05names\x18\x01 \x03(\t\x12\r\n\x05units\x18\x02 \x03(\t\x12\x0b\n\x03low\x18\x03 \x03(\x01\x12\x0c\n\x04high\x18\x04 \x03(\x01\x12\x0f\n\x07rate_hz\x18\x05 \x01(\x01\x12\r\n\x05\x62lock\x18\x06 \x01(\r\"\xd7\x01\n\x0fPlannerSettings\x12\x14\n\x07samples\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\niterations\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06\x65lites\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x14\n\x07horizon\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x16\n\toptimiser\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\x12\n\ndimensions\x18\x06 \x03(\tB\n\n\x08_samplesB\r\n\x0b_iterationsB\t\n\x07_elitesB\n\n\x08_horizonB\x0c\n\n_optimiser\"\x87\x01\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cimage_pixels\x18\x02 \x01(\x04\x12\x12\n\nclip_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x63lip_frames\x18\x04 \x01(\r\x12\x10\n\x08sessions\x18\x05 \x01(\r\x12\x15\n\rrollout_steps\x18\x06 \x01(\x04\x32\x93\x01\n\x06Models\x12\x45\n\x04List\x12\x1d.presage.v1.ModelsListRequest\x1a\x1e.presage.v1.ModelsListResponse\x12\x42\n\x03Get\x12\x1c.presage.v1.ModelsGetRequest\x1a\x1d.presage.v1.ModelsGetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,15 +40,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSGETRESPONSE']._serialized_start=151
   _globals['_MODELSGETRESPONSE']._serialized_end=204
   _globals['_MODEL']._serialized_start=207
-  _globals['_MODEL']._serialized_end=518
-  _globals['_IMAGESPEC']._serialized_start=520
-  _globals['_IMAGESPEC']._serialized_end=600
-  _globals['_ACTIONSPEC']._serialized_start=602
-  _globals['_ACTIONSPEC']._serialized_end=703
-  _globals['_PLANNERSETTINGS']._serialized_start=706
-  _globals['_PLANNERSETTINGS']._serialized_end=863
-  _globals['_LIMITS']._serialized_start=866
-  _globals['_LIMITS']._serialized_end=1001
-  _globals['_MODELS']._serialized_start=1004
-  _globals['_MODELS']._serialized_end=1151
+  _globals['_MODEL']._serialized_end=535
+  _globals['_IMAGESPEC']._serialized_start=537
+  _globals['_IMAGESPEC']._serialized_end=617
+  _globals['_ACTIONSPEC']._serialized_start=619
+  _globals['_ACTIONSPEC']._serialized_end=720
+  _globals['_PLANNERSETTINGS']._serialized_start=723
+  _globals['_PLANNERSETTINGS']._serialized_end=938
+  _globals['_LIMITS']._serialized_start=941
+  _globals['_LIMITS']._serialized_end=1076
+  _globals['_MODELS']._serialized_start=1079
+  _globals['_MODELS']._serialized_end=1226
 # @@protoc_insertion_point(module_scope)

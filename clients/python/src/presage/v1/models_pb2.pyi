@@ -96,6 +96,7 @@ class Model(google.protobuf.message.Message):
     LIMITS_FIELD_NUMBER: builtins.int
     CARD_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
+    EXECUTE_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
     """"compact" or "vjepa2"."""
@@ -104,6 +105,8 @@ class Model(google.protobuf.message.Message):
     card: builtins.str
     """The model card in Markdown: how it was trained, on what, and its scores."""
     server_version: builtins.str
+    execute: builtins.int
+    """Robot actions of a plan to carry out before planning again, as the model was measured."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -138,9 +141,10 @@ class Model(google.protobuf.message.Message):
         limits: global___Limits | None = ...,
         card: builtins.str = ...,
         server_version: builtins.str = ...,
+        execute: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
@@ -219,6 +223,8 @@ class PlannerSettings(google.protobuf.message.Message):
     ITERATIONS_FIELD_NUMBER: builtins.int
     ELITES_FIELD_NUMBER: builtins.int
     HORIZON_FIELD_NUMBER: builtins.int
+    OPTIMISER_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -226,6 +232,12 @@ class PlannerSettings(google.protobuf.message.Message):
     """Candidates that the next distribution is fitted to; less than samples."""
     horizon: builtins.int
     """Model steps to look ahead."""
+    optimiser: builtins.str
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid" or "vjepa2_ac" (the published V-JEPA 2-AC rules)."""
+    @property
+    def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the action entries to search over; the others stay at rest. Empty means the model's own choice."""
+
     def __init__(
         self,
         *,
@@ -233,15 +245,19 @@ class PlannerSettings(google.protobuf.message.Message):
         iterations: builtins.int | None = ...,
         elites: builtins.int | None = ...,
         horizon: builtins.int | None = ...,
+        optimiser: builtins.str | None = ...,
+        dimensions: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_samples", b"_samples", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_samples", b"_samples", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "dimensions", b"dimensions", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_elites", b"_elites"]) -> typing.Literal["elites"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_horizon", b"_horizon"]) -> typing.Literal["horizon"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_iterations", b"_iterations"]) -> typing.Literal["iterations"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_optimiser", b"_optimiser"]) -> typing.Literal["optimiser"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_samples", b"_samples"]) -> typing.Literal["samples"] | None: ...
 

@@ -68,6 +68,7 @@ class PlanRequest(google.protobuf.message.Message):
     BUDGET_MS_FIELD_NUMBER: builtins.int
     EXECUTED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """Empty plans without a session: no history, no warm start."""
     model: builtins.str
@@ -81,6 +82,8 @@ class PlanRequest(google.protobuf.message.Message):
     """How many actions of the session's last plan the robot has executed since; the rest is the warm start."""
     request_id: builtins.str
     """Repeating a call with the same id in a session returns the same plan."""
+    plan_sequence: builtins.int
+    """observation_sequence of the plan that executed counts from; 0 means the session's last plan."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
     @property
@@ -97,9 +100,10 @@ class PlanRequest(google.protobuf.message.Message):
         budget_ms: builtins.float | None = ...,
         executed: builtins.int = ...,
         request_id: builtins.str = ...,
+        plan_sequence: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
     @typing.overload
@@ -355,11 +359,14 @@ class ControlObservation(google.protobuf.message.Message):
     EXECUTED_FIELD_NUMBER: builtins.int
     COMMITTED_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
     executed: builtins.int
     """How many actions of the last plan received have been executed when this was seen."""
     committed: builtins.int
     """Actions that will still be executed while this plan is made; they head the new plan unchanged."""
     seed: builtins.int
+    plan_sequence: builtins.int
+    """observation_sequence of the plan that executed counts from; 0 means the last plan the server sent."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
     def __init__(
@@ -369,9 +376,10 @@ class ControlObservation(google.protobuf.message.Message):
         executed: builtins.int = ...,
         committed: builtins.int = ...,
         seed: builtins.int | None = ...,
+        plan_sequence: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "observation", b"observation", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "plan_sequence", b"plan_sequence", "seed", b"seed"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___ControlObservation = ControlObservation
@@ -607,3 +615,209 @@ class ScoreResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["costs", b"costs", "step_costs", b"step_costs"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse
+
+@typing.final
+class LandscapeRequest(google.protobuf.message.Message):
+    """Asks for the cost of a grid of actions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    OBSERVATION_FIELD_NUMBER: builtins.int
+    GOAL_ID_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    POINTS_FIELD_NUMBER: builtins.int
+    EXTENT_FIELD_NUMBER: builtins.int
+    PLOT_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    model: builtins.str
+    goal_id: builtins.str
+    """Empty means the session's goal."""
+    points: builtins.int
+    """Grid points along each entry, odd so that rest is one of them; 0 means 5."""
+    extent: builtins.float
+    """How far to go along each entry, as a fraction of its bounds; unset means 1."""
+    plot: builtins.bool
+    """Whether to draw the grid too."""
+    @property
+    def observation(self) -> presage.v1.observation_pb2.Observation: ...
+    @property
+    def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of one to three action entries to vary, the others stay at rest; empty means the first three searched."""
+
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        model: builtins.str = ...,
+        observation: presage.v1.observation_pb2.Observation | None = ...,
+        goal_id: builtins.str = ...,
+        dimensions: collections.abc.Iterable[builtins.str] | None = ...,
+        points: builtins.int = ...,
+        extent: builtins.float | None = ...,
+        plot: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_extent", b"_extent", "extent", b"extent", "observation", b"observation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_extent", b"_extent", "dimensions", b"dimensions", "extent", b"extent", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plot", b"plot", "points", b"points", "session_id", b"session_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_extent", b"_extent"]) -> typing.Literal["extent"] | None: ...
+
+global___LandscapeRequest = LandscapeRequest
+
+@typing.final
+class LandscapeResponse(google.protobuf.message.Message):
+    """What the actions cost, each held for one step of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    COSTS_FIELD_NUMBER: builtins.int
+    BEST_ACTION_FIELD_NUMBER: builtins.int
+    BEST_COST_FIELD_NUMBER: builtins.int
+    REST_COST_FIELD_NUMBER: builtins.int
+    PLOT_FIELD_NUMBER: builtins.int
+    best_cost: builtins.float
+    rest_cost: builtins.float
+    """Cost of staying at rest."""
+    plot: builtins.bytes
+    """A PNG drawing, if it was asked for."""
+    @property
+    def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def values(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [dimensions, points], robot units."""
+
+    @property
+    def costs(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [points, ...], one axis for each of the dimensions."""
+
+    @property
+    def best_action(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [action]: the cheapest action of the grid."""
+
+    def __init__(
+        self,
+        *,
+        dimensions: collections.abc.Iterable[builtins.str] | None = ...,
+        values: presage.v1.tensor_pb2.Tensor | None = ...,
+        costs: presage.v1.tensor_pb2.Tensor | None = ...,
+        best_action: presage.v1.tensor_pb2.Tensor | None = ...,
+        best_cost: builtins.float = ...,
+        rest_cost: builtins.float = ...,
+        plot: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["best_action", b"best_action", "costs", b"costs", "values", b"values"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["best_action", b"best_action", "best_cost", b"best_cost", "costs", b"costs", "dimensions", b"dimensions", "plot", b"plot", "rest_cost", b"rest_cost", "values", b"values"]) -> None: ...
+
+global___LandscapeResponse = LandscapeResponse
+
+@typing.final
+class DistanceRequest(google.protobuf.message.Message):
+    """Asks how far images are from a goal."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
+    GOAL_ID_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    model: builtins.str
+    goal_id: builtins.str
+    """Empty means the session's goal."""
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[presage.v1.observation_pb2.Image]: ...
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        model: builtins.str = ...,
+        images: collections.abc.Iterable[presage.v1.observation_pb2.Image] | None = ...,
+        goal_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["goal_id", b"goal_id", "images", b"images", "model", b"model", "session_id", b"session_id"]) -> None: ...
+
+global___DistanceRequest = DistanceRequest
+
+@typing.final
+class DistanceResponse(google.protobuf.message.Message):
+    """Distance of each image's latent to the goal's, in the planner's cost for one step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DISTANCES_FIELD_NUMBER: builtins.int
+    @property
+    def distances(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        distances: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["distances", b"distances"]) -> None: ...
+
+global___DistanceResponse = DistanceResponse
+
+@typing.final
+class SurpriseRequest(google.protobuf.message.Message):
+    """Asks how surprising what happened is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    OBSERVATIONS_FIELD_NUMBER: builtins.int
+    ACTIONS_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    """With a session, its running statistics calibrate the answer and learn from it."""
+    model: builtins.str
+    @property
+    def observations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[presage.v1.observation_pb2.Observation]:
+        """What was seen, one observation per step of the model, at least two."""
+
+    @property
+    def actions(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [time, action], robot units: what was done between them, block actions per step."""
+
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        model: builtins.str = ...,
+        observations: collections.abc.Iterable[presage.v1.observation_pb2.Observation] | None = ...,
+        actions: presage.v1.tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["actions", b"actions"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["actions", b"actions", "model", b"model", "observations", b"observations", "session_id", b"session_id"]) -> None: ...
+
+global___SurpriseRequest = SurpriseRequest
+
+@typing.final
+class SurpriseResponse(google.protobuf.message.Message):
+    """How surprising each step was."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERRORS_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    STEPS_KNOWN_FIELD_NUMBER: builtins.int
+    steps_known: builtins.int
+    """Steps the session's statistics hold after this call; 0 without a session."""
+    @property
+    def errors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Distance between the predicted and the observed latent after each step."""
+
+    @property
+    def scores(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The same in standard deviations above the session's mean before this call; empty while it knows fewer than 8 steps."""
+
+    def __init__(
+        self,
+        *,
+        errors: collections.abc.Iterable[builtins.float] | None = ...,
+        scores: collections.abc.Iterable[builtins.float] | None = ...,
+        steps_known: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["errors", b"errors", "scores", b"scores", "steps_known", b"steps_known"]) -> None: ...
+
+global___SurpriseResponse = SurpriseResponse

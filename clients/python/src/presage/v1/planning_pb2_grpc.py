@@ -55,6 +55,21 @@ class PlanningStub(object):
                 request_serializer=presage_dot_v1_dot_planning__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=presage_dot_v1_dot_planning__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Landscape = channel.unary_unary(
+                '/presage.v1.Planning/Landscape',
+                request_serializer=presage_dot_v1_dot_planning__pb2.LandscapeRequest.SerializeToString,
+                response_deserializer=presage_dot_v1_dot_planning__pb2.LandscapeResponse.FromString,
+                _registered_method=True)
+        self.Distance = channel.unary_unary(
+                '/presage.v1.Planning/Distance',
+                request_serializer=presage_dot_v1_dot_planning__pb2.DistanceRequest.SerializeToString,
+                response_deserializer=presage_dot_v1_dot_planning__pb2.DistanceResponse.FromString,
+                _registered_method=True)
+        self.Surprise = channel.unary_unary(
+                '/presage.v1.Planning/Surprise',
+                request_serializer=presage_dot_v1_dot_planning__pb2.SurpriseRequest.SerializeToString,
+                response_deserializer=presage_dot_v1_dot_planning__pb2.SurpriseResponse.FromString,
+                _registered_method=True)
 
 
 class PlanningServicer(object):
@@ -89,6 +104,27 @@ class PlanningServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Landscape(self, request, context):
+        """Costs a grid of actions around rest: what the search sees from where the robot stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Distance(self, request, context):
+        """Measures how far images are from a goal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Surprise(self, request, context):
+        """Measures how far what happened is from what the model predicted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlanningServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +147,21 @@ def add_PlanningServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=presage_dot_v1_dot_planning__pb2.ScoreRequest.FromString,
                     response_serializer=presage_dot_v1_dot_planning__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Landscape': grpc.unary_unary_rpc_method_handler(
+                    servicer.Landscape,
+                    request_deserializer=presage_dot_v1_dot_planning__pb2.LandscapeRequest.FromString,
+                    response_serializer=presage_dot_v1_dot_planning__pb2.LandscapeResponse.SerializeToString,
+            ),
+            'Distance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Distance,
+                    request_deserializer=presage_dot_v1_dot_planning__pb2.DistanceRequest.FromString,
+                    response_serializer=presage_dot_v1_dot_planning__pb2.DistanceResponse.SerializeToString,
+            ),
+            'Surprise': grpc.unary_unary_rpc_method_handler(
+                    servicer.Surprise,
+                    request_deserializer=presage_dot_v1_dot_planning__pb2.SurpriseRequest.FromString,
+                    response_serializer=presage_dot_v1_dot_planning__pb2.SurpriseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +273,87 @@ class Planning(object):
             '/presage.v1.Planning/Score',
             presage_dot_v1_dot_planning__pb2.ScoreRequest.SerializeToString,
             presage_dot_v1_dot_planning__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Landscape(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/presage.v1.Planning/Landscape',
+            presage_dot_v1_dot_planning__pb2.LandscapeRequest.SerializeToString,
+            presage_dot_v1_dot_planning__pb2.LandscapeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Distance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/presage.v1.Planning/Distance',
+            presage_dot_v1_dot_planning__pb2.DistanceRequest.SerializeToString,
+            presage_dot_v1_dot_planning__pb2.DistanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Surprise(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/presage.v1.Planning/Surprise',
+            presage_dot_v1_dot_planning__pb2.SurpriseRequest.SerializeToString,
+            presage_dot_v1_dot_planning__pb2.SurpriseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,24 @@ class PlanningStub:
     ]
     """Costs given candidates without searching."""
 
+    Landscape: grpc.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.LandscapeRequest,
+        presage.v1.planning_pb2.LandscapeResponse,
+    ]
+    """Costs a grid of actions around rest: what the search sees from where the robot stands."""
+
+    Distance: grpc.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.DistanceRequest,
+        presage.v1.planning_pb2.DistanceResponse,
+    ]
+    """Measures how far images are from a goal."""
+
+    Surprise: grpc.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.SurpriseRequest,
+        presage.v1.planning_pb2.SurpriseResponse,
+    ]
+    """Measures how far what happened is from what the model predicted."""
+
 class PlanningAsyncStub:
     """Plans, and the questions behind them."""
 
@@ -71,6 +89,24 @@ class PlanningAsyncStub:
         presage.v1.planning_pb2.ScoreResponse,
     ]
     """Costs given candidates without searching."""
+
+    Landscape: grpc.aio.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.LandscapeRequest,
+        presage.v1.planning_pb2.LandscapeResponse,
+    ]
+    """Costs a grid of actions around rest: what the search sees from where the robot stands."""
+
+    Distance: grpc.aio.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.DistanceRequest,
+        presage.v1.planning_pb2.DistanceResponse,
+    ]
+    """Measures how far images are from a goal."""
+
+    Surprise: grpc.aio.UnaryUnaryMultiCallable[
+        presage.v1.planning_pb2.SurpriseRequest,
+        presage.v1.planning_pb2.SurpriseResponse,
+    ]
+    """Measures how far what happened is from what the model predicted."""
 
 class PlanningServicer(metaclass=abc.ABCMeta):
     """Plans, and the questions behind them."""
@@ -106,5 +142,29 @@ class PlanningServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[presage.v1.planning_pb2.ScoreResponse, collections.abc.Awaitable[presage.v1.planning_pb2.ScoreResponse]]:
         """Costs given candidates without searching."""
+
+    @abc.abstractmethod
+    def Landscape(
+        self,
+        request: presage.v1.planning_pb2.LandscapeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[presage.v1.planning_pb2.LandscapeResponse, collections.abc.Awaitable[presage.v1.planning_pb2.LandscapeResponse]]:
+        """Costs a grid of actions around rest: what the search sees from where the robot stands."""
+
+    @abc.abstractmethod
+    def Distance(
+        self,
+        request: presage.v1.planning_pb2.DistanceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[presage.v1.planning_pb2.DistanceResponse, collections.abc.Awaitable[presage.v1.planning_pb2.DistanceResponse]]:
+        """Measures how far images are from a goal."""
+
+    @abc.abstractmethod
+    def Surprise(
+        self,
+        request: presage.v1.planning_pb2.SurpriseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[presage.v1.planning_pb2.SurpriseResponse, collections.abc.Awaitable[presage.v1.planning_pb2.SurpriseResponse]]:
+        """Measures how far what happened is from what the model predicted."""
 
 def add_PlanningServicer_to_server(servicer: PlanningServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -23,33 +23,45 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from presage.v1 import observation_pb2 as presage_dot_v1_dot_observation__pb2
+from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/sessions.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x15SessionsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\">\n\x16SessionsCreateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\";\n\x13SessionsGetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"*\n\x14SessionsResetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"=\n\x15SessionsResetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"+\n\x15SessionsDeleteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x18\n\x16SessionsDeleteResponse\"\xb2\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07goal_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05plans\x18\x05 \x01(\x04\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\r\n\x05ttl_s\x18\x07 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc2\x02\n\x08Sessions\x12O\n\x06\x43reate\x12!.presage.v1.SessionsCreateRequest\x1a\".presage.v1.SessionsCreateResponse\x12\x46\n\x03Get\x12\x1e.presage.v1.SessionsGetRequest\x1a\x1f.presage.v1.SessionsGetResponse\x12L\n\x05Reset\x12 .presage.v1.SessionsResetRequest\x1a!.presage.v1.SessionsResetResponse\x12O\n\x06\x44\x65lete\x12!.presage.v1.SessionsDeleteRequest\x1a\".presage.v1.SessionsDeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/sessions.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\x89\x01\n\x15SessionsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12%\n\x06stages\x18\x05 \x03(\x0b\x32\x15.presage.v1.GoalStageB\x07\n\x05_seed\"G\n\tGoalStage\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\x14\n\x0cswitch_below\x18\x02 \x01(\x01\x12\x13\n\x0bmax_actions\x18\x03 \x01(\r\">\n\x16SessionsCreateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\";\n\x13SessionsGetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"*\n\x14SessionsResetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"=\n\x15SessionsResetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"+\n\x15SessionsDeleteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x18\n\x16SessionsDeleteResponse\"\xfe\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07goal_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05plans\x18\x05 \x01(\x04\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\r\n\x05ttl_s\x18\x07 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x63\x61libration\x18\t \x01(\x0b\x32\x17.presage.v1.Calibration\x12\x12\n\x05stage\x18\n \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_stage\"Z\n\x18SessionsCalibrateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12*\n\x05moves\x18\x02 \x03(\x0b\x32\x1b.presage.v1.CalibrationMove\"\x86\x01\n\x0f\x43\x61librationMove\x12\'\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x17.presage.v1.Observation\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12&\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\"A\n\x19SessionsCalibrateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"Z\n\x0b\x43\x61libration\x12\x11\n\tangle_rad\x18\x01 \x01(\x01\x12\x10\n\x08residual\x18\x02 \x01(\x01\x12\x17\n\x0fresidual_before\x18\x03 \x01(\x01\x12\r\n\x05moves\x18\x04 \x01(\r2\x9c\x03\n\x08Sessions\x12O\n\x06\x43reate\x12!.presage.v1.SessionsCreateRequest\x1a\".presage.v1.SessionsCreateResponse\x12\x46\n\x03Get\x12\x1e.presage.v1.SessionsGetRequest\x1a\x1f.presage.v1.SessionsGetResponse\x12L\n\x05Reset\x12 .presage.v1.SessionsResetRequest\x1a!.presage.v1.SessionsResetResponse\x12O\n\x06\x44\x65lete\x12!.presage.v1.SessionsDeleteRequest\x1a\".presage.v1.SessionsDeleteResponse\x12X\n\tCalibrate\x12$.presage.v1.SessionsCalibrateRequest\x1a%.presage.v1.SessionsCalibrateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSCREATEREQUEST']._serialized_start=74
-  _globals['_SESSIONSCREATEREQUEST']._serialized_end=172
-  _globals['_SESSIONSCREATERESPONSE']._serialized_start=174
-  _globals['_SESSIONSCREATERESPONSE']._serialized_end=236
-  _globals['_SESSIONSGETREQUEST']._serialized_start=238
-  _globals['_SESSIONSGETREQUEST']._serialized_end=278
-  _globals['_SESSIONSGETRESPONSE']._serialized_start=280
-  _globals['_SESSIONSGETRESPONSE']._serialized_end=339
-  _globals['_SESSIONSRESETREQUEST']._serialized_start=341
-  _globals['_SESSIONSRESETREQUEST']._serialized_end=383
-  _globals['_SESSIONSRESETRESPONSE']._serialized_start=385
-  _globals['_SESSIONSRESETRESPONSE']._serialized_end=446
-  _globals['_SESSIONSDELETEREQUEST']._serialized_start=448
-  _globals['_SESSIONSDELETEREQUEST']._serialized_end=491
-  _globals['_SESSIONSDELETERESPONSE']._serialized_start=493
-  _globals['_SESSIONSDELETERESPONSE']._serialized_end=517
-  _globals['_SESSION']._serialized_start=520
-  _globals['_SESSION']._serialized_end=698
-  _globals['_SESSIONS']._serialized_start=701
-  _globals['_SESSIONS']._serialized_end=1023
+  _globals['_SESSIONSCREATEREQUEST']._serialized_start=130
+  _globals['_SESSIONSCREATEREQUEST']._serialized_end=267
+  _globals['_GOALSTAGE']._serialized_start=269
+  _globals['_GOALSTAGE']._serialized_end=340
+  _globals['_SESSIONSCREATERESPONSE']._serialized_start=342
+  _globals['_SESSIONSCREATERESPONSE']._serialized_end=404
+  _globals['_SESSIONSGETREQUEST']._serialized_start=406
+  _globals['_SESSIONSGETREQUEST']._serialized_end=446
+  _globals['_SESSIONSGETRESPONSE']._serialized_start=448
+  _globals['_SESSIONSGETRESPONSE']._serialized_end=507
+  _globals['_SESSIONSRESETREQUEST']._serialized_start=509
+  _globals['_SESSIONSRESETREQUEST']._serialized_end=551
+  _globals['_SESSIONSRESETRESPONSE']._serialized_start=553
+  _globals['_SESSIONSRESETRESPONSE']._serialized_end=614
+  _globals['_SESSIONSDELETEREQUEST']._serialized_start=616
+  _globals['_SESSIONSDELETEREQUEST']._serialized_end=659
+  _globals['_SESSIONSDELETERESPONSE']._serialized_start=661
+  _globals['_SESSIONSDELETERESPONSE']._serialized_end=685
+  _globals['_SESSION']._serialized_start=688
+  _globals['_SESSION']._serialized_end=942
+  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_start=944
+  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_end=1034
+  _globals['_CALIBRATIONMOVE']._serialized_start=1037
+  _globals['_CALIBRATIONMOVE']._serialized_end=1171
+  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_start=1173
+  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_end=1238
+  _globals['_CALIBRATION']._serialized_start=1240
+  _globals['_CALIBRATION']._serialized_end=1330
+  _globals['_SESSIONS']._serialized_start=1333
+  _globals['_SESSIONS']._serialized_end=1745
 # @@protoc_insertion_point(module_scope)

@@ -4,9 +4,13 @@ isort:skip_file
 """
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import presage.v1.observation_pb2
+import presage.v1.tensor_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -21,6 +25,7 @@ class SessionsCreateRequest(google.protobuf.message.Message):
     GOAL_ID_FIELD_NUMBER: builtins.int
     TTL_S_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    STAGES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     goal_id: builtins.str
@@ -29,6 +34,10 @@ class SessionsCreateRequest(google.protobuf.message.Message):
     """Seconds without a call after which the session is forgotten; 0 means the server's default."""
     seed: builtins.int
     """Seed from which the seeds of plans follow where a plan names none; unset means the server chooses."""
+    @property
+    def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GoalStage]:
+        """Goals to be reached one after another; the first becomes the session's goal. Excludes goal_id."""
+
     def __init__(
         self,
         *,
@@ -36,12 +45,38 @@ class SessionsCreateRequest(google.protobuf.message.Message):
         goal_id: builtins.str = ...,
         ttl_s: builtins.float = ...,
         seed: builtins.int | None = ...,
+        stages: collections.abc.Iterable[global___GoalStage] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "goal_id", b"goal_id", "model", b"model", "seed", b"seed", "ttl_s", b"ttl_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "goal_id", b"goal_id", "model", b"model", "seed", b"seed", "stages", b"stages", "ttl_s", b"ttl_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___SessionsCreateRequest = SessionsCreateRequest
+
+@typing.final
+class GoalStage(google.protobuf.message.Message):
+    """One goal of several on the way, and when to go on to the next."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GOAL_ID_FIELD_NUMBER: builtins.int
+    SWITCH_BELOW_FIELD_NUMBER: builtins.int
+    MAX_ACTIONS_FIELD_NUMBER: builtins.int
+    goal_id: builtins.str
+    switch_below: builtins.float
+    """Go on once an observation's goal_distance is at or below this; 0 never does."""
+    max_actions: builtins.int
+    """Go on after this many executed actions whatever the distance; 0 waits for switch_below. The last stage stays."""
+    def __init__(
+        self,
+        *,
+        goal_id: builtins.str = ...,
+        switch_below: builtins.float = ...,
+        max_actions: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["goal_id", b"goal_id", "max_actions", b"max_actions", "switch_below", b"switch_below"]) -> None: ...
+
+global___GoalStage = GoalStage
 
 @typing.final
 class SessionsCreateResponse(google.protobuf.message.Message):
@@ -177,6 +212,8 @@ class Session(google.protobuf.message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     TTL_S_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    CALIBRATION_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     model: builtins.str
     goal_id: builtins.str
@@ -188,8 +225,14 @@ class Session(google.protobuf.message.Message):
     last_sequence: builtins.int
     """Highest observation sequence seen since the last reset."""
     ttl_s: builtins.float
+    stage: builtins.int
+    """Which of the stages is being pursued, counted from 0; unset without stages."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def calibration(self) -> global___Calibration:
+        """Set once the session was calibrated."""
+
     def __init__(
         self,
         *,
@@ -201,8 +244,109 @@ class Session(google.protobuf.message.Message):
         last_sequence: builtins.int = ...,
         ttl_s: builtins.float = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        calibration: global___Calibration | None = ...,
+        stage: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "epoch", b"epoch", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "model", b"model", "plans", b"plans", "session_id", b"session_id", "ttl_s", b"ttl_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "stage", b"stage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "epoch", b"epoch", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "model", b"model", "plans", b"plans", "session_id", b"session_id", "stage", b"stage", "ttl_s", b"ttl_s"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_stage", b"_stage"]) -> typing.Literal["stage"] | None: ...
 
 global___Session = Session
+
+@typing.final
+class SessionsCalibrateRequest(google.protobuf.message.Message):
+    """Exploratory moves, at least two in different directions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
+    session_id: builtins.str
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CalibrationMove]: ...
+    def __init__(
+        self,
+        *,
+        session_id: builtins.str = ...,
+        moves: collections.abc.Iterable[global___CalibrationMove] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["moves", b"moves", "session_id", b"session_id"]) -> None: ...
+
+global___SessionsCalibrateRequest = SessionsCalibrateRequest
+
+@typing.final
+class CalibrationMove(google.protobuf.message.Message):
+    """One move: what was seen before it, the action commanded, and what was seen after it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    ACTION_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    @property
+    def before(self) -> presage.v1.observation_pb2.Observation: ...
+    @property
+    def action(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [action], robot units."""
+
+    @property
+    def after(self) -> presage.v1.observation_pb2.Observation: ...
+    def __init__(
+        self,
+        *,
+        before: presage.v1.observation_pb2.Observation | None = ...,
+        action: presage.v1.tensor_pb2.Tensor | None = ...,
+        after: presage.v1.observation_pb2.Observation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["action", b"action", "after", b"after", "before", b"before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "after", b"after", "before", b"before"]) -> None: ...
+
+global___CalibrationMove = CalibrationMove
+
+@typing.final
+class SessionsCalibrateResponse(google.protobuf.message.Message):
+    """The session with its calibration."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: builtins.int
+    @property
+    def session(self) -> global___Session: ...
+    def __init__(
+        self,
+        *,
+        session: global___Session | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["session", b"session"]) -> None: ...
+
+global___SessionsCalibrateResponse = SessionsCalibrateResponse
+
+@typing.final
+class Calibration(google.protobuf.message.Message):
+    """How the robot's horizontal axes are turned as the model sees them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ANGLE_RAD_FIELD_NUMBER: builtins.int
+    RESIDUAL_FIELD_NUMBER: builtins.int
+    RESIDUAL_BEFORE_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
+    angle_rad: builtins.float
+    """Angle in radians by which the model's x and y must be turned to give the robot's."""
+    residual: builtins.float
+    """Root mean square of what the turn does not explain of the commanded moves, in the action's unit."""
+    residual_before: builtins.float
+    """The same without a turn, for comparison."""
+    moves: builtins.int
+    def __init__(
+        self,
+        *,
+        angle_rad: builtins.float = ...,
+        residual: builtins.float = ...,
+        residual_before: builtins.float = ...,
+        moves: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["angle_rad", b"angle_rad", "moves", b"moves", "residual", b"residual", "residual_before", b"residual_before"]) -> None: ...
+
+global___Calibration = Calibration

@@ -55,6 +55,11 @@ class SessionsStub(object):
                 request_serializer=presage_dot_v1_dot_sessions__pb2.SessionsDeleteRequest.SerializeToString,
                 response_deserializer=presage_dot_v1_dot_sessions__pb2.SessionsDeleteResponse.FromString,
                 _registered_method=True)
+        self.Calibrate = channel.unary_unary(
+                '/presage.v1.Sessions/Calibrate',
+                request_serializer=presage_dot_v1_dot_sessions__pb2.SessionsCalibrateRequest.SerializeToString,
+                response_deserializer=presage_dot_v1_dot_sessions__pb2.SessionsCalibrateResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer(object):
@@ -89,6 +94,13 @@ class SessionsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Calibrate(self, request, context):
+        """Learns from a few exploratory moves how the camera is turned against the robot, for all plans that follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=presage_dot_v1_dot_sessions__pb2.SessionsDeleteRequest.FromString,
                     response_serializer=presage_dot_v1_dot_sessions__pb2.SessionsDeleteResponse.SerializeToString,
+            ),
+            'Calibrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=presage_dot_v1_dot_sessions__pb2.SessionsCalibrateRequest.FromString,
+                    response_serializer=presage_dot_v1_dot_sessions__pb2.SessionsCalibrateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class Sessions(object):
             '/presage.v1.Sessions/Delete',
             presage_dot_v1_dot_sessions__pb2.SessionsDeleteRequest.SerializeToString,
             presage_dot_v1_dot_sessions__pb2.SessionsDeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/presage.v1.Sessions/Calibrate',
+            presage_dot_v1_dot_sessions__pb2.SessionsCalibrateRequest.SerializeToString,
+            presage_dot_v1_dot_sessions__pb2.SessionsCalibrateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class SessionsStub:
     ]
     """Closes a session."""
 
+    Calibrate: grpc.UnaryUnaryMultiCallable[
+        presage.v1.sessions_pb2.SessionsCalibrateRequest,
+        presage.v1.sessions_pb2.SessionsCalibrateResponse,
+    ]
+    """Learns from a few exploratory moves how the camera is turned against the robot, for all plans that follow."""
+
 class SessionsAsyncStub:
     """The server's side of an episode: observation history, current goal, warm start."""
 
@@ -71,6 +77,12 @@ class SessionsAsyncStub:
         presage.v1.sessions_pb2.SessionsDeleteResponse,
     ]
     """Closes a session."""
+
+    Calibrate: grpc.aio.UnaryUnaryMultiCallable[
+        presage.v1.sessions_pb2.SessionsCalibrateRequest,
+        presage.v1.sessions_pb2.SessionsCalibrateResponse,
+    ]
+    """Learns from a few exploratory moves how the camera is turned against the robot, for all plans that follow."""
 
 class SessionsServicer(metaclass=abc.ABCMeta):
     """The server's side of an episode: observation history, current goal, warm start."""
@@ -106,5 +118,13 @@ class SessionsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[presage.v1.sessions_pb2.SessionsDeleteResponse, collections.abc.Awaitable[presage.v1.sessions_pb2.SessionsDeleteResponse]]:
         """Closes a session."""
+
+    @abc.abstractmethod
+    def Calibrate(
+        self,
+        request: presage.v1.sessions_pb2.SessionsCalibrateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[presage.v1.sessions_pb2.SessionsCalibrateResponse, collections.abc.Awaitable[presage.v1.sessions_pb2.SessionsCalibrateResponse]]:
+        """Learns from a few exploratory moves how the camera is turned against the robot, for all plans that follow."""
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
