@@ -172,11 +172,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
 def sample_windows(episodes: Episodes, recipe: CompactRecipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random windows: uint8 frames `[batch, horizon + 1, h, w, 3]`, a block apart, and the actions between them."""
     span = recipe.horizon * recipe.block
-    count, steps = episodes.actions.shape[:2]
-    if steps < span:
-        raise ValueError(f"episodes must have at least horizon x block = {span} steps, got {steps}")
-    rows = torch.randint(count, (recipe.batch,), generator=generator).numpy()
-    starts = torch.randint(steps - span + 1, (recipe.batch,), generator=generator).numpy()
+    rows, starts = episodes.draw_windows(recipe.batch, span, generator)
     shown = starts[:, None] + np.arange(0, span + 1, recipe.block)
     between = starts[:, None] + np.arange(span)
     return (
@@ -242,14 +238,19 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 @torch.no_grad()
 def probe(network: CompactNetwork, held_out: Episodes) -> tuple[float, ...]:
     """R2 of a linear probe from latents to `probe_targets`, fitted on half of the held-out episodes."""
-    if held_out.probe_targets is None:
+    targets = held_out.probe_targets
+    if targets is None or len(targets) < 2:
         return ()
+    latents, wanted = [], []
     network.eval()
-    latents = [network.encode(to_network_input(torch.from_numpy(np.asarray(e)))) for e in held_out.frames]
+    for row in range(len(targets)):
+        frames = slice(held_out.steps_of(row) + 1)
+        latents.append(network.encode(to_network_input(torch.from_numpy(np.asarray(held_out.frames[row, frames])))))
+        wanted.append(torch.from_numpy(targets[row, frames]))
     network.train()
-    targets = torch.from_numpy(held_out.probe_targets)
-    half = len(latents) // 2
-    return linear_probe(torch.cat(latents[:half]), targets[:half], torch.cat(latents[half:]), targets[half:])
+    half = len(targets) // 2
+    fit, test = slice(half), slice(half, None)
+    return linear_probe(*(torch.cat(part) for part in (latents[fit], wanted[fit], latents[test], wanted[test])))
 
 
 def _save(

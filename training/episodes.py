@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Episodes of equal length. `actions[:, t]` leads from frame t to frame t + 1; arrays may be maps of files."""
+    """Episodes side by side. `actions[:, t]` leads from frame t to frame t + 1; arrays may be maps of files.
+
+    Where lengths differ, the arrays are as long as the longest episode and `lengths` says how many steps of each were
+    recorded; what lies past them means nothing and is never drawn.
+    """
 
     frames: NDArray[np.uint8]  # [episodes, steps + 1, height, width, 3] RGB
     actions: NDArray[np.float32]  # [episodes, steps, dimensions], robot units
@@ -21,11 +26,16 @@ class Episodes:
     rate_hz: float
     source: str  # where they come from, for the model card
     probe_targets: NDArray[np.float32] | None = None  # [episodes, steps + 1, targets]: what a linear probe should find
+    lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
 
     def __post_init__(self) -> None:
         episodes, steps = self.actions.shape[:2]
         if self.frames.shape[:2] != (episodes, steps + 1):
             raise ValueError(f"frames must start with [{episodes}, {steps + 1}], got {list(self.frames.shape[:2])}")
+        if self.lengths is not None and not (
+            self.lengths.shape == (episodes,) and (self.lengths >= 1).all() and (self.lengths <= steps).all()
+        ):
+            raise ValueError(f"lengths must be {episodes} numbers of steps in 1..{steps}, got {self.lengths.tolist()}")
         if not np.isfinite(self.actions).all():
             raise ValueError("actions must be finite, got NaN or infinity")
         constant = [n for n, spread in zip(self.action_names, self.action_spread(), strict=True) if not spread > 1e-8]
@@ -33,10 +43,33 @@ class Episodes:
             raise ValueError(f"action {constant[0]} must vary over the episodes, got one value throughout")
 
     def action_mean(self) -> tuple[float, ...]:
-        return tuple(self.actions.reshape(-1, self.actions.shape[-1]).mean(axis=0, dtype=np.float64).tolist())
+        return tuple(self._recorded_actions().mean(axis=0, dtype=np.float64).tolist())
 
     def action_spread(self) -> tuple[float, ...]:
-        return tuple(self.actions.reshape(-1, self.actions.shape[-1]).std(axis=0, dtype=np.float64).tolist())
+        return tuple(self._recorded_actions().std(axis=0, dtype=np.float64).tolist())
+
+    def steps_of(self, row: int) -> int:
+        """Recorded steps of one episode; it has one frame more."""
+        return self.actions.shape[1] if self.lengths is None else int(self.lengths[row])
+
+    def draw_windows(
+        self, count: int, span: int, generator: torch.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and first steps of `count` random windows of `span` steps, none of which leaves what was recorded.
+
+        Raises ValueError where no episode is that long.
+        """
+        longest = self.actions.shape[1] if self.lengths is None else int(self.lengths.max())
+        if longest < span:
+            raise ValueError(f"episodes must have at least horizon x block = {span} steps, got {longest}")
+        if self.lengths is None:
+            rows = torch.randint(len(self.actions), (count,), generator=generator).numpy()
+            return rows, torch.randint(longest - span + 1, (count,), generator=generator).numpy()
+        begins = np.maximum(self.lengths - span + 1, 0)  # windows of each episode: all of them are equally likely
+        ends = begins.cumsum()
+        drawn = torch.randint(int(ends[-1]), (count,), generator=generator).numpy()
+        rows = np.searchsorted(ends, drawn, side="right")
+        return rows, drawn - (ends - begins)[rows]
 
     def split(self, held_out: int) -> tuple[Episodes, Episodes]:
         """Training episodes and the last `held_out` ones: whole episodes, never windows of one."""
@@ -45,14 +78,13 @@ class Episodes:
         return self._take(slice(None, -held_out)), self._take(slice(-held_out, None))
 
     def _take(self, rows: slice) -> Episodes:
-        return Episodes(
-            self.frames[rows],
-            self.actions[rows],
-            self.action_names,
-            self.action_units,
-            self.action_low,
-            self.action_high,
-            self.rate_hz,
-            self.source,
-            None if self.probe_targets is None else self.probe_targets[rows],
-        )
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in ("frames", "actions", "probe_targets", "lengths"):
+            values[name] = None if values[name] is None else values[name][rows]
+        return Episodes(**values)
+
+    def _recorded_actions(self) -> NDArray[np.float32]:
+        """`[all steps, dimensions]`."""
+        if self.lengths is None:
+            return self.actions.reshape(-1, self.actions.shape[-1])
+        return self.actions[np.arange(self.actions.shape[1]) < self.lengths[:, None]]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from model.catalog import load
+from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from training.compact import CompactRecipe, TrainProgress, sample_windows, schedule, train
+from training.compact import CompactRecipe, TrainProgress, probe, sample_windows, schedule, train
 from training.episodes import Episodes
 from training.probe import linear_probe
 
@@ -118,6 +119,36 @@ def test_windows_never_leave_their_episode_and_pair_actions_with_frames() -> Non
     assert (shown[:, :, 0, 0, 0].long() == first[:, None] + torch.tensor([0, 2, 4])).all()
     assert (shown[:, 0, 0, 0, 0].long() // 16 == shown[:, -1, 0, 0, 0].long() // 16).all()
     assert (between[:, :, 0].long() == first[:, None] + torch.arange(4)).all()
+
+
+def test_windows_of_episodes_that_differ_in_length_stay_within_what_was_recorded() -> None:
+    lengths = np.array([9, 4, 3, 6])
+    frames = np.zeros((4, 10, 2, 2, 3), np.uint8)
+    actions = np.full((4, 9, 1), np.float32(1e9))  # what was not recorded would show
+    for row, length in enumerate(lengths):
+        actions[row, :length, 0] = row * 16 + np.arange(length)
+    episodes = Episodes(
+        frames, actions, ("a",), ("m",), (0.0,), (100.0,), 10.0, "numbered", probe_targets=None, lengths=lengths
+    )
+    rows, starts = episodes.draw_windows(4000, 4, torch.Generator().manual_seed(0))
+    found, counts = np.unique(rows * 16 + starts, return_counts=True)
+    assert found.tolist() == [0, 1, 2, 3, 4, 5, 16, 48, 49, 50]  # every window there is, and no other
+    assert counts.min() > 300  # each about as often: 400
+    assert episodes.action_spread()[0] < 100
+    assert episodes.split(2)[1].lengths.tolist() == [3, 6]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="at least horizon x block = 10 steps, got 9"):
+        episodes.draw_windows(1, 10, torch.Generator())
+
+
+def test_a_probe_sees_only_what_was_recorded() -> None:
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(action_width=2, latent=8, encoder_width=32, encoder_depth=1))
+    whole = dot_episodes(count=6)
+    frames, targets = whole.frames.copy(), np.asarray(whole.probe_targets).copy()
+    frames[:, 6:], targets[:, 6:] = 255, 1e6
+    short = replace(whole, frames=frames, probe_targets=targets, lengths=np.full(6, 5))
+    cut = replace(whole, frames=whole.frames[:, :6], actions=whole.actions[:, :5], probe_targets=targets[:, :6])
+    assert probe(network, short) == probe(network, cut)
 
 
 def test_the_schedule_rises_and_then_falls_to_zero() -> None:
