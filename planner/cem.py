@@ -83,6 +83,11 @@ class CEM:
         if self.result not in ("best", "mean"):
             raise PlanningError("result", "must be best or mean", self.result)
 
+    @property
+    def kept_count(self) -> int:
+        """Elites that a search carries on: the first entry of its memory [kept_count, time, action], best first."""
+        return round(self.kept * self.elites)
+
     @classmethod
     def vjepa2_ac_paper(cls) -> CEM:
         """V-JEPA 2-AC as in arXiv 2506.09985: 800 samples, 10 iterations, 10 elites, one step, last-step L1.
@@ -169,8 +174,8 @@ class CEM:
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std, self.warm_std)
-        if self._kept_count:
-            kept = search.best_actions.expand(self._kept_count, -1, -1)
+        if self.kept_count:
+            kept = search.best_actions.expand(self.kept_count, -1, -1)
             search = replace(search, memory=(kept, torch.full(kept.shape[:1], torch.inf, device=kept.device)))
         for name in ("momentum_mean", "momentum_std"):
             per_dimension(name, getattr(self, name), search.distribution.mean)
@@ -186,7 +191,7 @@ class CEM:
             best = keep_best(batch, candidates, step_costs)
             elites, costs = self._elites(batch, candidates, step_costs.sum(-1))
             mean, std, spread = self._refit(batch, elites, costs)
-            kept = self._kept_count
+            kept = self.kept_count
             memory = (elites[:, :kept], costs[:, :kept]) if kept else ()
             improved = advance(searches, (mean, std), best, spread, memory)
             return self._with_means_evaluated(world_model, improved) if self.result == "mean" else improved
@@ -202,10 +207,6 @@ class CEM:
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate ever evaluated, or the evaluated last mean where `result` says so and the search ended."""
         return finished_plan(search, reason)
-
-    @property
-    def _kept_count(self) -> int:
-        return round(self.kept * self.elites)
 
     def _sample(self, batch: SearchBatch, searches: Sequence[Search]) -> Actions:
         """Candidates [batch, samples, time, action] inside each search's limits; candidate 0 is the mean."""

@@ -87,8 +87,11 @@ class Gradient:
         shape = NoiseShape(self.starts, self.horizon, block, problem.space.dimensions)
         actions = mean + std * self.noise([search.stream], shape, mean.device)[0]
         actions[0] = mean
-        actions = project_within(search.limits, actions)
-        return replace(search, memory=(actions, torch.zeros_like(actions), torch.zeros_like(actions)))
+        return self.descend_from(search, project_within(search.limits, actions))
+
+    def descend_from(self, search: Search, starts: Float[Tensor, "starts time action"]) -> Search:
+        """The search with these sequences, inside its limits, to step from."""
+        return replace(search, memory=(starts, torch.zeros_like(starts), torch.zeros_like(starts)))
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
         """Price every sequence of every search in one rollout, then take one step down each one's gradient."""

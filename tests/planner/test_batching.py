@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from planner.anytime import Optimiser, plan_in_time
-from planner.cem import CEM
-from planner.gradient import Gradient
-from planner.mppi import MPPI
 from planner.search import Search
 from planner.types import Plan, PlanningError, Problem
+from tests.planner.every import OPTIMISERS, SMALL
 from tests.planner.problems import integrator, reach, space
 
-CEM_SMALL = CEM(samples=64, iterations=6, elites=8, horizon=4)
 WORLD = integrator(block=3)
 
 
@@ -44,14 +41,8 @@ def assert_same(plan: Plan, alone: Plan) -> None:
 
 @pytest.mark.parametrize(
     "optimiser",
-    [
-        CEM_SMALL,
-        replace(CEM_SMALL, result="mean"),
-        replace(CEM.icem(), samples=64, iterations=6, horizon=4),
-        MPPI(samples=64, iterations=6, horizon=4),
-        Gradient(starts=3, iterations=6, horizon=4),
-    ],
-    ids=["cem", "mean", "icem", "mppi", "gradient"],
+    [*OPTIMISERS.values(), replace(SMALL, result="mean")],
+    ids=[*OPTIMISERS, "mean"],
 )
 def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(optimiser: Optimiser) -> None:
     problems = mixed_problems()
@@ -75,7 +66,7 @@ def test_one_robots_nan_is_its_own() -> None:
         shares = (predicted - goal[:, None, None]).square().mean(-1)
         return torch.where(goal[:, None, None, 0] > 0.5, torch.nan, shares)
 
-    cem = replace(CEM_SMALL, iterations=2, cost=cost)
+    cem = replace(SMALL, iterations=2, cost=cost)
     searches = [cem.start(reach(goal), 3) for goal in ((0.1, 0.1), (0.9, 0.1))]
     for _ in range(2):
         searches = cem.improve(WORLD, searches)
@@ -94,11 +85,11 @@ def test_one_rollout_serves_all_searches() -> None:
             batches.append(actions.shape[0])
             return WORLD.rollout(context, actions)
 
-    CEM_SMALL.improve(Counting(), [CEM_SMALL.start(problem, 3) for problem in mixed_problems()])
+    SMALL.improve(Counting(), [SMALL.start(problem, 3) for problem in mixed_problems()])
     assert batches == [8]
 
 
 def test_a_search_belongs_to_the_block_it_began_with() -> None:
-    search = CEM_SMALL.start(reach(), block=1)
+    search = SMALL.start(reach(), block=1)
     with pytest.raises(PlanningError, match=r"world_model\.block must be 1"):
-        CEM_SMALL.improve(WORLD, [search])
+        SMALL.improve(WORLD, [search])

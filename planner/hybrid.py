@@ -1,0 +1,127 @@
+"""Sampling to find the valley, gradient descent to reach its floor: the cross-entropy method, then Adam on its elites.
+
+Sampling needs many rollouts for its last digits, descent few; descent alone never leaves the valley it begins in. For
+world models whose `rollout` is differentiable. Both halves are the optimisers of `cem.py` and `gradient.py` unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from planner.anytime import IterationClock, never, plan_in_time
+from planner.cem import CEM
+from planner.gradient import Gradient
+from planner.search import Search, finished_plan
+from planner.types import Plan, PlanningError, Problem, StopReason
+from planner.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """A few iterations of `search`, then all of `polish` from its best elites. The instance is its settings.
+
+    `polish` takes its starts from the elites that `search` keeps (`CEM.kept`), the best candidate among them; how it
+    would draw its own is not used. The elite spread of its plans is that of whichever half an iteration belongs to.
+    """
+
+    search: CEM = field(default_factory=lambda: CEM(iterations=3))
+    polish: Gradient = field(default_factory=lambda: Gradient(starts=4, iterations=12, step=0.1))
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "cost"):
+            ours, theirs = getattr(self.search, name), getattr(self.polish, name)
+            if ours != theirs:
+                raise PlanningError(f"polish.{name}", f"must be that of search, {ours}", theirs)
+        if self.search.result != "best":
+            raise PlanningError("search.result", "must be best, so that there is something to polish", "mean")
+        if self.search.converged_below > 0:
+            rule = "must be 0: sampling hands over after its iterations"
+            raise PlanningError("search.converged_below", rule, self.search.converged_below)
+        if self.search.gripper is not None:
+            raise PlanningError("search.gripper", "must be None: descent would undo it", self.search.gripper)
+        if not self.polish.starts <= self.search.kept_count:
+            rule = f"must be at most the elites that search keeps ({self.search.kept_count})"
+            raise PlanningError("polish.starts", rule, self.polish.starts)
+
+    @property
+    def horizon(self) -> int:
+        """Model steps a plan looks ahead."""
+        return self.search.horizon
+
+    @property
+    def iterations(self) -> int:
+        """Of both halves."""
+        return self.search.iterations + self.polish.iterations
+
+    def plan(
+        self,
+        world_model: WorldModel,
+        problem: Problem,
+        *,
+        deadline: float | None = None,
+        budget_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cancelled: Callable[[], bool] = never,
+        pace: IterationClock | None = None,
+    ) -> Plan:
+        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
+        return plan_in_time(
+            self,
+            world_model,
+            problem,
+            deadline=deadline,
+            budget_s=budget_s,
+            clock=clock,
+            cancelled=cancelled,
+            pace=pace,
+        )
+
+    def start(self, problem: Problem, block: int) -> Search:
+        """Set up the first half's search. Raises PlanningError on a bad problem."""
+        return self.search.start(problem, block)
+
+    def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
+        """One iteration for all searches: one rollout for those still sampling, one for those already descending."""
+        improved: dict[int, Search] = {}
+        for polishing in (False, True):
+            rows = [row for row, search in enumerate(searches) if self._is_polishing(search) == polishing]
+            if rows:
+                step = self._descend if polishing else self._sample
+                improved.update(zip(rows, step(world_model, [searches[row] for row in rows]), strict=True))
+        return [improved[row] for row in range(len(searches))]
+
+    def stopped(self, search: Search) -> StopReason | None:
+        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
+        least = self.polish.converged_below if search.iterations > self.search.iterations else 0.0
+        if search.elite_spread and search.elite_spread[-1] <= least:
+            return "converged"
+        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
+            return "iterations"
+        return None
+
+    def finish(self, search: Search, reason: StopReason) -> Plan:
+        """The best candidate or descended sequence ever evaluated."""
+        return finished_plan(search, reason)
+
+    def _is_polishing(self, search: Search) -> bool:
+        return search.iterations >= self.search.iterations
+
+    def _sample(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
+        """One iteration of the first half; whoever is through takes the best elites along, best first."""
+        improved = self.search.improve(world_model, searches)
+        return [
+            self.polish.descend_from(search, search.memory[0][: self.polish.starts])
+            if self._is_polishing(search)
+            else search
+            for search in improved
+        ]
+
+    def _descend(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
+        """One iteration of the second half, which counts its own from 0."""
+        before = self.search.iterations
+        own = [replace(search, iterations=search.iterations - before) for search in searches]
+        improved = self.polish.improve(world_model, own)
+        return [replace(search, iterations=search.iterations + before) for search in improved]

@@ -1,0 +1,33 @@
+"""Every optimiser, made small, for tests of what all of them must do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from planner.cem import CEM
+from planner.gradient import Gradient
+from planner.hybrid import Hybrid
+from planner.mppi import MPPI
+
+AnyOptimiser = CEM | MPPI | Gradient | Hybrid
+
+SMALL = CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5)
+OPTIMISERS: dict[str, AnyOptimiser] = {
+    "cem": SMALL,
+    "icem": replace(CEM.icem(), samples=64, iterations=5, horizon=4, initial_std=0.5),
+    "mppi": MPPI(samples=64, iterations=5, horizon=4),
+    "gradient": Gradient(starts=4, iterations=10, horizon=4),
+    "hybrid": Hybrid(replace(SMALL, iterations=2), Gradient(starts=3, iterations=8, horizon=4)),
+}
+each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+
+
+def changed(optimiser: AnyOptimiser, **settings: Any) -> AnyOptimiser:
+    """The optimiser with other settings; both halves of a hybrid get them, as far as they mean something there."""
+    if not isinstance(optimiser, Hybrid):
+        return replace(optimiser, **settings)
+    of_search = {name: value for name, value in settings.items() if name != "iterations"}
+    return Hybrid(replace(optimiser.search, **of_search), replace(optimiser.polish, **settings))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from planner.cem import CEM
+from planner.cost import GoalDistance
+from planner.gradient import Gradient
+from planner.gripper import GripperRules
+from planner.hybrid import Hybrid
+from planner.types import PlanningError
+from tests.planner.problems import integrator, reach
+
+SEARCH = CEM(samples=64, iterations=3, elites=8, horizon=4)
+POLISH = Gradient(starts=4, iterations=6, horizon=4)
+
+
+def test_its_first_half_is_the_cross_entropy_method() -> None:
+    plan = Hybrid(SEARCH, POLISH).plan(integrator(), reach())
+    sampled = SEARCH.plan(integrator(), reach())
+    assert plan.iteration_costs[:3] == sampled.iteration_costs
+    assert plan.elite_spread[:3] == sampled.elite_spread
+    assert len(plan.iteration_costs) == 9
+
+
+def test_its_second_half_descends_from_the_best_elites() -> None:
+    hybrid, search = Hybrid(SEARCH, POLISH), SEARCH.start(reach(), 1)
+    for _ in range(3):
+        (search,) = hybrid.improve(integrator(), [search])
+    starts = search.memory[0]
+    assert starts.shape == (4, 4, 2)
+    assert torch.equal(starts[0], search.best_actions)
+    alone = POLISH.descend_from(POLISH.start(reach(), 1), starts)
+    for _ in range(6):
+        (search,) = hybrid.improve(integrator(), [search])
+        (alone,) = POLISH.improve(integrator(), [alone])
+    assert torch.equal(search.memory[0], alone.memory[0])
+    assert hybrid.stopped(search) == "iterations"
+
+
+def test_polish_takes_fewer_steps_to_the_floor_than_more_sampling() -> None:
+    hybrid = Hybrid(replace(SEARCH, iterations=2), replace(POLISH, iterations=8))
+    sampled = replace(SEARCH, iterations=4)
+    assert hybrid.plan(integrator(), reach()).cost < sampled.plan(integrator(), reach()).cost  # 896 and 1024 steps
+
+
+@pytest.mark.parametrize(
+    ("search", "polish", "field"),
+    [
+        (SEARCH, replace(POLISH, horizon=5), "polish.horizon"),
+        (SEARCH, replace(POLISH, cost=GoalDistance("l1")), "polish.cost"),
+        (SEARCH, replace(POLISH, starts=5), "polish.starts"),
+        (replace(SEARCH, kept=0.0), POLISH, "polish.starts"),
+        (replace(SEARCH, result="mean"), POLISH, "search.result"),
+        (replace(SEARCH, converged_below=0.1), POLISH, "search.converged_below"),
+        (replace(SEARCH, gripper=GripperRules()), POLISH, "search.gripper"),
+    ],
+)
+def test_halves_that_do_not_fit_are_refused_by_name(search: CEM, polish: Gradient, field: str) -> None:
+    with pytest.raises(PlanningError) as refused:
+        Hybrid(search, polish)
+    assert refused.value.field == field
