@@ -203,6 +203,7 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
         ),
         card=model.card,
         server_version=server_version,
+        execute=model.execute,
     )
 
 

@@ -110,6 +110,7 @@ def describe(name: str, model: LoadedModel) -> ServedModel:
         block=action.block if action is not None else 0,
         planner=PlannerSettings(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon),
         card=model.package.card(),
+        execute=defaults.execute if action is not None else 0,
     )
     dtype = str(model_calls.encode_frames(model, [_black(config)]).dtype).removeprefix("torch.")
     search = SearchSize(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon)

@@ -63,9 +63,7 @@ class GoalCache:
     def toward(self, goal_id: str, model: str) -> Goal:
         """The goal a call to this model names. Raises GOAL_REQUIRED, UNKNOWN_GOAL, and INVALID_FIELD for another's."""
         if not goal_id:
-            raise ServiceError(
-                Reason.GOAL_REQUIRED, "goal_id must name a goal, here or in the session", field="goal_id"
-            )
+            raise invalid("goal_id", "must name a goal, here or in the session", "nothing", Reason.GOAL_REQUIRED)
         goal = self.get(goal_id)
         if goal.model != model:
             raise invalid("goal_id", f"must name a goal of model {model}", f"one of {goal.model}")

@@ -77,9 +77,13 @@ class Lanes:
     async def wait_ready(self, timeout_s: float) -> None:
         """Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
         try:
-            await asyncio.wait_for(asyncio.gather(*(lane.engine.wait_ready() for lane in self._lanes)), timeout_s)
+            await asyncio.wait_for(self._all_ready(), timeout_s)
         except asyncio.TimeoutError:
             raise ServiceError(Reason.NOT_READY, f"the models were not ready within {timeout_s:g} s") from None
+
+    async def _all_ready(self) -> None:
+        # A coroutine of its own: a bare gather that is cancelled inside wait_for is a future whose end nobody looks at.
+        await asyncio.gather(*(lane.engine.wait_ready() for lane in self._lanes))
 
     def models(self) -> tuple[ServedModel, ...]:
         """The models, the default first; known for good once one engine has loaded them. Raises NOT_READY."""

@@ -50,6 +50,8 @@ def create_door(application: Application, settings: Settings) -> Door:
     telemetry.build.info({"version": server_version()})
     telemetry.sessions.set_function(lambda: application.sessions_open)
     telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
+    telemetry.goal_bytes.set_function(lambda: application.goal_bytes)
+    telemetry.engine_restarts.set_function(lambda: application.engine_restarts)
     telemetry.ready.set_function(lambda: lifecycle.ready)
     return Door(
         application=application,

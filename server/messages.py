@@ -219,3 +219,4 @@ class ModelReply:
     block: int
     planner: PlannerSettings
     card: str
+    execute: int = 0  # robot actions to take before planning again

@@ -66,6 +66,7 @@ class ModelReply(BaseModel):
     limits: LimitsReply
     card: str
     server_version: str
+    execute: int = Field(description="Robot actions to take before planning again, as the model was measured")
 
 
 class ModelsReply(BaseModel):
@@ -217,6 +218,7 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
         ),
         card=model.card,
         server_version=server_version,
+        execute=model.execute,
     )
 
 

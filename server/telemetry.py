@@ -44,6 +44,8 @@ class Telemetry:
     uploaded_bytes: Counter
     sessions: Gauge
     engine_calls: Gauge
+    goal_bytes: Gauge
+    engine_restarts: Gauge
     ready: Gauge
     build: Info
 
@@ -85,6 +87,10 @@ class Telemetry:
             uploaded_bytes=Counter("presage_uploaded_bytes", "Bytes of clips received", registry=registry),
             sessions=Gauge("presage_sessions", "Open sessions", registry=registry),
             engine_calls=Gauge("presage_engine_calls", "Calls in engines, running or waiting", registry=registry),
+            goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
+            engine_restarts=Gauge(
+                "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            ),
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),
         )

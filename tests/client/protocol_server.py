@@ -140,6 +140,7 @@ class Service:
             planner=models_pb2.PlannerSettings(samples=16, iterations=3, elites=4, horizon=3),
             limits=models_pb2.Limits(message_bytes=1 << 24, clip_bytes=1 << 26),
             card="# echo",
+            execute=2,
             server_version="0.0-test",
         )
 

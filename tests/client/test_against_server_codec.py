@@ -110,10 +110,12 @@ def test_a_model_arrives_as_the_server_meant_it() -> None:
         block=5,
         planner=messages.PlannerSettings(1, 2, 3, 4),
         card="# arm",
+        execute=5,
     )
     model = codec.model_value(server_codec.encode_model(sent, Limits(), "0.1.0"))
     assert (model.name, model.image, model.card) == ("arm", presage.ImageSpec(64, 48, "exact", 2), "# arm")
     assert model.action == presage.ActionSpec(("v",), ("rad/s",), (-1.0,), (1.0,), 10.0, 5)
+    assert model.execute == 5
     assert model.limits.clip_bytes == Limits().clip_bytes
 
 

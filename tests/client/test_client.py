@@ -25,6 +25,7 @@ def test_a_model_says_what_a_robot_must_know(client: Any) -> None:
     assert model.image == presage.ImageSpec(SIZE, SIZE, "exact", 1)
     assert model.action == presage.ActionSpec(("a", "b"), ("rad/s", "rad/s"), (-1.0, -1.0), (1.0, 1.0), 50.0, 2)
     assert model.planner == presage.PlannerSettings(samples=16, iterations=3, elites=4, horizon=3)
+    assert model.execute == 2
     assert model.limits.clip_bytes == 1 << 26
 
 

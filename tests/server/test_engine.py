@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -130,6 +131,20 @@ async def test_stopping_lets_a_plan_end_and_refuses_new_ones() -> None:
         assert (await running).iterations_done == 5
         await stopping
         assert application.engine_pids == ()
+
+
+async def test_giving_up_on_readiness_leaves_no_failure_that_nobody_looks_at() -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    application = await Application.start(SETTINGS)
+    waiting = asyncio.create_task(application.wait_ready(START_S))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await application.stop(drain_s=0.0)
+    del waiting
+    gc.collect()
+    assert complaints == []
 
 
 def test_the_front_needs_no_torch() -> None:

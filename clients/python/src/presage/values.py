@@ -99,7 +99,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Model:
-    """What a robot must know before it asks for a plan. `action` is None for a model that only embeds."""
+    """What a robot must know before it asks for a plan. `action` is None for a model that only embeds.
+
+    `execute`: actions of a plan to carry out before planning again, as the model was measured.
+    """
 
     name: str
     family: str
@@ -112,6 +115,7 @@ class Model:
     limits: Limits
     card: str
     server_version: str
+    execute: int = 0
 
 
 @dataclass(frozen=True)
