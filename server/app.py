@@ -78,6 +78,9 @@ class AppSettings:
     clip_pixels: int = 512 * MIB  # of all frames used of one clip
     clip_timeout_s: float = 60.0  # to decode one clip
     clip_workers: int = 2  # clips decoded at once
+    engine_nice: int = 5  # added to the niceness of engines: where both want a core, the front has it
+    engine_silence_s: float = 10.0  # without a sign of life for so long, an engine is ended and started again
+    startup_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
     reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
     server_version: str = ""  # named in every plan's provenance
     loader: Loader | None = None  # another way to load a model; None: model.catalog.load
@@ -346,6 +349,9 @@ def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
         max_batch=settings.max_batch,
         max_iteration_steps=settings.max_iteration_steps,
         loader=settings.loader,
+        nice=settings.engine_nice,
+        silence_s=settings.engine_silence_s,
+        startup_s=settings.startup_s,
     )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 from server.jobs import FromEngine, ToEngine
@@ -107,17 +108,19 @@ class EngineChannel:
         end.setblocking(True)
         self._assembly = Assembly()
         self._number = 0
+        self._sending = threading.Lock()
 
     def send(self, message: FromEngine) -> None:
-        """Raises OSError once the front is gone."""
+        """From any thread. Raises OSError once the front is gone."""
         pieces = pack(message)
         total = sum(len(piece) for piece in pieces)
-        self._number = (self._number + 1) % _NUMBERS
-        if total <= _AT_ONCE:
-            self._end.sendall(b"".join([_PART.pack(self._number, total, total), *pieces]))
-            return
-        for part in _parts(pieces):
-            self._end.sendall(_PART.pack(self._number, total, len(part)) + part)
+        with self._sending:
+            self._number = (self._number + 1) % _NUMBERS
+            if total <= _AT_ONCE:
+                self._end.sendall(b"".join([_PART.pack(self._number, total, total), *pieces]))
+                return
+            for part in _parts(pieces):
+                self._end.sendall(_PART.pack(self._number, total, len(part)) + part)
 
     def receive(self, wait_s: float | None) -> list[ToEngine] | None:
         """The messages here, waiting up to `wait_s` (None: for ever) for something to arrive; None once the front left.

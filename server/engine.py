@@ -19,6 +19,7 @@ import structlog
 from server.channel import FrontChannel
 from server.errors import Reason, ServiceError
 from server.jobs import (
+    Alive,
     Cancel,
     Done,
     EngineSettings,
@@ -37,6 +38,7 @@ from server.jobs import (
 _log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
+LOOKS_IN_SILENCE = 10  # how often the front looks for signs of life in the time that an engine may be silent
 
 
 class _TimeIsUpError(Exception):
@@ -57,6 +59,7 @@ class Engine:
         self.ready = asyncio.Event()
         self.failure: ServiceError | None = None  # why it will never be ready
         self._failed = asyncio.Event()
+        self._silent_looks = 0  # in a row, at none of which anything had been heard
         self.restarts = 0
 
     @property
@@ -122,8 +125,7 @@ class Engine:
         while self.failure is None:
             try:
                 await self._spawn()
-                while self._channel is not None and (message := await self._channel.receive()) is not None:
-                    self._take(message)
+                await self._listen()
             except OSError as error:
                 _log.error("the engine cannot be started", why=str(error))
             was_ready = self.ready.is_set()
@@ -153,8 +155,37 @@ class Engine:
         ours.setblocking(False)
         self._channel = await FrontChannel.open(ours)
 
+    async def _listen(self) -> None:
+        """Take what the process says until it is gone, or until it has been silent for too long and is ended."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while self._channel is not None and (message := await self._channel.receive()) is not None:
+                self._silent_looks = 0
+                self._take(message)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """End the process once it is stuck: its callers are told, and the supervisor starts another.
+
+        Counts looks, not seconds: time in which this process did not run itself is nobody's silence.
+        """
+        look_s, self._silent_looks = self._settings.silence_s / LOOKS_IN_SILENCE, 0
+        most_looks = self._settings.startup_s / look_s
+        while self._silent_looks < most_looks:
+            await asyncio.sleep(look_s)
+            self._silent_looks += 1
+            if self.ready.is_set():
+                most_looks = LOOKS_IN_SILENCE
+        _log.error("the engine is stuck and is ended", silent_s=round(self._silent_looks * look_s, 1))
+        if self._process is not None:
+            self._process.kill()
+
     def _take(self, message: FromEngine) -> None:
         match message:
+            case Alive():
+                pass  # being heard is all it is for
             case Loaded(models):
                 self.models = models
             case LoadFailed(reason):

@@ -7,6 +7,7 @@ them. The front's side is `engine`.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import time
@@ -37,10 +38,12 @@ from server.jobs import (
     ToEngine,
 )
 from server.messages import Frame, ModelReply, PlannerSettings
+from server.pulse import Pulse, beating
 from server.searches import Searches
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
+BEATS_IN_SILENCE = 8  # signs of life in the time after which a silent engine is taken for stuck
 
 
 def run(end: socket.socket, settings: EngineSettings) -> None:
@@ -48,6 +51,7 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     # Ctrl-C and a supervisor's SIGTERM reach the whole process group; when an engine ends is the front's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(settings.nice)  # where both want a core the front has it: replies leave on time, and health is answered
     if settings.threads:
         torch.set_num_threads(settings.threads)
     channel = EngineChannel(end)
@@ -60,7 +64,8 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
         except (PackageError, RuntimeError) as error:
             channel.send(LoadFailed(str(error)))
             return
-        engine.serve()
+        with beating(engine.pulse, channel.send, settings.silence_s / BEATS_IN_SILENCE):
+            engine.serve()
     except OSError:  # the front has gone
         return
 
@@ -125,6 +130,11 @@ class Engine:
         steps = settings.max_iteration_steps
         self._searches = Searches(models, settings.max_batch, steps, self._send, time.monotonic)
         self._errands = Errands(models, self._searches, steps, self._send, time.monotonic)
+
+    @property
+    def pulse(self) -> Pulse:
+        """What it is at."""
+        return self._searches.pulse
 
     def warm_up(self) -> None:
         """Use every model as calls will. Raises RuntimeError where one cannot plan from a black image to itself."""

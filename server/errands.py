@@ -101,9 +101,11 @@ class Errands:
             return
         waiting = self._queue.popleft()
         piece = waiting.piece
-        self._searches.protect(self._searches.durations.predict(piece.kind, piece.count) or 0.0)
+        predicted_s = self._searches.durations.predict(piece.kind, piece.count)
+        self._searches.protect(predicted_s or 0.0)
         began = self._clock()
-        self._advance(waiting)
+        with self._searches.pulse.work(predicted_s):
+            self._advance(waiting)
         self._searches.durations.observe(piece.kind, piece.count, self._clock() - began)
 
     def _advance(self, waiting: Waiting) -> None:

@@ -34,6 +34,9 @@ class EngineSettings:
     max_batch: int  # searches in one rollout
     max_iteration_steps: int  # samples x horizon in one rollout
     loader: Loader | None  # None: model.catalog.load
+    nice: int = 0  # added to the process's niceness
+    silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
+    startup_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,11 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """A sign of life."""
+
+
+@dataclass(frozen=True)
 class Done:
     number: int
     result: Result
@@ -222,4 +230,4 @@ class Failed:
 
 
 ToEngine = Submit | Cancel
-FromEngine = Loaded | LoadFailed | Ready | Done | Failed
+FromEngine = Loaded | LoadFailed | Ready | Alive | Done | Failed

@@ -24,6 +24,7 @@ from server.durations import Durations
 from server.errors import Reason
 from server.failures import failed
 from server.jobs import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
+from server.pulse import Pulse
 
 
 @dataclass(eq=False)
@@ -71,6 +72,7 @@ class Searches:
         self._round: list[Running] = []  # who has not had an iteration in this round
         self._newcomers_first = True
         self.durations = Durations()
+        self.pulse = Pulse(clock)
         self._steps = {name: IterationClock() for name in models}  # per model step of one sample
 
     @property
@@ -136,8 +138,10 @@ class Searches:
     def _encode(self, model: str, batch: dict[int, PlanJob]) -> None:
         began = self._clock()
         try:
-            latents = model_calls.encode_frames(self._models[model], [job.start.frames[0] for job in batch.values()])
-            on_host = model_calls.to_host(latents)
+            with self.pulse.work(self.durations.predict(("encode", model), len(batch))):
+                frames = [job.start.frames[0] for job in batch.values()]
+                latents = model_calls.encode_frames(self._models[model], frames)
+                on_host = model_calls.to_host(latents)
         except Exception as error:
             if len(batch) == 1:
                 self._send(failed(next(iter(batch)), error))
@@ -212,7 +216,8 @@ class Searches:
     def _improve(self, batch: Sequence[Running]) -> None:
         first, began = batch[0], self._clock()
         try:
-            improved = first.optimiser.improve(self._models[first.job.model], [r.search for r in batch])
+            with self.pulse.work(self.durations.predict(first.kind, len(batch))):
+                improved = first.optimiser.improve(self._models[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
                 del self._running[first.number]

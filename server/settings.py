@@ -65,6 +65,10 @@ class Settings(BaseSettings):
         description="one engine each: cpu, cuda, cuda:1, mps, or auto for the best present",
     )
     engine_threads: int = Field(default=0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")
+    engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
+    engine_silence_s: float = Field(
+        default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"
+    )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address both doors listen on")
     grpc_port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")

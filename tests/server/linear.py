@@ -1,7 +1,8 @@
 """A world with a known answer: the latent is where a bright pixel is, actions push it. Loadable into a real engine.
 
-`load` takes "linear", or a variant: "slow" sleeps through every rollout, "nan" predicts NaN from the right edge,
-"lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels. Other names are packages.
+`load` takes "linear", or a variant: "slow" sleeps through every rollout, "ponderous" for far longer, "nan" predicts NaN
+from the right edge, "lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels. Other
+names are packages.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from model.package import ActionSpec, ImageSpec, Package, PackageConfig, Planner
 from server.messages import Frame
 
 SIDE = 16
-SLOW_S = 0.06
+SLOW_S, PONDEROUS_S = 0.06, 0.4
 GAIN = 0.05  # latent units per unit of action
 ACTION = ActionSpec(
     names=("right", "down"),
@@ -45,6 +46,7 @@ CONFIG = PackageConfig(
 CONFIGS = {
     "linear": CONFIG,
     "slow": replace(CONFIG, name="slow"),
+    "ponderous": replace(CONFIG, name="ponderous"),
     "nan": replace(CONFIG, name="nan"),
     "lost": replace(CONFIG, name="lost"),
     "embedder": replace(CONFIG, name="embedder", action=None),
@@ -87,8 +89,8 @@ class Linear:
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
         name = self.package.config.name
-        if name == "slow":
-            time.sleep(SLOW_S)
+        if name in ("slow", "ponderous"):
+            time.sleep(SLOW_S if name == "slow" else PONDEROUS_S)
         pushes = GAIN * actions.unflatten(2, (-1, self.block)).sum(3).cumsum(2)
         predicted = context[0][:, None, None] + pushes
         if name == "nan":
