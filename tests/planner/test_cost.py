@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from planner import cost
+from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
 from planner.types import PlanningError
+from tests.planner.problems import integrator, reach
 
 GENERATOR = torch.Generator().manual_seed(0)
 PREDICTED = torch.randn(2, 3, 4, 5, 6, generator=GENERATOR)  # batch, samples, horizon, tokens, channels
@@ -67,6 +73,46 @@ def test_a_weighted_sum_adds_weight_times_cost() -> None:
     both = WeightedSum(((1.0, GoalDistance()), (0.1, ActionCost())))(PREDICTED, GOAL, ACTIONS)
     by_hand = GoalDistance()(PREDICTED, GOAL, ACTIONS) + 0.1 * ActionCost()(PREDICTED, GOAL, ACTIONS)
     torch.testing.assert_close(both, by_hand)
+
+
+@pytest.mark.parametrize("metric", ["l2", "l1", "cosine"])
+@pytest.mark.parametrize("over", ["sum", "last", "discounted"])
+@pytest.mark.parametrize("limit", [1, 2 * PREDICTED[:, :1].numel(), PREDICTED.numel() - 1])
+def test_a_distance_computed_in_pieces_is_the_same(
+    metric: Any, over: Any, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distance = GoalDistance(metric, over, discount=0.9)
+    whole = distance(PREDICTED, GOAL, ACTIONS)
+    monkeypatch.setattr(cost, "TEMPORARY_ELEMENTS", limit)
+    torch.testing.assert_close(distance(PREDICTED, GOAL, ACTIONS), whole, rtol=1e-6, atol=1e-7)
+
+
+def test_large_latents_are_never_subtracted_all_at_once() -> None:
+    largest = 0
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            made = func(*args, **(kwargs or {}))
+            if func is Tensor.sub:
+                largest = max(largest, made.numel())
+            return made
+
+    patches = torch.zeros(1, 1, 1, 256, 1408).expand(1, 100, 1, -1, -1)  # 36 M elements, of which one row is held
+    with Watching():
+        shares = GoalDistance("l1")(patches, torch.ones(1, 256, 1408), ACTIONS)
+    torch.testing.assert_close(shares, torch.ones(1, 100, 1))
+    assert 0 < largest <= cost.TEMPORARY_ELEMENTS
+
+
+def test_a_users_own_function_is_a_cost_like_any_other() -> None:
+    def backwards(predicted: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+        return actions[..., 0].clamp(max=0).neg().unflatten(2, (predicted.shape[2], -1)).sum(-1)
+
+    whole = WeightedSum(((1.0, GoalDistance()), (100.0, backwards)))
+    plan = CEM(samples=64, iterations=4, elites=8, horizon=4, cost=whole).plan(integrator(), reach((-0.3, 0.2)))
+    assert plan.actions[:, 0].min() > -1e-2
+    assert plan.actions[0, 1] > 0.5
 
 
 @pytest.mark.parametrize(
