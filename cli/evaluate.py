@@ -88,7 +88,7 @@ def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: 
 def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
     from rich.progress import TextColumn
 
-    from planner.cem import CEM
+    from planner import named
     from simulation.policies import oracle_policy, random_policy
     from simulation.tasks import make
     from training.evaluation import evaluate
@@ -96,8 +96,8 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
     settings = config.planner
-    optimiser = CEM(
-        samples=settings.samples, iterations=settings.iterations, elites=settings.elites, horizon=settings.horizon
+    optimiser = named.optimiser(
+        settings.optimiser, settings.samples, settings.iterations, settings.elites, settings.horizon
     )
     with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)

@@ -60,6 +60,8 @@ class PlannerDefaults:
     elites: int = 20
     horizon: int = 5
     execute: int = 5  # robot actions to take before planning again
+    optimiser: str = "cem"  # one of planner.named.OPTIMISERS
+    dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class PackageConfig:
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
     training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
     scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals
+
+    def __post_init__(self) -> None:
+        known = self.action.names if self.action is not None else ()
+        for name in self.planner.dimensions:
+            if name not in known:
+                raise PackageError(f"planner.dimensions must be among the action's names {known}, got {name!r}")
 
 
 @dataclass(frozen=True)

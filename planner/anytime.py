@@ -12,7 +12,7 @@ from typing import Protocol
 
 from planner.search import Search
 from planner.types import Plan, PlanningError, Problem, StopReason
-from planner.world_model import WorldModel
+from planner.world_model import CostFunction, WorldModel
 
 
 class Optimiser(Protocol):
@@ -26,6 +26,11 @@ class Optimiser(Protocol):
     @property
     def iterations(self) -> int:
         """The most a search runs."""
+        ...
+
+    @property
+    def cost(self) -> CostFunction:
+        """What it makes small."""
         ...
 
     def start(self, problem: Problem, block: int) -> Search:

@@ -13,7 +13,7 @@ import numpy as np
 
 from server.errors import Reason, ServiceError, invalid
 from server.jobs import Floats, SearchSize, ServedModel
-from server.messages import Array, Frame, ModelReply, Observation, PlannerSettings, PlanRequest
+from server.messages import OPTIMISERS, Array, Frame, ModelReply, Observation, PlannerSettings, PlanRequest
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,12 @@ def can_predict(served: ServedModel) -> SearchSize:
     return served.search
 
 
-def search_size(wanted: PlannerSettings, defaults: SearchSize, limits: SearchLimits) -> SearchSize:
+def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
     """The settings of a search: the request's where it has any, else the model's; all within the limits.
 
     Where samples are given without elites, the model's share of elites is kept.
     """
+    defaults = can_predict(served)
     samples = defaults.samples if wanted.samples is None else wanted.samples
     iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
     horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
@@ -126,7 +127,20 @@ def search_size(wanted: PlannerSettings, defaults: SearchSize, limits: SearchLim
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    return SearchSize(samples, iterations, elites, horizon)
+    optimiser = defaults.optimiser if wanted.optimiser is None else wanted.optimiser
+    if optimiser not in OPTIMISERS:
+        raise invalid("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", optimiser)
+    action_entries(wanted.dimensions, served.reply, "planner.dimensions")
+    return SearchSize(samples, iterations, elites, horizon, optimiser, wanted.dimensions or defaults.dimensions)
+
+
+def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:
+    """Different names of the model's action entries."""
+    for index, name in enumerate(names):
+        if name not in model.action_names:
+            raise invalid(f"{field}[{index}]", f"must be one of {', '.join(model.action_names)}", name)
+        if name in names[:index]:
+            raise invalid(f"{field}[{index}]", "must not be named twice", name)
 
 
 def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: str) -> None:

@@ -119,6 +119,8 @@ def decode_planner(message: models_pb2.PlannerSettings) -> messages.PlannerSetti
         iterations=message.iterations if message.HasField("iterations") else None,
         elites=message.elites if message.HasField("elites") else None,
         horizon=message.horizon if message.HasField("horizon") else None,
+        optimiser=message.optimiser if message.HasField("optimiser") else None,
+        dimensions=tuple(message.dimensions),
     )
 
 
@@ -167,6 +169,8 @@ def encode_planner(settings: messages.PlannerSettings) -> models_pb2.PlannerSett
         iterations=settings.iterations,
         elites=settings.elites,
         horizon=settings.horizon,
+        optimiser=settings.optimiser,
+        dimensions=settings.dimensions,
     )
 
 

@@ -11,12 +11,13 @@ import os
 import signal
 import socket
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from model.catalog import LoadedModel, load
-from model.package import PackageConfig, PackageError
+from model.package import PackageConfig, PackageError, PlannerDefaults
 from server import model_calls
 from server.channel import EngineChannel
 from server.errands import Errands
@@ -96,7 +97,7 @@ def device(name: str) -> torch.device:
 def describe(name: str, model: LoadedModel) -> ServedModel:
     """What the front must know of a model. Encodes once, to see in which numbers it computes."""
     config = model.package.config
-    action, defaults = config.action, config.planner
+    action, search = config.action, own_search(config.planner)
     reply = ModelReply(
         name=name,
         family=config.family,
@@ -113,13 +114,24 @@ def describe(name: str, model: LoadedModel) -> ServedModel:
         action_high=action.high if action is not None else (),
         rate_hz=action.rate_hz if action is not None else 0.0,
         block=action.block if action is not None else 0,
-        planner=PlannerSettings(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon),
+        planner=PlannerSettings(**asdict(search)),
         card=model.package.card(),
         execute=defaults.execute if action is not None else 0,
     )
     dtype = str(model_calls.encode_frames(model, [_black(config)]).dtype).removeprefix("torch.")
-    search = SearchSize(defaults.samples, defaults.iterations, defaults.elites, defaults.horizon)
     return ServedModel(reply, search if action is not None else None, config.history, str(model.device), dtype)
+
+
+def own_search(defaults: PlannerDefaults) -> SearchSize:
+    """A model's own search settings."""
+    return SearchSize(
+        defaults.samples,
+        defaults.iterations,
+        defaults.elites,
+        defaults.horizon,
+        defaults.optimiser,
+        defaults.dimensions,
+    )
 
 
 class Engine:
@@ -184,8 +196,7 @@ class Engine:
             goal = model_calls.to_host(model_calls.encode_frames(model, [frame])[0])
             if config.action is None:
                 continue
-            defaults = config.planner
-            size = SearchSize(defaults.samples, WARM_UP_ITERATIONS, defaults.elites, defaults.horizon)
+            size = replace(own_search(config.planner), iterations=WARM_UP_ITERATIONS)
             proprioception = None
             if config.proprioception_names:
                 proprioception = np.zeros((1, len(config.proprioception_names)), np.float32)

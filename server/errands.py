@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
-from planner.cost import GoalDistance
 from server import model_calls
 from server.failures import failed
 from server.jobs import (
@@ -163,7 +162,8 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob) -> Errand:
             yield Piece(("encode", job.model), part.stop - part.start)
             parts.append(model.encode(frames[part]))
         latents = torch.cat(parts)
-    steps = model_calls.distances(latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    cost = model_calls.cost_of(model)
+    steps = model_calls.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
     chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
     return EmbedDone(model_calls.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
 
@@ -176,6 +176,9 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
     goal = None if job.goal is None else model_calls.to_device(model, job.goal)[None]
     candidates = torch.from_numpy(job.candidates)
     horizon = candidates.shape[1] // model.block
+    cost = model_calls.cost_of(model)
+    if not job.costs_only:
+        cost = replace(cost, over="sum")  # how far each predicted latent is, whatever the search makes of it
     latents, costs = [], []
     for part in _parts(len(candidates), max(1, min(512, max_steps // horizon))):
         yield Piece(("rollout", job.model, horizon), part.stop - part.start)
@@ -183,7 +186,7 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
         with torch.no_grad():
             predicted = model.rollout(context, actions)
             if goal is not None:
-                costs.append(model_calls.to_host(GoalDistance()(predicted, goal, actions)[0]))
+                costs.append(model_calls.to_host(cost(predicted, goal, actions)[0]))
             if not job.costs_only:
                 latents.append(model_calls.to_host(predicted[0]))
     return RolloutDone(_joined(latents), _joined(costs))
@@ -192,7 +195,8 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
 def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[float, ...]:
     if goal is None:
         return ()
-    return tuple(model_calls.distances(latents, model_calls.to_device(model, goal)[None]).tolist())
+    cost = model_calls.cost_of(model)
+    return tuple(model_calls.distances(cost, latents, model_calls.to_device(model, goal)[None]).tolist())
 
 
 def _parts(count: int, at_once: int) -> Iterator[slice]:

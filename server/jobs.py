@@ -47,6 +47,8 @@ class SearchSize:
     iterations: int
     elites: int
     horizon: int  # model steps
+    optimiser: str = "cem"
+    dimensions: tuple[str, ...] = ()  # searched over; none: all
 
     @property
     def steps_per_iteration(self) -> int:

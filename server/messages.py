@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
+OPTIMISERS = ("cem", "icem", "mppi", "gradient", "vjepa2_ac")
+"""Names a request may ask for; `planner.named` makes them, where torch is."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class PlannerSettings:
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
+    optimiser: str | None = None
+    dimensions: tuple[str, ...] = ()  # empty: the model's
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
+from planner import named
 from planner.cost import GoalDistance
 from planner.types import ActionSpace
+from planner.world_model import CostFunction
 from server.jobs import Floats, Start
 from server.messages import Frame
-
-_DISTANCE = GoalDistance()
 
 
 def action_space(model: LoadedModel) -> ActionSpace | None:
@@ -47,10 +47,15 @@ def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor
     return model.context([*earlier, latent], proprioception)
 
 
-def distances(latents: Tensor, goals: Tensor) -> Tensor:
-    """The planner's cost, for one step, of each latent [count, *latent] toward its goal [count or 1, *latent]."""
+def cost_of(model: LoadedModel) -> GoalDistance:
+    """What the model's own search makes small."""
+    return named.cost(model.package.config.planner.optimiser)
+
+
+def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:
+    """The cost, for one step, of each latent [count, *latent] toward its goal [count or 1, *latent]."""
     nothing = latents.new_zeros(1)
-    return _DISTANCE(latents[:, None, None], goals.expand_as(latents), nothing)[:, 0, 0]
+    return cost(latents[:, None, None], goals.expand_as(latents), nothing)[:, 0, 0]
 
 
 def to_device(model: LoadedModel, values: Floats) -> Tensor:

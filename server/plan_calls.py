@@ -64,7 +64,7 @@ class PlanCalls:
         self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
     ) -> PlanReply:
         served = self._lanes.model(session.model if session is not None else request.model)
-        size = checks.search_size(request.planner, checks.can_predict(served), self._limits)
+        size = checks.search_size(request.planner, served, self._limits)
         checks.observation(request.observation, served.reply)
         goal = self._goals.toward(request.goal_id or (session.goal_id if session else ""), served.reply.name)
         follows = Continuation()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def _provenance(asked: Asked, size: SearchSize, served: ServedModel, version: st
         weights_digest=served.reply.weights_digest,
         crop_policy=served.reply.crop_policy,
         goal_id=asked.goal_id,
-        planner=PlannerSettings(size.samples, size.iterations, size.elites, size.horizon),
+        planner=PlannerSettings(**asdict(size)),
         device=served.device,
         dtype=served.dtype,
         server_version=version,

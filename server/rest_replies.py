@@ -304,7 +304,12 @@ def encode_score(reply: messages.ScoreReply, style: TensorStyle) -> ScoreReply:
 
 def _encode_planner(settings: messages.PlannerSettings) -> PlannerBody:
     return PlannerBody(
-        samples=settings.samples, iterations=settings.iterations, elites=settings.elites, horizon=settings.horizon
+        samples=settings.samples,
+        iterations=settings.iterations,
+        elites=settings.elites,
+        horizon=settings.horizon,
+        optimiser=settings.optimiser,
+        dimensions=list(settings.dimensions),
     )
 
 

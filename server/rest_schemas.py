@@ -191,9 +191,15 @@ class PlannerBody(BaseModel):
     iterations: Count | None = None
     elites: Count | None = None
     horizon: Count | None = None
+    optimiser: Name | None = Field(default=None, description=f"One of {', '.join(messages.OPTIMISERS)}")
+    dimensions: list[Name] = Field(
+        default=[], max_length=64, description="Names of the action entries to search over; the others stay at rest"
+    )
 
     def decoded(self) -> messages.PlannerSettings:
-        return messages.PlannerSettings(self.samples, self.iterations, self.elites, self.horizon)
+        return messages.PlannerSettings(
+            self.samples, self.iterations, self.elites, self.horizon, self.optimiser, tuple(self.dimensions)
+        )
 
 
 class PlanBody(BaseModel):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
-from planner.anytime import IterationClock
-from planner.cem import CEM
+from planner import named
+from planner.anytime import IterationClock, Optimiser
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from server import model_calls
@@ -33,7 +33,7 @@ class Running:
 
     number: int
     job: PlanJob
-    optimiser: CEM
+    optimiser: Optimiser
     search: Search
     latent: Floats
     goal_distance: float
@@ -164,20 +164,20 @@ class Searches:
         problem = Problem(
             context=model_calls.context_of(model, job.start, latent),
             goal=goal,
-            space=self._spaces[job.model],
+            space=named.searched(self._spaces[job.model], size.dimensions),
             seed=job.seed,
             warm_start=None if job.warm_start is None else self._warm_start(job, size.horizon * model.block),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
-        optimiser = CEM(samples=size.samples, iterations=size.iterations, elites=size.elites, horizon=size.horizon)
+        optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon)
         return Running(
             number=number,
             job=job,
             optimiser=optimiser,
             search=optimiser.start(problem, model.block),
             latent=on_host,
-            goal_distance=model_calls.distances(latent[None], goal[None]).item(),
+            goal_distance=model_calls.distances(optimiser.cost, latent[None], goal[None]).item(),
             began=times[0],
             encoded=times[1],
             kind=(job.model, size, tuple(tuple(part.shape) for part in problem.context)),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.catalog import LoadedModel
 from model.package import PackageError
+from planner import named
 from planner.anytime import Optimiser, plan_in_time
 from planner.receding import warm_start
 from planner.types import ActionSpace, Plan, Problem
@@ -211,11 +212,12 @@ def proprioception_of(model: LoadedModel, felt: Sequence[NDArray[np.float32]]) -
 
 
 def action_space(model: LoadedModel) -> ActionSpace:
-    """What the robot of this model can be told to do. PackageError for a model that only embeds."""
+    """What a search with this model may tell its robot to do. PackageError for a model that only embeds."""
     action = model.package.config.action
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
-    return ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz)
+    space = ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz)
+    return named.searched(space, model.package.config.planner.dimensions)
 
 
 def _starts_solved(robot: Robot, pair: Pair) -> bool:

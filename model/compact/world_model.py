@@ -61,7 +61,7 @@ class CompactWorldModel:
         write_package(folder, config, saved_weights(network), f"# {config.name}\n\nUntrained.\n")
         return cls.from_package(read_package(folder), torch.device("cpu"))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch latent"]:
         """One latent per frame."""
         parts = [
@@ -69,7 +69,7 @@ class CompactWorldModel:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """Every frame's latent and tokens; the pooled vector is the mean of the latents."""
         tokens = torch.cat(

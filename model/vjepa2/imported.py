@@ -46,7 +46,15 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
         network=describe({part: network for part, (_, network) in parts(model).items()}),
         action=action if acts else None,
         proprioception_names=POSE_NAMES if acts else (),
-        planner=PlannerDefaults(samples=800, iterations=10, elites=10, horizon=1, execute=1),
+        planner=PlannerDefaults(
+            samples=800,
+            iterations=10,
+            elites=10,
+            horizon=1,
+            execute=1,
+            optimiser="vjepa2_ac",
+            dimensions=("x", "y", "z", "gripper") if acts else (),
+        ),
         training={
             "imported_from": source,
             "layout": layout,

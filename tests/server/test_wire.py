@@ -60,7 +60,7 @@ DONE = PlanDone(
 )
 MODEL = ModelReply(
     *("arm", "compact", "0" * 64, 64, 64, "exact", 1, (128,), (), ("a", "b"), ("rad/s", "rad/s"), (-1.5, -1.5)),
-    *((1.5, 1.5), 10.0, 5, PlannerSettings(200, 8, 20, 5), "# card"),
+    *((1.5, 1.5), 10.0, 5, PlannerSettings(200, 8, 20, 5, "cem", ("shoulder",)), "# card"),
 )
 
 

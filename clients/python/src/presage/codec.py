@@ -122,7 +122,12 @@ def observation_message(observation: values.Observation, sequence: int | None = 
 def planner_message(settings: values.PlannerSettings | None) -> models_pb2.PlannerSettings:
     chosen = settings or values.PlannerSettings()
     return models_pb2.PlannerSettings(
-        samples=chosen.samples, iterations=chosen.iterations, elites=chosen.elites, horizon=chosen.horizon
+        samples=chosen.samples,
+        iterations=chosen.iterations,
+        elites=chosen.elites,
+        horizon=chosen.horizon,
+        optimiser=chosen.optimiser,
+        dimensions=chosen.dimensions,
     )
 
 
@@ -185,6 +190,8 @@ def planner_value(message: models_pb2.PlannerSettings) -> values.PlannerSettings
         iterations=message.iterations or None,
         elites=message.elites or None,
         horizon=message.horizon or None,
+        optimiser=message.optimiser or None,
+        dimensions=tuple(message.dimensions),
     )
 
 

@@ -55,6 +55,9 @@ class PlannerSettings:
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
+    optimiser: str | None = None
+    dimensions: tuple[str, ...] = ()
+    """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):

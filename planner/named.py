@@ -1,0 +1,69 @@
+"""The optimisers that a request or a model package can ask for by name, and the part of an action space they search.
+
+For callers who hold settings as plain values; in Python, make an optimiser from its own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+from planner.anytime import Optimiser
+from planner.cem import CEM
+from planner.cost import GoalDistance
+from planner.gradient import Gradient
+from planner.mppi import MPPI
+from planner.types import ActionSpace, PlanningError
+
+OptimiserName = Literal["cem", "icem", "mppi", "gradient", "vjepa2_ac"]
+"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
+OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
+
+
+def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: int) -> Optimiser:
+    """The named optimiser at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
+
+    Raises PlanningError for an unknown name or a size that its class refuses.
+    """
+    match name:
+        case "cem":
+            return CEM(samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case "icem":
+            return replace(CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case "vjepa2_ac":
+            published = CEM.vjepa2_ac_paper()
+            return replace(published, samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case "mppi":
+            return MPPI(samples=samples, iterations=iterations, horizon=horizon)
+        case "gradient":
+            return Gradient(starts=samples, iterations=iterations, horizon=horizon)
+        case _:
+            raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
+
+
+def cost(name: str) -> GoalDistance:
+    """What the named optimiser makes small. Raises PlanningError for an unknown name."""
+    smallest = optimiser(name, samples=3, iterations=1, elites=2, horizon=1).cost
+    assert isinstance(smallest, GoalDistance)
+    return smallest
+
+
+def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
+    """The space with every other dimension held at mid-range, which is rest; all are searched where none is named.
+
+    A dimension that the space itself holds stays held. Raises PlanningError for a name that it does not have.
+    """
+    for name in dimensions:
+        if name not in space.names:
+            raise PlanningError("planner.dimensions", f"must be among {', '.join(space.names)}", name)
+    if not dimensions:
+        return space
+    held = space.frozen or (None,) * space.dimensions
+    return replace(
+        space,
+        frozen=tuple(
+            value if value is not None or name in dimensions else (low + high) / 2
+            for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
+        ),
+    )

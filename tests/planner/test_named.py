@@ -1,0 +1,54 @@
+"""Optimisers asked for by name, and the part of an action space they search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planner import named
+from planner.cem import CEM
+from planner.cost import GoalDistance
+from planner.types import ActionSpace, PlanningError, Problem
+from tests.planner.problems import integrator, space
+
+SPACE = ActionSpace(("x", "y", "grip"), ("m", "m", "1"), (-1.0, -1.0, 0.0), (1.0, 1.0, 2.0), 10.0)
+
+
+@pytest.mark.parametrize("name", named.OPTIMISERS)
+def test_every_name_plans_toward_the_goal(name: str) -> None:
+    optimiser = named.optimiser(name, samples=48, iterations=8, elites=6, horizon=2)
+    assert (optimiser.iterations, optimiser.horizon) == (8, 2)
+    problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, -0.1]), space(), seed=3)
+    plan = optimiser.plan(integrator(), problem)
+    assert plan.iterations <= 8
+    still = GoalDistance()(torch.zeros(1, 1, 2, 2), problem.goal[None], torch.zeros(1, 1, 2, 2)).sum()
+    assert plan.cost < still
+
+
+def test_the_published_search_keeps_its_rules() -> None:
+    chosen = named.optimiser("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
+    paper = CEM.vjepa2_ac_paper()
+    assert isinstance(chosen, CEM)
+    assert (chosen.noise, chosen.cost, chosen.gripper) == (paper.noise, paper.cost, paper.gripper)
+    assert chosen.samples == 64
+    assert named.cost("vjepa2_ac") == GoalDistance("l1", over="last")
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"planner.optimiser must be one of cem, .*got annealing"):
+        named.optimiser("annealing", 10, 1, 2, 1)
+
+
+def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:
+    assert named.searched(SPACE, ()) == SPACE
+    assert named.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
+
+
+def test_what_the_space_holds_stays_held() -> None:
+    holding = ActionSpace(SPACE.names, SPACE.units, SPACE.low, SPACE.high, 10.0, frozen=(None, None, 0.5))
+    assert named.searched(holding, ("x", "grip")).frozen == (None, 0.0, 0.5)
+
+
+def test_an_unknown_dimension_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
+        named.searched(SPACE, ("x", "z"))
