@@ -16,7 +16,7 @@ from planner.cem import CEM
 from planner.gradient import Gradient
 from planner.search import Search, finished_plan
 from planner.types import Plan, PlanningError, Problem, StopReason
-from planner.world_model import WorldModel
+from planner.world_model import CostFunction, WorldModel
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Hybrid:
     def iterations(self) -> int:
         """Of both halves."""
         return self.search.iterations + self.polish.iterations
+
+    @property
+    def cost(self) -> CostFunction:
+        """Of both halves."""
+        return self.search.cost
 
     def plan(
         self,

@@ -13,10 +13,11 @@ from planner.anytime import Optimiser
 from planner.cem import CEM
 from planner.cost import GoalDistance
 from planner.gradient import Gradient
+from planner.hybrid import Hybrid
 from planner.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
-OptimiserName = Literal["cem", "icem", "mppi", "gradient", "vjepa2_ac"]
+OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "vjepa2_ac"]
 """`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
 OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
 
@@ -38,13 +39,25 @@ def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: in
             return MPPI(samples=samples, iterations=iterations, horizon=horizon)
         case "gradient":
             return Gradient(starts=samples, iterations=iterations, horizon=horizon)
+        case "hybrid":
+            return _hybrid(samples, iterations, elites, horizon)
         case _:
             raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
 
 
+def _hybrid(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
+    """A quarter of the iterations samples, the others polish the best four at most."""
+    if iterations < 2:
+        raise PlanningError("planner.iterations", "must be >= 2 for hybrid", iterations)
+    sampling = max(1, iterations // 4)
+    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
+    starts = min(4, search.kept_count)
+    return Hybrid(search, Gradient(starts=starts, iterations=iterations - sampling, step=0.1, horizon=horizon))
+
+
 def cost(name: str) -> GoalDistance:
     """What the named optimiser makes small. Raises PlanningError for an unknown name."""
-    smallest = optimiser(name, samples=3, iterations=1, elites=2, horizon=1).cost
+    smallest = optimiser(name, samples=3, iterations=2, elites=2, horizon=1).cost
     assert isinstance(smallest, GoalDistance)
     return smallest
 

@@ -66,6 +66,13 @@ def test_a_rollout_longer_than_one_call_continues_from_its_last_prediction(model
         torch.testing.assert_close(whole[:, sample : sample + 1, 3:], second)
 
 
+def test_a_rollout_from_an_encoding_can_be_differentiated(model: CompactWorldModel) -> None:
+    given = actions(1, 2, 4).requires_grad_()
+    model.rollout(model.context(list(model.encode(frames(1))), None), given).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert given.grad is not None
+    assert (given.grad != 0).all()
+
+
 def test_company_changes_a_prediction_by_rounding_only(model: CompactWorldModel) -> None:
     latents = model.encode(frames(3))
     given = actions(3, 5, 6)
