@@ -116,7 +116,7 @@ def describe(name: str, model: LoadedModel) -> ServedModel:
         block=action.block if action is not None else 0,
         planner=PlannerSettings(**asdict(search)),
         card=model.package.card(),
-        execute=defaults.execute if action is not None else 0,
+        execute=config.planner.execute if action is not None else 0,
     )
     dtype = str(model_calls.encode_frames(model, [_black(config)]).dtype).removeprefix("torch.")
     return ServedModel(reply, search if action is not None else None, config.history, str(model.device), dtype)
