@@ -19,6 +19,7 @@ _FORESEEN = (
     ("server.errors", "ServiceError"),
     ("server.settings", "SettingsError"),
     ("simulation.episodes", "EpisodeError"),
+    ("training.datasets.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
     ("simulation.pusht", "MissingSimulator"),
 )

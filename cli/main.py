@@ -8,6 +8,7 @@ import typer
 
 from cli import failures
 from cli.data import collect
+from cli.dataset import inspect as inspect_dataset
 from cli.demo.command import demo
 from cli.embed import embed
 from cli.evaluate import evaluate
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Gather episodes to train on.", no_args_is_help=True)
+data = typer.Typer(help="Gather episodes to train on, and look into recorded ones.", no_args_is_help=True)
 weights = typer.Typer(help="Look into model packages and make them from published weights.", no_args_is_help=True)
 
 app.command("serve")(serve)
@@ -36,6 +37,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 data.command("collect")(collect)
+data.command("inspect")(inspect_dataset)
 app.add_typer(weights, name="weights")
 weights.command("inspect")(inspect)
 weights.command("import")(import_weights)

@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cli.training_config import TrainingConfig
     from simulation.episodes import EpisodeBatch
     from training.compact import TrainProgress
+    from training.datasets.loading import Skipped
     from training.episodes import Episodes
 
 LOG_EVERY = 50  # steps, where nobody watches the bar
@@ -30,7 +31,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder of the package to write; resumes what lies there.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Episodes from `presage data collect`; otherwise they are gathered first."),
+        typer.Option("--data", help="Recorded episodes; otherwise the config's dataset, or they are gathered first."),
     ] = None,
     episodes: Annotated[int | None, typer.Option("--episodes", min=2, help="How many to gather.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
@@ -55,16 +56,20 @@ def train(
 
     from model.package import read_package, write_package
     from training.card import card
+    from training.datasets.loading import remove_frames
 
     if threads:
         torch.set_num_threads(threads)
-    gathered = _open(data) if data is not None else _gather(screen, chosen)
+    gathered, skipped = _episodes(screen, chosen, data, out)
     folder, last = _fit(screen, chosen, gathered, out)
+    remove_frames(folder)
     package = read_package(folder)
     write_package(folder, package.config, package.weights(), card(package.config))
     value: dict[str, Any] = {
         "folder": str(folder),
-        "task": chosen.task,
+        "task": chosen.task or None,
+        "episodes": gathered.source,
+        "skipped": [asdict(entry) for entry in skipped],
         "steps": last.steps,
         "seconds": round(last.seconds, 1),
         "prediction_loss": last.prediction_loss,
@@ -73,7 +78,8 @@ def train(
     }
     probe = f", probe R2 {min(last.probe_r2):.3f} to {max(last.probe_r2):.3f}" if last.probe_r2 else ""
     told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.prediction_loss:.4f}{probe}"
-    screen.result(value, f"{told}\nmeasure it with: presage eval --model {folder} --task {chosen.task}")
+    then = f"measure it with: presage eval --model {folder} --task {chosen.task}"
+    screen.result(value, f"{told}\n{then if chosen.task else f'serve it with: presage serve --model {folder}'}")
 
 
 def _fit(screen: Screen, config: TrainingConfig, episodes: Episodes, out: Path) -> tuple[Path, TrainProgress]:
@@ -101,6 +107,23 @@ def _fit(screen: Screen, config: TrainingConfig, episodes: Episodes, out: Path) 
         except ValueError as error:  # a recipe that does not suit the episodes or the checkpoint in `out`
             raise CommandError(str(error)) from error
     return folder, last[0]
+
+
+def _episodes(
+    screen: Screen, config: TrainingConfig, recorded: Path | None, out: Path
+) -> tuple[Episodes, tuple[Skipped, ...]]:
+    """What to train on, and recorded episodes that were left out."""
+    path = recorded or (Path(config.dataset) if config.dataset else None)
+    if path is None:
+        return _gather(screen, config), ()
+    if (path / "episodes.json").is_file():
+        return _open(path), ()
+
+    from cli.recordings import load_recordings
+    from training.datasets.dataset import ReadOptions
+
+    options = ReadOptions(config.camera, config.proprioception, config.rate_hz)
+    return load_recordings(screen, path, options, config.image_size, out)
 
 
 def _gather(screen: Screen, config: TrainingConfig) -> Episodes:

@@ -19,7 +19,7 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training. Episodes are gathered with the task's exploring policy."""
+    """A training. Episodes are gathered with the task's exploring policy, or read from a dataset."""
 
     task: str
     name: str  # of the package
@@ -27,6 +27,10 @@ class TrainingConfig:
     episode_steps: int = 50
     data_seed: int = 1
     image_size: int = 64
+    dataset: str = ""  # path of recorded episodes; takes the place of the task and of what gathering needs
+    camera: str = ""  # of the dataset, where it has several
+    proprioception: str = ""  # the dataset's name for it, where it is not the usual one
+    rate_hz: float = 0.0  # of the dataset, where it does not say
     recipe: CompactRecipe = field(default_factory=CompactRecipe)
 
 
@@ -42,6 +46,8 @@ def read_config(config: str) -> TrainingConfig:
     if not isinstance(content, dict):
         raise CommandError(f"{path} must hold names and values, got {type(content).__name__}")
     content = {"name": path.stem, **content}
+    if "dataset" in content:
+        content = {"task": "", **content}
     try:
         recipe = dict(_mapping(content.get("recipe", {}), "recipe"))
         recipe["planner"] = _build(
@@ -51,7 +57,10 @@ def read_config(config: str) -> TrainingConfig:
         built = _build(TrainingConfig, content, "")
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
-    checked_task(built.task)
+    if bool(built.task) == bool(built.dataset):
+        raise CommandError(f"{path}: must name a task or a dataset, and not both")
+    if built.task:
+        checked_task(built.task)
     return built
 
 

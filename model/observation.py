@@ -13,10 +13,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-CropPolicy = Literal["planning", "training", "evaluation", "evaluation_antialiased", "exact"]
+CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation", "evaluation_antialiased", "exact"]
 """How an image becomes the model's size.
 
 - `planning`: the largest centred square, resized. What V-JEPA 2-AC was published to plan with.
+- `planning_antialiased`: the same square, smoothed before it gets smaller. What models trained here on a lab's own
+  recordings see: their cameras are many times larger than their models' images.
 - `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the centre, then squashed to a square. What V-JEPA
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
 - `evaluation`: short side resized to 256/224 of the size, then the centre cut out. V-JEPA 2 encoders were scored so.
@@ -49,21 +51,36 @@ def prepare(
     `mean` and `std` are of pixel values scaled to 0..1. Raises `ObservationError` for anything but 8-bit RGB frames
     with channels last, for a size that is not square where the policy makes squares, and, with `exact`, for any other.
     """
-    check_frames(frames)
-    if policy not in CROP_POLICIES:
-        raise ObservationError(f"crop policy: must be one of {', '.join(CROP_POLICIES)}, got {policy!r}")
-    if policy == "exact":
-        if tuple(frames.shape[1:3]) != size:
-            got = " x ".join(str(side) for side in frames.shape[1:3])
-            raise ObservationError(f"frames: must be {size[0]} x {size[1]} (height x width) exactly, got {got}")
-        pixels = frames.movedim(-1, 1).float()
-    else:
-        if size[0] != size[1]:
-            raise ObservationError(f"size: must be square with the {policy} policy, got {size[0]} x {size[1]}")
-        pixels = _crop(frames, policy, size[0])
+    pixels = _pixels(frames, policy, size)
     centre = pixels.new_tensor(mean).mul(255).view(3, 1, 1)
     spread = pixels.new_tensor(std).mul(255).view(3, 1, 1)
     return (pixels - centre) / spread
+
+
+def fit(
+    frames: UInt8[Tensor, "batch height width 3"], policy: CropPolicy, size: tuple[int, int]
+) -> UInt8[Tensor, "batch rows columns 3"]:
+    """The policy's part of RGB frames as images of `size`, in whole pixel values; raises as `prepare` does."""
+    if policy == "exact":
+        _check(frames, policy, size)
+        return frames
+    return _pixels(frames, policy, size).round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1)
+
+
+def _pixels(frames: Tensor, policy: CropPolicy, size: tuple[int, int]) -> Float[Tensor, "batch 3 rows columns"]:
+    _check(frames, policy, size)
+    return frames.movedim(-1, 1).float() if policy == "exact" else _crop(frames, policy, size[0])
+
+
+def _check(frames: Tensor, policy: CropPolicy, size: tuple[int, int]) -> None:
+    check_frames(frames)
+    if policy not in CROP_POLICIES:
+        raise ObservationError(f"crop policy: must be one of {', '.join(CROP_POLICIES)}, got {policy!r}")
+    if policy == "exact" and tuple(frames.shape[1:3]) != size:
+        got = " x ".join(str(side) for side in frames.shape[1:3])
+        raise ObservationError(f"frames: must be {size[0]} x {size[1]} (height x width) exactly, got {got}")
+    if policy != "exact" and size[0] != size[1]:
+        raise ObservationError(f"size: must be square with the {policy} policy, got {size[0]} x {size[1]}")
 
 
 def check_frames(frames: Tensor) -> None:
@@ -88,13 +105,15 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
         # Halves round to even, as the published crop does: it moves the window by one pixel.
         top, left = round((rows - side) / 2), round((columns - side) / 2)
         return resized[:, :, top : top + side, left : left + side]
-    narrowest, widest = (1.0, 1.0) if policy == "planning" else TRAINING_ASPECTS
+    narrowest, widest = TRAINING_ASPECTS if policy == "training" else (1.0, 1.0)
     rows, columns = height, width
     if width / height > widest:
         columns = round(height * widest)
     elif width / height < narrowest:
         rows = round(width / narrowest)
     top, left = (height - rows) // 2, (width - columns) // 2
+    if policy == "planning_antialiased":
+        return _resize_smooth(frames[:, top : top + rows, left : left + columns], side, side)
     part = frames[:, top : top + rows, left : left + columns].movedim(-1, 1).float()
     return F.interpolate(part, size=(side, side), mode="bilinear", align_corners=False)
 

@@ -161,7 +161,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
     return PackageConfig(
         name=name,
         family="compact",
-        image=ImageSpec(height=height, width=width),
+        image=ImageSpec(height, width, episodes.crop_policy),
         latent_shape=(recipe.latent,),
         network=dict(network_settings(network)),
         action=action,

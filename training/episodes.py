@@ -27,6 +27,7 @@ class Episodes:
     source: str  # where they come from, for the model card
     probe_targets: NDArray[np.float32] | None = None  # [episodes, steps + 1, targets]: what a linear probe should find
     lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
+    crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.observation`)
 
     def __post_init__(self) -> None:
         episodes, steps = self.actions.shape[:2]

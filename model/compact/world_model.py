@@ -13,6 +13,7 @@ from torch import Tensor
 from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.normalizer import ActionNormalizer
+from model.observation import CROP_POLICIES, CropPolicy, fit
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
 
 FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
@@ -30,8 +31,13 @@ class CompactWorldModel:
                 f"{package.config.name}: network.action_width must be block x dimensions = "
                 f"{action.block * len(action.names)}, got {network.config.action_width}"
             )
+        image = package.config.image
+        if image.crop_policy not in CROP_POLICIES:
+            raise PackageError(f"{package.config.name}: image.crop_policy must be one of {CROP_POLICIES}")
         self.package = package
         self.device = device
+        self._policy: CropPolicy = image.crop_policy  # type: ignore[assignment]  # checked above
+        self._size = (image.height, image.width)
         self.block = action.block
         self._network = network.to(device).eval().requires_grad_(False)
         self._normalizer = ActionNormalizer(action).to(device)
@@ -64,22 +70,19 @@ class CompactWorldModel:
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch latent"]:
         """One latent per frame."""
-        parts = [
-            self._network.encode(to_network_input(part.to(self.device))) for part in torch.split(frames, FRAMES_AT_ONCE)
-        ]
+        parts = [self._network.encode(self._input(part)) for part in torch.split(frames, FRAMES_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """Every frame's latent and tokens; the pooled vector is the mean of the latents."""
-        tokens = torch.cat(
-            [
-                self._network.tokens(to_network_input(part.to(self.device)))
-                for part in torch.split(frames, FRAMES_AT_ONCE)
-            ]
-        )
+        tokens = torch.cat([self._network.tokens(self._input(part)) for part in torch.split(frames, FRAMES_AT_ONCE)])
         latents = self._network.pool(tokens)
         return ClipEmbedding(pooled=latents.mean(dim=0), per_frame=latents, tokens=tokens)
+
+    def _input(self, frames: Tensor) -> Float[Tensor, "batch 3 height w"]:
+        """Frames as the network takes them, cropped on its device."""
+        return to_network_input(fit(frames.to(self.device), self._policy, self._size))
 
     def context(
         self, latents: Sequence[Float[Tensor, " latent"]], proprioception: Float[Tensor, "history p"] | None

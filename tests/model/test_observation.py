@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.observation import CROP_POLICIES, CropPolicy, ObservationError, prepare
+from model.observation import CROP_POLICIES, CropPolicy, ObservationError, fit, prepare
 from tests.model.vjepa2.reference_files import fixture, worst
 
 PUBLISHED: dict[CropPolicy, str] = {
@@ -86,9 +86,24 @@ def test_frames_of_the_wrong_kind_are_refused_by_name(frames: Tensor, message: s
         prepare(frames, "planning", (16, 16))
 
 
+def test_a_smoothed_square_is_the_mean_of_its_pixels_and_a_plain_one_is_not() -> None:
+    stripes = torch.zeros(1, 32, 48, 3, dtype=torch.uint8)
+    stripes[:, :, 8:40:4] = 255  # every fourth column of the square in the middle
+    stripes[:, :, :8] = stripes[:, :, 40:] = 77  # what lies beside it is not seen
+    smooth = fit(stripes, "planning_antialiased", (8, 8))
+    assert smooth.shape == (1, 8, 8, 3)
+    assert (smooth[:, :, 1:-1].float() - 255 / 4).abs().max() < 8
+    assert fit(stripes, "planning", (8, 8)).float().std() < 1e-6  # one column of four, the same each time
+    assert (fit(stripes, "planning", (8, 8)).float() - 255 / 4).abs().max() > 60
+    assert torch.equal(fit(stripes, "exact", (32, 48)), stripes)
+    assert torch.equal(fit(stripes[:, :, 8:40], "planning", (32, 32)), stripes[:, :, 8:40])
+    with pytest.raises(ObservationError, match="exactly"):
+        fit(stripes, "exact", (32, 32))
+
+
 def test_unknown_policies_and_oblong_squares_are_refused() -> None:
     frame = column_numbers(16, 16)
-    with pytest.raises(ObservationError, match="crop policy: must be one of planning, training"):
+    with pytest.raises(ObservationError, match="crop policy: must be one of planning, planning_antialiased, training"):
         prepare(frame, "middle", (16, 16))  # type: ignore[arg-type]
     with pytest.raises(ObservationError, match="size: must be square with the planning policy, got 16 x 24"):
         prepare(frame, "planning", (16, 24))
