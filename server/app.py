@@ -51,7 +51,8 @@ from server.messages import (
     SessionRequest,
 )
 from server.plan_calls import PlanCalls, start_of
-from server.session import Session, SessionTable
+from server.session import Session
+from server.session_table import SessionTable
 
 MIB = 1024 * 1024
 HOUSEKEEPING_S = 2.0

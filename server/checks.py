@@ -77,7 +77,7 @@ def plan(request: PlanRequest) -> None:
     """What of a plan request needs no model."""
     if request.budget_ms is not None and not (math.isfinite(request.budget_ms) and request.budget_ms > 0):
         raise invalid("budget_ms", "must be finite and > 0", request.budget_ms)
-    for field in ("executed", "committed"):
+    for field in ("executed", "committed", "plan_sequence"):
         count = getattr(request, field)
         if count < 0:
             raise invalid(field, "must be >= 0", count)

@@ -135,6 +135,7 @@ def decode_plan_request(message: planning_pb2.PlanRequest, observation: messages
         budget_ms=message.budget_ms if message.HasField("budget_ms") else None,
         executed=message.executed,
         request_id=message.request_id,
+        plan_sequence=message.plan_sequence,
     )
 
 

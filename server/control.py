@@ -29,6 +29,7 @@ class _Waiting:
     message: planning_pb2.ControlObservation
     sequence: int
     goal_id: str
+    plan_sequence: int
     received: float
 
 
@@ -65,6 +66,7 @@ class _Loop:
         self._door, self._start, self._deadline, self._request_id = door, start, deadline, request_id
         self._goal_id = start.goal_id
         self._sequence = last_sequence
+        self._told = 0  # sequence of the last plan sent, which a robot that names none counts from
         self._waiting: _Waiting | None = None
         self._skipped: deque[int] = deque(maxlen=_REMEMBERED_SKIPS)
         self._news = asyncio.Event()
@@ -119,7 +121,9 @@ class _Loop:
             self._door.telemetry.skipped_observations.inc()
         sequence = message.observation.sequence or self._sequence + 1
         self._sequence = max(self._sequence, sequence)
-        self._waiting = _Waiting(message, sequence, self._goal_id, time.monotonic())
+        self._waiting = _Waiting(
+            message, sequence, self._goal_id, message.plan_sequence or self._told, time.monotonic()
+        )
         self._news.set()
 
     def _close(self) -> None:
@@ -141,10 +145,12 @@ class _Loop:
             plan = await self._planned(waiting)
         except Exception as error:
             told = explain(error, self._request_id)
+            self._told = 0  # it may be the plan that is not known any more
             await self._send(codec.encode_control_error(told, waiting.sequence))
             return
         reply = planning_pb2.ControlPlan(plan=codec.encode_plan(plan), skipped_sequences=self._skipped)
         self._skipped.clear()
+        self._told = plan.observation_sequence
         await self._send(planning_pb2.ControlResponse(plan=reply))
 
     async def _planned(self, waiting: _Waiting) -> messages.PlanReply:
@@ -162,6 +168,7 @@ class _Loop:
             budget_ms=self._start.budget_ms if self._start.HasField("budget_ms") else None,
             executed=message.executed,
             committed=message.committed,
+            plan_sequence=waiting.plan_sequence,
         )
         decode_ms = (time.monotonic() - started) * 1e3
         plan = await self._door.application.plan(request, self._deadline, waiting.received, decode_ms)

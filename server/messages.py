@@ -53,6 +53,7 @@ class PlanRequest:
     executed: int = 0
     committed: int = 0
     request_id: str = ""
+    plan_sequence: int = 0
 
 
 @dataclass(frozen=True)

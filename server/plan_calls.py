@@ -20,7 +20,8 @@ from server.lanes import Lanes
 from server.messages import Observation, PlanReply, PlanRequest
 from server.planning import Asked, found, left_over
 from server.scheduler import too_late
-from server.session import Continuation, CurrentPlan, Seen, Session, SessionTable, Turn
+from server.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
+from server.session_table import SessionTable
 
 
 class PlanCalls:
@@ -67,9 +68,10 @@ class PlanCalls:
         size = checks.search_size(request.planner, served, self._limits)
         checks.observation(request.observation, served.reply)
         goal = self._goals.toward(request.goal_id or (session.goal_id if session else ""), served.reply.name)
-        follows = Continuation()
+        place, follows = Place(0), Continuation()
         if session is not None:
-            follows = session.continuation(request.executed, request.committed, goal.goal_id)
+            place = session.place(request.executed, request.plan_sequence)
+            follows = session.continuation(place, request.committed, goal.goal_id)
         if request.committed > size.horizon * served.reply.block:
             rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
             raise invalid("committed", rule, request.committed)
@@ -103,7 +105,7 @@ class PlanCalls:
             try:
                 reply, latent = await self._search(job, asked, served, deadline)
             except ServiceError as error:
-                rest = session.rest(request.executed, goal.goal_id)
+                rest = session.rest(place, goal.goal_id)
                 now = time.monotonic()
                 if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
                     raise
@@ -111,7 +113,7 @@ class PlanCalls:
         except BaseException:
             session.give_back(turn)
             raise
-        self._remember(session, turn, request, reply, latent, served)
+        self._remember(session, turn, request, place, reply, latent, served)
         return reply
 
     async def _search(
@@ -126,16 +128,24 @@ class PlanCalls:
         session: Session,
         turn: Turn,
         request: PlanRequest,
+        place: Place,
         reply: PlanReply,
         latent: Floats | None,
         served: ServedModel,
     ) -> None:
         plan = CurrentPlan(
-            reply.actions, reply.step_costs, served.reply.block, reply.provenance.goal_id, reply.goal_distance
+            actions=reply.actions,
+            step_costs=reply.step_costs,
+            block=served.reply.block,
+            goal_id=reply.provenance.goal_id,
+            goal_distance=reply.goal_distance,
+            sequence=turn.sequence,
+            begins_at=place.since_reset,
+            previous_action=place.previous_action,
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
         seen = None if latent is None else Seen(turn.sequence, latent, proprioception)
-        session.commit(turn, plan, seen, request.executed)
+        session.commit(turn, plan, seen)
         self._sessions.touch(session, time.monotonic())
 
 

@@ -213,8 +213,11 @@ class PlanBody(BaseModel):
     planner: PlannerBody = PlannerBody()
     seed: Number64 | None = None
     budget_ms: Real | None = Field(default=None, description="Time to think")
-    executed: Count = Field(default=0, description="Actions of the session's last plan executed since")
+    executed: Count = Field(default=0, description="Actions executed of the plan that plan_sequence names")
     request_id: Name = Field(default="", description="Repeating it in a session returns the same plan")
+    plan_sequence: Number64 = Field(
+        default=0, description="observation_sequence of the plan that executed counts from; 0 means the session's last"
+    )
 
     def decoded(self, observation: messages.Observation) -> messages.PlanRequest:
         return messages.PlanRequest(
@@ -227,6 +230,7 @@ class PlanBody(BaseModel):
             budget_ms=self.budget_ms,
             executed=self.executed,
             request_id=self.request_id,
+            plan_sequence=self.plan_sequence,
         )
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, invalid
 from server.jobs import Floats
 from server.messages import PlanReply, SessionReply
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
+KEPT_PLANS = 16  # plans that a robot may say it follows
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,33 @@ class Seen:
 
 @dataclass(frozen=True)
 class CurrentPlan:
-    """The plan a robot was given last."""
+    """A plan a robot was given."""
 
     actions: Floats  # [time, action]
     step_costs: tuple[float, ...]  # predicted, one per model step
     block: int  # actions per model step
     goal_id: str
     goal_distance: float  # of the observation it was made for
+    sequence: int  # of that observation
+    begins_at: int  # actions the robot had executed in its episode when it made that observation
+    previous_action: Floats | None = None  # the last of them
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a robot was when it made an observation: `executed` actions into the plan it followed."""
+
+    executed: int
+    followed: CurrentPlan | None = None
+    since_reset: int = 0  # actions executed in its episode
+
+    @property
+    def previous_action(self) -> Floats | None:
+        """The last action executed."""
+        if self.followed is None or self.executed == 0:
+            return None if self.followed is None else self.followed.previous_action
+        action: Floats = self.followed.actions[min(self.executed, len(self.followed.actions)) - 1]
+        return np.array(action)
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,7 @@ class Session:
     def _forget(self) -> None:
         self.plans, self.last_sequence = 0, 0
         self.current: CurrentPlan | None = None
-        self._previous_action: Floats | None = None
+        self._plans: OrderedDict[int, CurrentPlan] = OrderedDict()  # by sequence, the current one among them
         self._used = 0
         self._turns: set[int] = set()
         self._seen: deque[Seen] = deque(maxlen=self._kept)
@@ -113,16 +134,18 @@ class Session:
         if turn.epoch == self.epoch:
             self._turns.discard(turn.sequence)
 
-    def commit(self, turn: Turn, plan: CurrentPlan, seen: Seen | None, executed: int) -> None:
+    def commit(self, turn: Turn, plan: CurrentPlan, seen: Seen | None) -> None:
         """Remember a turn's plan and observation, unless a reset or a newer observation has overtaken it."""
         if turn.epoch != self.epoch:
             return
         self._turns.discard(turn.sequence)
         self.plans += 1
+        self._plans[turn.sequence] = plan
+        while len(self._plans) > KEPT_PLANS:
+            self._plans.popitem(last=False)
         if turn.sequence <= self._used:
             return
         self._used = turn.sequence
-        self._previous_action = self._last_executed(executed)
         self.current, self.goal_id = plan, plan.goal_id
         if seen is not None:
             self._seen.append(seen)
@@ -137,43 +160,61 @@ class Session:
             while len(self._replies) > KEPT_REPLIES:
                 self._replies.popitem(last=False)
 
-    def continuation(self, executed: int, committed: int, goal_id: str) -> Continuation:
-        """What the next search starts from after `executed` actions, with `committed` more under way.
+    def place(self, executed: int, plan_sequence: int = 0) -> Place:
+        """Where a robot is that has executed so many actions of a plan: by default the session's last.
 
-        A plan toward another goal is no warm start. Raises INVALID_FIELD where the plan has not that many actions left.
+        Raises INVALID_FIELD for a plan that is not kept, and for a place before the last plan's beginning: actions of
+        an older plan that were executed before the observation behind the last plan cannot come after it.
         """
-        plan = self.current
-        if plan is None:
+        if self.current is None:
+            return Place(executed)
+        followed = self._plans.get(plan_sequence) if plan_sequence else self.current
+        if followed is None:
+            rule = f"must be 0 or the observation_sequence of one of the session's last {KEPT_PLANS} plans"
+            raise invalid("plan_sequence", rule, plan_sequence)
+        since_reset = followed.begins_at + executed
+        if since_reset < self.current.begins_at:
+            least = self.current.begins_at - followed.begins_at
+            rule = f"must be at least {least}, as far into plan {plan_sequence} as plan {self.current.sequence} begins"
+            raise invalid("executed", rule, executed)
+        return Place(executed, followed, since_reset)
+
+    def continuation(self, place: Place, committed: int, goal_id: str) -> Continuation:
+        """What the next search starts from at this place, with `committed` more actions of the followed plan under way.
+
+        The warm start is what is left of the session's last plan, which need not be the one the robot follows; a plan
+        toward another goal is none. Raises INVALID_FIELD where the followed plan has not that many actions left.
+        """
+        executed, followed, plan = place.executed, place.followed, self.current
+        if plan is None or followed is None:
             if committed:
                 raise invalid("committed", "must be 0 while the session has no plan", committed)
             warnings = (f"executed is {executed}, but the session has no plan yet",) if executed else ()
             return Continuation(warnings=warnings)
-        time = len(plan.actions)
-        warnings = (f"executed is {executed}, but the last plan had {time} actions",) if executed > time else ()
-        left = plan.actions[min(executed, time) :]
-        if committed > len(left):
-            raise invalid("committed", f"must be at most the {len(left)} actions left of the last plan", committed)
+        time = len(followed.actions)
+        which = "the last plan" if followed is plan else f"plan {followed.sequence}"
+        warnings = (f"executed is {executed}, but {which} had {time} actions",) if executed > time else ()
+        under_way = followed.actions[min(executed, time) :]
+        if committed > len(under_way):
+            raise invalid("committed", f"must be at most the {len(under_way)} actions left of {which}", committed)
+        left = plan.actions[max(0, place.since_reset - plan.begins_at) :]
         return Continuation(
             warm_start=left if len(left) and goal_id == plan.goal_id else None,
-            previous_action=self._last_executed(executed),
-            committed=left[:committed] if committed else None,
+            previous_action=place.previous_action,
+            committed=under_way[:committed] if committed else None,
             warnings=warnings,
         )
 
-    def rest(self, executed: int, goal_id: str) -> CurrentPlan | None:
-        """What is left of the current plan, where it leads to this goal; None if nothing is."""
+    def rest(self, place: Place, goal_id: str) -> CurrentPlan | None:
+        """What is left of the current plan at this place, where it leads to this goal; None if nothing is."""
         plan = self.current
-        if plan is None or plan.goal_id != goal_id or executed >= len(plan.actions):
+        if plan is None or plan.goal_id != goal_id:
             return None
-        left = plan.actions[executed:]
+        left = plan.actions[max(0, place.since_reset - plan.begins_at) :]
+        if not len(left):
+            return None
         steps = -(-len(left) // plan.block)  # a block in the middle of which the robot stands still counts
         return replace(plan, actions=left, step_costs=plan.step_costs[-steps:])
-
-    def _last_executed(self, executed: int) -> Floats | None:
-        if self.current is None or executed == 0:
-            return self._previous_action
-        action: Floats = self.current.actions[min(executed, len(self.current.actions)) - 1]
-        return np.array(action)
 
     def describe(self) -> SessionReply:
         return SessionReply(
@@ -186,57 +227,3 @@ class Session:
             ttl_s=self.ttl_s,
             create_time_ns=self.create_time_ns,
         )
-
-
-class SessionTable:
-    """The open sessions, at most `limit` of them; each is forgotten `ttl_s` after its last call."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._sessions: dict[str, Session] = {}
-        self._expiry: dict[str, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def add(self, session: Session, now: float) -> None:
-        """Raises TOO_MANY_SESSIONS."""
-        if len(self._sessions) >= self._limit:
-            self.expire(now)
-        if len(self._sessions) >= self._limit:
-            rule = f"must stay at most {self._limit}; delete one or wait for one to expire"
-            raise invalid("sessions", rule, self._limit + 1, Reason.TOO_MANY_SESSIONS)
-        self._sessions[session.session_id] = session
-        self._expiry[session.session_id] = now + session.ttl_s
-
-    def get(self, session_id: str, now: float) -> Session:
-        """A session, kept alive by this. Raises UNKNOWN_SESSION."""
-        session = self._sessions.get(session_id)
-        if session is None or (self._expiry[session_id] <= now and not session.busy):
-            self._drop(session_id)
-            rule, shown = "must name an open session", session_id[:40]
-            message = f"session_id {rule}, got {shown}: it never was, was deleted, or expired"
-            raise ServiceError(Reason.UNKNOWN_SESSION, message, field="session_id", rule=rule, value=shown)
-        self._expiry[session_id] = now + session.ttl_s
-        return session
-
-    def touch(self, session: Session, now: float) -> None:
-        """Keep a session alive, if it is still open."""
-        if session.session_id in self._expiry:
-            self._expiry[session.session_id] = now + session.ttl_s
-
-    def delete(self, session_id: str, now: float) -> None:
-        """Raises UNKNOWN_SESSION."""
-        self.get(session_id, now)
-        self._drop(session_id)
-
-    def expire(self, now: float) -> int:
-        """Forget every session whose time is up and that is not being planned for; how many they were."""
-        over = [name for name, instant in self._expiry.items() if instant <= now and not self._sessions[name].busy]
-        for name in over:
-            self._drop(name)
-        return len(over)
-
-    def _drop(self, session_id: str) -> None:
-        self._sessions.pop(session_id, None)
-        self._expiry.pop(session_id, None)

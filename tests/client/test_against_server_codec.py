@@ -71,6 +71,7 @@ def test_a_plan_request_arrives_as_the_client_meant_it(image: np.ndarray) -> Non
         proprioception=None,
         budget_ms=12.5,
         executed=4,
+        follows=None,
         seed=0,
         settings=presage.PlannerSettings(samples=5),
     )

@@ -97,7 +97,7 @@ def test_settings_and_numbers_check_themselves(image: np.ndarray) -> None:
         with pytest.raises(presage.InvalidRequest, match=f"settings.{name} must be at least 1"):
             presage.PlannerSettings(**{name: 0})
     named: dict[str, Any] = {"session_id": "", "model": "", "goal": "g", "proprioception": None, "settings": None}
-    named.update(budget_ms=None, executed=0, seed=None)
+    named.update(budget_ms=None, executed=0, follows=None, seed=None)
     for wrong in ({"budget_ms": 0.0}, {"budget_ms": float("nan")}, {"executed": -1}, {"seed": -1}, {"seed": 1 << 64}):
         (name,) = wrong
         with pytest.raises(presage.InvalidRequest, match=f"{name} must be") as caught:

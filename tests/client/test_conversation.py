@@ -100,7 +100,7 @@ def test_executed_is_counted_in_the_plan_the_server_goes_on_from() -> None:
     offer(talk, executed=3, committed=4)  # three actions into plan 1, two after plan 2's observation
     talk.hear(plan_bytes(2), 0.0)
     late = sent_observation(talk)
-    assert (late.executed, late.committed) == (2, 4)
+    assert (late.executed, late.committed, late.plan_sequence) == (2, 4, 2)
     offer(talk, executed=3)  # counted in plan 2, which has arrived
     talk.hear(plan_bytes(3), 0.0)
     assert sent_observation(talk).executed == 1
@@ -121,6 +121,18 @@ def test_a_plan_that_was_followed_longer_can_be_named() -> None:
     talk.hear(plan_bytes(3), 0.0)
     offer(talk, executed=5, plan=followed)
     assert sent_observation(talk).executed == 0  # 5 - 1 - 4
+
+
+def test_a_count_that_cannot_be_translated_names_the_plan_it_is_from() -> None:
+    talk = conversation()
+    offer(talk)
+    assert sent_observation(talk).plan_sequence == 0
+    talk.hear(plan_bytes(1), 0.0)
+    followed = talk.latest
+    talk.hear(plan_bytes(7), 0.0)  # from an observation of another loop: nobody said how far into plan 1 that was
+    offer(talk, executed=3, committed=2, plan=followed)
+    message = sent_observation(talk)
+    assert (message.executed, message.committed, message.plan_sequence) == (3, 2, 1)
 
 
 def test_a_swapped_goal_leaves_before_the_next_observation_and_survives_a_new_stream() -> None:

@@ -134,7 +134,11 @@ def test_a_session_remembers_its_last_plan(client: Any) -> None:
         assert (first.observation_sequence, second.observation_sequence) == (1, 2)
         assert first.capture_time_ns == stamp
         assert second.iterations_done <= 2
-        assert session.status().plans == 2
+        again = session.plan(picture(2), executed=3, follows=first, settings=presage.PlannerSettings(iterations=2))
+        assert again.warm_started
+        with pytest.raises(presage.InvalidRequest, match="executed must be at least 3"):
+            session.plan(picture(2), executed=1, follows=first)
+        assert session.status().plans == 3
         assert session.reset().epoch == 1
         assert not session.plan(picture(3)).warm_started
 

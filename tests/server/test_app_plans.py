@@ -101,6 +101,18 @@ async def test_a_session_goes_on_from_its_last_plan(application: Application) ->
     assert (third.warm_started, third.epoch) == (False, 1)
 
 
+async def test_actions_executed_of_an_older_plan_are_counted_in_the_last_one(application: Application) -> None:
+    session = await session_toward(application, await goal_at(application, 0.9))
+    first = await plan(application, PlanRequest(HERE, session))
+    second = await plan(application, PlanRequest(HERE, session, executed=1))
+    late = PlanRequest(HERE, session, planner=QUICK, executed=3, committed=2, plan_sequence=1)
+    third = await plan(application, late)
+    assert second.observation_sequence == 2
+    np.testing.assert_array_equal(third.actions[:2], first.actions[3:5])
+    await refused(plan(application, replace(late, executed=0)), Reason.INVALID_FIELD, "executed")
+    await refused(plan(application, replace(late, plan_sequence=9)), Reason.INVALID_FIELD, "plan_sequence")
+
+
 async def test_a_plan_toward_another_goal_makes_it_the_sessions_goal(application: Application) -> None:
     left, right = await goal_at(application, 0.0), await goal_at(application, 0.9)
     session = await session_toward(application, left)
@@ -205,6 +217,7 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
         ({"executed": 1}, Reason.INVALID_FIELD, "executed"),
         ({"executed": -1}, Reason.INVALID_FIELD, "executed"),
         ({"committed": 1}, Reason.INVALID_FIELD, "committed"),
+        ({"plan_sequence": 1}, Reason.INVALID_FIELD, "plan_sequence"),
         ({"seed": 1 << 64}, Reason.INVALID_FIELD, "seed"),
         ({"request_id": "x" * 129}, Reason.INVALID_FIELD, "request_id"),
     ],

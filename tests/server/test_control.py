@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import pytest_asyncio
 from presage.v1 import planning_pb2, sessions_pb2
@@ -66,6 +67,33 @@ async def test_the_newest_observation_wins_and_the_skipped_ones_are_named(servic
     first, second = await read(call, "plan"), await read(call, "plan")
     assert (first.plan.observation_sequence, second.plan.observation_sequence) == (1, 5)
     assert [*first.skipped_sequences, *second.skipped_sequences] == [2, 3, 4]
+    call.cancel()
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_what_was_executed_counts_from_the_plan_the_robot_had(service: Service, is_named: bool) -> None:
+    call = await start(service, await session(service, await goal(service, 0.8, 0.5, "slow"), "slow"))
+    await observe(call, MIDDLE)
+    had = (await read(call, "plan")).plan
+    await observe(call, MIDDLE)
+    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    named = had.observation_sequence if is_named else 0
+    await observe(call, MIDDLE, executed=2, committed=2, plan_sequence=named)  # before the plan being made is there
+    between, late = (await read(call, "plan")).plan, (await read(call, "plan")).plan
+    assert (had.observation_sequence, between.observation_sequence, late.observation_sequence) == (1, 2, 3)
+    np.testing.assert_array_equal(array_of(late.actions)[:2], array_of(had.actions)[2:4])
+    assert late.warm_started
+    call.cancel()
+
+
+async def test_a_plan_that_is_not_known_fails_its_observation_alone(service: Service) -> None:
+    call = await start(service, await session(service, await goal(service, 0.8, 0.5)))
+    await observe(call, MIDDLE)
+    await read(call, "plan")
+    await observe(call, MIDDLE, executed=1, plan_sequence=77)
+    assert "plan_sequence must be" in (await read(call, "error")).message
+    await observe(call, MIDDLE, executed=1)
+    assert (await read(call, "plan")).plan.warm_started
     call.cancel()
 
 

@@ -8,7 +8,7 @@ import pytest
 from server.errors import Reason, ServiceError
 from server.jobs import Floats
 from server.messages import PlannerSettings, PlanReply, Provenance, Timings
-from server.session import KEPT_REPLIES, CurrentPlan, Seen, Session, SessionTable
+from server.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, Place, Seen, Session
 
 BLOCK = 2
 
@@ -17,18 +17,29 @@ def session(history: int = 3, ttl_s: float = 10.0, name: str = "robot") -> Sessi
     return Session(name, "linear", "goal", history, ttl_s, seed=5, wall_ns=1)
 
 
-def plan(actions: int = 6, goal_id: str = "goal") -> CurrentPlan:
-    numbered = np.arange(actions, dtype=np.float32)[:, None]
-    return CurrentPlan(numbered, tuple(float(step) for step in range(actions // BLOCK)), BLOCK, goal_id, 0.5)
+def plan(actions: int = 6, goal_id: str = "goal", sequence: int = 1, at: Place | None = None) -> CurrentPlan:
+    place = at or Place(0)
+    numbered = 10 * sequence + np.arange(actions, dtype=np.float32)[:, None]
+    return CurrentPlan(
+        actions=numbered,
+        step_costs=tuple(float(step) for step in range(actions // BLOCK)),
+        block=BLOCK,
+        goal_id=goal_id,
+        goal_distance=0.5,
+        sequence=sequence,
+        begins_at=place.since_reset,
+        previous_action=place.previous_action,
+    )
 
 
 def seen(sequence: int) -> Seen:
     return Seen(sequence, np.full(2, sequence, np.float32), None)
 
 
-def planned(at: Session, sequence: int = 0, executed: int = 0, goal_id: str = "goal") -> int:
-    turn = at.begin(sequence)
-    at.commit(turn, plan(goal_id=goal_id), seen(turn.sequence), executed)
+def planned(at: Session, sequence: int = 0, executed: int = 0, goal_id: str = "goal", follows: int = 0) -> int:
+    """A plan of six actions, numbered from ten times its sequence on."""
+    place, turn = at.place(executed, follows), at.begin(sequence)
+    at.commit(turn, plan(goal_id=goal_id, sequence=turn.sequence, at=place), seen(turn.sequence))
     return turn.sequence
 
 
@@ -85,7 +96,7 @@ def test_reset_starts_a_new_epoch_with_nothing_but_model_and_goal() -> None:
     told = robot.describe()
     assert (told.epoch, told.plans, told.last_sequence, told.goal_id) == (1, 0, 0, "goal")
     assert robot.earlier(0) == ()
-    assert robot.continuation(0, 0, "goal").warm_start is None
+    assert robot.continuation(Place(0), 0, "goal").warm_start is None
     assert robot.reply("call") is None
     assert robot.begin(1).epoch == 1
 
@@ -94,7 +105,7 @@ def test_a_plan_that_a_reset_overtook_leaves_no_trace() -> None:
     robot = session()
     turn = robot.begin(4)
     robot.reset()
-    robot.commit(turn, plan(), seen(4), 0)
+    robot.commit(turn, plan(), seen(4))
     robot.keep_reply("call", reply(epoch=0))
     assert robot.describe().plans == 0
     assert robot.current is None
@@ -105,8 +116,8 @@ def test_a_plan_that_a_reset_overtook_leaves_no_trace() -> None:
 def test_a_plan_that_a_newer_observation_overtook_does_not_become_the_current_one() -> None:
     robot = session()
     older, newer = robot.begin(1), robot.begin(2)
-    robot.commit(newer, plan(6), seen(2), 0)
-    robot.commit(older, plan(4), seen(1), 0)
+    robot.commit(newer, plan(6, sequence=2), seen(2))
+    robot.commit(older, plan(4), seen(1))
     assert robot.current is not None
     assert len(robot.current.actions) == 6
     assert [past.sequence for past in robot.earlier(0)] == [2]
@@ -126,11 +137,11 @@ def test_history_is_as_long_as_the_model_looks_back() -> None:
 def test_the_warm_start_is_what_the_robot_has_not_executed() -> None:
     robot = session()
     planned(robot)
-    follows = robot.continuation(executed=2, committed=3, goal_id="goal")
-    assert first(follows.warm_start) == [2, 3, 4, 5]
-    assert first(follows.committed) == [2, 3, 4]
+    follows = robot.continuation(robot.place(2), 3, "goal")
+    assert first(follows.warm_start) == [12, 13, 14, 15]
+    assert first(follows.committed) == [12, 13, 14]
     assert follows.previous_action is not None
-    assert follows.previous_action.tolist() == [1]
+    assert follows.previous_action.tolist() == [11]
     assert follows.warnings == ()
 
 
@@ -138,32 +149,78 @@ def test_the_last_action_executed_outlives_its_plan() -> None:
     robot = session()
     planned(robot)
     planned(robot, executed=3)
-    follows = robot.continuation(executed=0, committed=0, goal_id="goal")
+    follows = robot.continuation(robot.place(0), 0, "goal")
     assert follows.previous_action is not None
-    assert follows.previous_action.tolist() == [2]
+    assert follows.previous_action.tolist() == [12]
+
+
+def test_a_count_into_an_older_plan_is_translated_into_the_last_one() -> None:
+    robot = session()
+    planned(robot)  # plan 1
+    planned(robot, executed=2)  # plan 2 begins two actions into plan 1
+    place = robot.place(executed=3, plan_sequence=1)
+    follows = robot.continuation(place, 2, "goal")
+    assert first(follows.warm_start) == [21, 22, 23, 24, 25]  # one action into plan 2
+    assert first(follows.committed) == [13, 14]  # of the plan it follows
+    assert follows.previous_action is not None
+    assert follows.previous_action.tolist() == [12]
+    rest = robot.rest(place, "goal")
+    assert rest is not None
+    assert first(rest.actions) == [21, 22, 23, 24, 25]
+
+
+def test_counts_are_translated_over_several_plans() -> None:
+    robot = session()
+    planned(robot)
+    planned(robot, executed=1)
+    planned(robot, executed=2)  # three actions after plan 1 began
+    planned(robot, executed=4, follows=1)  # four after it
+    assert robot.place(5, 1).since_reset == robot.place(4, 2).since_reset == robot.place(1, 4).since_reset == 5
+    assert robot.place(2, 3).since_reset == 5
+
+
+def test_a_count_that_ends_before_the_last_plan_begins_is_refused() -> None:
+    robot = session()
+    planned(robot)
+    planned(robot, executed=2)
+    with pytest.raises(ServiceError) as caught:
+        robot.place(1, plan_sequence=1)
+    assert (caught.value.reason, caught.value.field, caught.value.value) == (Reason.INVALID_FIELD, "executed", "1")
+    assert "at least 2" in caught.value.rule
+
+
+def test_only_the_last_plans_can_be_counted_from() -> None:
+    robot = session()
+    for _ in range(KEPT_PLANS + 1):
+        planned(robot)
+    assert robot.place(0, 2).followed is not None
+    for forgotten in (1, KEPT_PLANS + 2):
+        with pytest.raises(ServiceError) as caught:
+            robot.place(0, forgotten)
+        assert (caught.value.reason, caught.value.field) == (Reason.INVALID_FIELD, "plan_sequence")
 
 
 def test_a_plan_toward_another_goal_is_no_warm_start_but_what_is_committed_stays() -> None:
     robot = session()
     planned(robot, goal_id="other")
     assert robot.describe().goal_id == "other"
-    follows = robot.continuation(executed=1, committed=2, goal_id="goal")
+    follows = robot.continuation(robot.place(1), 2, "goal")
     assert follows.warm_start is None
-    assert first(follows.committed) == [1, 2]
-    assert robot.rest(1, "goal") is None
+    assert first(follows.committed) == [11, 12]
+    assert robot.rest(robot.place(1), "goal") is None
 
 
 def test_a_plan_executed_past_its_end_gives_a_warning_and_no_warm_start() -> None:
     robot = session()
     planned(robot)
-    follows = robot.continuation(executed=9, committed=0, goal_id="goal")
+    follows = robot.continuation(robot.place(9), 0, "goal")
     assert follows.warm_start is None
     assert follows.warnings == ("executed is 9, but the last plan had 6 actions",)
-    assert robot.rest(6, "goal") is None
+    assert robot.rest(robot.place(6), "goal") is None
 
 
 def test_executed_without_a_plan_gives_a_warning() -> None:
-    follows = session().continuation(executed=2, committed=0, goal_id="goal")
+    follows = session().continuation(Place(2), 0, "goal")
     assert len(follows.warnings) == 1
     assert "no plan" in follows.warnings[0]
 
@@ -174,20 +231,20 @@ def test_more_cannot_be_committed_than_the_plan_has_left(has_plan: bool, execute
     if has_plan:
         planned(robot)
     with pytest.raises(ServiceError) as caught:
-        robot.continuation(executed, committed, "goal")
+        robot.continuation(robot.place(executed), committed, "goal")
     assert (caught.value.reason, caught.value.field) == (Reason.INVALID_FIELD, "committed")
 
 
 @pytest.mark.parametrize(
     ("executed", "actions", "step_costs"),
-    [(0, [0, 1, 2, 3, 4, 5], (0.0, 1.0, 2.0)), (3, [3, 4, 5], (1.0, 2.0)), (4, [4, 5], (2.0,))],
+    [(0, [10, 11, 12, 13, 14, 15], (0.0, 1.0, 2.0)), (3, [13, 14, 15], (1.0, 2.0)), (4, [14, 15], (2.0,))],
 )
 def test_the_rest_of_a_plan_keeps_the_costs_of_its_steps(
     executed: int, actions: list[float], step_costs: tuple[float, ...]
 ) -> None:
     robot = session()
     planned(robot)
-    rest = robot.rest(executed, "goal")
+    rest = robot.rest(robot.place(executed), "goal")
     assert rest is not None
     assert first(rest.actions) == actions
     assert rest.step_costs == step_costs
@@ -209,53 +266,3 @@ def test_replies_are_kept_for_repeated_calls_up_to_a_bound() -> None:
         robot.keep_reply(f"call {number}", reply())
     assert robot.reply("call 0") is None
     assert robot.reply(f"call {KEPT_REPLIES}") is not None
-
-
-def test_sessions_expire_after_their_last_call() -> None:
-    table = SessionTable(limit=10)
-    table.add(session(ttl_s=10), now=0.0)
-    table.get("robot", now=9.0)
-    assert table.expire(now=18.9) == 0
-    assert table.expire(now=19.0) == 1
-    with pytest.raises(ServiceError) as caught:
-        table.get("robot", now=19.0)
-    assert (caught.value.reason, caught.value.value) == (Reason.UNKNOWN_SESSION, "robot")
-
-
-def test_a_session_that_is_over_is_not_revived_by_a_call_before_housekeeping() -> None:
-    table = SessionTable(limit=10)
-    table.add(session(ttl_s=10), now=0.0)
-    with pytest.raises(ServiceError):
-        table.get("robot", now=10.0)
-    assert len(table) == 0
-
-
-def test_a_session_being_planned_for_does_not_expire() -> None:
-    table = SessionTable(limit=10)
-    robot = session(ttl_s=10)
-    table.add(robot, now=0.0)
-    turn = robot.begin(0)
-    assert table.expire(now=100.0) == 0
-    assert table.get("robot", now=100.0) is robot
-    robot.give_back(turn)
-    assert table.expire(now=110.0) == 1
-
-
-def test_a_full_table_makes_room_of_what_has_expired_and_of_nothing_else() -> None:
-    table = SessionTable(limit=2)
-    table.add(session(ttl_s=10, name="old"), now=0.0)
-    table.add(session(ttl_s=100, name="new"), now=0.0)
-    with pytest.raises(ServiceError) as caught:
-        table.add(session(name="one too many"), now=5.0)
-    assert caught.value.reason is Reason.TOO_MANY_SESSIONS
-    table.add(session(name="in time"), now=10.0)
-    assert len(table) == 2
-    table.get("new", now=10.0)
-
-
-def test_a_deleted_session_is_unknown() -> None:
-    table = SessionTable(limit=2)
-    table.add(session(), now=0.0)
-    table.delete("robot", now=1.0)
-    with pytest.raises(ServiceError):
-        table.delete("robot", now=1.0)

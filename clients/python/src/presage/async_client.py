@@ -128,6 +128,7 @@ class AsyncClient:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=0,
+            follows=None,
             seed=seed,
             settings=settings,
         )

@@ -36,6 +36,7 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         budget_ms: float | None = None,
         executed: int = 0,
+        follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
         timeout_s: float | None = None,
@@ -49,6 +50,7 @@ class AsyncSession:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=executed,
+            follows=follows,
             seed=seed,
             settings=settings,
         )

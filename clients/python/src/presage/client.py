@@ -140,6 +140,7 @@ class Client:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=0,
+            follows=None,
             seed=seed,
             settings=settings,
         )

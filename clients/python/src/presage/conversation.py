@@ -3,9 +3,9 @@
 Free of threads, sockets and clocks: control.py and async_control.py move its bytes. Not safe to share without a lock.
 
 One observation is under way at a time. A newer one waits here, not at the server, and replaces the one that waited
-before: what would be skipped is never uploaded, and when it leaves, `executed` can be counted from the very plan that
-the server goes on from. An observation seen while plan A was followed, but sent after plan B arrived, says how far it
-is into B: that is how far it was into A, less how far the observation behind B was.
+before: what would be skipped is never uploaded, and when it leaves, `executed` can be counted from the newest plan. An
+observation seen while plan A was followed, but sent after plan B arrived, says how far it is into B: that is how far it
+was into A, less how far the observation behind B was. The plan counted from is named, in case the server has one more.
 """
 
 from __future__ import annotations
@@ -161,19 +161,20 @@ class Conversation:
     def _dispatch(self, offered: Offered) -> bytes:
         progress = self._into_latest(offered.progress)
         message, self._waiting = offered.message, None
-        if progress != offered.progress and self.latest is not None:
+        if progress != offered.progress and self.latest is not None:  # by now the robot goes over to the latest
             left = max(0, len(self.latest.plan.actions) - progress.executed)
             message.executed, message.committed = progress.executed, min(message.committed, left)
+        message.plan_sequence = progress.plan
         self._under_way = Offered(offered.sequence, message, progress, offered.offered_at)
         return planning_pb2.ControlRequest(observation=message).SerializeToString()
 
     def _into_latest(self, progress: Progress) -> Progress:
-        """The same place, counted in the latest plan."""
+        """The same place, counted in the latest plan where it is known how the two hang together."""
         latest = 0 if self.latest is None else self.latest.plan.observation_sequence
         before, since = latest, 0  # walks back from the latest plan to the one that was followed
         while before != progress.plan and before in self._origins:
             before, since = self._origins[before].plan, since + self._origins[before].executed
-        return Progress(latest, max(0, progress.executed - since) if before == progress.plan else 0)
+        return Progress(latest, max(0, progress.executed - since)) if before == progress.plan else progress
 
     def heartbeat_in_s(self, now: float) -> float:
         return max(0.0, self._heartbeat_at - now)

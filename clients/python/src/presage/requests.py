@@ -88,6 +88,7 @@ def plan(
     proprioception: Sequence[float] | None,
     budget_ms: float | None,
     executed: int,
+    follows: values.Plan | None,
     seed: int | None,
     settings: PlannerSettings | None,
 ) -> Call[values.Plan]:
@@ -102,6 +103,7 @@ def plan(
         budget_ms=codec.budget(budget_ms),
         executed=codec.whole("executed", executed),
         request_id=request_id,
+        plan_sequence=0 if follows is None else follows.observation_sequence,
     )
     return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
 

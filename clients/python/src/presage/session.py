@@ -42,6 +42,7 @@ class Session:
         proprioception: Sequence[float] | None = None,
         budget_ms: float | None = None,
         executed: int = 0,
+        follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
         timeout_s: float | None = None,
@@ -49,7 +50,8 @@ class Session:
         """Plans from what the robot sees now: an image, one image per camera, or an Observation.
 
         `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
-        is the best found when it ends. `executed`: actions of the last plan taken since; the rest is the warm start.
+        is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
+        the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
         `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
         """
         call = requests.plan(
@@ -60,6 +62,7 @@ class Session:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=executed,
+            follows=follows,
             seed=seed,
             settings=settings,
         )
