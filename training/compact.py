@@ -6,7 +6,6 @@ The loop and its recipe. Networks live in `model.compact`, episodes come in as v
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from model.compact.network import CompactConfig, CompactNetwork, to_network_inpu
 from model.compact.world_model import network_settings, saved_weights
 from model.normalizer import ActionNormalizer
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults, write_package
+from training.checkpoint import CHECKPOINT, resume_checkpoint, save_checkpoint
 from training.episodes import Episodes
 from training.probe import linear_probe
 from training.sigreg import sigreg
@@ -99,8 +99,8 @@ def train(
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    first, spent = _resume(checkpoint, learner, optimiser, generator, recipe)
+    checkpoint, parts = out / CHECKPOINT, {"learner": learner, "optimiser": optimiser}
+    first, spent = resume_checkpoint(checkpoint, parts, generator, recipe)
     started = time.monotonic() - spent
     for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
@@ -127,7 +127,7 @@ def train(
             )
         )
         if probing and not last:
-            _save(checkpoint, learner, optimiser, generator, recipe, step + 1, seconds)
+            save_checkpoint(checkpoint, parts, generator, recipe, step + 1, seconds)
     record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
     record["probe_r2"] = [round(value, 4) for value in probe(network, held_out)]
     finished = PackageConfig(**{**vars(config), "training": record})
@@ -251,46 +251,3 @@ def probe(network: CompactNetwork, held_out: Episodes) -> tuple[float, ...]:
     half = len(targets) // 2
     fit, test = slice(half), slice(half, None)
     return linear_probe(*(torch.cat(part) for part in (latents[fit], wanted[fit], latents[test], wanted[test])))
-
-
-def _save(
-    path: Path,
-    learner: Learner,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-    recipe: CompactRecipe,
-    step: int,
-    seconds: float,
-) -> None:
-    temporary = path.with_suffix(".new")
-    torch.save(
-        {
-            "learner": learner.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "generator": generator.get_state(),
-            "recipe": repr(recipe),
-            "step": step,
-            "seconds": seconds,
-        },
-        temporary,
-    )
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path,
-    learner: Learner,
-    optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
-    recipe: CompactRecipe,
-) -> tuple[int, float]:
-    """The step to go on from and the seconds already spent; (0, 0) without a checkpoint."""
-    if not path.exists():
-        return 0, 0.0
-    saved = torch.load(path, weights_only=True)
-    if saved["recipe"] != repr(recipe):
-        raise ValueError(f"{path} was made by another recipe: finish it with that one, or remove it")
-    learner.load_state_dict(saved["learner"])
-    optimiser.load_state_dict(saved["optimiser"])
-    generator.set_state(saved["generator"])
-    return saved["step"], saved["seconds"]
