@@ -1,6 +1,7 @@
 """Turns what a user can cause into one line on stderr and an exit code. Bugs of ours keep their traceback.
 
-Exit codes: 0 done, 1 it failed; typer adds 2 for a command used wrongly and 130 for Ctrl-C.
+Exit codes: 0 done, 1 it failed, 2 for settings that cannot be used; typer adds 2 for a command used wrongly and 130
+for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -53,5 +54,5 @@ def run(command: Callable[[], None]) -> int:
         command()
     except foreseen() as error:
         sys.stderr.write(f"presage: {one_line(error)}\n")
-        return 1
+        return 2 if type(error).__name__ == "SettingsError" else 1
     return 0

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -96,7 +97,11 @@ class Package:
     weights_digest: str  # sha256 of the weights file, hexadecimal
 
     def weights(self) -> dict[str, Tensor]:
-        return load_file(self.folder / WEIGHTS)
+        """Raises PackageError for a file that is not whole."""
+        try:
+            return load_file(self.folder / WEIGHTS)
+        except SafetensorError as error:
+            raise PackageError(f"{self.folder / WEIGHTS} is not a whole safetensors file: {error}") from error
 
     def card(self) -> str:
         path = self.folder / CARD

@@ -21,6 +21,8 @@ from server.listening import Addresses, StartError, bind, create_door, listening
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import configure_logging
 
+WRITTEN_S = 1_767_225_600  # 2026-01-01: no clock that is right can show less
+
 _log = structlog.get_logger()
 
 
@@ -44,6 +46,8 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None] | None
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
     """
+    if (fault := clock_fault(time.time())) is not None:
+        _log.warning("the clock is wrong", why=fault)
     stop = asyncio.Event()
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
@@ -81,6 +85,18 @@ async def _ready_before(stop: asyncio.Event, application: Application, startup_s
         stopping.cancel()
         ready.cancel()
         await asyncio.gather(stopping, ready, return_exceptions=True)
+
+
+def clock_fault(now_s: float) -> str | None:
+    """What is wrong with a system clock that says `now_s` (seconds since 1970), if it can be told.
+
+    Nothing but certificates depends on it: plans and deadlines are timed by a monotonic clock, and robots' capture
+    stamps are echoed as they are. Boards without a battery start in 1970 until NTP has set them.
+    """
+    if now_s >= WRITTEN_S:
+        return None
+    shown = time.strftime("%Y-%m-%d", time.gmtime(now_s))
+    return f"it says {shown}, before this release was written: is NTP running? Certificates may be refused"
 
 
 def app_settings(settings: Settings) -> AppSettings:

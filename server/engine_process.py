@@ -58,12 +58,12 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     channel = EngineChannel(end)
     try:
         try:
-            models = load_all(settings)
-            channel.send(Loaded(tuple(describe(name, model) for name, model in models.items())))
+            models, served = _load_and_describe(settings)
+            channel.send(Loaded(served))
             engine = Engine(models, channel, settings)
             engine.warm_up()
         except (PackageError, RuntimeError) as error:
-            channel.send(LoadFailed(str(error)))
+            channel.send(LoadFailed(" ".join(str(error).split())))
             return
         with beating(engine.pulse, channel.send, settings.silence_s / BEATS_IN_SILENCE):
             engine.serve()
@@ -71,8 +71,18 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
         return
 
 
+def _load_and_describe(settings: EngineSettings) -> tuple[dict[str, LoadedModel], tuple[ServedModel, ...]]:
+    """Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone."""
+    try:
+        models = load_all(settings)
+        return models, tuple(describe(name, model) for name, model in models.items())
+    except OSError as error:
+        where = error.filename or ", ".join(settings.models)
+        raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
+
+
 def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
-    """The models by their own names, in order. Raises PackageError."""
+    """The models by their own names, in order. Raises PackageError, and RuntimeError for a device there is not."""
     models: dict[str, LoadedModel] = {}
     for wanted in settings.models:
         model = (
@@ -88,10 +98,16 @@ def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    """The device of that name; "auto" is the accelerator if there is one. Raises RuntimeError where there is none."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"device {name} cannot be used here: {reason}; auto takes the best there is") from None
+    return chosen
 
 
 def describe(name: str, model: LoadedModel) -> ServedModel:

@@ -92,9 +92,6 @@ def test_wrong_use_is_exit_code_2(
         (("plan", "--image", "nowhere.png", "--goal", "nowhere.png"), "nowhere.png: no such file or directory"),
         (("data", "collect", "--out", "."), ". already exists"),
         (("train", "nowhere.yaml", "--out", "m"), "nowhere.yaml: no such file or directory"),
-        (("serve", "--config", "nowhere.yaml"), "settings file nowhere.yaml cannot be read"),
-        (("serve", "--host", "0.0.0.0"), "is reachable from elsewhere and must come with"),
-        (("serve", "--log-level", "loud"), "log_level"),
         (("health", "--address", "127.0.0.1:1", "--timeout-s", "2"), "cannot reach 127.0.0.1:1"),
         (("demo", "--episodes", "100000"), "count: must be within 1 and 400"),
     ],
@@ -113,6 +110,25 @@ def test_what_cannot_be_done_is_told_in_one_line_with_exit_code_1(
     assert shown.out == ""
     assert said in shown.err
     assert shown.err.startswith("presage: ")
+    assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--config", "nowhere.yaml"), "settings file nowhere.yaml cannot be read"),
+        (("--host", "0.0.0.0"), "is reachable from elsewhere and must come with"),
+        (("--log-level", "loud"), "log_level"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_told_in_one_line_with_exit_code_2(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("serve", *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("presage: ")
+    assert said in shown.err
     assert shown.err.count("\n") == 1
 
 
