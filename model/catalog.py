@@ -43,6 +43,12 @@ class LoadedModel(Protocol):
         """One latent per image: what observations, goals and image embeddings are made of."""
         ...
 
+    def doubts(
+        self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[str, ...]:
+        """What is odd, though legal, about an observation, as warnings. Raises ObservationError for what cannot be."""
+        ...
+
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """Embed a clip of any length >= 1."""
         ...

@@ -33,10 +33,16 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 TRAINING_ASPECTS = (0.75, 1.35)
 EVALUATION_MARGIN = 256 / 224
+LEAST_CONTRAST = 16
+"""Between the darkest and the brightest value of a frame that shows anything."""
 
 
 class ObservationError(ValueError):
-    """Frames a model cannot take; the message names the field, the rule and the value."""
+    """What a model cannot take. `field` names what is at fault, `rule` what it breaks, `value` what was given."""
+
+    def __init__(self, field: str, rule: str, value: object) -> None:
+        super().__init__(f"{field} {rule}, got {value}")
+        self.field, self.rule, self.value = field, rule, value
 
 
 def prepare(
@@ -75,23 +81,45 @@ def _pixels(frames: Tensor, policy: CropPolicy, size: tuple[int, int]) -> Float[
 def _check(frames: Tensor, policy: CropPolicy, size: tuple[int, int]) -> None:
     check_frames(frames)
     if policy not in CROP_POLICIES:
-        raise ObservationError(f"crop policy: must be one of {', '.join(CROP_POLICIES)}, got {policy!r}")
+        raise ObservationError("crop policy", f"must be one of {', '.join(CROP_POLICIES)}", policy)
     if policy == "exact" and tuple(frames.shape[1:3]) != size:
         got = " x ".join(str(side) for side in frames.shape[1:3])
-        raise ObservationError(f"frames: must be {size[0]} x {size[1]} (height x width) exactly, got {got}")
+        raise ObservationError("frames", f"must be {size[0]} x {size[1]} (height x width) exactly", got)
     if policy != "exact" and size[0] != size[1]:
-        raise ObservationError(f"size: must be square with the {policy} policy, got {size[0]} x {size[1]}")
+        raise ObservationError("size", f"must be square with the {policy} policy", f"{size[0]} x {size[1]}")
 
 
 def check_frames(frames: Tensor) -> None:
     """Refuse what is not a batch of 8-bit RGB frames with channels last, naming the likely mistake."""
     if frames.ndim != 4 or frames.shape[-1] != 3:
-        hint = " (channels must come last)" if frames.ndim == 4 and frames.shape[1] == 3 else ""
-        raise ObservationError(f"frames: must be [batch, height, width, 3], got {list(frames.shape)}{hint}")
+        hint = " with channels last" if frames.ndim == 4 and frames.shape[1] == 3 else ""
+        raise ObservationError("frames", f"must be [batch, height, width, 3]{hint}", list(frames.shape))
     if frames.dtype != torch.uint8:
-        raise ObservationError(f"frames: must be uint8 in 0..255, got {str(frames.dtype).removeprefix('torch.')}")
+        raise ObservationError("frames", "must be uint8 in 0..255", str(frames.dtype).removeprefix("torch."))
     if 0 in frames.shape:
-        raise ObservationError(f"frames: must not be empty, got {list(frames.shape)}")
+        raise ObservationError("frames", "must not be empty", list(frames.shape))
+
+
+def doubts(frame: UInt8[Tensor, "height width 3"], size: tuple[int, int], patch: int) -> tuple[str, ...]:
+    """What is odd, though legal, about a frame for a model of that image size (rows, columns), as warnings.
+
+    Raises `ObservationError` for a frame smaller than one of the model's patches, which no crop can make up for.
+    """
+    check_frames(frame.unsqueeze(0))
+    rows, columns = frame.shape[:2]
+    if min(rows, columns) < patch:
+        raise ObservationError("frames", f"must have at least {patch} x {patch} pixels, a patch", f"{rows} x {columns}")
+    warnings = []
+    if min(rows, columns) < min(size) / 2:
+        warnings.append(f"frames: {rows} x {columns} pixels are enlarged more than twice, to {size[0]} x {size[1]}")
+    darkest, brightest = int(frame.min()), int(frame.max())
+    if brightest <= 1:
+        warnings.append(
+            f"frames: no value above {brightest}; were pixels in 0..1 cast to uint8? 255 is full brightness"
+        )
+    elif brightest - darkest < LEAST_CONTRAST:
+        warnings.append(f"frames: all values lie in {darkest}..{brightest}; is the camera covered or badly exposed?")
+    return tuple(warnings)
 
 
 def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch 3 side side"]:

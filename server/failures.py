@@ -7,7 +7,6 @@ import logging
 import torch
 
 from model.observation import ObservationError
-from model.vjepa2.poses import PoseError
 from planner.types import PlanningError
 from server.errors import Reason, ServiceError
 from server.jobs import Failed
@@ -25,9 +24,13 @@ def failed(number: int, error: Exception) -> Failed:
     if isinstance(error, PlanningError):
         return Failed(number, Reason.INVALID_FIELD, str(error), error.field, error.rule, str(error.value)[:80])
     if isinstance(error, ObservationError):
-        return Failed(number, Reason.INVALID_IMAGE, str(error), "images")
-    if isinstance(error, PoseError):
-        return Failed(number, Reason.INVALID_FIELD, str(error), "observation.proprioception")
+        felt = error.field == "proprioception"
+        reason, field = (
+            (Reason.INVALID_FIELD, "observation.proprioception") if felt else (Reason.INVALID_IMAGE, "images")
+        )
+        return Failed(
+            number, reason, f"{field} {error.rule}, got {error.value}", field, error.rule, str(error.value)[:80]
+        )
     if isinstance(error, torch.AcceleratorError):
         raise error
     log.error("call %d failed in the engine", number, exc_info=error)

@@ -102,6 +102,7 @@ class PlanDone:
     iterations: int
     stop_reason: StopReason
     warm_started: bool
+    warnings: tuple[str, ...]  # about the observation
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began
     encoded: float  # instant at which the search could begin

@@ -47,6 +47,12 @@ def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor
     return model.context([*earlier, latent], proprioception)
 
 
+def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:
+    """What is odd about what a robot sees and feels now. Raises ObservationError for what cannot be."""
+    felt = None if start.proprioception is None else torch.tensor(start.proprioception)
+    return model.doubts(torch.tensor(start.frames[0]), felt)
+
+
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
     return named.cost(model.package.config.planner.optimiser)

@@ -55,7 +55,7 @@ def found(
             total_ms=1e3 * (now - asked.received),
         ),
         provenance=_provenance(asked, size, served, version),
-        warnings=asked.warnings,
+        warnings=(*asked.warnings, *done.warnings),
     )
     return checked(reply, served.reply)
 

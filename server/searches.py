@@ -37,6 +37,7 @@ class Running:
     search: Search
     latent: Floats
     goal_distance: float
+    warnings: tuple[str, ...]
     began: float
     encoded: float
     kind: Hashable  # those alike can share a rollout
@@ -158,7 +159,7 @@ class Searches:
                 self._send(failed(number, error))
 
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
-        """Raises PlanningError."""
+        """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
         goal = model_calls.to_device(model, job.goal)
         problem = Problem(
@@ -178,6 +179,7 @@ class Searches:
             search=optimiser.start(problem, model.block),
             latent=on_host,
             goal_distance=model_calls.distances(optimiser.cost, latent[None], goal[None]).item(),
+            warnings=model_calls.doubts(model, job.start),
             began=times[0],
             encoded=times[1],
             kind=(job.model, size, tuple(tuple(part.shape) for part in problem.context)),
@@ -260,6 +262,7 @@ class Searches:
             iterations=plan.iterations,
             stop_reason=reason,
             warm_started=running.job.warm_start is not None,
+            warnings=running.warnings,
             latent=running.latent,
             began=running.began,
             encoded=running.encoded,

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.normalizer import ActionNormalizer
-from model.observation import CROP_POLICIES, CropPolicy, fit
+from model.observation import CROP_POLICIES, CropPolicy, doubts, fit
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
 
 FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
@@ -72,6 +72,13 @@ class CompactWorldModel:
         """One latent per frame."""
         parts = [self._network.encode(self._input(part)) for part in torch.split(frames, FRAMES_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def doubts(
+        self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[str, ...]:
+        """What is odd about an observation's frame."""
+        image = self.package.config.image
+        return doubts(frame, (image.height, image.width), self._network.config.patch)
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:

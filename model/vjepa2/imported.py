@@ -31,8 +31,8 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
     action = ActionSpec(
         names=POSE_NAMES,
         units=("m", "m", "m", "rad", "rad", "rad", "1"),
-        low=(-0.075, -0.075, -0.075, -0.15, -0.15, -0.15, -0.75),
-        high=(0.075, 0.075, 0.075, 0.15, 0.15, 0.15, 0.75),
+        low=(-0.075, -0.075, -0.075, -0.15, -0.15, -0.15, -1.0),
+        high=(0.075, 0.075, 0.075, 0.15, 0.15, 0.15, 1.0),
         rate_hz=4.0,
         block=1,
         mean=(0.0,) * 7,

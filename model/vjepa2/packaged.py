@@ -11,12 +11,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.catalog import ClipEmbedding
-from model.observation import CROP_POLICIES, CropPolicy
+from model.observation import CROP_POLICIES, CropPolicy, doubts
 from model.package import Package, PackageConfig, PackageError
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
+from model.vjepa2.poses import check_poses
 from model.vjepa2.reference import CheckpointError, load_strict
 from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
 
@@ -66,6 +67,13 @@ class PackagedVJepa2:
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens latent"]:
         """Normalised latents of single frames."""
         return encode_frames(self.encoder, frames, self._size, self._policy)
+
+    def doubts(
+        self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history 7"] | None
+    ) -> tuple[str, ...]:
+        """What is odd about an observation: sizes, brightness, units of the pose."""
+        about_frame = doubts(frame, self._size, self.encoder.config.patch)
+        return about_frame if proprioception is None else (*about_frame, *check_poses(proprioception))
 
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """The encoder's own output per tubelet (two frames), averaged over space, and over the clip."""

@@ -14,12 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.observation import ObservationError
+
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 Poses = Float[Tensor, "*batch 7"]
-
-
-class PoseError(ValueError):
-    """A pose that no robot of this convention has; the message names the field, the rule and the value."""
 
 
 def compose(poses: Poses, actions: Poses) -> Poses:
@@ -72,21 +70,23 @@ def euler_angles(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch
     return torch.stack([roll, pitch, yaw], dim=-1)
 
 
-def check_poses(poses: Poses, field: str = "pose") -> tuple[str, ...]:
+def check_poses(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
     """Refuse poses that cannot be meant; return warnings about those that can but rarely are.
 
-    Raises `PoseError`: not 7 numbers, not finite, angles that look like degrees, a gripper outside 0..1.
+    Raises `ObservationError`: not 7 numbers, not finite, angles that look like degrees, a gripper outside 0..1.
     """
     if poses.shape[-1] != 7:
-        raise PoseError(f"{field}: must have 7 numbers {POSE_NAMES}, got {poses.shape[-1]}")
+        raise ObservationError(field, f"must have 7 numbers, {', '.join(POSE_NAMES)}", poses.shape[-1])
     if not bool(torch.isfinite(poses).all()):
-        raise PoseError(f"{field}: must be finite, got {poses.flatten().tolist()[:7]}")
+        raise ObservationError(field, "must be finite", poses.flatten().tolist()[:7])
     angle = float(poses[..., 3:6].abs().max())
     if angle > 2 * math.pi + 1e-3:
-        raise PoseError(f"{field} angles: must be radians within +-2 pi, got {angle:.4g}, which looks like degrees")
+        rule = "must have its angles in radians, within +-2 pi, not in degrees"
+        raise ObservationError(field, rule, f"{angle:.4g}")
     low, high = float(poses[..., 6].min()), float(poses[..., 6].max())
     if low < -1e-3 or high > 1 + 1e-3:
-        raise PoseError(f"{field} gripper: must lie in 0 (open) .. 1 (closed), got {low if low < 0 else high:.4g}")
+        rule = "must have its gripper in 0 (open) .. 1 (closed)"
+        raise ObservationError(field, rule, f"{low if low < 0 else high:.4g}")
     warnings = []
     reach = float(poses[..., :3].abs().max())
     if reach > 3.0:

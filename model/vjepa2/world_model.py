@@ -60,7 +60,7 @@ class VJepa2WorldModel:
     ) -> tuple[Tensor, ...]:
         """Where one robot's rollout starts: latents and poses of the frames seen, oldest first; batch axis 1.
 
-        What was done between them is the difference of the poses. Raises `PoseError` for poses that cannot be meant.
+        What was done between them is the difference of the poses. Raises `ObservationError` for impossible poses.
         """
         if len(latents) < 1 or len(latents) != len(poses):
             raise ValueError(f"poses: must be one for each of the latents, got {len(poses)} for {len(latents)}")

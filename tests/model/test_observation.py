@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.observation import CROP_POLICIES, CropPolicy, ObservationError, fit, prepare
+from model.observation import CROP_POLICIES, CropPolicy, ObservationError, doubts, fit, prepare
 from tests.model.vjepa2.reference_files import fixture, worst
 
 PUBLISHED: dict[CropPolicy, str] = {
@@ -59,7 +59,7 @@ def test_exact_takes_the_models_own_size_untouched() -> None:
     frame = column_numbers(16, 24)
     got = prepare(frame, "exact", (16, 24), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert torch.equal((255 * got).round().to(torch.uint8), frame.movedim(-1, 1))
-    with pytest.raises(ObservationError, match=r"frames: must be 24 x 24 \(height x width\) exactly, got 16 x 24"):
+    with pytest.raises(ObservationError, match=r"frames must be 24 x 24 \(height x width\) exactly, got 16 x 24"):
         prepare(frame, "exact", (24, 24))
 
 
@@ -75,7 +75,7 @@ def test_frames_are_normalised_by_channel(policy: CropPolicy) -> None:
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"got \[1, 3, 16, 16\] \(channels must come last\)"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"with channels last, got \[1, 3, 16, 16\]"),
         (torch.zeros(16, 16, 3, dtype=torch.uint8), r"must be \[batch, height, width, 3\], got \[16, 16, 3\]"),
         (torch.zeros(1, 16, 16, 3), "must be uint8 in 0..255, got float32"),
         (torch.zeros(1, 0, 16, 3, dtype=torch.uint8), "must not be empty"),
@@ -103,7 +103,29 @@ def test_a_smoothed_square_is_the_mean_of_its_pixels_and_a_plain_one_is_not() ->
 
 def test_unknown_policies_and_oblong_squares_are_refused() -> None:
     frame = column_numbers(16, 16)
-    with pytest.raises(ObservationError, match="crop policy: must be one of planning, planning_antialiased, training"):
+    with pytest.raises(ObservationError, match="crop policy must be one of planning, planning_antialiased, training"):
         prepare(frame, "middle", (16, 16))  # type: ignore[arg-type]
-    with pytest.raises(ObservationError, match="size: must be square with the planning policy, got 16 x 24"):
+    with pytest.raises(ObservationError, match="size must be square with the planning policy, got 16 x 24"):
         prepare(frame, "planning", (16, 24))
+
+
+def textured(rows: int, columns: int) -> Tensor:
+    return column_numbers(rows, columns)[0]
+
+
+def test_an_ordinary_frame_raises_no_doubt() -> None:
+    assert doubts(textured(60, 80), (64, 64), patch=16) == ()
+
+
+def test_odd_frames_are_warned_of() -> None:
+    (small,) = doubts(textured(31, 80), (64, 64), patch=16)
+    assert "31 x 80 pixels are enlarged more than twice" in small
+    (cast,) = doubts(torch.ones(64, 64, 3, dtype=torch.uint8), (64, 64), patch=16)
+    assert "were pixels in 0..1 cast to uint8" in cast
+    (covered,) = doubts(torch.full((64, 64, 3), 90, dtype=torch.uint8), (64, 64), patch=16)
+    assert "all values lie in 90..90" in covered
+
+
+def test_a_frame_smaller_than_a_patch_is_refused() -> None:
+    with pytest.raises(ObservationError, match="frames must have at least 16 x 16 pixels, a patch, got 15 x 80"):
+        doubts(textured(15, 80), (64, 64), patch=16)

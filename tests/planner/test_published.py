@@ -12,15 +12,13 @@ from torch import Tensor
 
 from planner.cem import CEM
 from planner.gripper import GripperRules
-from planner.noise import RecordedNoise
-from planner.published import vjepa2_ac_space
 from planner.types import PlanningError, Problem
 from planner.world_model import Actions, Context, Latents
 from tests.planner.problems import reach
+from tests.planner.recordings import recorded_search
 
 FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "parity" / "fixtures" / "cem_toy.pt"
 CASES = ["h1", "h2_notebook", "h4_defaults", "h2_axis_fixed", "h3_close_gripper1"]
-SEARCHED = [0, 1, 2, 6]  # x, y, z, gripper: the recordings hold no draws for the rotation
 
 
 @dataclass
@@ -43,26 +41,10 @@ def test_the_recorded_loop_is_replayed(case: str) -> None:
     recorded = torch.load(FIXTURE, weights_only=True)
     settings: dict[str, Any] = recorded["config"][case]
     inputs, outputs = recorded["inputs"], recorded["outputs"]
-    noise = inputs[f"{case}.noise"]
-    draws = torch.zeros(*noise.shape[:3], 7)
-    draws[..., SEARCHED] = noise
-    held = {int(index): value for index, value in settings.get("axis", {}).items()}
-    plain = vjepa2_ac_space(settings.get("maxnorm", 0.05))
-    frozen = tuple(held.get(index, value) for index, value in enumerate(plain.frozen or ()))
-    cem = replace(
-        CEM.vjepa2_ac_paper(),
-        samples=settings["samples"],
-        iterations=settings["cem_steps"],
-        elites=settings["topk"],
-        horizon=settings["rollout"],
-        momentum_mean=(*(settings.get("momentum_mean", 0.25),) * 6, settings.get("momentum_mean_gripper", 0.15)),
-        momentum_std=(*(settings.get("momentum_std", 0.95),) * 6, settings.get("momentum_std_gripper", 0.15)),
-        noise=RecordedNoise(draws),
-        gripper=GripperRules(close_after=settings.get("close_gripper")),
-    )
+    cem, space = recorded_search(settings, inputs[f"{case}.noise"])
     world = ToyWorld(inputs["W"])
     context, goal = inputs["context"].reshape(1, -1), inputs["goal"].flatten()
-    plan = cem.plan(world, Problem((context,), goal, replace(plain, frozen=frozen), seed=0))
+    plan = cem.plan(world, Problem((context,), goal, space, seed=0))
 
     candidates = torch.cat(world.asked[: settings["cem_steps"]])
     torch.testing.assert_close(candidates, outputs[f"{case}.actions"], atol=1e-6, rtol=0)

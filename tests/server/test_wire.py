@@ -53,6 +53,7 @@ DONE = PlanDone(
     iterations=8,
     stop_reason="iterations",
     warm_started=True,
+    warnings=("odd", "odder"),
     latent=LATENT,
     began=1.0,
     encoded=2.0,

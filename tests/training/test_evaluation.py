@@ -68,6 +68,9 @@ class JointModel:
     def latent(self, angles: Tensor) -> Tensor:
         return self.sight * torch.cat([angles.cos(), angles.sin()], dim=-1)
 
+    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+        return ()
+
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:
         latents = self.encode(frames)
         return ClipEmbedding(latents.mean(0), latents, latents.unsqueeze(1))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.observation import ObservationError
 from model.vjepa2.poses import (
-    PoseError,
     check_poses,
     compose,
     difference,
@@ -77,21 +77,21 @@ def test_the_gripper_stays_between_open_and_closed() -> None:
 @pytest.mark.parametrize(
     ("index", "value", "message"),
     [
-        (3, -179.26, "pose angles: must be radians within .* got 179.3, which looks like degrees"),
-        (6, 1.4, r"pose gripper: must lie in 0 \(open\) .. 1 \(closed\), got 1.4"),
-        (6, -0.2, "pose gripper: .* got -0.2"),
-        (0, math.nan, "pose: must be finite"),
+        (3, -179.26, "proprioception must have its angles in radians, .* not in degrees, got 179.3"),
+        (6, 1.4, r"proprioception must have its gripper in 0 \(open\) .. 1 \(closed\), got 1.4"),
+        (6, -0.2, "proprioception must .* gripper .* got -0.2"),
+        (0, math.nan, "proprioception must be finite"),
     ],
 )
 def test_poses_that_cannot_be_meant_are_refused_by_name(index: int, value: float, message: str) -> None:
     pose = POSE.clone()
     pose[index] = value
-    with pytest.raises(PoseError, match=message):
+    with pytest.raises(ObservationError, match=message):
         check_poses(pose)
 
 
 def test_poses_of_the_wrong_length_are_refused() -> None:
-    with pytest.raises(PoseError, match=r"pose: must have 7 numbers .* got 6"):
+    with pytest.raises(ObservationError, match="proprioception must have 7 numbers, x, y, .* got 6"):
         check_poses(POSE[:6])
 
 

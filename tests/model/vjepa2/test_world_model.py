@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.checkpoint import import_checkpoint
 from model.observation import ObservationError
 from model.package import PackageError, read_package
 from model.vjepa2 import ActionPredictor, Encoder, VJepa2WorldModel
 from model.vjepa2.packaged import PackagedVJepa2
-from model.vjepa2.poses import PoseError
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import CLIP_WINDOW, encode_clip
+from planner.types import Problem
 from tests.model.vjepa2.reference_files import fixture, worst
 from tests.model.vjepa2.tiny import action_predictor, encoder, masked_predictor, published
+from tests.planner.recordings import recorded_search
 
 POSE = torch.tensor([[0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5]])
 
@@ -39,19 +41,39 @@ def test_world_model_parity_from_pixels_to_latents() -> None:
     assert worst(goal.unsqueeze(0), reference["outputs"]["h1.z_goal"]) <= 1e-5
 
 
-def test_world_model_rollout_parity_with_the_published_planners_first_costs() -> None:
-    """The first iteration of the published search, before any elite is chosen: its draws give its costs."""
+class Watched:
+    """A world model that remembers which candidates it was asked about, and what it predicted for them."""
+
+    block = 1
+
+    def __init__(self, world: VJepa2WorldModel) -> None:
+        self.world = world
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+        predicted = self.world.rollout(context, actions)
+        self.asked.append((actions, predicted))
+        return predicted
+
+
+@pytest.mark.parametrize("case", ["h1", "h2"])
+def test_world_model_planning_parity_from_pixels_to_actions(case: str) -> None:
+    """The published search, replayed draw by draw: the same costs, the same elites, the same actions."""
     reference = fixture("world_model_plan")
-    world = reference_world_model()
-    inputs, box = reference["inputs"], reference["config"]["h1"]["maxnorm"]
-    seen, goal = world.encode(torch.stack([inputs["image"], inputs["goal_image"]]))
-    draws = inputs["h1.noise"][0, 0]
-    actions = torch.zeros(1, len(draws), 1, 7)
-    actions[0, :, 0, :3] = (draws[:, :3] * box).clamp(-box, box)
-    actions[0, :, 0, 6] = draws[:, 3].clamp(-0.75, 0.75)
-    predicted = world.rollout(world.context([seen], inputs["pose"][0]), actions)
-    costs = (predicted[0, :, -1] - goal).abs().mean(dim=(1, 2))
-    assert worst(costs, reference["outputs"]["h1.sims"][0]) <= 1e-5
+    inputs, settings = reference["inputs"], reference["config"][case]
+    world = Watched(reference_world_model())
+    seen, goal = world.world.encode(torch.stack([inputs["image"], inputs["goal_image"]]))
+    search, space = recorded_search(settings, inputs[f"{case}.noise"])
+    plan = search.plan(world, Problem(world.world.context([seen], inputs["pose"][0]), goal, space, seed=0))
+    assert worst(plan.actions, reference["outputs"][f"{case}.result"]) <= 1e-6
+    published = reference["outputs"][f"{case}.sims"]
+    assert len(world.asked) == len(published) + 1  # the last mean is priced, too
+    for (_, predicted), costs in zip(world.asked, published, strict=False):
+        ours = (predicted[0, :, -1] - goal).abs().mean(dim=(1, 2))
+        assert worst(ours, costs) <= 1e-5
+        assert set(ours.topk(search.elites, largest=False).indices.tolist()) == set(
+            costs.topk(search.elites, largest=False).indices.tolist()
+        )
 
 
 def small_world(chunk: int | None = None) -> VJepa2WorldModel:
@@ -83,11 +105,11 @@ def test_wrong_inputs_are_refused_by_name() -> None:
     latents = world.encode(torch.zeros(1, 16, 24, 3, dtype=torch.uint8))
     degrees = POSE.clone()
     degrees[0, 3] = -179.0
-    with pytest.raises(PoseError, match="looks like degrees"):
+    with pytest.raises(ObservationError, match="in radians"):
         world.context([latents[0]], degrees)
     with pytest.raises(ValueError, match="poses: must be one for each of the latents, got 1 for 2"):
         world.context([latents[0]] * 2, POSE)
-    with pytest.raises(ObservationError, match="frames: must be 16 x 24"):
+    with pytest.raises(ObservationError, match="frames must be 16 x 24"):
         world.encode(torch.zeros(1, 24, 16, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="size: must give the predictor's grid"):
         VJepa2WorldModel(encoder(), action_predictor(), (16, 16))

@@ -1,0 +1,38 @@
+"""Recordings of the published V-JEPA 2-AC planning loop, as the search that replays them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.cem import CEM
+from planner.gripper import GripperRules
+from planner.noise import RecordedNoise
+from planner.published import vjepa2_ac_space
+from planner.types import ActionSpace
+
+SEARCHED = [0, 1, 2, 6]  # x, y, z, gripper: the recordings hold no draws for the rotation
+
+
+def recorded_search(settings: dict[str, Any], noise: Tensor) -> tuple[CEM, ActionSpace]:
+    """The search with the recording's own settings and draws [iterations, horizon, samples, 4], and its space."""
+    draws = torch.zeros(*noise.shape[:3], 7)
+    draws[..., SEARCHED] = noise
+    held = {int(index): value for index, value in settings.get("axis", {}).items()}
+    plain = vjepa2_ac_space(settings.get("maxnorm", 0.05))
+    frozen = tuple(held.get(index, value) for index, value in enumerate(plain.frozen or ()))
+    cem = replace(
+        CEM.vjepa2_ac_paper(),
+        samples=settings["samples"],
+        iterations=settings["cem_steps"],
+        elites=settings["topk"],
+        horizon=settings["rollout"],
+        momentum_mean=(*(settings.get("momentum_mean", 0.25),) * 6, settings.get("momentum_mean_gripper", 0.15)),
+        momentum_std=(*(settings.get("momentum_std", 0.95),) * 6, settings.get("momentum_std_gripper", 0.15)),
+        noise=RecordedNoise(draws),
+        gripper=GripperRules(close_after=settings.get("close_gripper")),
+    )
+    return cem, replace(plain, frozen=frozen)
