@@ -25,12 +25,14 @@ class Keys:
     def check(self, header: Callable[[str], str | None]) -> None:
         """Refuse a call that shows no accepted key in `authorization: Bearer KEY` or `x-api-key: KEY`.
 
+        openpi clients write the first with the scheme Api-Key.
+
         `header` finds a header by its lower-case name. Raises UNAUTHENTICATED, which never repeats the key.
         """
         if not self.digests:
             return
         scheme, _, token = (header("authorization") or "").partition(" ")
-        shown = token.strip() if scheme.lower() == "bearer" else header("x-api-key") or ""
+        shown = token.strip() if scheme.lower() in ("bearer", "api-key") else header("x-api-key") or ""
         digest = hashlib.sha256(shown.encode("utf-8", "surrogateescape")).digest()
         accepted = [hmac.compare_digest(digest, known) for known in self.digests]  # all of them, whichever matches
         if not shown:

@@ -24,7 +24,7 @@ from server.settings import Limits
 from server.telemetry import Telemetry
 from server.uploads import Uploads
 
-Transport = Literal["grpc", "rest"]
+Transport = Literal["grpc", "rest", "openpi"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _log = structlog.get_logger()

@@ -138,9 +138,12 @@ class _Uvicorn(uvicorn.Server):
 
 def _rest_server(door: Door, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(door),
+        create_app(door, settings.openpi),
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio" if settings.openpi else "none",
+        ws_max_size=settings.limits.message_bytes,
+        ws_max_queue=1,
+        ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb
         access_log=False,
         log_config=None,
         server_header=False,

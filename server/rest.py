@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError, WithJsonSchema
 from server import images, messages, rest_replies, rest_schemas
 from server.door import Door
 from server.errors import Reason, ServiceError, invalid
+from server.openpi import PATHS, openpi
 from server.rest_calls import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
 from server.rest_document import document
 from server.rest_replies import TensorStyle
 from server.uploads import receive_form
 
 
-def create_app(door: Door) -> FastAPI:
+def create_app(door: Door, serves_openpi: bool = True) -> FastAPI:
     """The ASGI application, with every failure rendered as problem details."""
     app = FastAPI(
         title="Presage",
@@ -33,6 +34,8 @@ def create_app(door: Door) -> FastAPI:
     app.state.door = door
     app.include_router(_probes)
     app.include_router(_routes)
+    for path in PATHS if serves_openpi else ():
+        app.router.add_websocket_route(path, openpi)
     app.add_middleware(DoorMiddleware, door=door)
     render_framework_errors(app)
     made = document(app)  # now: it takes a moment in which no health check would be answered

@@ -98,6 +98,7 @@ class Settings(BaseSettings):
         default=None, description="where uploads are kept meanwhile; the system's place by default"
     )
     reflection: bool = Field(default=True, description="let gRPC tools list the services")
+    openpi: bool = Field(default=True, description="let openpi clients in, over WebSocket on http_port")
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
