@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planner.anytime import IterationClock, never, plan_in_time
-from planner.constraints import project_within
 from planner.cost import GoalDistance
 from planner.gripper import GripperRules
+from planner.limits import project_within
 from planner.noise import ColouredNoise, Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
 from planner.search import (
     Search,

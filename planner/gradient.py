@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planner.anytime import IterationClock, never, plan_in_time
-from planner.constraints import project_within
 from planner.cost import GoalDistance
+from planner.limits import project_within, tied
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
 from planner.search import Search, SearchBatch, advance, begin, evaluate, finished_plan, keep_best, stack
 from planner.types import Plan, PlanningError, Problem, StopReason
@@ -122,7 +122,8 @@ class Gradient:
         """Step costs and the gradient of each sequence's own total; zero where either is not finite."""
         with torch.enable_grad():
             free = actions.detach().requires_grad_()
-            step_costs = evaluate(world_model, self.cost, batch, free)
+            told = free if batch.limits.dwell is None else tied(batch.limits.dwell, free)
+            step_costs = evaluate(world_model, self.cost, batch, told)
             totals = step_costs.sum(-1)
             (slope,) = torch.autograd.grad(torch.where(totals.isfinite(), totals, 0.0).sum(), free)
         return step_costs.detach(), slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from planner.anytime import IterationClock, never, plan_in_time
-from planner.constraints import project_within
 from planner.cost import GoalDistance
+from planner.limits import project_within
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
 from planner.search import Search, advance, begin, evaluate, finished_plan, keep_best, spread_of, stack
 from planner.types import Plan, PlanningError, Problem, StopReason

@@ -5,6 +5,7 @@ Bookkeeping as values; who talks to the robot, and when, is the caller's affair.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,8 +33,29 @@ def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest
         last = plan.actions[-1]
     else:
         last = (plan.actions.new_tensor(space.low) + plan.actions.new_tensor(space.high)) / 2
-    previous = plan.actions[executed - 1] if executed else None
-    return project(space, torch.cat([plan.actions[executed:], last.expand(executed, -1)]), previous)
+    # The plan obeys `space` from its first action on, which is taken as given: what changes is the tail alone.
+    whole = torch.cat([plan.actions, last.expand(executed, -1)])
+    return project(space, whole, plan.actions[0], held=(math.inf,) * space.dimensions)[executed:]
+
+
+def held_for(
+    executed: Float[Tensor, "steps action"],
+    previous: Float[Tensor, " action"] | None = None,
+    held: tuple[float, ...] | None = None,
+) -> tuple[float, ...]:
+    """For how many actions, the last of `executed` included, each dimension has kept its value: `Problem.held`.
+
+    `previous` is the action before those, kept for `held` actions by then.
+    """
+    if executed.shape[0] == 0:
+        raise PlanningError("executed", "must hold at least one action", 0)
+    counts = [0.0] * executed.shape[1] if held is None else list(held)
+    before = None if previous is None else previous.tolist()
+    for action in executed.tolist():
+        kept = [False] * len(action) if before is None else [a == b for a, b in zip(action, before, strict=True)]
+        counts = [count + 1 if same else 1.0 for count, same in zip(counts, kept, strict=True)]
+        before = action
+    return tuple(counts)
 
 
 @dataclass(frozen=True)

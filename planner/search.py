@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.constraints import Limits, limits_of, project_within, stack_limits
+from planner.constraints import limits_of
+from planner.limits import Limits, project_within, stack_limits
 from planner.noise import Stream
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
@@ -78,7 +79,7 @@ def begin(
     for tensor in problem.context:
         if tensor.shape[:1] != (1,):
             raise PlanningError("context", "must have a leading batch axis of 1", tuple(tensor.shape))
-    limits = limits_of(space, time, problem.previous_action, problem.committed, device=device)
+    limits = limits_of(space, time, problem.previous_action, problem.committed, problem.held, device=device)
     low, high = torch.tensor(space.low, device=device), torch.tensor(space.high, device=device)
     start = ((low + high) / 2).expand(time, -1)
     if problem.warm_start is not None:

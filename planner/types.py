@@ -36,11 +36,13 @@ class ActionSpace:
     frozen: tuple[float | None, ...] | None = None  # a number holds the dimension there, None leaves it free
     max_norm: float | None = None  # cap on the L2 (or L1) norm of one action
     norm_order: Literal[1, 2] = 2
+    norm_of: tuple[str, ...] | None = None  # names of the dimensions the norm is of (one unit, say); None: all
+    dwell: tuple[int, ...] | None = None  # actions a value is kept for at least, per dimension; 1 leaves it free
 
     def __post_init__(self) -> None:
         if not self.names:
             raise PlanningError("action_space.names", "must not be empty", self.names)
-        for field in ("units", "low", "high", "slew", "frozen"):
+        for field in ("units", "low", "high", "slew", "frozen", "dwell"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.names):
                 raise PlanningError(f"action_space.{field}", f"must have {len(self.names)} entries", len(value))
@@ -52,6 +54,12 @@ class ActionSpace:
                 raise PlanningError(f"action_space.frozen.{name}", f"must lie in [{low}, {high}]", held)
         if self.slew is not None and not all(s > 0 for s in self.slew):
             raise PlanningError("action_space.slew", "must be positive", self.slew)
+        if self.dwell is not None and not all(steps >= 1 and steps == int(steps) for steps in self.dwell):
+            raise PlanningError("action_space.dwell", "must be whole numbers >= 1", self.dwell)
+        if self.norm_order not in (1, 2):
+            raise PlanningError("action_space.norm_order", "must be 1 or 2", self.norm_order)
+        if self.norm_of is not None and not (self.norm_of and set(self.norm_of) <= set(self.names)):
+            raise PlanningError("action_space.norm_of", f"must name some of {self.names}", self.norm_of)
         if self.max_norm is not None:
             if not self.max_norm > 0:
                 raise PlanningError("action_space.max_norm", "must be positive", self.max_norm)
@@ -69,7 +77,8 @@ class ActionSpace:
         frozen = self.frozen or (None,) * self.dimensions
         least = [
             max(low, min(high, 0.0)) if held is None else held
-            for low, high, held in zip(self.low, self.high, frozen, strict=True)
+            for name, low, high, held in zip(self.names, self.low, self.high, frozen, strict=True)
+            if self.norm_of is None or name in self.norm_of
         ]
         return math.hypot(*least) if self.norm_order == 2 else math.fsum(map(abs, least))
 
@@ -100,7 +109,8 @@ class Problem:
     space: ActionSpace
     seed: int
     warm_start: Float[Tensor, "time action"] | None = None  # candidate 0, already shifted by what was executed
-    previous_action: Float[Tensor, " action"] | None = None  # last action executed: where the slew limit starts
+    previous_action: Float[Tensor, " action"] | None = None  # last action executed: where slew limit and dwell start
+    held: tuple[float, ...] | None = None  # actions for which each of its dimensions was kept; needed for a dwell
     committed: Float[Tensor, "steps action"] | None = None  # actions under way: frozen at the head of every candidate
 
 

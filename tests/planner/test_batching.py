@@ -18,17 +18,24 @@ WORLD = integrator(block=3)
 
 
 def mixed_problems() -> list[Problem]:
-    """Eight robots that differ in goal, seed, limits, warm start, and in what they already execute."""
+    """Ten robots that differ in goal, seed, limits, warm start, and in what they already execute."""
     problems = []
-    for seed in range(8):
-        made = [space(), space(slew=0.3), space(max_norm=0.9), space(max_norm=1.1, norm_order=1)][seed % 4]
+    spaces = [
+        space(),
+        space(slew=0.3),
+        space(max_norm=0.9, norm_of=("y",)),
+        space(max_norm=1.1, norm_order=1),
+        space(dwell=(3, 1)),
+    ]
+    for seed in range(10):
+        made = spaces[seed % 5]
         problem = reach((0.2 * seed - 0.7, 0.4 - 0.1 * seed), seed=seed, space=made)
         if seed % 3 == 1:
             problem = replace(problem, warm_start=torch.full((12, 2), 0.1))
         if seed % 3 == 2:
             problem = replace(problem, committed=torch.full((2, 2), 0.05 * seed))
-        if made.slew is not None:
-            problem = replace(problem, previous_action=torch.tensor([0.1, 0.2]))
+        if made.slew is not None or made.dwell is not None:
+            problem = replace(problem, previous_action=torch.tensor([0.1, 0.2]), held=(1, 4))
         problems.append(problem)
     return problems
 
@@ -56,7 +63,7 @@ def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(optimiser
         for search in [search for search in running if optimiser.stopped(search)]:
             done[search.problem.seed] = optimiser.finish(search, "iterations")
         running = [search for search in running if not optimiser.stopped(search)]
-    assert len(done) == 8
+    assert len(done) == 10
     for problem in problems:
         assert_same(done[problem.seed], plan_in_time(optimiser, WORLD, problem))
 
@@ -86,7 +93,7 @@ def test_one_rollout_serves_all_searches() -> None:
             return WORLD.rollout(context, actions)
 
     SMALL.improve(Counting(), [SMALL.start(problem, 3) for problem in mixed_problems()])
-    assert batches == [8]
+    assert batches == [10]
 
 
 def test_a_search_belongs_to_the_block_it_began_with() -> None:
