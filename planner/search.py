@@ -181,15 +181,18 @@ def advance(
 def finished_plan(search: Search, reason: StopReason) -> Plan:
     """The plan of a search that stops here: its evaluated result if it has one, else the best candidate so far.
 
-    A search stopped before its first iteration answers with its warm start, cost NaN and no iterations; without a warm
-    start there is nothing worth executing and PlanningError says which limit left no time. The same where every
-    candidate ever tried had a NaN or infinite cost.
+    A search stopped before its first iteration answers with its warm start, or with the committed actions alone, which
+    the robot executes anyway; cost NaN and no iterations. Without either there is nothing worth executing, and
+    PlanningError says which limit left no time. The same where every candidate ever tried had a NaN or infinite cost.
     """
     if search.iterations == 0:
-        if search.problem.warm_start is None:
+        committed = 0 if search.problem.committed is None else search.problem.committed.shape[0]
+        if search.problem.warm_start is None and committed == 0:
             rule = "was hit before the first iteration could run, and there is no warm start to fall back on"
             raise PlanningError(reason, rule, "0 iterations")
         actions = search.distribution.mean
+        if search.problem.warm_start is None:
+            actions = actions[:committed]
         step_costs = torch.full_like(search.best_step_costs, torch.nan)
     elif not math.isfinite(search.best_cost):
         raise PlanningError("cost", "must be finite for at least one candidate", "NaN or infinity for all")
@@ -207,7 +210,7 @@ def finished_plan(search: Search, reason: StopReason) -> Plan:
         iterations=search.iterations,
         stop_reason=reason,
         seed=search.problem.seed,
-        distribution=ActionDistribution(actions, search.distribution.std),
+        distribution=ActionDistribution(actions, search.distribution.std[: actions.shape[0]]),
     )
 
 

@@ -118,7 +118,7 @@ class Problem:
 class Plan:
     """What a search found, and how. `actions` never leave the action space."""
 
-    actions: Float[Tensor, "time action"]  # robot units
+    actions: Float[Tensor, "time action"]  # robot units; the committed ones alone where no search ran and none led here
     cost: float
     step_costs: tuple[float, ...]  # predicted, one per model step; they sum to cost
     iteration_costs: tuple[float, ...]  # best so far after each iteration, never rising
