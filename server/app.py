@@ -15,7 +15,7 @@ import numpy as np
 from server import checks
 from server.checks import SearchLimits
 from server.clips import Clips, ClipSettings
-from server.errors import Reason, ServiceError, invalid
+from server.errors import invalid
 from server.goals import Goal, GoalCache, content_id
 from server.jobs import (
     EmbedClipJob,
@@ -26,13 +26,12 @@ from server.jobs import (
     EngineSettings,
     Floats,
     Loader,
-    RolloutDone,
-    RolloutJob,
-    ServedModel,
 )
 from server.lanes import Lanes
 from server.messages import (
     Array,
+    DistanceReply,
+    DistanceRequest,
     EmbedClipRequest,
     EmbedImagesRequest,
     EmbedReply,
@@ -40,7 +39,6 @@ from server.messages import (
     GoalReply,
     GoalRequest,
     ModelReply,
-    Observation,
     PlanReply,
     PlanRequest,
     RolloutReply,
@@ -49,8 +47,11 @@ from server.messages import (
     ScoreRequest,
     SessionReply,
     SessionRequest,
+    SurpriseReply,
+    SurpriseRequest,
 )
-from server.plan_calls import PlanCalls, start_of
+from server.plan_calls import PlanCalls
+from server.prediction_calls import PredictionCalls, require_numbers
 from server.session import Session
 from server.session_table import SessionTable
 
@@ -106,6 +107,7 @@ class Application:
             ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
         )
         self._plans = PlanCalls(self._lanes, self._sessions, self._goals, self._limits, settings.server_version)
+        self._predictions = PredictionCalls(self._lanes, self._sessions, self._goals, self._limits, settings.max_images)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -252,27 +254,19 @@ class Application:
 
     async def rollout(self, request: RolloutRequest, deadline: float | None = None) -> RolloutReply:
         """Predict the latents that actions lead to."""
-        session, served = self._asked(request.session_id, request.model)
-        checks.observation(request.observation, served.reply)
-        actions = np.asarray(request.actions, np.float32)
-        checks.candidates(actions[None], served.reply, self._limits, "actions")
-        goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
-        done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
-        assert done.latents is not None
-        distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
-        return RolloutReply(done.latents[0], distances)
+        return await self._predictions.rollout(request, deadline, time.monotonic())
 
     async def score(self, request: ScoreRequest, deadline: float | None = None) -> ScoreReply:
         """Cost given candidates toward a goal."""
-        session, served = self._asked(request.session_id, request.model)
-        checks.observation(request.observation, served.reply)
-        candidates = np.asarray(request.candidates, np.float32)
-        checks.candidates(candidates, served.reply, self._limits, "candidates")
-        goal_id = request.goal_id or (session.goal_id if session is not None else "")
-        goal = self._goals.toward(goal_id, served.reply.name).latent
-        done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
-        assert done.step_costs is not None
-        return ScoreReply(done.step_costs.sum(1), done.step_costs)
+        return await self._predictions.score(request, deadline, time.monotonic())
+
+    async def distance(self, request: DistanceRequest, deadline: float | None = None) -> DistanceReply:
+        """How far images are from a goal, in the planner's cost for one step."""
+        return await self._predictions.distance(request, deadline, time.monotonic())
+
+    async def surprise(self, request: SurpriseRequest, deadline: float | None = None) -> SurpriseReply:
+        """How far each observation is from the one predicted from those before it; a session learns what is usual."""
+        return await self._predictions.surprise(request, deadline, time.monotonic())
 
     # Embeddings
 
@@ -303,38 +297,12 @@ class Application:
     def _session(self, session_id: str) -> Session:
         return self._sessions.get(session_id, time.monotonic())
 
-    def _asked(self, session_id: str, model: str) -> tuple[Session | None, ServedModel]:
-        """The session a call names, if any, and the model it is about."""
-        session = self._session(session_id) if session_id else None
-        served = self._lanes.model(model if session is None else session.model)
-        checks.can_predict(served)
-        return session, served
-
     async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
         done = await self._lanes.run(EncodeJob(model.name, (image,)), deadline)
         assert isinstance(done, EncodeDone)
-        _require_numbers(done.latents)
+        require_numbers(done.latents)
         latent: Floats = done.latents[0]
         return latent
-
-    async def _predict(
-        self,
-        observation: Observation,
-        session: Session | None,
-        served: ServedModel,
-        candidates: Floats,
-        goal: Floats | None,
-        costs_only: bool,
-        deadline: float | None,
-    ) -> RolloutDone:
-        start = start_of(observation, session, observation.sequence, served.history)
-        job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
-        done = await self._lanes.run(job, deadline)
-        assert isinstance(done, RolloutDone)
-        for values in (done.latents, done.step_costs):
-            if values is not None:
-                _require_numbers(values)
-        return done
 
     async def _keep_house(self) -> None:
         while True:
@@ -362,11 +330,5 @@ def _describe(goal: Goal, cached: bool) -> GoalReply:
 
 def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
     for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
-        _require_numbers(values)
+        require_numbers(values)
     return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)
-
-
-def _require_numbers(values: Array) -> None:
-    """Raises PLAN_FAILED for NaN and infinity: neither may leave as a prediction."""
-    if not np.isfinite(values).all():
-        raise ServiceError(Reason.PLAN_FAILED, "the model predicted NaN or infinity")

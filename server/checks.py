@@ -39,17 +39,17 @@ def frame(image: Frame, model: ModelReply, field: str) -> None:
         raise invalid(field, rule, f"{height} x {width}", Reason.IMAGE_SIZE)
 
 
-def observation(seen: Observation, model: ModelReply) -> None:
+def observation(seen: Observation, model: ModelReply, name: str = "observation") -> None:
     """One frame per camera, and proprioception of the model's width where it uses any."""
     if len(seen.images) != model.cameras:
         rule = f"must be one per camera of model {model.name}, {model.cameras}"
-        raise invalid("observation.images", rule, len(seen.images), Reason.INVALID_IMAGE)
+        raise invalid(f"{name}.images", rule, len(seen.images), Reason.INVALID_IMAGE)
     for index, image in enumerate(seen.images):
-        frame(image, model, f"observation.images[{index}]")
+        frame(image, model, f"{name}.images[{index}]")
     if seen.sequence < 0:
-        raise invalid("observation.sequence", "must be >= 0", seen.sequence)
+        raise invalid(f"{name}.sequence", "must be >= 0", seen.sequence)
     given, width = seen.proprioception, len(model.proprioception_names)
-    field = "observation.proprioception"
+    field = f"{name}.proprioception"
     if given is None or given.size == 0:
         if width:
             raise invalid(field, f"must have {width} entries for model {model.name}", "none")
@@ -161,6 +161,22 @@ def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: 
     if len(actions) * steps > limits.rollout_steps:
         rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
         raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
+
+
+def steps_seen(
+    observations: Sequence[Observation], actions: Floats, model: ModelReply, limits: SearchLimits, most: int
+) -> None:
+    """At least two observations, and the actions [time, action] of the model steps between them."""
+    if not 2 <= len(observations) <= most:
+        reason = Reason.TOO_LARGE if len(observations) > most else Reason.INVALID_FIELD
+        raise invalid("observations", f"must be 2 to {most}", len(observations), reason)
+    for index, seen in enumerate(observations):
+        observation(seen, model, f"observations[{index}]")
+    candidates(actions[None], model, limits, "actions")
+    wanted = (len(observations) - 1) * model.block
+    if len(actions) != wanted:
+        rule = f"must have {wanted} actions in time, {model.block} between neighbouring observations"
+        raise invalid("actions", rule, len(actions), Reason.ACTION_SHAPE)
 
 
 def image_count(images: Sequence[Frame], most: int) -> None:

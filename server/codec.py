@@ -102,14 +102,14 @@ def image_sources(images: Sequence[observation_pb2.Image], field: str) -> list[t
 
 
 def decode_observation(
-    message: observation_pb2.Observation, frames: tuple[messages.Frame, ...]
+    message: observation_pb2.Observation, frames: tuple[messages.Frame, ...], field: str = "observation"
 ) -> messages.Observation:
     """`frames` are its images, decoded."""
     proprioception, captured = None, None
     if message.HasField("proprioception"):
-        proprioception = decode_tensor(message.proprioception, "observation.proprioception")
+        proprioception = decode_tensor(message.proprioception, f"{field}.proprioception")
     if message.HasField("capture_time"):
-        captured = decode_time(message.capture_time, "observation.capture_time")
+        captured = decode_time(message.capture_time, f"{field}.capture_time")
     return messages.Observation(frames, proprioception, captured, message.sequence)
 
 
@@ -291,6 +291,10 @@ def encode_rollout(reply: messages.RolloutReply) -> planning_pb2.RolloutResponse
 
 def encode_score(reply: messages.ScoreReply) -> planning_pb2.ScoreResponse:
     return planning_pb2.ScoreResponse(costs=reply.costs.tolist(), step_costs=encode_tensor(reply.step_costs))
+
+
+def encode_surprise(reply: messages.SurpriseReply) -> planning_pb2.SurpriseResponse:
+    return planning_pb2.SurpriseResponse(errors=reply.errors, scores=reply.scores, steps_known=reply.steps_known)
 
 
 def encode_control_error(error: ServiceError, sequence: int) -> planning_pb2.ControlResponse:

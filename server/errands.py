@@ -30,6 +30,8 @@ from server.jobs import (
     Result,
     RolloutDone,
     RolloutJob,
+    SurpriseDone,
+    SurpriseJob,
 )
 from server.searches import Searches
 
@@ -86,6 +88,8 @@ class Errands:
                 errand = embed_clip(model, job)
             case RolloutJob():
                 errand = rollout(model, job, self._max_steps)
+            case SurpriseJob():
+                errand = surprise(model, job)
             case _:
                 raise TypeError(f"{type(job).__name__} is no errand")
         self._advance(Waiting(number, errand, Piece("nothing", 0)))
@@ -190,6 +194,25 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
             if not job.costs_only:
                 latents.append(model_calls.to_host(predicted[0]))
     return RolloutDone(_joined(latents), _joined(costs))
+
+
+def surprise(model: LoadedModel, job: SurpriseJob) -> Errand:
+    """One prediction per step, each from the observations before it as far as the model looks back."""
+    encoded = []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield Piece(("encode", job.model), part.stop - part.start)
+        encoded.append(model_calls.encode_frames(model, job.frames[part]))
+    seen, cost = torch.cat(encoded), model_calls.cost_of(model)
+    actions = model_calls.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
+    errors: list[float] = []
+    for step, taken in enumerate(actions):
+        yield Piece(("rollout", job.model, 1), 1)
+        back = slice(max(0, step + 1 - model.package.config.history), step + 1)
+        felt = None if job.proprioception is None else model_calls.to_device(model, job.proprioception[back])
+        with torch.no_grad():
+            predicted = model.rollout(model.context(list(seen[back]), felt), taken[None, None])[0, 0]
+        errors += model_calls.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
+    return SurpriseDone(tuple(errors))
 
 
 def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[float, ...]:

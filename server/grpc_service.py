@@ -237,6 +237,27 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
         )
         return codec.encode_score(await self.door.application.score(score, deadline(context)))
 
+    async def Distance(self, request: planning_pb2.DistanceRequest, context: Context) -> planning_pb2.DistanceResponse:
+        codec.require(len(request.images) > 0, "images")
+        sources = codec.image_sources(request.images, "images")
+        frames = await images.decode(sources, self.door.limits.image_pixels)
+        asked = messages.DistanceRequest(frames, request.session_id, request.model, request.goal_id)
+        reply = await self.door.application.distance(asked, deadline(context))
+        return planning_pb2.DistanceResponse(distances=reply.distances)
+
+    async def Surprise(self, request: planning_pb2.SurpriseRequest, context: Context) -> planning_pb2.SurpriseResponse:
+        codec.require(len(request.observations) > 0, "observations")
+        codec.require(request.HasField("actions"), "actions")
+        seen = [(f"observations[{index}]", each) for index, each in enumerate(request.observations)]
+        sources = [codec.image_sources(each.images, f"{name}.images") for name, each in seen]
+        decoded = await images.decode_groups(sources, self.door.limits.image_pixels)
+        observations = [
+            codec.decode_observation(each, frames, name) for (name, each), frames in zip(seen, decoded, strict=True)
+        ]
+        actions = codec.decode_tensor(request.actions, "actions")
+        asked = messages.SurpriseRequest(tuple(observations), actions, request.session_id, request.model)
+        return codec.encode_surprise(await self.door.application.surprise(asked, deadline(context)))
+
     async def _observation(self, message: Any) -> messages.Observation:
         sources = codec.image_sources(message.images, "observation.images")
         return codec.decode_observation(message, await images.decode(sources, self.door.limits.image_pixels))

@@ -65,6 +65,14 @@ async def decode(sources: Sequence[tuple[str, ImageSource]], max_pixels: int) ->
     return await asyncio.to_thread(_load_all, opened)
 
 
+async def decode_groups(
+    groups: Sequence[Sequence[tuple[str, ImageSource]]], max_pixels: int
+) -> tuple[tuple[Frame, ...], ...]:
+    """`decode` for the images of several observations; `max_pixels` bounds all of them together."""
+    frames = iter(await decode([source for group in groups for source in group], max_pixels))
+    return tuple(tuple(next(frames) for _ in group) for group in groups)
+
+
 def _open(source: EncodedImage, field: str) -> Image.Image:
     """Read the header alone."""
     if not source.content:

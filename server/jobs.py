@@ -166,8 +166,23 @@ class RolloutDone:
     step_costs: Floats | None  # [candidates, horizon]; None without a goal
 
 
-Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob
-Result = PlanDone | EncodeDone | EmbedDone | RolloutDone
+@dataclass(frozen=True)
+class SurpriseJob:
+    """How far each observation is from the prediction made from those before it."""
+
+    model: str
+    frames: tuple[Frame, ...]  # one per model step, at least two
+    actions: Floats  # [(frames - 1) x block, action]
+    proprioception: Floats | None = None  # [frames, proprioception]
+
+
+@dataclass(frozen=True)
+class SurpriseDone:
+    errors: tuple[float, ...]  # one per step
+
+
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob
+Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,34 @@ class ScoreReply:
 
 
 @dataclass(frozen=True)
+class DistanceRequest:
+    images: tuple[Frame, ...]
+    session_id: str = ""
+    model: str = ""
+    goal_id: str = ""
+
+
+@dataclass(frozen=True)
+class DistanceReply:
+    distances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SurpriseRequest:
+    observations: tuple[Observation, ...]  # one per step of the model
+    actions: NDArray[np.float32]  # [time, action], between them
+    session_id: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class SurpriseReply:
+    errors: tuple[float, ...]  # one per step
+    scores: tuple[float, ...] = ()
+    steps_known: int = 0
+
+
+@dataclass(frozen=True)
 class ModelReply:
     """What a robot must know before it asks for a plan."""
 

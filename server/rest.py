@@ -228,6 +228,29 @@ async def score(
     return _json(rest_replies.encode_score(reply, tensors))
 
 
+@_routes.post("/distances", name="Planning.Distance", response_model=rest_replies.DistanceReply)
+async def distance(body: rest_schemas.DistanceBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+    """Measures how far images are from a goal."""
+    frames = await images.decode(rest_schemas.image_sources(body.images, "images"), door.limits.image_pixels)
+    asked = messages.DistanceRequest(frames, body.session_id, body.model, body.goal_id)
+    reply = await attended(request, door.application.distance(asked, deadline))
+    return _json(rest_replies.DistanceReply(distances=list(reply.distances)))
+
+
+@_routes.post("/surprises", name="Planning.Surprise", response_model=rest_replies.SurpriseReply)
+async def surprise(body: rest_schemas.SurpriseBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+    """Measures how far what happened is from what the model predicted."""
+    seen = [(f"observations[{index}]", each) for index, each in enumerate(body.observations)]
+    sources = [rest_schemas.image_sources(each.images, f"{name}.images") for name, each in seen]
+    decoded = await images.decode_groups(sources, door.limits.image_pixels)
+    observations = [
+        rest_schemas.decode_observation(each, frames, name) for (name, each), frames in zip(seen, decoded, strict=True)
+    ]
+    actions = rest_schemas.decode_tensor(body.actions, "actions")
+    asked = messages.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
+    return _json(rest_replies.encode_surprise(await attended(request, door.application.surprise(asked, deadline))))
+
+
 async def _observation(body: rest_schemas.ObservationBody, door: Door) -> messages.Observation:
     sources = rest_schemas.image_sources(body.images, "observation.images")
     return rest_schemas.decode_observation(body, await images.decode(sources, door.limits.image_pixels))

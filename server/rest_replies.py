@@ -156,6 +156,18 @@ class ScoreReply(BaseModel):
     step_costs: TensorReply
 
 
+class DistanceReply(BaseModel):
+    distances: list[float]
+
+
+class SurpriseReply(BaseModel):
+    """How surprising each step was."""
+
+    errors: list[float]
+    scores: list[float] = Field(description="Deviations above the session's mean; empty while it knows few steps")
+    steps_known: int
+
+
 class FaultReply(BaseModel):
     field: str
     rule: str
@@ -300,6 +312,10 @@ def encode_rollout(reply: messages.RolloutReply, style: TensorStyle) -> RolloutR
 def encode_score(reply: messages.ScoreReply, style: TensorStyle) -> ScoreReply:
     costs = [cost if math.isfinite(cost) else None for cost in reply.costs.tolist()]
     return ScoreReply(costs=costs, step_costs=encode_tensor(reply.step_costs, style))
+
+
+def encode_surprise(reply: messages.SurpriseReply) -> SurpriseReply:
+    return SurpriseReply(errors=list(reply.errors), scores=list(reply.scores), steps_known=reply.steps_known)
 
 
 def _encode_planner(settings: messages.PlannerSettings) -> PlannerBody:

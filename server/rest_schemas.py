@@ -161,13 +161,15 @@ def image_sources(images: list[ImageBody], field: str) -> list[tuple[str, ImageS
     return [(name := f"{field}[{index}]", image_source(image, name)) for index, image in enumerate(images)]
 
 
-def decode_observation(body: ObservationBody, frames: tuple[messages.Frame, ...]) -> messages.Observation:
+def decode_observation(
+    body: ObservationBody, frames: tuple[messages.Frame, ...], field: str = "observation"
+) -> messages.Observation:
     """`frames` are its images, decoded."""
     proprioception, captured = None, None
     if body.proprioception is not None:
-        proprioception = decode_tensor(body.proprioception, "observation.proprioception")
+        proprioception = decode_tensor(body.proprioception, f"{field}.proprioception")
     if body.capture_time is not None:
-        captured = _decode_instant(body.capture_time, "observation.capture_time")
+        captured = _decode_instant(body.capture_time, f"{field}.capture_time")
     return messages.Observation(frames, proprioception, captured, body.sequence)
 
 
@@ -254,6 +256,26 @@ class ScoreBody(BaseModel):
     session_id: Name = ""
     model: Name = ""
     goal_id: Name = ""
+
+
+class DistanceBody(BaseModel):
+    """Asks how far images are from a goal."""
+
+    model_config = Strict
+    images: list[ImageBody] = Field(min_length=1)
+    session_id: Name = ""
+    model: Name = ""
+    goal_id: Name = Field(default="", description="Empty means the session's goal")
+
+
+class SurpriseBody(BaseModel):
+    """Asks how surprising what happened is."""
+
+    model_config = Strict
+    observations: list[ObservationBody] = Field(min_length=2, description="What was seen, one per step of the model")
+    actions: TensorInput = Field(description="[time, action] in robot units: what was done between them")
+    session_id: Name = Field(default="", description="Whose statistics calibrate the answer and learn from it")
+    model: Name = ""
 
 
 class GoalBody(BaseModel):

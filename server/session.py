@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from server.errors import Reason, invalid
 from server.jobs import Floats
 from server.messages import PlanReply, SessionReply
+from server.statistics import RunningStatistics
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
+JUDGED_FROM = 8  # errors of predictions that must be known before another is judged
 KEPT_PLANS = 16  # plans that a robot may say it follows
 
 
@@ -87,6 +90,7 @@ class Session:
         self.session_id, self.model, self.goal_id = session_id, model, goal_id
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
+        self.surprises = RunningStatistics()
         self._kept = max(history - 1, 0)
         self._forget()
 
@@ -100,7 +104,7 @@ class Session:
         self._replies: OrderedDict[str, PlanReply] = OrderedDict()
 
     def reset(self) -> None:
-        """Start an episode anew: forget all but model and goal."""
+        """Start an episode anew: forget all but model, goal, and how well the model predicts here."""
         self.epoch += 1
         self._forget()
 
@@ -215,6 +219,15 @@ class Session:
             return None
         steps = -(-len(left) // plan.block)  # a block in the middle of which the robot stands still counts
         return replace(plan, actions=left, step_costs=plan.step_costs[-steps:])
+
+    def judge(self, errors: Sequence[float]) -> tuple[float, ...]:
+        """Errors of predictions, each as deviations above the mean of those before this call, which they then join.
+
+        Nothing while fewer than `JUDGED_FROM` are known.
+        """
+        scores = self.surprises.scores(errors) if self.surprises.count >= JUDGED_FROM else ()
+        self.surprises = self.surprises.including(errors)
+        return scores
 
     def describe(self) -> SessionReply:
         return SessionReply(

@@ -354,6 +354,17 @@ class Planning(planning_pb2_grpc.PlanningServicer):
         latents = tensor(np.arange(steps * 4).reshape(steps, 4))
         return planning_pb2.RolloutResponse(latents=latents, goal_distances=[1.0] * steps if request.goal_id else [])
 
+    def Distance(self, request: Any, context: Any) -> Any:
+        self.service.enter("Planning.Distance", request, context)
+        means = [np.frombuffer(image.raw.data or image.encoded, np.uint8).mean() for image in request.images]
+        return planning_pb2.DistanceResponse(distances=means)
+
+    def Surprise(self, request: Any, context: Any) -> Any:
+        self.service.enter("Planning.Surprise", request, context)
+        errors = [0.5] * (len(request.observations) - 1)
+        scores = [2.0] * len(errors) if request.session_id else []
+        return planning_pb2.SurpriseResponse(errors=errors, scores=scores, steps_known=9)
+
     def Score(self, request: Any, context: Any) -> Any:
         self.service.enter("Planning.Score", request, context)
         candidates = np.frombuffer(request.candidates.data, "<f4").reshape(tuple(request.candidates.shape))

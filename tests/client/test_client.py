@@ -112,6 +112,20 @@ def test_a_session_can_be_taken_up_again(client: Any, image: np.ndarray) -> None
         client.resume_session(session.session_id)
 
 
+def test_distances_and_surprises_are_told_step_by_step(client: Any, image: np.ndarray) -> None:
+    goal = client.goal(image)
+    with client.session(goal=goal) as session:
+        for distances in (client.distance([image, image], goal), session.distance([image, image])):
+            assert distances == pytest.approx([image.mean()] * 2)
+        told = session.surprise([image, image, presage.Observation((image,))], np.zeros((4, 2)))
+        assert told == presage.Surprise((0.5, 0.5), (2.0, 2.0), 9)
+    loose = client.surprise([image, image], np.zeros((2, 2)))
+    assert (loose.errors, loose.scores) == ((0.5,), ())
+    for wrong in (b"jpeg", presage.Observation((image,))):
+        with pytest.raises(presage.InvalidRequest, match="seen"):
+            client.surprise(wrong, np.zeros((2, 2)))
+
+
 def test_rollouts_and_scores_carry_their_arrays(client: Any, image: np.ndarray) -> None:
     goal = client.goal(image)
     rollout = client.rollout(image, np.zeros((4, 2)), goal=goal)

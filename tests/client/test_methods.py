@@ -21,7 +21,14 @@ def test_every_call_of_the_contract_is_in_the_table() -> None:
 
 def test_only_what_changes_nothing_twice_is_repeatable() -> None:
     once = {path.rpartition(".")[2] for path, each in TABLE.items() if not each.repeatable}
-    assert once == {"Goals/Delete", "Sessions/Create", "Sessions/Reset", "Sessions/Delete", "Planning/Control"}
+    assert once == {
+        "Goals/Delete",
+        "Sessions/Create",
+        "Sessions/Reset",
+        "Sessions/Delete",
+        "Planning/Control",
+        "Planning/Surprise",
+    }
 
 
 def test_requests_get_an_id_of_their_own() -> None:

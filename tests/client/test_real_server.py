@@ -143,6 +143,18 @@ def test_a_session_remembers_its_last_plan(client: Any) -> None:
         assert not session.plan(picture(3)).warm_started
 
 
+def test_a_goal_is_at_no_distance_and_a_session_learns_what_surprises(client: Any) -> None:
+    goal = client.goal(picture(0))
+    with client.session(goal=goal) as session:
+        assert session.distance([picture(0), picture(1)])[0] == pytest.approx(0.0, abs=1e-6)
+        seen = [picture(turn) for turn in range(9)]
+        first = session.surprise(seen, np.zeros((16, 2)))
+        again = session.surprise(seen, np.zeros((16, 2)))
+    assert again.errors == pytest.approx(first.errors, rel=1e-4)
+    assert (first.scores, first.steps_known, again.steps_known) == ((), 8, 16)
+    assert sum(again.scores) == pytest.approx(0.0, abs=1e-3)
+
+
 def test_scores_and_rollouts_agree_with_the_plan(client: Any) -> None:
     goal, now = client.goal(picture(0)), picture(1)
     plan = client.plan(now, goal)

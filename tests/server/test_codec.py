@@ -234,6 +234,8 @@ def test_requests_have_the_same_fields_on_both_wires() -> None:
         (planning_pb2.PlanRequest, rest_schemas.PlanBody),
         (planning_pb2.RolloutRequest, rest_schemas.RolloutBody),
         (planning_pb2.ScoreRequest, rest_schemas.ScoreBody),
+        (planning_pb2.DistanceRequest, rest_schemas.DistanceBody),
+        (planning_pb2.SurpriseRequest, rest_schemas.SurpriseBody),
         (observation_pb2.Observation, rest_schemas.ObservationBody),
         (observation_pb2.Image, rest_schemas.ImageBody),
         (embeddings_pb2.EmbedImagesRequest, rest_schemas.EmbedImagesBody),

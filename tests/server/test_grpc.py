@@ -120,6 +120,25 @@ async def test_rollouts_and_scores_follow_the_model(service: Service) -> None:
     np.testing.assert_allclose(array_of(scored.step_costs)[0], rolled.goal_distances, rtol=1e-5)
 
 
+async def test_distances_and_surprises_are_told(service: Service) -> None:
+    goal_id, here, there = await goal(service, 0.5, 0.5), linear.frame(0.5, 0.5), linear.frame(0.9, 0.5)
+    near = planning_pb2.DistanceRequest(images=[proto_image(here), proto_image(there)], goal_id=goal_id)
+    first, second = (await service.planning.Distance(near)).distances
+    assert first == pytest.approx(0.0, abs=1e-7)
+    assert second > 0.01
+    seen = [proto_observation(here), proto_observation(there)]
+    still = proto_tensor(np.zeros((2, 2), np.float32))
+    ask = planning_pb2.SurpriseRequest(observations=seen, actions=still, session_id=await session(service))
+    told = await service.planning.Surprise(ask)
+    assert list(told.errors) == pytest.approx([second], rel=1e-5)
+    assert (list(told.scores), told.steps_known) == ([], 1)
+    without = planning_pb2.SurpriseRequest(observations=seen)
+    assert (await grpc_refusal(service.planning.Surprise(without))).field == "actions"
+    del seen[1].images[:]
+    ask = planning_pb2.SurpriseRequest(observations=seen, actions=still)
+    assert (await grpc_refusal(service.planning.Surprise(ask))).field == "observations[1].images"
+
+
 async def test_images_are_embedded_and_measured_against_a_goal(service: Service) -> None:
     goal_id = await goal(service, 0.4, 0.4)
     images = [proto_image(linear.frame(0.4, 0.4)), proto_image(linear.frame(0.9, 0.1))]

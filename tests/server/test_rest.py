@@ -324,6 +324,23 @@ async def test_probes_answer_and_draining_shows(application: Application) -> Non
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
 
 
+async def test_distances_and_surprises_are_told(service: Service) -> None:
+    goal_id = await goal(service, 0.5, 0.5)
+    near = {"images": [json_image(MIDDLE), json_image(linear.frame(0.9, 0.5))], "goal_id": goal_id}
+    first, second = (await ok(service.rest.post("/v1/distances", json=near)))["distances"]
+    assert first == pytest.approx(0.0, abs=1e-7)
+    assert second > 0.01
+    made = await ok(service.rest.post("/v1/sessions", json={}), 201)
+    seen = [json_observation(MIDDLE), json_observation(linear.frame(0.9, 0.5))]
+    ask = {"observations": seen, "actions": [[0, 0], [0, 0]], "session_id": made["session_id"]}
+    told = await ok(service.rest.post("/v1/surprises", json=ask))
+    assert told["errors"] == pytest.approx([second], rel=1e-5)
+    assert (told["scores"], told["steps_known"]) == ([], 1)
+    seen[1]["images"] = []
+    refused = await rest_refusal(service.rest.post("/v1/surprises", json=ask))
+    assert (refused.reason, refused.field) == ("INVALID_IMAGE", "observations[1].images")
+
+
 async def test_metrics_count_calls_by_door_call_and_reason(service: Service) -> None:
     body = {"observation": json_observation(MIDDLE), "goal_id": await goal(service, 0.2, 0.8)}
     before = service.door.telemetry.requests.labels("rest", "Planning.Plan", "OK")._value.get()

@@ -26,6 +26,8 @@ from server.jobs import (
     ServedModel,
     Start,
     Submit,
+    SurpriseDone,
+    SurpriseJob,
     ToEngine,
 )
 from server.messages import ModelReply, PlannerSettings
@@ -89,9 +91,11 @@ def same(one: object, other: object) -> bool:
     [
         Submit(1, JOB),
         Submit(2, EmbedClipJob("m", np.zeros((3, 2, 2, 3), np.uint8), "tokens")),
+        Submit(3, SurpriseJob("m", (np.zeros((2, 2, 3), np.uint8),) * 2, np.ones((2, 2), np.float32))),
         Cancel(2**40),
         Done(3, DONE, {"#": Pace(0.1, 0.2), "items": Pace(0.0, 1e-9)}),
         Done(4, RolloutDone(np.zeros((2, 3, 4), np.float32), None)),
+        Done(5, SurpriseDone((0.5, 1e-300))),
         Failed(5, Reason.ENGINE_LOST, "why", "field", "rule", "value"),
         Loaded((ServedModel(MODEL, SIZE, 1, "cpu", "float32"), ServedModel(MODEL, None, 3, "cpu", "float32"))),
         Ready({"arm": Pace(0.01, 1e-6)}),

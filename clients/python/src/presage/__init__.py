@@ -45,6 +45,7 @@ from presage.values import (
     Rollout,
     Score,
     SessionStatus,
+    Surprise,
     Timings,
 )
 from presage.version import __version__
@@ -84,6 +85,7 @@ __all__ = [
     "ServerError",
     "Session",
     "SessionStatus",
+    "Surprise",
     "Timings",
     "Unauthenticated",
     "Unavailable",

@@ -24,6 +24,7 @@ from presage.values import (
     PlannerSettings,
     Rollout,
     Score,
+    Surprise,
 )
 
 if TYPE_CHECKING:
@@ -161,6 +162,23 @@ class AsyncClient:
         """As `Client.score`."""
         call = requests.score(seen, candidates, session_id="", model=model, goal=goal, proprioception=proprioception)
         return await self._connection.send(call, timeout_s)
+
+    async def distance(
+        self,
+        images: Sequence[ImageLike],
+        goal: Goal | str,
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> tuple[float, ...]:
+        """As `Client.distance`."""
+        return await self._connection.send(requests.distance(images, session_id="", model=model, goal=goal), timeout_s)
+
+    async def surprise(
+        self, seen: Sequence[Seen], actions: ArrayLike, *, model: str = "", timeout_s: float | None = None
+    ) -> Surprise:
+        """As `Client.surprise`."""
+        return await self._connection.send(requests.surprise(seen, actions, session_id="", model=model), timeout_s)
 
     async def embed_images(
         self,

@@ -12,7 +12,7 @@ from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.requests import Seen
 from presage.sequences import SequenceCounter
-from presage.values import Goal, Plan, PlannerSettings, Rollout, Score, SessionStatus
+from presage.values import Goal, ImageLike, Plan, PlannerSettings, Rollout, Score, SessionStatus, Surprise
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,6 +86,18 @@ class AsyncSession:
         call = requests.score(
             seen, candidates, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
+        return await self._connection.send(call, timeout_s)
+
+    async def distance(
+        self, images: Sequence[ImageLike], *, goal: Goal | str | None = None, timeout_s: float | None = None
+    ) -> tuple[float, ...]:
+        """As `Session.distance`."""
+        call = requests.distance(images, session_id=self.session_id, model="", goal=goal)
+        return await self._connection.send(call, timeout_s)
+
+    async def surprise(self, seen: Sequence[Seen], actions: ArrayLike, *, timeout_s: float | None = None) -> Surprise:
+        """As `Session.surprise`."""
+        call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return await self._connection.send(call, timeout_s)
 
     def control(

@@ -27,6 +27,7 @@ from presage.values import (
     PlannerSettings,
     Rollout,
     Score,
+    Surprise,
 )
 
 if TYPE_CHECKING:
@@ -173,6 +174,23 @@ class Client:
         """Costs `candidates` [candidates, time, action], in robot units, without searching."""
         call = requests.score(seen, candidates, session_id="", model=model, goal=goal, proprioception=proprioception)
         return self._connection.send(call, timeout_s)
+
+    def distance(
+        self,
+        images: Sequence[ImageLike],
+        goal: Goal | str,
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> tuple[float, ...]:
+        """How far each image's latent is from the goal's, in the planner's cost for one step."""
+        return self._connection.send(requests.distance(images, session_id="", model=model, goal=goal), timeout_s)
+
+    def surprise(
+        self, seen: Sequence[Seen], actions: ArrayLike, *, model: str = "", timeout_s: float | None = None
+    ) -> Surprise:
+        """How far what was seen is from what the model predicts. Arguments as in `Session.surprise`."""
+        return self._connection.send(requests.surprise(seen, actions, session_id="", model=model), timeout_s)
 
     def embed_images(
         self,

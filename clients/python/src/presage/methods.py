@@ -122,4 +122,11 @@ CONTROL = Method(
 ROLLOUT = Method(
     "/presage.v1.Planning/Rollout", planning_pb2.RolloutRequest, planning_pb2.RolloutResponse, repeatable=True
 )
+DISTANCE = Method(
+    "/presage.v1.Planning/Distance", planning_pb2.DistanceRequest, planning_pb2.DistanceResponse, repeatable=True
+)
+# A session learns from what it is asked: asked twice, it would count the same steps twice.
+SURPRISE = Method(
+    "/presage.v1.Planning/Surprise", planning_pb2.SurpriseRequest, planning_pb2.SurpriseResponse, repeatable=False
+)
 SCORE = Method("/presage.v1.Planning/Score", planning_pb2.ScoreRequest, planning_pb2.ScoreResponse, repeatable=True)

@@ -12,7 +12,7 @@ import numpy as np
 from presage import codec, methods, values
 from presage.errors import invalid
 from presage.methods import Call, call
-from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
+from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
 from presage.values import Goal, ImageLike, Observation, PlannerSettings
 
 if TYPE_CHECKING:
@@ -154,12 +154,41 @@ def score(
     )
 
 
-def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None, model: str) -> Call[values.Embedding]:
+def distance(
+    images: Sequence[ImageLike], *, session_id: str, model: str, goal: Goal | str | None
+) -> Call[tuple[float, ...]]:
+    request = planning_pb2.DistanceRequest(
+        session_id=session_id, model=model, images=_image_messages(images), goal_id=codec.goal_id(goal)
+    )
+    return call(methods.DISTANCE, request, lambda reply: tuple(reply.distances))
+
+
+def surprise(seen: Sequence[Seen], actions: ArrayLike, *, session_id: str, model: str) -> Call[values.Surprise]:
+    if isinstance(seen, (bytes, Observation)):
+        raise invalid("seen", "must be a sequence of at least two observations", type(seen).__name__)
+    request = planning_pb2.SurpriseRequest(
+        session_id=session_id,
+        model=model,
+        observations=[codec.observation_message(codec.as_observation(each)) for each in seen],
+        actions=codec.float_tensor("actions", actions, ("time", "action")),
+    )
+    return call(
+        methods.SURPRISE,
+        request,
+        lambda reply: values.Surprise(tuple(reply.errors), tuple(reply.scores), reply.steps_known),
+    )
+
+
+def _image_messages(images: Sequence[ImageLike]) -> list[observation_pb2.Image]:
     if isinstance(images, bytes):
         raise invalid("images", "must be a sequence of images", "bytes")
+    return [codec.image_message(image, f"images[{at}]") for at, image in enumerate(images)]
+
+
+def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None, model: str) -> Call[values.Embedding]:
     request = embeddings_pb2.EmbedImagesRequest(
         model=model,
-        images=[codec.image_message(image, f"images[{at}]") for at, image in enumerate(images)],
+        images=_image_messages(images),
         kind=codec.kind_number(kind),
         goal_id=codec.goal_id(goal),
     )

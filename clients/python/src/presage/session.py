@@ -15,7 +15,7 @@ from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.requests import Seen
 from presage.sequences import SequenceCounter
-from presage.values import Goal, Plan, PlannerSettings, Rollout, Score, SessionStatus
+from presage.values import Goal, ImageLike, Plan, PlannerSettings, Rollout, Score, SessionStatus, Surprise
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -98,6 +98,22 @@ class Session:
         call = requests.score(
             seen, candidates, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
+        return self._connection.send(call, timeout_s)
+
+    def distance(
+        self, images: Sequence[ImageLike], *, goal: Goal | str | None = None, timeout_s: float | None = None
+    ) -> tuple[float, ...]:
+        """How far each image's latent is from the goal's (None: the session's), in the planner's cost for one step."""
+        call = requests.distance(images, session_id=self.session_id, model="", goal=goal)
+        return self._connection.send(call, timeout_s)
+
+    def surprise(self, seen: Sequence[Seen], actions: ArrayLike, *, timeout_s: float | None = None) -> Surprise:
+        """How far each step of the model led from what it predicted; the session learns what is usual here.
+
+        `seen`: at least two observations, one per step of the model. `actions`: [time, action], robot units, what was
+        done between them, the model's block of actions per step. Not sent again after a lost reply.
+        """
+        call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return self._connection.send(call, timeout_s)
 
     def control(

@@ -266,6 +266,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Surprise:
+    """How far what happened is from what the model predicted, step by step.
+
+    `errors`: distance between the predicted and the observed latent. `scores`: the same in standard deviations above
+    the session's mean before the call; empty without a session, and while it knows fewer than 8 steps. `steps_known`:
+    what the session has learned from by now.
+    """
+
+    errors: tuple[float, ...]
+    scores: tuple[float, ...] = ()
+    steps_known: int = 0
+
+
+@dataclass(frozen=True)
 class Health:
     """What the server says of itself: "serving", "not_serving" or "unknown"."""
 
