@@ -54,6 +54,7 @@ from server.plan_calls import PlanCalls
 from server.prediction_calls import PredictionCalls, require_numbers
 from server.session import Session
 from server.session_table import SessionTable
+from server.stages import Stages
 
 MIB = 1024 * 1024
 HOUSEKEEPING_S = 2.0
@@ -212,6 +213,9 @@ class Application:
         most = self._settings.max_session_ttl_s
         if not 0 <= request.ttl_s <= most:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
+        checks.stages(request)
+        for index, stage in enumerate(request.stages):
+            self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id")
         if request.goal_id:
             self._goals.toward(request.goal_id, served.reply.name)
         session = Session(
@@ -222,6 +226,7 @@ class Application:
             ttl_s=request.ttl_s or self._settings.session_ttl_s,
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             wall_ns=time.time_ns(),
+            stages=Stages(request.stages) if request.stages else None,
         )
         self._sessions.add(session, time.monotonic())
         return session.describe()

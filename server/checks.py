@@ -13,7 +13,17 @@ import numpy as np
 
 from server.errors import Reason, ServiceError, invalid
 from server.jobs import Floats, SearchSize, ServedModel
-from server.messages import OPTIMISERS, Array, Frame, ModelReply, Observation, PlannerSettings, PlanRequest
+from server.messages import (
+    OPTIMISERS,
+    Array,
+    Frame,
+    ModelReply,
+    Observation,
+    PlannerSettings,
+    PlanRequest,
+    SessionRequest,
+)
+from server.stages import MOST_STAGES
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,24 @@ def plan(request: PlanRequest) -> None:
 def seed(value: int | None) -> None:
     if value is not None and not 0 <= value < 1 << 64:
         raise invalid("seed", "must be 0 to 2^64 - 1", value)
+
+
+def stages(request: SessionRequest) -> None:
+    """Goals one after another, each but the last with a rule for when it is over."""
+    if not request.stages:
+        return
+    if request.goal_id:
+        raise invalid("goal_id", "must be left out where stages are given", request.goal_id)
+    if len(request.stages) > MOST_STAGES:
+        raise invalid("stages", f"must be at most {MOST_STAGES}", len(request.stages), Reason.TOO_LARGE)
+    for index, stage in enumerate(request.stages):
+        field = f"stages[{index}]"
+        if not (math.isfinite(stage.switch_below) and stage.switch_below >= 0):
+            raise invalid(f"{field}.switch_below", "must be finite and >= 0", stage.switch_below)
+        if stage.max_actions < 0:
+            raise invalid(f"{field}.max_actions", "must be >= 0", stage.max_actions)
+        if index + 1 < len(request.stages) and not (stage.switch_below or stage.max_actions):
+            raise invalid(field, "must have switch_below or max_actions set, being not the last", "neither")
 
 
 def can_predict(served: ServedModel) -> SearchSize:

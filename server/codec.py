@@ -139,6 +139,18 @@ def decode_plan_request(message: planning_pb2.PlanRequest, observation: messages
     )
 
 
+def decode_session_request(message: sessions_pb2.SessionsCreateRequest) -> messages.SessionRequest:
+    return messages.SessionRequest(
+        model=message.model,
+        goal_id=message.goal_id,
+        ttl_s=message.ttl_s,
+        seed=message.seed if message.HasField("seed") else None,
+        stages=tuple(
+            messages.GoalStage(stage.goal_id, stage.switch_below, stage.max_actions) for stage in message.stages
+        ),
+    )
+
+
 def decode_kind(number: int, default: messages.EmbeddingKind) -> messages.EmbeddingKind:
     if number == embeddings_pb2.EMBEDDING_KIND_UNSPECIFIED:
         return default
@@ -228,6 +240,7 @@ def encode_session(session: messages.SessionReply) -> sessions_pb2.Session:
         last_sequence=session.last_sequence,
         ttl_s=session.ttl_s,
         create_time=encode_time(session.create_time_ns),
+        stage=session.stage,
     )
 
 

@@ -60,13 +60,15 @@ class GoalCache:
             raise _unknown(goal_id)
         return goal
 
-    def toward(self, goal_id: str, model: str) -> Goal:
+    def toward(self, goal_id: str, model: str, field: str = "goal_id") -> Goal:
         """The goal a call to this model names. Raises GOAL_REQUIRED, UNKNOWN_GOAL, and INVALID_FIELD for another's."""
         if not goal_id:
-            raise invalid("goal_id", "must name a goal, here or in the session", "nothing", Reason.GOAL_REQUIRED)
-        goal = self.get(goal_id)
+            raise invalid(field, "must name a goal, here or in the session", "nothing", Reason.GOAL_REQUIRED)
+        goal = self.find(goal_id)
+        if goal is None:
+            raise _unknown(goal_id, field)
         if goal.model != model:
-            raise invalid("goal_id", f"must name a goal of model {model}", f"one of {goal.model}")
+            raise invalid(field, f"must name a goal of model {model}", f"one of {goal.model}")
         return goal
 
     def put(self, goal: Goal) -> None:
@@ -86,7 +88,7 @@ class GoalCache:
         self._bytes -= goal.latent.nbytes
 
 
-def _unknown(goal_id: str) -> ServiceError:
+def _unknown(goal_id: str, field: str = "goal_id") -> ServiceError:
     shown = goal_id[:40]
     rule = "must name a goal that was created and is still cached"
-    return ServiceError(Reason.UNKNOWN_GOAL, f"goal_id {rule}, got {shown}", field="goal_id", rule=rule, value=shown)
+    return ServiceError(Reason.UNKNOWN_GOAL, f"{field} {rule}, got {shown}", field=field, rule=rule, value=shown)

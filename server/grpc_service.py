@@ -122,14 +122,7 @@ class _Sessions(sessions_pb2_grpc.SessionsServicer):
     async def Create(
         self, request: sessions_pb2.SessionsCreateRequest, context: Context
     ) -> sessions_pb2.SessionsCreateResponse:
-        session = await self.door.application.create_session(
-            messages.SessionRequest(
-                model=request.model,
-                goal_id=request.goal_id,
-                ttl_s=request.ttl_s,
-                seed=request.seed if request.HasField("seed") else None,
-            )
-        )
+        session = await self.door.application.create_session(codec.decode_session_request(request))
         return sessions_pb2.SessionsCreateResponse(session=codec.encode_session(session))
 
     async def Get(self, request: sessions_pb2.SessionsGetRequest, context: Context) -> sessions_pb2.SessionsGetResponse:

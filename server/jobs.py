@@ -89,6 +89,8 @@ class PlanJob:
     deadline: float | None = None  # instant at which the result must leave the engine
     on_trust: bool = False  # begin its first iteration whatever is predicted: predictions may be out of date
     budget_until: float | None = None  # instant until which thinking is worth it
+    next_goal: Floats | None = None  # [*latent]: searched for instead where the observation is near enough the goal
+    switch_below: float = 0.0  # a goal_distance that is near enough
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class PlanDone:
     iterations: int
     stop_reason: StopReason
     warm_started: bool
+    goal_reached: bool  # so the next goal was searched for
     warnings: tuple[str, ...]  # about the observation
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began

@@ -118,11 +118,21 @@ class GoalReply:
 
 
 @dataclass(frozen=True)
+class GoalStage:
+    """One goal of several; a rule of 0 never ends the stage."""
+
+    goal_id: str
+    switch_below: float = 0.0
+    max_actions: int = 0
+
+
+@dataclass(frozen=True)
 class SessionRequest:
     model: str = ""
     goal_id: str = ""
     ttl_s: float = 0.0
     seed: int | None = None
+    stages: tuple[GoalStage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ class SessionReply:
     last_sequence: int
     ttl_s: float
     create_time_ns: int
+    stage: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from server.planning import Asked, found, left_over
 from server.scheduler import too_late
 from server.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
 from server.session_table import SessionTable
+from server.stages import Pursuit
 
 
 class PlanCalls:
@@ -67,14 +69,17 @@ class PlanCalls:
         served = self._lanes.model(session.model if session is not None else request.model)
         size = checks.search_size(request.planner, served, self._limits)
         checks.observation(request.observation, served.reply)
-        goal = self._goals.toward(request.goal_id or (session.goal_id if session else ""), served.reply.name)
-        place, follows = Place(0), Continuation()
+        place, pursued, follows = Place(0), Pursuit(request.goal_id), Continuation()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
+            pursued = session.pursuit(request.goal_id, place)
+        goal = self._goals.toward(pursued.goal_id, served.reply.name)
+        if session is not None:
             follows = session.continuation(place, request.committed, goal.goal_id)
         if request.committed > size.horizon * served.reply.block:
             rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
             raise invalid("committed", rule, request.committed)
+        next_goal, switch_below = self._onward(pursued, served)
         turn = session.begin(request.observation.sequence) if session is not None else None
         sequence = request.observation.sequence if turn is None else turn.sequence
         seed = _seed(request, session, sequence)
@@ -88,6 +93,8 @@ class PlanCalls:
             previous_action=follows.previous_action,
             committed=follows.committed,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
+            next_goal=next_goal,
+            switch_below=switch_below,
         )
         asked = Asked(
             observation=request.observation,
@@ -97,31 +104,56 @@ class PlanCalls:
             goal_id=goal.goal_id,
             received=received,
             decode_ms=decode_ms,
-            warnings=follows.warnings,
+            warnings=(*pursued.warnings, *follows.warnings),
         )
         if session is None or turn is None:
-            return (await self._search(job, asked, served, deadline))[0]
+            return found(asked, await self._lanes.plan(job, deadline), served, self._version, time.monotonic())
         try:
-            try:
-                reply, latent = await self._search(job, asked, served, deadline)
-            except ServiceError as error:
-                rest = session.rest(place, goal.goal_id)
-                now = time.monotonic()
-                if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
-                    raise
-                reply, latent = left_over(asked, rest, size, served, self._version, now), None
+            reply, latent, pursued = await self._search(job, asked, session, place, pursued, served, deadline)
         except BaseException:
             session.give_back(turn)
             raise
-        self._remember(session, turn, request, place, reply, latent, served)
+        self._remember(session, turn, request, place, pursued, reply, latent, served)
         return reply
 
+    def _onward(self, pursued: Pursuit, served: ServedModel) -> tuple[Floats | None, float]:
+        """The goal of the next stage, and how near the present one's leads on to it. Keeps all stages' goals cached."""
+        stages = pursued.stages
+        if stages is None or stages.next is None:
+            return None, 0.0
+        for stage in reversed(stages.goals[stages.at + 1 :]):
+            self._goals.find(stage.goal_id)
+        if not stages.current.switch_below:
+            return None, 0.0
+        return self._goals.toward(stages.next.goal_id, served.reply.name).latent, stages.current.switch_below
+
     async def _search(
-        self, job: PlanJob, asked: Asked, served: ServedModel, deadline: float | None
-    ) -> tuple[PlanReply, Floats]:
-        planned = await self._lanes.plan(job, deadline)
-        reply = found(asked, planned.done, planned.size, planned.degraded, served, self._version, time.monotonic())
-        return reply, planned.done.latent
+        self,
+        job: PlanJob,
+        asked: Asked,
+        session: Session,
+        place: Place,
+        pursued: Pursuit,
+        served: ServedModel,
+        deadline: float | None,
+    ) -> tuple[PlanReply, Floats | None, Pursuit]:
+        """The reply, the observation's latent, and what is pursued now. Without time to search, the rest of a plan."""
+        try:
+            planned = await self._lanes.plan(job, deadline)
+        except ServiceError as error:
+            rest = session.rest(place, asked.goal_id)
+            now = time.monotonic()
+            if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
+                raise
+            return left_over(asked, rest, job.size, served, self._version, now), None, pursued
+        if planned.done.goal_reached:
+            near = f"the observation's goal_distance was at or below {job.switch_below:g} in the stage before"
+            before, pursued = pursued, pursued.onward(place.since_reset, near)
+            asked = replace(
+                asked, goal_id=pursued.goal_id, warnings=(*asked.warnings, *pursued.warnings[len(before.warnings) :])
+            )
+        reply = found(asked, planned, served, self._version, time.monotonic())
+        return reply, planned.done.latent, pursued
 
     def _remember(
         self,
@@ -129,6 +161,7 @@ class PlanCalls:
         turn: Turn,
         request: PlanRequest,
         place: Place,
+        pursued: Pursuit,
         reply: PlanReply,
         latent: Floats | None,
         served: ServedModel,
@@ -145,7 +178,7 @@ class PlanCalls:
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
         seen = None if latent is None else Seen(turn.sequence, latent, proprioception)
-        session.commit(turn, plan, seen)
+        session.commit(turn, plan, seen, pursued.stages)
         self._sessions.touch(session, time.monotonic())
 
 

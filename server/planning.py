@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from server.errors import Reason, ServiceError
-from server.jobs import PlanDone, SearchSize, ServedModel
+from server.jobs import SearchSize, ServedModel
+from server.lanes import Planned
 from server.messages import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
 from server.session import CurrentPlan
 
@@ -28,10 +29,9 @@ class Asked:
     warnings: tuple[str, ...]
 
 
-def found(
-    asked: Asked, done: PlanDone, size: SearchSize, degraded: bool, served: ServedModel, version: str, now: float
-) -> PlanReply:
+def found(asked: Asked, planned: Planned, served: ServedModel, version: str, now: float) -> PlanReply:
     """The reply with the plan that an engine found. Raises PLAN_FAILED where it is no plan."""
+    done = planned.done
     reply = PlanReply(
         actions=done.actions,
         step_costs=done.step_costs,
@@ -42,7 +42,7 @@ def found(
         iterations_done=done.iterations,
         stop_reason=done.stop_reason,
         seed=asked.seed,
-        degraded=degraded,
+        degraded=planned.degraded,
         warm_started=done.warm_started,
         observation_sequence=asked.sequence,
         capture_time_ns=asked.observation.capture_time_ns,
@@ -54,7 +54,7 @@ def found(
             plan_ms=1e3 * (done.ended - done.encoded),
             total_ms=1e3 * (now - asked.received),
         ),
-        provenance=_provenance(asked, size, served, version),
+        provenance=_provenance(asked, planned.size, served, version),
         warnings=(*asked.warnings, *done.warnings),
     )
     return checked(reply, served.reply)

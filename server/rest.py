@@ -157,8 +157,7 @@ async def delete_goal(goal_id: str, door: TheDoor) -> Response:
 @_routes.post("/sessions", name="Sessions.Create", status_code=201, response_model=rest_replies.SessionReply)
 async def create_session(body: rest_schemas.SessionBody, door: TheDoor) -> Response:
     """Opens a session."""
-    request = messages.SessionRequest(body.model, body.goal_id, body.ttl_s, body.seed)
-    return _json(rest_replies.encode_session(await door.application.create_session(request)), 201)
+    return _json(rest_replies.encode_session(await door.application.create_session(body.decoded())), 201)
 
 
 @_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=rest_replies.SessionReply)

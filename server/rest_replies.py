@@ -89,6 +89,7 @@ class SessionReply(BaseModel):
     last_sequence: int
     ttl_s: float
     create_time: str
+    stage: int | None = Field(description="Which of the stages is pursued, counted from 0; null without stages")
 
 
 class TimingsReply(BaseModel):
@@ -249,6 +250,7 @@ def encode_session(session: messages.SessionReply) -> SessionReply:
         last_sequence=session.last_sequence,
         ttl_s=session.ttl_s,
         create_time=_encode_instant(session.create_time_ns),
+        stage=session.stage,
     )
 
 

@@ -289,6 +289,15 @@ class GoalBody(BaseModel):
     latent: TensorInput | None = None
 
 
+class StageBody(BaseModel):
+    """One goal of several on the way, and when to go on to the next. The last stage stays."""
+
+    model_config = Strict
+    goal_id: Name
+    switch_below: Real = Field(default=0.0, description="Go on at or below this goal_distance; 0 never does")
+    max_actions: Count = Field(default=0, description="Go on after this many executed actions; 0 waits")
+
+
 class SessionBody(BaseModel):
     """Opens a session."""
 
@@ -297,6 +306,13 @@ class SessionBody(BaseModel):
     goal_id: Name = ""
     ttl_s: Real = Field(default=0.0, description="0 means the server's default")
     seed: Number64 | None = None
+    stages: list[StageBody] = Field(
+        default=[], description="Goals to be reached one after another; the first becomes the session's"
+    )
+
+    def decoded(self) -> messages.SessionRequest:
+        stages = tuple(messages.GoalStage(each.goal_id, each.switch_below, each.max_actions) for each in self.stages)
+        return messages.SessionRequest(self.model, self.goal_id, self.ttl_s, self.seed, stages)
 
 
 class EmbedImagesBody(BaseModel):

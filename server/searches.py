@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Running:
     search: Search
     latent: Floats
     goal_distance: float
+    goal_reached: bool  # of a stage: the search is for the next one's
     warnings: tuple[str, ...]
     began: float
     encoded: float
@@ -161,7 +162,14 @@ class Searches:
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
+        optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon)
         goal = model_calls.to_device(model, job.goal)
+        goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
+        goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
+        if job.next_goal is not None and goal_reached:
+            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
+            goal = model_calls.to_device(model, job.goal)
+            goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
         problem = Problem(
             context=model_calls.context_of(model, job.start, latent),
             goal=goal,
@@ -171,14 +179,14 @@ class Searches:
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
-        optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon)
         return Running(
             number=number,
             job=job,
             optimiser=optimiser,
             search=optimiser.start(problem, model.block),
             latent=on_host,
-            goal_distance=model_calls.distances(optimiser.cost, latent[None], goal[None]).item(),
+            goal_distance=goal_distance,
+            goal_reached=goal_reached,
             warnings=model_calls.doubts(model, job.start),
             began=times[0],
             encoded=times[1],
@@ -262,6 +270,7 @@ class Searches:
             iterations=plan.iterations,
             stop_reason=reason,
             warm_started=running.job.warm_start is not None,
+            goal_reached=running.goal_reached,
             warnings=running.warnings,
             latent=running.latent,
             began=running.began,

@@ -16,6 +16,7 @@ import numpy as np
 from server.errors import Reason, invalid
 from server.jobs import Floats
 from server.messages import PlanReply, SessionReply
+from server.stages import Pursuit, Stages, pursuit
 from server.statistics import RunningStatistics
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
@@ -85,9 +86,19 @@ class Session:
     """One robot's state. A turn is begun, then either committed with its plan or given back."""
 
     def __init__(
-        self, session_id: str, model: str, goal_id: str, history: int, ttl_s: float, seed: int, wall_ns: int
+        self,
+        session_id: str,
+        model: str,
+        goal_id: str,
+        history: int,
+        ttl_s: float,
+        seed: int,
+        wall_ns: int,
+        stages: Stages | None = None,
     ) -> None:
-        self.session_id, self.model, self.goal_id = session_id, model, goal_id
+        """With `stages`, the first one's goal is the session's."""
+        self.session_id, self.model = session_id, model
+        self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
@@ -104,8 +115,14 @@ class Session:
         self._replies: OrderedDict[str, PlanReply] = OrderedDict()
 
     def reset(self) -> None:
-        """Start an episode anew: forget all but model, goal, and how well the model predicts here."""
+        """Start an episode anew: forget all but model, goal, and how well the model predicts here.
+
+        Stages begin with the first one again.
+        """
         self.epoch += 1
+        if self._stages is not None:
+            self._stages = self._stages.restarted()
+            self.goal_id = self._stages.current.goal_id
         self._forget()
 
     @property
@@ -138,8 +155,8 @@ class Session:
         if turn.epoch == self.epoch:
             self._turns.discard(turn.sequence)
 
-    def commit(self, turn: Turn, plan: CurrentPlan, seen: Seen | None) -> None:
-        """Remember a turn's plan and observation, unless a reset or a newer observation has overtaken it."""
+    def commit(self, turn: Turn, plan: CurrentPlan, seen: Seen | None, stages: Stages | None = None) -> None:
+        """Remember a turn's plan, its stage and observation, unless a reset or a newer observation has overtaken it."""
         if turn.epoch != self.epoch:
             return
         self._turns.discard(turn.sequence)
@@ -150,7 +167,10 @@ class Session:
         if turn.sequence <= self._used:
             return
         self._used = turn.sequence
-        self.current, self.goal_id = plan, plan.goal_id
+        if self._stages is not None and stages is not None and stages.at < self._stages.at:
+            stages = self._stages  # an earlier observation has ended this stage meanwhile
+        self._stages, self.current = stages, plan
+        self.goal_id = plan.goal_id if stages is None else stages.current.goal_id
         if seen is not None:
             self._seen.append(seen)
 
@@ -182,6 +202,10 @@ class Session:
             rule = f"must be at least {least}, as far into plan {plan_sequence} as plan {self.current.sequence} begins"
             raise invalid("executed", rule, executed)
         return Place(executed, followed, since_reset)
+
+    def pursuit(self, wanted: str, place: Place) -> Pursuit:
+        """What to pursue from this place: the goal `wanted`, or the session's where it is empty."""
+        return pursuit(self._stages, self.goal_id, wanted, place.since_reset)
 
     def continuation(self, place: Place, committed: int, goal_id: str) -> Continuation:
         """What the next search starts from at this place, with `committed` more actions of the followed plan under way.
@@ -239,4 +263,5 @@ class Session:
             last_sequence=self.last_sequence,
             ttl_s=self.ttl_s,
             create_time_ns=self.create_time_ns,
+            stage=None if self._stages is None else self._stages.at,
         )

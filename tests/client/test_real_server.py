@@ -155,6 +155,21 @@ def test_a_goal_is_at_no_distance_and_a_session_learns_what_surprises(client: An
     assert sum(again.scores) == pytest.approx(0.0, abs=1e-3)
 
 
+def test_a_session_goes_from_stage_to_stage(client: Any) -> None:
+    first, second = client.goal(picture(0)), client.goal(picture(9))
+    with client.session(stages=[presage.GoalStage(first, max_actions=2), presage.GoalStage(second.goal_id)]) as session:
+        assert session.plan(picture(1)).provenance.goal_id == first.goal_id
+        onward = session.plan(picture(2), executed=2)
+        assert onward.provenance.goal_id == second.goal_id
+        assert onward.warnings == ("stage 1 begins: 2 actions were executed in stage 0",)
+        assert (session.status().stage, session.status().goal_id) == (1, second.goal_id)
+    with client.session(goal=first) as plain:
+        assert plain.status().stage is None
+    for wrong in ({"switch_below": -1.0}, {"switch_below": float("nan")}, {"max_actions": -1}):
+        with pytest.raises(presage.InvalidRequest, match=next(iter(wrong))):
+            presage.GoalStage(first, **wrong)
+
+
 def test_scores_and_rollouts_agree_with_the_plan(client: Any) -> None:
     goal, now = client.goal(picture(0)), picture(1)
     plan = client.plan(now, goal)

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, tensor_pb2
+from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
 from server import codec, messages, rest_replies, rest_schemas
 from server.errors import Reason, ServiceError
@@ -234,6 +234,8 @@ def test_requests_have_the_same_fields_on_both_wires() -> None:
         (planning_pb2.PlanRequest, rest_schemas.PlanBody),
         (planning_pb2.RolloutRequest, rest_schemas.RolloutBody),
         (planning_pb2.ScoreRequest, rest_schemas.ScoreBody),
+        (sessions_pb2.SessionsCreateRequest, rest_schemas.SessionBody),
+        (sessions_pb2.GoalStage, rest_schemas.StageBody),
         (planning_pb2.DistanceRequest, rest_schemas.DistanceBody),
         (planning_pb2.SurpriseRequest, rest_schemas.SurpriseBody),
         (observation_pb2.Observation, rest_schemas.ObservationBody),

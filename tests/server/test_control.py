@@ -97,6 +97,22 @@ async def test_a_plan_that_is_not_known_fails_its_observation_alone(service: Ser
     call.cancel()
 
 
+async def test_a_loop_goes_from_stage_to_stage(service: Service) -> None:
+    first, second = await goal(service, 0.5, 0.5), await goal(service, 0.8, 0.5)
+    stages = [sessions_pb2.GoalStage(goal_id=first, switch_below=1e-3), sessions_pb2.GoalStage(goal_id=second)]
+    made = await service.sessions.Create(sessions_pb2.SessionsCreateRequest(stages=stages))
+    assert (made.session.goal_id, made.session.stage) == (first, 0)
+    call = await start(service, made.session.session_id)
+    for right, pursued in ((0.2, first), (0.5, second), (0.5, second)):
+        await observe(call, linear.frame(right, 0.5))
+        plan = (await read(call, "plan")).plan
+        assert plan.provenance.goal_id == pursued
+        assert plan.warm_started == (pursued == second and not plan.warnings)
+    told = (await service.sessions.Get(sessions_pb2.SessionsGetRequest(session_id=made.session.session_id))).session
+    assert (told.goal_id, told.stage) == (second, 1)
+    call.cancel()
+
+
 async def test_a_new_goal_counts_for_the_observations_after_it(service: Service) -> None:
     right, left = await goal(service, 0.9, 0.5), await goal(service, 0.1, 0.5)
     call = await start(service, await session(service, right))

@@ -87,6 +87,21 @@ async def test_a_session_counts_its_plans_until_it_is_reset(service: Service) ->
     assert (await rest_refusal(service.rest.get(path))).reason == "UNKNOWN_SESSION"
 
 
+async def test_a_session_with_stages_goes_on_when_one_is_over(service: Service) -> None:
+    first, second = await goal(service, 0.5, 0.5), await goal(service, 0.8, 0.5)
+    stages = [{"goal_id": first, "max_actions": 2}, {"goal_id": second}]
+    made = await ok(service.rest.post("/v1/sessions", json={"stages": stages}), 201)
+    assert (made["goal_id"], made["stage"]) == (first, 0)
+    for executed, pursued in ((0, first), (2, second)):
+        ask = {"session_id": made["session_id"], "observation": json_observation(MIDDLE), "executed": executed}
+        assert (await ok(service.rest.post("/v1/plans", json=ask)))["provenance"]["goal_id"] == pursued
+    assert (await ok(service.rest.get(f"/v1/sessions/{made['session_id']}")))["stage"] == 1
+    plain = await ok(service.rest.post("/v1/sessions", json={"goal_id": first}), 201)
+    assert plain["stage"] is None
+    refused = await rest_refusal(service.rest.post("/v1/sessions", json={"stages": [{"goal_id": first}] * 2}))
+    assert (refused.reason, refused.field) == ("INVALID_FIELD", "stages[0]")
+
+
 async def test_a_plan_is_the_one_the_application_makes_for_that_seed(service: Service) -> None:
     body = {
         "observation": {**json_observation(MIDDLE, 7), "capture_time": "2026-01-31T12:00:00.000000001Z"},

@@ -7,8 +7,9 @@ import pytest
 
 from server.errors import Reason, ServiceError
 from server.jobs import Floats
-from server.messages import PlannerSettings, PlanReply, Provenance, Timings
+from server.messages import GoalStage, PlannerSettings, PlanReply, Provenance, Timings
 from server.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, Place, Seen, Session
+from server.stages import Stages
 
 BLOCK = 2
 
@@ -99,6 +100,16 @@ def test_reset_starts_a_new_epoch_with_nothing_but_model_and_goal() -> None:
     assert robot.continuation(Place(0), 0, "goal").warm_start is None
     assert robot.reply("call") is None
     assert robot.begin(1).epoch == 1
+
+
+def test_an_overtaken_observation_does_not_take_a_stage_back() -> None:
+    stages = Stages((GoalStage("a", max_actions=1), GoalStage("b")))
+    robot = Session("robot", "linear", "", 1, 10.0, seed=5, wall_ns=1, stages=stages)
+    assert (robot.goal_id, robot.describe().stage) == ("a", 0)
+    first, second = robot.begin(1), robot.begin(2)
+    robot.commit(first, plan(goal_id="b"), None, stages.advanced(1))
+    robot.commit(second, plan(goal_id="a", sequence=2), None, stages)  # begun before the first one ended the stage
+    assert (robot.goal_id, robot.describe().stage) == ("b", 1)
 
 
 def test_a_plan_that_a_reset_overtook_leaves_no_trace() -> None:

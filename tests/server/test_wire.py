@@ -55,6 +55,7 @@ DONE = PlanDone(
     iterations=8,
     stop_reason="iterations",
     warm_started=True,
+    goal_reached=False,
     warnings=("odd", "odder"),
     latent=LATENT,
     began=1.0,

@@ -17,6 +17,7 @@ from presage.values import (
     ClipEmbedding,
     Embedding,
     Goal,
+    GoalStage,
     Health,
     ImageLike,
     Model,
@@ -98,10 +99,11 @@ class AsyncClient:
         ttl_s: float = 0.0,
         seed: int | None = None,
         *,
+        stages: Sequence[GoalStage] = (),
         timeout_s: float | None = None,
     ) -> AsyncSession:
         """As `Client.session`."""
-        status = await self._connection.send(requests.create_session(model, goal, ttl_s, seed), timeout_s)
+        status = await self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
         return AsyncSession(self._connection, status)
 
     async def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> AsyncSession:

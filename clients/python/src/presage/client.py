@@ -20,6 +20,7 @@ from presage.values import (
     ClipEmbedding,
     Embedding,
     Goal,
+    GoalStage,
     Health,
     ImageLike,
     Model,
@@ -107,13 +108,15 @@ class Client:
         ttl_s: float = 0.0,
         seed: int | None = None,
         *,
+        stages: Sequence[GoalStage] = (),
         timeout_s: float | None = None,
     ) -> Session:
         """Opens a session. `ttl_s` seconds without a call and the server forgets it (0: the server's default).
 
-        `seed`: where the seeds of plans that name none follow from; None lets the server choose.
+        `seed`: where the seeds of plans that name none follow from; None lets the server choose. `stages`: goals to be
+        reached one after another, in place of `goal`.
         """
-        status = self._connection.send(requests.create_session(model, goal, ttl_s, seed), timeout_s)
+        status = self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
         return Session(self._connection, status)
 
     def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> Session:

@@ -243,6 +243,7 @@ def session_value(message: sessions_pb2.Session) -> values.SessionStatus:
         last_sequence=message.last_sequence,
         ttl_s=message.ttl_s,
         create_time_ns=time_value(message.create_time),
+        stage=message.stage if message.HasField("stage") else None,
     )
 
 

@@ -13,7 +13,7 @@ from presage import codec, methods, values
 from presage.errors import invalid
 from presage.methods import Call, call
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
-from presage.values import Goal, ImageLike, Observation, PlannerSettings
+from presage.values import Goal, GoalStage, ImageLike, Observation, PlannerSettings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -55,12 +55,18 @@ def delete_goal(goal: Goal | str) -> Call[None]:
     return call(methods.DELETE_GOAL, request, lambda reply: None)
 
 
-def create_session(model: str, goal: Goal | str | None, ttl_s: float, seed: int | None) -> Call[values.SessionStatus]:
+def create_session(
+    model: str, goal: Goal | str | None, ttl_s: float, seed: int | None, stages: Sequence[GoalStage]
+) -> Call[values.SessionStatus]:
     if not 0 <= ttl_s < float("inf"):
         raise invalid("ttl_s", "must be at least 0 and finite", ttl_s)
     request = sessions_pb2.SessionsCreateRequest(
         model=model, goal_id=codec.goal_id(goal), ttl_s=ttl_s, seed=codec.seed_number(seed)
     )
+    for stage in stages:
+        request.stages.add(
+            goal_id=codec.goal_id(stage.goal), switch_below=stage.switch_below, max_actions=stage.max_actions
+        )
     return call(methods.CREATE_SESSION, request, lambda reply: codec.session_value(reply.session))
 
 

@@ -132,8 +132,30 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class GoalStage:
+    """One goal of several on the way, given as the goal or its id, and when to go on to the next.
+
+    `switch_below`: once an observation's goal_distance is at or below it; 0 never does. `max_actions`: after so many
+    executed actions, whatever the distance; 0 waits for `switch_below`. The last stage stays.
+    """
+
+    goal: Goal | str
+    switch_below: float = 0.0
+    max_actions: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.switch_below < float("inf"):
+            raise invalid("stage.switch_below", "must be at least 0 and finite", self.switch_below)
+        if not 0 <= self.max_actions < 1 << 32:
+            raise invalid("stage.max_actions", "must be at least 0 and fit in 32 bits", self.max_actions)
+
+
+@dataclass(frozen=True)
 class SessionStatus:
-    """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets."""
+    """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
+
+    `stage`: which of the session's stages is pursued, counted from 0; None without stages.
+    """
 
     session_id: str
     model: str
@@ -143,6 +165,7 @@ class SessionStatus:
     last_sequence: int
     ttl_s: float
     create_time_ns: int
+    stage: int | None = None
 
 
 @dataclass(frozen=True)
