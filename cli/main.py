@@ -13,6 +13,7 @@ from cli.demo.command import demo
 from cli.embed import embed
 from cli.evaluate import evaluate
 from cli.health import health
+from cli.landscape import landscape
 from cli.plan import plan
 from cli.serve import serve
 from cli.train import train
@@ -32,6 +33,7 @@ weights = typer.Typer(help="Look into model packages and make them from publishe
 app.command("serve")(serve)
 app.command("demo")(demo)
 app.command("plan")(plan)
+app.command("landscape")(landscape)
 app.command("embed")(embed)
 app.command("train")(train)
 app.command("eval")(evaluate)

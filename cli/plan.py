@@ -14,6 +14,7 @@ from cli.remote import (
     TlsOption,
     TlsRootsOption,
     connect,
+    numbers,
     read_image,
     timings_value,
 )
@@ -45,7 +46,7 @@ def plan(
 ) -> None:
     """Ask a running service for one plan and print its actions."""
     seen, wanted = read_image(image), read_image(goal)
-    felt = _numbers(proprioception) if proprioception else None
+    felt = numbers(proprioception, "--proprioception") if proprioception else None
     with connect(address, api_key, tls, tls_roots, timeout_s) as client:
         described = client.model(model)
         found = client.plan(
@@ -57,14 +58,6 @@ def plan(
             seed=seed,
         )
     open_screen(json_).result(_value(found), _shown(found, described.action))
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        rule = "must be numbers separated by commas"
-        raise typer.BadParameter(f"{rule}, got {text!r}", param_hint="--proprioception") from None
 
 
 def _value(plan: Plan) -> dict[str, Any]:

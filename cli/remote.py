@@ -35,6 +35,15 @@ def read_image(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers separated by commas; typer.BadParameter naming the option for anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        rule = "must be numbers separated by commas"
+        raise typer.BadParameter(f"{rule}, got {text!r}", param_hint=option) from None
+
+
 def timings_value(timings: Any) -> dict[str, float]:
     """A plan's durations on the server, in milliseconds."""
     names = ("queue_ms", "decode_ms", "encode_ms", "plan_ms", "total_ms")

@@ -30,6 +30,7 @@ from server.jobs import (
 from server.lanes import Lanes
 from server.messages import (
     Array,
+    CalibrateRequest,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
@@ -38,6 +39,8 @@ from server.messages import (
     Frame,
     GoalReply,
     GoalRequest,
+    LandscapeReply,
+    LandscapeRequest,
     ModelReply,
     PlanReply,
     PlanRequest,
@@ -245,6 +248,10 @@ class Application:
         """Raises UNKNOWN_SESSION."""
         self._sessions.delete(session_id, time.monotonic())
 
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None = None) -> SessionReply:
+        """Learn from exploratory moves how the camera is turned; plans of the session are turned back from now on."""
+        return await self._predictions.calibrate(request, deadline, time.monotonic())
+
     # Planning
 
     async def plan(
@@ -272,6 +279,10 @@ class Application:
     async def surprise(self, request: SurpriseRequest, deadline: float | None = None) -> SurpriseReply:
         """How far each observation is from the one predicted from those before it; a session learns what is usual."""
         return await self._predictions.surprise(request, deadline, time.monotonic())
+
+    async def landscape(self, request: LandscapeRequest, deadline: float | None = None) -> LandscapeReply:
+        """Cost a grid of actions around rest, each held for one step of the model."""
+        return await self._predictions.landscape(request, deadline, time.monotonic())
 
     # Embeddings
 

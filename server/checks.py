@@ -16,6 +16,7 @@ from server.jobs import Floats, SearchSize, ServedModel
 from server.messages import (
     OPTIMISERS,
     Array,
+    CalibrationMove,
     Frame,
     ModelReply,
     Observation,
@@ -24,6 +25,10 @@ from server.messages import (
     SessionRequest,
 )
 from server.stages import MOST_STAGES
+
+MOST_MOVES = 64
+LEAST_ACROSS = 0.1
+"""How far, as a share of their longest direction, exploratory moves must go across it."""
 
 
 @dataclass(frozen=True)
@@ -212,3 +217,25 @@ def image_count(images: Sequence[Frame], most: int) -> None:
         raise invalid("images", "must hold at least one image", "none")
     if len(images) > most:
         raise invalid("images", f"must be at most {most}", len(images), Reason.TOO_LARGE)
+
+
+def moves(asked: Sequence[CalibrationMove], model: ModelReply) -> None:
+    """Exploratory moves: observations of the model's kind, and actions that go in different horizontal directions."""
+    if model.action_names[:2] != ("x", "y"):
+        names = ", ".join(model.action_names)
+        raise ServiceError(
+            Reason.UNSUPPORTED, f"model {model.name} has no x and y to calibrate, its actions are {names}"
+        )
+    if not 2 <= len(asked) <= MOST_MOVES:
+        raise invalid("moves", f"must be 2 to {MOST_MOVES}", len(asked))
+    for index, move in enumerate(asked):
+        observation(move.before, model, f"moves[{index}].before")
+        observation(move.after, model, f"moves[{index}].after")
+        if move.action.shape != (len(model.action_names),):
+            rule = f"must be [{len(model.action_names)}] for model {model.name}"
+            raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)
+        finite(move.action, f"moves[{index}].action")
+    horizontal = np.stack([move.action[:2] for move in asked]).astype(np.float64)
+    longest, across = np.linalg.svd(horizontal, compute_uv=False)
+    if across < LEAST_ACROSS * longest or longest == 0:
+        raise invalid("moves", "must go in different directions of x and y", "moves along one line")

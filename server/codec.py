@@ -6,6 +6,7 @@ The REST counterpart is rest_schemas.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -151,6 +152,21 @@ def decode_session_request(message: sessions_pb2.SessionsCreateRequest) -> messa
     )
 
 
+def decode_landscape_request(
+    message: planning_pb2.LandscapeRequest, observation: messages.Observation
+) -> messages.LandscapeRequest:
+    return messages.LandscapeRequest(
+        observation,
+        session_id=message.session_id,
+        model=message.model,
+        goal_id=message.goal_id,
+        dimensions=tuple(message.dimensions),
+        points=message.points or 5,
+        extent=message.extent if message.HasField("extent") else 1.0,
+        plot=message.plot,
+    )
+
+
 def decode_kind(number: int, default: messages.EmbeddingKind) -> messages.EmbeddingKind:
     if number == embeddings_pb2.EMBEDDING_KIND_UNSPECIFIED:
         return default
@@ -241,6 +257,7 @@ def encode_session(session: messages.SessionReply) -> sessions_pb2.Session:
         ttl_s=session.ttl_s,
         create_time=encode_time(session.create_time_ns),
         stage=session.stage,
+        calibration=None if session.calibration is None else sessions_pb2.Calibration(**asdict(session.calibration)),
     )
 
 
@@ -308,6 +325,18 @@ def encode_score(reply: messages.ScoreReply) -> planning_pb2.ScoreResponse:
 
 def encode_surprise(reply: messages.SurpriseReply) -> planning_pb2.SurpriseResponse:
     return planning_pb2.SurpriseResponse(errors=reply.errors, scores=reply.scores, steps_known=reply.steps_known)
+
+
+def encode_landscape(reply: messages.LandscapeReply) -> planning_pb2.LandscapeResponse:
+    return planning_pb2.LandscapeResponse(
+        dimensions=reply.dimensions,
+        values=encode_tensor(reply.values),
+        costs=encode_tensor(reply.costs),
+        best_action=encode_tensor(reply.best_action),
+        best_cost=reply.best_cost,
+        rest_cost=reply.rest_cost,
+        plot=reply.plot,
+    )
 
 
 def encode_control_error(error: ServiceError, sequence: int) -> planning_pb2.ControlResponse:

@@ -7,7 +7,7 @@ answered first and calls can be cancelled between pieces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from model.catalog import LoadedModel
 from server import model_calls
+from server.calibration import calibrate
 from server.failures import failed
 from server.jobs import (
+    CalibrateJob,
     Done,
     EmbedClipJob,
     EmbedDone,
@@ -27,26 +29,15 @@ from server.jobs import (
     Floats,
     FromEngine,
     Job,
-    Result,
     RolloutDone,
     RolloutJob,
     SurpriseDone,
     SurpriseJob,
 )
+from server.pieces import Errand, Piece
 from server.searches import Searches
 
 FRAMES_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of work to come: what kind, and how much of it."""
-
-    kind: Hashable
-    count: int
-
-
-Errand = Generator[Piece, None, Result]
 
 
 @dataclass(eq=False)
@@ -90,6 +81,8 @@ class Errands:
                 errand = rollout(model, job, self._max_steps)
             case SurpriseJob():
                 errand = surprise(model, job)
+            case CalibrateJob():
+                errand = calibrate(model, job, self._max_steps)
             case _:
                 raise TypeError(f"{type(job).__name__} is no errand")
         self._advance(Waiting(number, errand, Piece("nothing", 0)))
@@ -178,6 +171,7 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
     latent = model_calls.encode_frames(model, job.start.frames[:1])[0]
     context = model_calls.context_of(model, job.start, latent)
     goal = None if job.goal is None else model_calls.to_device(model, job.goal)[None]
+    world = model_calls.world_model(model)
     candidates = torch.from_numpy(job.candidates)
     horizon = candidates.shape[1] // model.block
     cost = model_calls.cost_of(model)
@@ -188,7 +182,7 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
         yield Piece(("rollout", job.model, horizon), part.stop - part.start)
         actions = candidates[part].to(model.device)[None]
         with torch.no_grad():
-            predicted = model.rollout(context, actions)
+            predicted = world.rollout(context, actions)
             if goal is not None:
                 costs.append(model_calls.to_host(cost(predicted, goal, actions)[0]))
             if not job.costs_only:
@@ -208,9 +202,10 @@ def surprise(model: LoadedModel, job: SurpriseJob) -> Errand:
     for step, taken in enumerate(actions):
         yield Piece(("rollout", job.model, 1), 1)
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
-        felt = None if job.proprioception is None else model_calls.to_device(model, job.proprioception[back])
+        felt = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
-            predicted = model.rollout(model.context(list(seen[back]), felt), taken[None, None])[0, 0]
+            start = model_calls.context(model, list(seen[back]), felt, job.turn_rad)
+            predicted = model_calls.world_model(model).rollout(start, taken[None, None])[0, 0]
         errors += model_calls.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))
 

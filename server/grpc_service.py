@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,24 @@ class _Sessions(sessions_pb2_grpc.SessionsServicer):
         await self.door.application.delete_session(request.session_id)
         return sessions_pb2.SessionsDeleteResponse()
 
+    async def Calibrate(
+        self, request: sessions_pb2.SessionsCalibrateRequest, context: Context
+    ) -> sessions_pb2.SessionsCalibrateResponse:
+        for index, move in enumerate(request.moves):
+            for part in ("before", "action", "after"):
+                codec.require(move.HasField(part), f"moves[{index}].{part}")
+        seen = [
+            (f"moves[{index}].{part}", getattr(move, part))
+            for index, move in enumerate(request.moves)
+            for part in ("before", "after")
+        ]
+        observations = await _seen(seen, self.door)
+        actions = [codec.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(request.moves)]
+        moves = map(messages.CalibrationMove, observations[::2], actions, observations[1::2])
+        asked = messages.CalibrateRequest(request.session_id, tuple(moves))
+        session = await self.door.application.calibrate(asked, deadline(context))
+        return sessions_pb2.SessionsCalibrateResponse(session=codec.encode_session(session))
+
 
 @dataclass(frozen=True)
 class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
@@ -241,16 +259,26 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
     async def Surprise(self, request: planning_pb2.SurpriseRequest, context: Context) -> planning_pb2.SurpriseResponse:
         codec.require(len(request.observations) > 0, "observations")
         codec.require(request.HasField("actions"), "actions")
-        seen = [(f"observations[{index}]", each) for index, each in enumerate(request.observations)]
-        sources = [codec.image_sources(each.images, f"{name}.images") for name, each in seen]
-        decoded = await images.decode_groups(sources, self.door.limits.image_pixels)
-        observations = [
-            codec.decode_observation(each, frames, name) for (name, each), frames in zip(seen, decoded, strict=True)
-        ]
+        named = [(f"observations[{index}]", each) for index, each in enumerate(request.observations)]
+        observations = await _seen(named, self.door)
         actions = codec.decode_tensor(request.actions, "actions")
         asked = messages.SurpriseRequest(tuple(observations), actions, request.session_id, request.model)
         return codec.encode_surprise(await self.door.application.surprise(asked, deadline(context)))
 
+    async def Landscape(
+        self, request: planning_pb2.LandscapeRequest, context: Context
+    ) -> planning_pb2.LandscapeResponse:
+        codec.require(request.HasField("observation"), "observation")
+        asked = codec.decode_landscape_request(request, await self._observation(request.observation))
+        return codec.encode_landscape(await self.door.application.landscape(asked, deadline(context)))
+
     async def _observation(self, message: Any) -> messages.Observation:
-        sources = codec.image_sources(message.images, "observation.images")
-        return codec.decode_observation(message, await images.decode(sources, self.door.limits.image_pixels))
+        (observation,) = await _seen([("observation", message)], self.door)
+        return observation
+
+
+async def _seen(named: Sequence[tuple[str, Any]], door: Door) -> list[messages.Observation]:
+    """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
+    sources = [codec.image_sources(each.images, f"{name}.images") for name, each in named]
+    decoded = await images.decode_groups(sources, door.limits.image_pixels)
+    return [codec.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)]

@@ -74,6 +74,7 @@ class Start:
     frames: tuple[Frame, ...]
     history: tuple[Floats, ...] = ()  # earlier latents, oldest first
     proprioception: Floats | None = None  # [history and now, proprioception]
+    turn_rad: float = 0.0  # takes the model's x and y to the robot's
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class SurpriseJob:
     frames: tuple[Frame, ...]  # one per model step, at least two
     actions: Floats  # [(frames - 1) x block, action]
     proprioception: Floats | None = None  # [frames, proprioception]
+    turn_rad: float = 0.0  # as in Start
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,33 @@ class SurpriseDone:
     errors: tuple[float, ...]  # one per step
 
 
-Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob
-Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone
+@dataclass(frozen=True)
+class Move:
+    """An exploratory move: what was seen before and after it, and the action between, [action]."""
+
+    before: Start
+    action: Floats
+    after: Frame
+
+
+@dataclass(frozen=True)
+class CalibrateJob:
+    """How the camera is turned, from moves and how the model understands them."""
+
+    model: str
+    moves: tuple[Move, ...]
+    size: SearchSize  # of the search for what the model thinks happened
+
+
+@dataclass(frozen=True)
+class CalibrateDone:
+    angle_rad: float
+    residual: float
+    residual_before: float
+
+
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob
+Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone | CalibrateDone
 
 
 @dataclass(frozen=True)

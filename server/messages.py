@@ -136,6 +136,29 @@ class SessionRequest:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How the robot's horizontal axes are turned as the model sees them."""
+
+    angle_rad: float
+    residual: float
+    residual_before: float
+    moves: int
+
+
+@dataclass(frozen=True)
+class CalibrationMove:
+    before: Observation
+    action: NDArray[np.float32]  # [action]
+    after: Observation
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    session_id: str
+    moves: tuple[CalibrationMove, ...]
+
+
+@dataclass(frozen=True)
 class SessionReply:
     session_id: str
     model: str
@@ -146,6 +169,7 @@ class SessionReply:
     ttl_s: float
     create_time_ns: int
     stage: int | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +264,31 @@ class SurpriseReply:
     errors: tuple[float, ...]  # one per step
     scores: tuple[float, ...] = ()
     steps_known: int = 0
+
+
+@dataclass(frozen=True)
+class LandscapeRequest:
+    """The cost of a grid of actions around rest; no dimensions: the first three searched."""
+
+    observation: Observation
+    session_id: str = ""
+    model: str = ""
+    goal_id: str = ""
+    dimensions: tuple[str, ...] = ()
+    points: int = 5
+    extent: float = 1.0
+    plot: bool = False
+
+
+@dataclass(frozen=True)
+class LandscapeReply:
+    dimensions: tuple[str, ...]
+    values: NDArray[np.float32]  # [dimensions, points]
+    costs: NDArray[np.float32]  # [points, ...]
+    best_action: NDArray[np.float32]  # [action]
+    best_cost: float
+    rest_cost: float
+    plot: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
+from model.turned import Turned, rotation, turns
 from planner import named
 from planner.cost import GoalDistance
 from planner.types import ActionSpace
-from planner.world_model import CostFunction
+from planner.world_model import CostFunction, WorldModel
 from server.jobs import Floats, Start
 from server.messages import Frame
 
@@ -43,8 +44,25 @@ def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
 def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
     """Where a rollout starts: the earlier latents, and the one of what is seen now."""
     earlier = [to_device(model, past) for past in start.history]
-    proprioception = None if start.proprioception is None else to_device(model, start.proprioception)
-    return model.context([*earlier, latent], proprioception)
+    return context(model, [*earlier, latent], start.proprioception, start.turn_rad)
+
+
+def context(
+    model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
+) -> tuple[Tensor, ...]:
+    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was felt at each."""
+    inner = model.context(latents, None if proprioception is None else to_device(model, proprioception))
+    return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
+
+
+def world_model(model: LoadedModel) -> WorldModel:
+    """The model as searches see it, with a camera that may be turned: what `context` makes is for this."""
+    return Turned(model) if _turns(model) else model
+
+
+def _turns(model: LoadedModel) -> bool:
+    spec = model.package.config.action
+    return spec is not None and turns(spec.names)
 
 
 def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:

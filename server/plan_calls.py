@@ -189,7 +189,13 @@ def start_of(seen: Observation, session: Session | None, sequence: int, history:
     if seen.proprioception is not None and seen.proprioception.size:
         felt = [past.proprioception for past in earlier if past.proprioception is not None]
         proprioception = np.stack([*felt, seen.proprioception]).astype(np.float32)
-    return Start(seen.images, tuple(past.latent for past in earlier), proprioception)
+    calibration = session.calibration if session is not None else None
+    return Start(
+        seen.images,
+        tuple(past.latent for past in earlier),
+        proprioception,
+        0.0 if calibration is None else calibration.angle_rad,
+    )
 
 
 def _seed(request: PlanRequest, session: Session | None, sequence: int) -> int:

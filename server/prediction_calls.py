@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 
 from server import checks
@@ -9,25 +12,34 @@ from server.checks import SearchLimits
 from server.errors import Reason, ServiceError
 from server.goals import GoalCache
 from server.jobs import (
+    CalibrateDone,
+    CalibrateJob,
     EmbedDone,
     EmbedImagesJob,
     Floats,
+    Move,
     RolloutDone,
     RolloutJob,
     ServedModel,
     SurpriseDone,
     SurpriseJob,
 )
+from server.landscape import draw, grid, landscape
 from server.lanes import Lanes
 from server.messages import (
     Array,
+    CalibrateRequest,
+    Calibration,
     DistanceReply,
     DistanceRequest,
+    LandscapeReply,
+    LandscapeRequest,
     Observation,
     RolloutReply,
     RolloutRequest,
     ScoreReply,
     ScoreRequest,
+    SessionReply,
     SurpriseReply,
     SurpriseRequest,
 )
@@ -37,7 +49,7 @@ from server.session_table import SessionTable
 
 
 class PredictionCalls:
-    """Answers rollouts, scores, distances and surprises. `max_images`: in one call."""
+    """Answers rollouts, scores, distances, surprises, landscapes and calibrations. `max_images`: in one call."""
 
     def __init__(
         self, lanes: Lanes, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, max_images: int
@@ -95,6 +107,7 @@ class PredictionCalls:
             frames=tuple(seen.images[0] for seen in request.observations),
             actions=actions,
             proprioception=np.stack(felt) if served.reply.proprioception_names else None,
+            turn_rad=0.0 if session is None or session.calibration is None else session.calibration.angle_rad,
         )
         done = await self._lanes.run(job, deadline)
         assert isinstance(done, SurpriseDone)
@@ -103,6 +116,39 @@ class PredictionCalls:
             return SurpriseReply(done.errors)
         scores = session.judge(done.errors)
         return SurpriseReply(done.errors, scores, session.surprises.count)
+
+    async def landscape(self, request: LandscapeRequest, deadline: float | None, now: float) -> LandscapeReply:
+        """See `Application.landscape`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        checks.can_predict(served)
+        checks.observation(request.observation, served.reply)
+        checks.action_entries(request.dimensions, served.reply, "dimensions")
+        asked = grid(request, served)
+        checks.candidates(asked.candidates, served.reply, self._limits, "points")
+        goal = self._goal(request.goal_id, session, served)
+        done = await self._predict(request.observation, session, served, asked.candidates, goal, True, deadline)
+        assert done.step_costs is not None
+        reply = landscape(asked, done.step_costs.sum(1))
+        if not request.plot:
+            return reply
+        units = dict(zip(served.reply.action_names, served.reply.action_units, strict=True))
+        drawn = await asyncio.to_thread(draw, reply, tuple(units[name] for name in reply.dimensions))
+        return replace(reply, plot=drawn)
+
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionReply:
+        """See `Application.calibrate`."""
+        session = self._sessions.get(request.session_id, now)
+        served = self._lanes.model(session.model)
+        search = checks.can_predict(served)
+        checks.moves(request.moves, served.reply)
+        moves = tuple(
+            Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
+            for move in request.moves
+        )
+        done = await self._lanes.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
+        assert isinstance(done, CalibrateDone)
+        session.calibration = Calibration(done.angle_rad, done.residual, done.residual_before, len(moves))
+        return session.describe()
 
     def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:
         """The session a call names, if any, and the model it is about."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
@@ -179,6 +180,23 @@ async def delete_session(session_id: str, door: TheDoor) -> Response:
     return Response(status_code=204)
 
 
+@_routes.post("/sessions/{session_id}:calibrate", name="Sessions.Calibrate", response_model=rest_replies.SessionReply)
+async def calibrate(
+    session_id: str, body: rest_schemas.CalibrateBody, request: Request, door: TheDoor, deadline: Deadline
+) -> Response:
+    """Learns from a few exploratory moves how the camera is turned against the robot."""
+    seen = [
+        (f"moves[{index}].{part}", each)
+        for index, move in enumerate(body.moves)
+        for part, each in (("before", move.before), ("after", move.after))
+    ]
+    observations = await _seen(seen, door)
+    actions = [rest_schemas.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(body.moves)]
+    moves = map(messages.CalibrationMove, observations[::2], actions, observations[1::2])
+    asked = messages.CalibrateRequest(session_id, tuple(moves))
+    return _json(rest_replies.encode_session(await attended(request, door.application.calibrate(asked, deadline))))
+
+
 # Planning
 
 
@@ -239,20 +257,34 @@ async def distance(body: rest_schemas.DistanceBody, request: Request, door: TheD
 @_routes.post("/surprises", name="Planning.Surprise", response_model=rest_replies.SurpriseReply)
 async def surprise(body: rest_schemas.SurpriseBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
     """Measures how far what happened is from what the model predicted."""
-    seen = [(f"observations[{index}]", each) for index, each in enumerate(body.observations)]
-    sources = [rest_schemas.image_sources(each.images, f"{name}.images") for name, each in seen]
-    decoded = await images.decode_groups(sources, door.limits.image_pixels)
-    observations = [
-        rest_schemas.decode_observation(each, frames, name) for (name, each), frames in zip(seen, decoded, strict=True)
-    ]
+    observations = await _seen([(f"observations[{at}]", each) for at, each in enumerate(body.observations)], door)
     actions = rest_schemas.decode_tensor(body.actions, "actions")
     asked = messages.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
     return _json(rest_replies.encode_surprise(await attended(request, door.application.surprise(asked, deadline))))
 
 
+@_routes.post("/landscapes", name="Planning.Landscape", response_model=rest_replies.LandscapeReply)
+async def landscape(
+    body: rest_schemas.LandscapeBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
+    """Costs a grid of actions around rest: what the search sees from where the robot stands."""
+    asked = body.decoded(await _observation(body.observation, door))
+    reply = await attended(request, door.application.landscape(asked, deadline))
+    return _json(rest_replies.encode_landscape(reply, tensors))
+
+
 async def _observation(body: rest_schemas.ObservationBody, door: Door) -> messages.Observation:
-    sources = rest_schemas.image_sources(body.images, "observation.images")
-    return rest_schemas.decode_observation(body, await images.decode(sources, door.limits.image_pixels))
+    (observation,) = await _seen([("observation", body)], door)
+    return observation
+
+
+async def _seen(named: Sequence[tuple[str, rest_schemas.ObservationBody]], door: Door) -> list[messages.Observation]:
+    """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
+    sources = [rest_schemas.image_sources(each.images, f"{name}.images") for name, each in named]
+    decoded = await images.decode_groups(sources, door.limits.image_pixels)
+    return [
+        rest_schemas.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)
+    ]
 
 
 # Embeddings

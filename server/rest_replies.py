@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,13 @@ class GoalReply(BaseModel):
     create_time: str
 
 
+class CalibrationReply(BaseModel):
+    angle_rad: float
+    residual: float
+    residual_before: float
+    moves: int
+
+
 class SessionReply(BaseModel):
     session_id: str
     model: str
@@ -90,6 +98,7 @@ class SessionReply(BaseModel):
     ttl_s: float
     create_time: str
     stage: int | None = Field(description="Which of the stages is pursued, counted from 0; null without stages")
+    calibration: CalibrationReply | None = None
 
 
 class TimingsReply(BaseModel):
@@ -167,6 +176,16 @@ class SurpriseReply(BaseModel):
     errors: list[float]
     scores: list[float] = Field(description="Deviations above the session's mean; empty while it knows few steps")
     steps_known: int
+
+
+class LandscapeReply(BaseModel):
+    dimensions: list[str]
+    values: TensorReply = Field(description="[dimensions, points] in robot units")
+    costs: TensorReply = Field(description="One axis for each of the dimensions")
+    best_action: list[float]
+    best_cost: float
+    rest_cost: float
+    plot: str = Field(description="A PNG in base64, empty if none was asked for")
 
 
 class FaultReply(BaseModel):
@@ -251,6 +270,7 @@ def encode_session(session: messages.SessionReply) -> SessionReply:
         ttl_s=session.ttl_s,
         create_time=_encode_instant(session.create_time_ns),
         stage=session.stage,
+        calibration=None if session.calibration is None else CalibrationReply(**asdict(session.calibration)),
     )
 
 
@@ -318,6 +338,18 @@ def encode_score(reply: messages.ScoreReply, style: TensorStyle) -> ScoreReply:
 
 def encode_surprise(reply: messages.SurpriseReply) -> SurpriseReply:
     return SurpriseReply(errors=list(reply.errors), scores=list(reply.scores), steps_known=reply.steps_known)
+
+
+def encode_landscape(reply: messages.LandscapeReply, style: TensorStyle) -> LandscapeReply:
+    return LandscapeReply(
+        dimensions=list(reply.dimensions),
+        values=encode_tensor(reply.values, style),
+        costs=encode_tensor(reply.costs, style),
+        best_action=reply.best_action.tolist(),
+        best_cost=reply.best_cost,
+        rest_cost=reply.rest_cost,
+        plot=base64.b64encode(reply.plot).decode(),
+    )
 
 
 def _encode_planner(settings: messages.PlannerSettings) -> PlannerBody:

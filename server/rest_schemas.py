@@ -278,6 +278,50 @@ class SurpriseBody(BaseModel):
     model: Name = ""
 
 
+class LandscapeBody(BaseModel):
+    """Asks for the cost of a grid of actions around rest."""
+
+    model_config = Strict
+    observation: ObservationBody
+    session_id: Name = ""
+    model: Name = ""
+    goal_id: Name = Field(default="", description="Empty means the session's goal")
+    dimensions: list[Name] = Field(
+        default=[], max_length=3, description="Action entries to vary; empty means the first three searched"
+    )
+    points: Count = Field(default=5, description="Along each entry, odd so that rest is one of them")
+    extent: Real = Field(default=1.0, description="How far to go, as a fraction of the bounds")
+    plot: bool = Field(default=False, description="Whether to draw the grid too")
+
+    def decoded(self, observation: messages.Observation) -> messages.LandscapeRequest:
+        return messages.LandscapeRequest(
+            observation,
+            session_id=self.session_id,
+            model=self.model,
+            goal_id=self.goal_id,
+            dimensions=tuple(self.dimensions),
+            points=self.points,
+            extent=self.extent,
+            plot=self.plot,
+        )
+
+
+class MoveBody(BaseModel):
+    """One exploratory move."""
+
+    model_config = Strict
+    before: ObservationBody
+    action: TensorInput = Field(description="[action] in robot units")
+    after: ObservationBody
+
+
+class CalibrateBody(BaseModel):
+    """Exploratory moves, at least two in different directions."""
+
+    model_config = Strict
+    moves: list[MoveBody] = Field(max_length=64)
+
+
 class GoalBody(BaseModel):
     """A goal to embed: either an image, or a latent of the model."""
 

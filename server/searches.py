@@ -67,6 +67,7 @@ class Searches:
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
         self._max_batch, self._max_steps = max_batch, max_iteration_steps
+        self._worlds = {name: model_calls.world_model(model) for name, model in models.items()}
         spaces = {name: model_calls.action_space(model) for name, model in models.items()}
         self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
@@ -227,7 +228,7 @@ class Searches:
         first, began = batch[0], self._clock()
         try:
             with self.pulse.work(self.durations.predict(first.kind, len(batch))):
-                improved = first.optimiser.improve(self._models[first.job.model], [r.search for r in batch])
+                improved = first.optimiser.improve(self._worlds[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
                 del self._running[first.number]

@@ -15,7 +15,7 @@ import numpy as np
 
 from server.errors import Reason, invalid
 from server.jobs import Floats
-from server.messages import PlanReply, SessionReply
+from server.messages import Calibration, PlanReply, SessionReply
 from server.stages import Pursuit, Stages, pursuit
 from server.statistics import RunningStatistics
 
@@ -102,6 +102,7 @@ class Session:
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
+        self.calibration: Calibration | None = None
         self._kept = max(history - 1, 0)
         self._forget()
 
@@ -115,7 +116,7 @@ class Session:
         self._replies: OrderedDict[str, PlanReply] = OrderedDict()
 
     def reset(self) -> None:
-        """Start an episode anew: forget all but model, goal, and how well the model predicts here.
+        """Start an episode anew: forget all but model, goal, calibration, and how well the model predicts here.
 
         Stages begin with the first one again.
         """
@@ -264,4 +265,5 @@ class Session:
             ttl_s=self.ttl_s,
             create_time_ns=self.create_time_ns,
             stage=None if self._stages is None else self._stages.at,
+            calibration=self.calibration,
         )

@@ -25,9 +25,11 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(jobs.Submit, jobs.Cancel, jobs.Loaded, jobs.LoadFailed, jobs.Ready, jobs.Alive, jobs.Done, jobs.Failed),
-        *(jobs.PlanJob, jobs.EncodeJob, jobs.EmbedImagesJob, jobs.EmbedClipJob, jobs.RolloutJob, jobs.SurpriseJob),
+        *(jobs.PlanJob, jobs.EncodeJob, jobs.EmbedImagesJob, jobs.EmbedClipJob, jobs.RolloutJob),
+        *(jobs.SurpriseJob, jobs.CalibrateJob),
         *(jobs.PlanDone, jobs.EncodeDone, jobs.EmbedDone, jobs.RolloutDone, jobs.SurpriseDone),
-        *(jobs.SearchSize, jobs.ServedModel, jobs.Start, jobs.Pace),
+        *(jobs.CalibrateDone,),
+        *(jobs.SearchSize, jobs.ServedModel, jobs.Start, jobs.Move, jobs.Pace),
         *(messages.ModelReply, messages.PlannerSettings),
     )
 }

@@ -20,6 +20,7 @@ COMMANDS = (
     ("serve",),
     ("demo",),
     ("plan",),
+    ("landscape",),
     ("embed",),
     ("train",),
     ("eval",),

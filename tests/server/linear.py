@@ -1,8 +1,8 @@
 """A world with a known answer: the latent is where a bright pixel is, actions push it. Loadable into a real engine.
 
 `load` takes "linear", or a variant: "slow" sleeps through every rollout, "ponderous" for far longer, "nan" predicts NaN
-from the right edge, "lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels. Other
-names are packages.
+from the right edge, "lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels,
+"table" has horizontal axes. Other names are packages.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ CONFIGS = {
     "nan": replace(CONFIG, name="nan"),
     "lost": replace(CONFIG, name="lost"),
     "embedder": replace(CONFIG, name="embedder", action=None),
+    "table": replace(CONFIG, name="table", action=replace(ACTION, names=("x", "y"))),
     "historian": replace(CONFIG, name="historian", history=3, proprioception_names=("elbow",)),
 }
 

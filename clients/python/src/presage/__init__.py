@@ -29,6 +29,8 @@ from presage.session import Session
 from presage.transport import TLS
 from presage.values import (
     ActionSpec,
+    Calibration,
+    CalibrationMove,
     ClipEmbedding,
     ControlPlan,
     Embedding,
@@ -37,6 +39,7 @@ from presage.values import (
     GoalStage,
     Health,
     ImageSpec,
+    Landscape,
     Limits,
     Model,
     Observation,
@@ -57,6 +60,8 @@ __all__ = [
     "AsyncClient",
     "AsyncControlLoop",
     "AsyncSession",
+    "Calibration",
+    "CalibrationMove",
     "Cancelled",
     "Client",
     "ClipEmbedding",
@@ -72,6 +77,7 @@ __all__ = [
     "Health",
     "ImageSpec",
     "InvalidRequest",
+    "Landscape",
     "Limits",
     "Model",
     "NotFound",

@@ -20,6 +20,7 @@ from presage.values import (
     GoalStage,
     Health,
     ImageLike,
+    Landscape,
     Model,
     Plan,
     PlannerSettings,
@@ -181,6 +182,33 @@ class AsyncClient:
     ) -> Surprise:
         """As `Client.surprise`."""
         return await self._connection.send(requests.surprise(seen, actions, session_id="", model=model), timeout_s)
+
+    async def landscape(
+        self,
+        seen: Seen,
+        goal: Goal | str,
+        *,
+        model: str = "",
+        proprioception: Sequence[float] | None = None,
+        dimensions: Sequence[str] = (),
+        points: int = 5,
+        extent: float = 1.0,
+        plot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Landscape:
+        """As `Client.landscape`."""
+        call = requests.landscape(
+            seen,
+            session_id="",
+            model=model,
+            goal=goal,
+            proprioception=proprioception,
+            dimensions=dimensions,
+            points=points,
+            extent=extent,
+            plot=plot,
+        )
+        return await self._connection.send(call, timeout_s)
 
     async def embed_images(
         self,

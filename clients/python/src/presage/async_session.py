@@ -12,7 +12,18 @@ from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.requests import Seen
 from presage.sequences import SequenceCounter
-from presage.values import Goal, ImageLike, Plan, PlannerSettings, Rollout, Score, SessionStatus, Surprise
+from presage.values import (
+    CalibrationMove,
+    Goal,
+    ImageLike,
+    Landscape,
+    Plan,
+    PlannerSettings,
+    Rollout,
+    Score,
+    SessionStatus,
+    Surprise,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -99,6 +110,36 @@ class AsyncSession:
         """As `Session.surprise`."""
         call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return await self._connection.send(call, timeout_s)
+
+    async def landscape(
+        self,
+        seen: Seen,
+        *,
+        goal: Goal | str | None = None,
+        proprioception: Sequence[float] | None = None,
+        dimensions: Sequence[str] = (),
+        points: int = 5,
+        extent: float = 1.0,
+        plot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Landscape:
+        """As `Session.landscape`."""
+        call = requests.landscape(
+            seen,
+            session_id=self.session_id,
+            model="",
+            goal=goal,
+            proprioception=proprioception,
+            dimensions=dimensions,
+            points=points,
+            extent=extent,
+            plot=plot,
+        )
+        return await self._connection.send(call, timeout_s)
+
+    async def calibrate(self, moves: Sequence[CalibrationMove], *, timeout_s: float | None = None) -> SessionStatus:
+        """As `Session.calibrate`."""
+        return await self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
 
     def control(
         self,

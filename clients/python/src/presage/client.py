@@ -23,6 +23,7 @@ from presage.values import (
     GoalStage,
     Health,
     ImageLike,
+    Landscape,
     Model,
     Plan,
     PlannerSettings,
@@ -194,6 +195,37 @@ class Client:
     ) -> Surprise:
         """How far what was seen is from what the model predicts. Arguments as in `Session.surprise`."""
         return self._connection.send(requests.surprise(seen, actions, session_id="", model=model), timeout_s)
+
+    def landscape(
+        self,
+        seen: Seen,
+        goal: Goal | str,
+        *,
+        model: str = "",
+        proprioception: Sequence[float] | None = None,
+        dimensions: Sequence[str] = (),
+        points: int = 5,
+        extent: float = 1.0,
+        plot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Landscape:
+        """Costs a grid of actions around rest: what a search sees from where the robot stands.
+
+        `dimensions`: up to three action entries to vary, none for the first three searched; `points` along each, odd;
+        `extent`: how far to go, as a fraction of the bounds; `plot`: whether to draw it too.
+        """
+        call = requests.landscape(
+            seen,
+            session_id="",
+            model=model,
+            goal=goal,
+            proprioception=proprioception,
+            dimensions=dimensions,
+            points=points,
+            extent=extent,
+            plot=plot,
+        )
+        return self._connection.send(call, timeout_s)
 
     def embed_images(
         self,

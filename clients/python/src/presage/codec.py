@@ -233,6 +233,22 @@ def goal_value(message: goals_pb2.Goal) -> values.Goal:
     return values.Goal(message.goal_id, message.model, message.cached, time_value(message.create_time))
 
 
+def calibration_value(message: sessions_pb2.Calibration) -> values.Calibration:
+    return values.Calibration(message.angle_rad, message.residual, message.residual_before, message.moves)
+
+
+def landscape_value(message: planning_pb2.LandscapeResponse) -> values.Landscape:
+    return values.Landscape(
+        dimensions=tuple(message.dimensions),
+        values=float_array(message.values),
+        costs=float_array(message.costs),
+        best_action=float_array(message.best_action),
+        best_cost=message.best_cost,
+        rest_cost=message.rest_cost,
+        plot=message.plot,
+    )
+
+
 def session_value(message: sessions_pb2.Session) -> values.SessionStatus:
     return values.SessionStatus(
         session_id=message.session_id,
@@ -244,6 +260,7 @@ def session_value(message: sessions_pb2.Session) -> values.SessionStatus:
         ttl_s=message.ttl_s,
         create_time_ns=time_value(message.create_time),
         stage=message.stage if message.HasField("stage") else None,
+        calibration=calibration_value(message.calibration) if message.HasField("calibration") else None,
     )
 
 

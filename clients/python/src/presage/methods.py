@@ -114,6 +114,13 @@ DELETE_SESSION = Method(
     sessions_pb2.SessionsDeleteResponse,
     repeatable=False,
 )
+# The same moves give the same calibration.
+CALIBRATE_SESSION = Method(
+    "/presage.v1.Sessions/Calibrate",
+    sessions_pb2.SessionsCalibrateRequest,
+    sessions_pb2.SessionsCalibrateResponse,
+    repeatable=True,
+)
 # Safe to repeat because the request id makes the server answer with the same plan.
 PLAN = Method("/presage.v1.Planning/Plan", planning_pb2.PlanRequest, planning_pb2.PlanResponse, repeatable=True)
 CONTROL = Method(
@@ -130,3 +137,9 @@ SURPRISE = Method(
     "/presage.v1.Planning/Surprise", planning_pb2.SurpriseRequest, planning_pb2.SurpriseResponse, repeatable=False
 )
 SCORE = Method("/presage.v1.Planning/Score", planning_pb2.ScoreRequest, planning_pb2.ScoreResponse, repeatable=True)
+LANDSCAPE = Method(
+    "/presage.v1.Planning/Landscape",
+    planning_pb2.LandscapeRequest,
+    planning_pb2.LandscapeResponse,
+    repeatable=True,
+)

@@ -85,6 +85,17 @@ def delete_session(session_id: str) -> Call[None]:
     return call(methods.DELETE_SESSION, request, lambda reply: None)
 
 
+def calibrate_session(session_id: str, moves: Sequence[values.CalibrationMove]) -> Call[values.SessionStatus]:
+    request = sessions_pb2.SessionsCalibrateRequest(session_id=session_id)
+    for at, move in enumerate(moves):
+        request.moves.add(
+            before=codec.observation_message(move.before),
+            action=codec.float_tensor(f"moves[{at}].action", move.action, ("action",)),
+            after=codec.observation_message(move.after),
+        )
+    return call(methods.CALIBRATE_SESSION, request, lambda reply: codec.session_value(reply.session))
+
+
 def plan(
     seen: Seen,
     *,
@@ -183,6 +194,31 @@ def surprise(seen: Sequence[Seen], actions: ArrayLike, *, session_id: str, model
         request,
         lambda reply: values.Surprise(tuple(reply.errors), tuple(reply.scores), reply.steps_known),
     )
+
+
+def landscape(
+    seen: Seen,
+    *,
+    session_id: str,
+    model: str,
+    goal: Goal | str | None,
+    proprioception: Sequence[float] | None,
+    dimensions: Sequence[str],
+    points: int,
+    extent: float,
+    plot: bool,
+) -> Call[values.Landscape]:
+    request = planning_pb2.LandscapeRequest(
+        session_id=session_id,
+        model=model,
+        observation=codec.observation_message(codec.as_observation(seen, proprioception)),
+        goal_id=codec.goal_id(goal),
+        dimensions=dimensions,
+        points=codec.whole("points", points),
+        extent=extent,
+        plot=plot,
+    )
+    return call(methods.LANDSCAPE, request, codec.landscape_value)
 
 
 def _image_messages(images: Sequence[ImageLike]) -> list[observation_pb2.Image]:

@@ -15,7 +15,18 @@ from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.requests import Seen
 from presage.sequences import SequenceCounter
-from presage.values import Goal, ImageLike, Plan, PlannerSettings, Rollout, Score, SessionStatus, Surprise
+from presage.values import (
+    CalibrationMove,
+    Goal,
+    ImageLike,
+    Landscape,
+    Plan,
+    PlannerSettings,
+    Rollout,
+    Score,
+    SessionStatus,
+    Surprise,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -115,6 +126,43 @@ class Session:
         """
         call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return self._connection.send(call, timeout_s)
+
+    def landscape(
+        self,
+        seen: Seen,
+        *,
+        goal: Goal | str | None = None,
+        proprioception: Sequence[float] | None = None,
+        dimensions: Sequence[str] = (),
+        points: int = 5,
+        extent: float = 1.0,
+        plot: bool = False,
+        timeout_s: float | None = None,
+    ) -> Landscape:
+        """Costs a grid of actions around rest: what a search sees from where the robot stands.
+
+        `dimensions`: up to three action entries to vary, none for the first three searched; `points` along each, odd;
+        `extent`: how far to go, as a fraction of the bounds; `plot`: whether to draw it too.
+        """
+        call = requests.landscape(
+            seen,
+            session_id=self.session_id,
+            model="",
+            goal=goal,
+            proprioception=proprioception,
+            dimensions=dimensions,
+            points=points,
+            extent=extent,
+            plot=plot,
+        )
+        return self._connection.send(call, timeout_s)
+
+    def calibrate(self, moves: Sequence[CalibrationMove], *, timeout_s: float | None = None) -> SessionStatus:
+        """Learns from exploratory moves how the camera is turned; plans of the session are turned back from now on.
+
+        At least two moves, in different directions of x and y. Observations hold the poses where the model uses them.
+        """
+        return self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
 
     def control(
         self,

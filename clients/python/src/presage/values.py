@@ -151,6 +151,29 @@ class GoalStage:
 
 
 @dataclass(frozen=True)
+class CalibrationMove:
+    """One exploratory move: what was seen before it, the action commanded [action], robot units, and what after it."""
+
+    before: Observation
+    action: Sequence[float]
+    after: Observation
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the robot's horizontal axes are turned as the model sees them.
+
+    `residual`: root mean square, in the action's unit, of what the turn does not explain of the commanded moves;
+    `residual_before`: the same without a turn.
+    """
+
+    angle_rad: float
+    residual: float
+    residual_before: float
+    moves: int
+
+
+@dataclass(frozen=True)
 class SessionStatus:
     """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
 
@@ -166,6 +189,7 @@ class SessionStatus:
     ttl_s: float
     create_time_ns: int
     stage: int | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -300,6 +324,19 @@ class Surprise:
     errors: tuple[float, ...]
     scores: tuple[float, ...] = ()
     steps_known: int = 0
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The cost of a grid of actions around rest. `plot` is a PNG drawing, empty if none was asked for."""
+
+    dimensions: tuple[str, ...]
+    values: Floats  # [dimensions, points], robot units
+    costs: Floats  # [points, ...], one axis for each of the dimensions
+    best_action: Floats  # [action]
+    best_cost: float
+    rest_cost: float
+    plot: bytes
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,19 @@
+"""What an errand says of itself between two pieces of work."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable
+from dataclasses import dataclass
+
+from server.jobs import Result
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work to come: what kind, and how much of it."""
+
+    kind: Hashable
+    count: int
+
+
+Errand = Generator[Piece, None, Result]
