@@ -30,6 +30,8 @@ MOST_MOVES = 64
 LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
+LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
+
 
 @dataclass(frozen=True)
 class SearchLimits:
@@ -77,8 +79,12 @@ def observation(seen: Observation, model: ModelReply, name: str = "observation")
 
 
 def finite(values: Array, field: str) -> None:
+    """Numbers whose squares can still be summed as float32."""
     if not np.isfinite(values).all():
         raise invalid(field, "must be finite", "NaN or infinity", Reason.INVALID_TENSOR)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > LARGEST_NUMBER:
+        raise invalid(field, f"must lie within {LARGEST_NUMBER:g} of 0", f"{largest:g}", Reason.INVALID_TENSOR)
 
 
 def latent(values: Floats, model: ModelReply, field: str) -> None:
