@@ -357,6 +357,34 @@ def test_the_key_goes_with_every_call_and_is_never_shown(server: Running, connec
     assert all(len(each["x-request-id"]) == 32 for each in server.behaviour.metadata)
 
 
+def test_affinity_goes_with_every_call_and_the_deadline_too(
+    server: Running, connect: Connect, image: np.ndarray
+) -> None:
+    with connect(server.address, affinity="robot-7", timeout_s=20.0) as client:
+        goal = client.goal(image, timeout_s=8.0)
+        with client.session(goal=goal) as session, session.control() as loop:
+            loop.send(image)
+            assert loop.wait(10.0) is not None
+    sent = dict(zip(server.behaviour.calls, server.behaviour.metadata, strict=True))
+    assert {each["x-session-id"] for each in sent.values()} == {each["session_id"] for each in sent.values()}
+    assert {each["session_id"] for each in sent.values()} == {"robot-7"}
+    left_ms = {call: float(each["x-timeout-ms"]) for call, each in sent.items() if "x-timeout-ms" in each}
+    assert 7000 < left_ms["Goals.Create"] <= 8000
+    assert 19000 < left_ms["Sessions.Create"] <= 20000
+    assert "Planning.Control" not in left_ms  # a stream has none
+
+
+def test_without_affinity_nothing_is_said_of_it(server: Running, client: Any) -> None:
+    client.models()
+    assert not {"x-session-id", "session_id", "x-timeout-ms"} & set(server.behaviour.metadata[0])
+
+
+@pytest.mark.parametrize("affinity", ["", "a b", "robot\n7", "x" * 129, "r\u00f6bot"])
+def test_an_affinity_that_no_header_can_carry_is_refused(affinity: str) -> None:
+    with pytest.raises(presage.InvalidRequest, match="affinity must be 1 to 128"):
+        presage.Client("127.0.0.1:1", affinity=affinity)
+
+
 def test_a_key_in_the_clear_is_warned_of(connect: Connect) -> None:
     with pytest.warns(UserWarning, match=r"travels unencrypted to robot\.example:1"):
         connect("robot.example:1", api_key="k").close()

@@ -45,8 +45,9 @@ class AsyncClient:
         api_key: str | None = None,
         tls: TLS | None = None,
         timeout_s: float = 10.0,
+        affinity: str | None = None,
     ) -> None:
-        self._connection = AsyncConnection(Endpoint(address, api_key, tls), timeout_s)
+        self._connection = AsyncConnection(Endpoint(address, api_key, tls, affinity), timeout_s)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
         """As `Client.health`."""

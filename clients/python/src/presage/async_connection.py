@@ -94,11 +94,11 @@ class AsyncConnection:
         request_id: str,
     ) -> bytes:
         attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s, repeatable)
-        metadata = self.endpoint.metadata(request_id)
         while True:
             self._check_open()
+            left_s = attempts.remaining_s()
             try:
-                return await attempt(attempts.remaining_s(), metadata)
+                return await attempt(left_s, self.endpoint.metadata(request_id, left_s))
             except grpc.aio.AioRpcError as failed:
                 error = self.endpoint.error(failed, request_id)
                 pause = attempts.pause_s(error)

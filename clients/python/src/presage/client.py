@@ -42,9 +42,11 @@ class Client:
     """A Presage server. Nothing is dialled before the first call; a context manager.
 
     `address` is "host:port". `api_key` is sent with every call and never shown. `tls=TLS()` encrypts. `timeout_s` is
-    the deadline of every call that names none, all its tries included. Images are uint8 arrays [height, width, 3] in
-    RGB, or the bytes of a JPEG, PNG or WebP file. A model name of "" means the server's default model. Every call
-    raises a PresageError.
+    the deadline of every call that names none, all its tries included. `affinity` is a name of the robot's own for a
+    cluster or a proxy in front of several servers: goals and sessions live in one of them, and all calls with the same
+    name, from whichever client, reach the same one; 1 to 128 letters, digits, `. _ : -`.
+    Images are uint8 arrays [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file. A model name of ""
+    means the server's default model. Every call raises a PresageError.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Client:
         api_key: str | None = None,
         tls: TLS | None = None,
         timeout_s: float = 10.0,
+        affinity: str | None = None,
     ) -> None:
-        self._connection = Connection(Endpoint(address, api_key, tls), timeout_s)
+        self._connection = Connection(Endpoint(address, api_key, tls, affinity), timeout_s)
 
     def health(self, *, timeout_s: float | None = None) -> Health:
         """What the server says of itself. Needs no key."""

@@ -7,6 +7,7 @@ and `open_async_channel`.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Tuple, Union
@@ -20,6 +21,8 @@ from presage.version import __version__
 RECEIVE_BYTES = 256 << 20  # a long clip's token grid; gRPC's own limit of 4 MiB holds three ViT-g tubelets
 Path = Union[str, "os.PathLike[str]"]
 Metadata = Tuple[Tuple[str, str], ...]
+
+_AFFINITY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.primary_user_agent", f"presage-python/{__version__}"),
@@ -79,10 +82,13 @@ class Endpoint:
     address: str
     api_key: str | None = field(default=None, repr=False)
     tls: TLS | None = None
+    affinity: str | None = None
 
     def __post_init__(self) -> None:
         if not self.address:
             raise invalid("address", "must be host:port", "nothing")
+        if self.affinity is not None and not _AFFINITY.fullmatch(self.affinity):
+            raise invalid("affinity", "must be 1 to 128 of A-Z a-z 0-9 . _ : -", self.affinity)
         if self.api_key is None:
             return
         if not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip() == self.api_key != ""):
@@ -95,10 +101,16 @@ class Endpoint:
         host = self.address.rsplit(":", 1)[0].strip("[]")
         return self.address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
-    def metadata(self, request_id: str) -> Metadata:
-        """What goes with a call."""
-        entries = (("x-request-id", request_id),)
-        return entries if self.api_key is None else (*entries, ("authorization", f"Bearer {self.api_key}"))
+    def metadata(self, request_id: str, timeout_s: float | None = None) -> Metadata:
+        """What goes with a call that may take so long."""
+        entries: Metadata = (("x-request-id", request_id),)
+        if self.api_key is not None:
+            entries = (*entries, ("authorization", f"Bearer {self.api_key}"))
+        if self.affinity is not None:  # the second spelling is Ray Serve's
+            entries = (*entries, ("x-session-id", self.affinity), ("session_id", self.affinity))
+            if timeout_s is not None:  # gRPC's own ends at a proxy that answers for the server
+                entries = (*entries, ("x-timeout-ms", f"{timeout_s * 1e3:.3f}"))
+        return entries
 
     def open_channel(self) -> grpc.Channel:
         """A connection of its own, dialled at the first call."""
