@@ -52,7 +52,7 @@ def main() -> None:
         "plan": {"samples": SAMPLES, "iterations": ITERATIONS, "horizon": HORIZON},
         "milliseconds": measure(arguments.model, arguments.calls),
         "machine": describe_machine(),
-        "commit": _commit(),
+        "commit": commit(),
     }
     table = markdown(figures)
     if arguments.out is not None:
@@ -83,7 +83,7 @@ def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
     """Percentiles of whole calls from this process, and of what each door adds to the in-process plan's median."""
     robot = make("arm")
     rng = np.random.default_rng(0)
-    jpegs = [_jpeg(robot.render_state(robot.random_state(rng))) for _ in range(calls)]
+    jpegs = [jpeg_bytes(robot.render_state(robot.random_state(rng))) for _ in range(calls)]
     goal = robot.render_state(robot.random_state(rng))
     with (
         private_service(model, device="cpu", threads=1) as service,
@@ -98,7 +98,7 @@ def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
             "planner, in process": _in_process(model, goal),
             "application, in process": _application(loop, application, goal),
             "gRPC": lambda jpeg, seed: client.plan(jpeg, goal=goal_id, settings=size, seed=seed),
-            "REST": lambda jpeg, seed: _rest(http, jpeg, goal_id, seed),
+            "REST": lambda jpeg, seed: rest_plan(http, jpeg, goal_id, seed),
         }
         for plan in kinds.values():
             for seed, jpeg in enumerate(jpegs[:20]):
@@ -111,11 +111,11 @@ def measure(model: str, calls: int) -> dict[str, dict[str, float]]:
                 taken[name].append(1e3 * (time.perf_counter() - began))
         http.close()
         loop.run_until_complete(application.stop(0.0))
-    rows = {name: _percentiles(ms) for name, ms in taken.items()}
+    rows = {name: percentiles(ms) for name, ms in taken.items()}
     for base in ("planner", "application"):
         alone = float(np.median(taken[f"{base}, in process"]))
         for door in ("gRPC", "REST"):
-            rows[f"{door} adds to the {base}"] = _percentiles([ms - alone for ms in taken[door]])
+            rows[f"{door} adds to the {base}"] = percentiles([ms - alone for ms in taken[door]])
     return rows
 
 
@@ -155,7 +155,7 @@ def _in_process(model: str, goal_image: np.ndarray) -> Callable[[bytes, int], ob
     return plan
 
 
-def _rest(http: httpx.Client, jpeg: bytes, goal_id: str, seed: int) -> object:
+def rest_plan(http: httpx.Client, jpeg: bytes, goal_id: str, seed: int) -> object:
     body = {
         "observation": {"images": [{"encoded": base64.b64encode(jpeg).decode()}]},
         "goal_id": goal_id,
@@ -165,17 +165,17 @@ def _rest(http: httpx.Client, jpeg: bytes, goal_id: str, seed: int) -> object:
     return http.post("/v1/plans", json=body).raise_for_status().json()
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def jpeg_bytes(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
-def _percentiles(ms: list[float]) -> dict[str, float]:
+def percentiles(ms: list[float]) -> dict[str, float]:
     return {f"p{percent}": round(float(np.percentile(ms, percent)), 3) for percent in (50, 95, 99)}
 
 
-def _commit() -> str:
+def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

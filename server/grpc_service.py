@@ -61,16 +61,21 @@ def create_server(door: Door, reflects: bool) -> grpc.aio.Server:
         # The limit that is told by name is Limits.concurrent_calls; probes must pass above it.
         maximum_concurrent_rpcs=2 * limits.concurrent_calls + 16,
     )
+    add_services(door, server)
+    if reflects:
+        names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return server
+
+
+def add_services(door: Door, server: Any) -> None:
+    """Every service of presage.v1, and health, added to a gRPC server or to whatever takes their handlers."""
     models_pb2_grpc.add_ModelsServicer_to_server(_Models(door), server)
     embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(_Embeddings(door), server)
     goals_pb2_grpc.add_GoalsServicer_to_server(_Goals(door), server)
     sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(door), server)
     planning_pb2_grpc.add_PlanningServicer_to_server(_Planning(door), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(door.lifecycle, SERVICES), server)
-    if reflects:
-        names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-    return server
 
 
 @dataclass(frozen=True)

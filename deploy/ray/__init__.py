@@ -1,0 +1,1 @@
+"""Presage on a Ray cluster: the application of `server` behind Ray Serve's proxies. Needs `ray[serve]`."""

@@ -1,0 +1,208 @@
+"""One replica: the application with its engines, and both doors' code, called by Ray Serve instead of by sockets.
+
+Keys, limits, metrics, logs and errors are those of `server`: every call passes the same interceptor and middleware.
+What Ray needs to know of it is in application.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from deploy.ray.context import Aborted, ReplicaContext
+from deploy.ray.wire import Called, Kind, methods
+from server.__main__ import app_settings
+from server.app import Application
+from server.grpc_calls import DoorInterceptor
+from server.grpc_service import add_services
+from server.listening import create_door
+from server.rest import create_app
+from server.settings import Settings
+from server.telemetry import configure_logging
+
+
+class _Details(NamedTuple):
+    """What an interceptor is told of a call."""
+
+    method: str
+    invocation_metadata: Any
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An answer that is bytes already."""
+
+    data: bytes
+
+    def SerializeToString(self) -> bytes:  # what Ray calls
+        return self.data
+
+
+NOTHING = Encoded(b"")
+
+
+class _Handlers:
+    """Takes the place of a gRPC server where services are added: keeps their handlers by path."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """The same handlers come the other way too."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        self.by_path.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
+
+
+class Replica:
+    """Made by Ray. Has one method for each name in `wire.methods()`, added below."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
+        configure_logging(settings.log_format, settings.log_level)
+        self._drain_s = settings.drain_s
+        self._application = await Application.start(app_settings(settings))
+        try:
+            await self._application.wait_ready(settings.startup_s)
+            self._door = create_door(self._application, settings)
+        except BaseException:
+            await self._application.stop(0.0)
+            raise
+        handlers = _Handlers()
+        add_services(self._door, handlers)
+        self._handlers = handlers.by_path
+        self._interceptor = DoorInterceptor(self._door)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The REST door, where Ray looks for it."""
+        return create_app(self._door)
+
+    async def stop(self) -> None:
+        """Refuse what is new, let calls in progress end, and end the engines."""
+        self._door.lifecycle.draining.set()
+        await self._door.lifecycle.idle(self._drain_s)
+        await self._application.stop(0.0)
+
+    async def handler(self, path: str, context: ReplicaContext) -> Any:
+        """What serves a call, behind the checks that every call passes."""
+
+        async def find(details: Any) -> Any:
+            return self._handlers.get(details.method)
+
+        details: Any = _Details(path, context.invocation_metadata())
+        return await self._interceptor.intercept_service(find, details)
+
+
+async def _unary(replica: Replica, request: Called, grpc_context: Any) -> Encoded:
+    context = ReplicaContext(grpc_context)
+    handler = await replica.handler(request.path, context)
+    try:
+        if handler.unary_unary is None:  # refused
+            await handler.stream_stream(_none(), context)
+        reply = await handler.unary_unary(_parsed(handler, request), context)
+    except Aborted:
+        return NOTHING
+    return Encoded(reply.SerializeToString())
+
+
+async def _collected(replica: Replica, path: str, requests: AsyncIterator[Called], grpc_context: Any) -> Encoded:
+    context = ReplicaContext(grpc_context)
+    handler = await replica.handler(path, context)
+    try:
+        if handler.stream_unary is None:
+            await handler.stream_stream(_none(), context)
+        reply = await handler.stream_unary(_data(requests), context)
+    except Aborted:
+        return NOTHING
+    return Encoded(reply.SerializeToString())
+
+
+async def _streamed(replica: Replica, request: Called, grpc_context: Any) -> AsyncIterator[Encoded]:
+    context = ReplicaContext(grpc_context)
+    handler = await replica.handler(request.path, context)
+    try:
+        if handler.unary_stream is None:
+            await handler.stream_stream(_none(), context)
+        async for reply in handler.unary_stream(_parsed(handler, request), context):
+            yield Encoded(reply.SerializeToString())
+    except Aborted:
+        yield NOTHING
+
+
+async def _conversed(
+    replica: Replica, path: str, requests: AsyncIterator[Called], grpc_context: Any
+) -> AsyncIterator[Encoded]:
+    """A conversation writes whenever it likes; Ray wants a generator."""
+    written: asyncio.Queue[Encoded | None] = asyncio.Queue(1)
+
+    async def write(reply: Any) -> None:
+        await written.put(Encoded(reply.SerializeToString()))
+
+    async def converse() -> None:
+        try:
+            context = ReplicaContext(grpc_context, write)
+            handler = await replica.handler(path, context)
+            await handler.stream_stream(_data(requests), context)
+        except Aborted:
+            await written.put(NOTHING)  # Ray carries an error of a stream beside a message only: an empty one
+        finally:
+            await written.put(None)
+
+    conversation = asyncio.create_task(converse())
+    try:
+        while (reply := await written.get()) is not None:
+            yield reply
+        await conversation
+    finally:
+        conversation.cancel()
+        while not conversation.done():
+            if not written.empty():
+                written.get_nowait()
+            await asyncio.wait((conversation,), timeout=0.01)
+
+
+async def _data(requests: AsyncIterator[Called]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request.data
+
+
+async def _none() -> AsyncIterator[bytes]:
+    no_data: tuple[bytes, ...] = ()
+    for data in no_data:
+        yield data
+
+
+def _parsed(handler: Any, request: Called) -> Any:
+    """Probes come parsed, everything else parses itself."""
+    return request.data if handler.request_deserializer is None else handler.request_deserializer(request.data)
+
+
+def _method(path: str, kind: Kind) -> Callable[..., Any]:
+    """A method of Replica, with the two arguments that Ray passes."""
+
+    async def unary(self: Replica, request: Called, grpc_context: Any) -> Encoded:
+        return await _unary(self, request, grpc_context)
+
+    async def collected(self: Replica, request: AsyncIterator[Called], grpc_context: Any) -> Encoded:
+        return await _collected(self, path, request, grpc_context)
+
+    async def streamed(self: Replica, request: Called, grpc_context: Any) -> AsyncIterator[Encoded]:
+        async for reply in _streamed(self, request, grpc_context):
+            yield reply
+
+    async def conversed(self: Replica, request: AsyncIterator[Called], grpc_context: Any) -> AsyncIterator[Encoded]:
+        async for reply in _conversed(self, path, request, grpc_context):
+            yield reply
+
+    made: dict[Kind, Callable[..., Awaitable[Encoded] | AsyncIterator[Encoded]]] = {
+        "unary": unary,
+        "collected": collected,
+        "streamed": streamed,
+        "conversed": conversed,
+    }
+    return made[kind]
+
+
+for _path, _kind in methods().items():  # where two services share a name, both are unary: the message says which
+    setattr(Replica, _path.rpartition("/")[2], _method(_path, _kind))
