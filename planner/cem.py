@@ -58,6 +58,7 @@ class CEM:
     converged_below: float = 0.0  # stop once the elites' spread (fraction of the range) is this small
     kept: float = 0.5  # share of the elites that compete again in the next iteration, at no rollout's cost (iCEM)
     sample_decay: float = 1.0  # share of the samples left one iteration later, never fewer than two per elite (iCEM)
+    full_above: float = 0.0  # elites' spread (fraction of the range) from which on all samples are drawn; below, fewer
     include_mean: bool = True  # candidate 0 is the mean, at first the warm start; False is the published V-JEPA 2 loop
     result: Literal["best", "mean"] = "best"  # "mean", as published: the last mean, or the best so far if cut short
     noise: Noise = field(default_factory=TimeCorrelatedNoise)
@@ -70,7 +71,15 @@ class CEM:
                 raise PlanningError(name, "must be >= 1", getattr(self, name))
         if not 2 <= self.elites <= self.samples:
             raise PlanningError("elites", f"must be 2 to samples ({self.samples})", self.elites)
-        for name in ("initial_std", "warm_std", "min_std", "momentum_mean", "momentum_std", "converged_below"):
+        for name in (
+            "initial_std",
+            "warm_std",
+            "min_std",
+            "momentum_mean",
+            "momentum_std",
+            "converged_below",
+            "full_above",
+        ):
             for value in _entries(getattr(self, name)):
                 if not (math.isfinite(value) and value >= 0):
                     raise PlanningError(name, "must be finite and >= 0", value)
@@ -214,7 +223,7 @@ class CEM:
         _, time, action = batch.mean.shape
         shape = NoiseShape(self.samples, time // first.block, first.block, action)
         noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
-        noise = noise[:, : max(self._samples_at(search.iterations) for search in searches)]
+        noise = noise[:, : max(self._samples_of(search) for search in searches)]
         candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
         if self.include_mean:
             candidates[:, 0] = batch.mean
@@ -222,12 +231,16 @@ class CEM:
             candidates = self.gripper.apply(candidates, first.block)
         return project_within(batch.limits, candidates)
 
-    def _samples_at(self, iteration: int) -> int:
-        return max(math.ceil(self.samples * self.sample_decay**iteration), min(2 * self.elites, self.samples))
+    def _samples_of(self, search: Search) -> int:
+        """Of its next iteration: fewer as iterations pass, and fewer the more its elites agree."""
+        left = self.sample_decay**search.iterations
+        if search.elite_spread and search.elite_spread[-1] < self.full_above:
+            left *= search.elite_spread[-1] / self.full_above
+        return max(math.ceil(self.samples * left), min(2 * self.elites, self.samples))
 
     def _without_padding(self, step_costs: StepCosts, searches: Sequence[Search]) -> StepCosts:
-        """Rule out what a search further on than its company was given beyond its own number of samples."""
-        counts = [self._samples_at(search.iterations) for search in searches]
+        """Rule out what a search was given beyond its own number of samples, because its company takes more."""
+        counts = [self._samples_of(search) for search in searches]
         if min(counts) == step_costs.shape[1]:
             return step_costs
         place = torch.arange(step_costs.shape[1], device=step_costs.device)

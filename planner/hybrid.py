@@ -27,8 +27,8 @@ class Hybrid:
     would draw its own is not used. The elite spread of its plans is that of whichever half an iteration belongs to.
     """
 
-    search: CEM = field(default_factory=lambda: CEM(iterations=3))
-    polish: Gradient = field(default_factory=lambda: Gradient(starts=4, iterations=12, step=0.1))
+    search: CEM = field(default_factory=lambda: CEM(samples=100, iterations=2))
+    polish: Gradient = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
 
     def __post_init__(self) -> None:
         for name in ("horizon", "cost"):

@@ -54,7 +54,7 @@ class ActionSpace:
                 raise PlanningError(f"action_space.frozen.{name}", f"must lie in [{low}, {high}]", held)
         if self.slew is not None and not all(s > 0 for s in self.slew):
             raise PlanningError("action_space.slew", "must be positive", self.slew)
-        if self.dwell is not None and not all(steps >= 1 and steps == int(steps) for steps in self.dwell):
+        if self.dwell is not None and not all(steps >= 1 and float(steps).is_integer() for steps in self.dwell):
             raise PlanningError("action_space.dwell", "must be whole numbers >= 1", self.dwell)
         if self.norm_order not in (1, 2):
             raise PlanningError("action_space.norm_order", "must be 1 or 2", self.norm_order)

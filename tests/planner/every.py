@@ -18,6 +18,7 @@ SMALL = CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5)
 OPTIMISERS: dict[str, AnyOptimiser] = {
     "cem": SMALL,
     "icem": replace(CEM.icem(), samples=64, iterations=5, horizon=4, initial_std=0.5),
+    "adaptive": replace(SMALL, full_above=0.2),
     "mppi": MPPI(samples=64, iterations=5, horizon=4),
     "gradient": Gradient(starts=4, iterations=10, horizon=4),
     "hybrid": Hybrid(replace(SMALL, iterations=2), Gradient(starts=3, iterations=8, horizon=4)),

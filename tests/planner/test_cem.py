@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -125,19 +125,30 @@ def test_kept_elites_compete_again_without_another_rollout() -> None:
         assert cost.item() == pytest.approx(cost_of(actions, integrator(), reach()), rel=1e-5)
 
 
+@dataclass(frozen=True)
+class Counting:
+    """An integrator that notes how many samples it was asked about."""
+
+    counts: list[int] = field(default_factory=list)
+    block: int = 1
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        self.counts.append(actions.shape[1])
+        return integrator().rollout(context, actions)
+
+
 def test_samples_decay_but_not_below_two_per_elite() -> None:
-    counts: list[int] = []
+    world = Counting()
+    replace(SMALL, sample_decay=0.5, iterations=4).plan(world, reach())
+    assert world.counts == [64, 32, 16, 16]
 
-    @dataclass(frozen=True)
-    class Counting:
-        block: int = 1
 
-        def rollout(self, context: Context, actions: Actions) -> Latents:
-            counts.append(actions.shape[1])
-            return integrator().rollout(context, actions)
-
-    replace(SMALL, sample_decay=0.5, iterations=4).plan(Counting(), reach())
-    assert counts == [64, 32, 16, 16]
+def test_fewer_samples_are_drawn_the_more_the_elites_agree() -> None:
+    world = Counting()
+    plan = replace(SMALL, full_above=0.1, iterations=8).plan(world, reach())
+    wanted = [max(16, math.ceil(64 * min(1.0, spread / 0.1))) for spread in plan.elite_spread[:-1]]
+    assert world.counts == [64, *wanted]
+    assert min(world.counts) == 16
 
 
 def test_std_never_falls_below_its_floor() -> None:
@@ -211,6 +222,7 @@ def test_the_mean_is_priced_before_it_is_returned() -> None:
         ({"converged_below": math.inf}, "converged_below"),
         ({"kept": 1.5}, "kept"),
         ({"sample_decay": 0.0}, "sample_decay"),
+        ({"full_above": -0.1}, "full_above"),
         ({"result": "worst"}, "result"),
     ],
 )

@@ -184,6 +184,7 @@ def test_bounds_that_float32_cannot_hold_are_rounded_inwards() -> None:
         ({"max_norm": 0.5, "norm_order": 3}, "action_space.norm_order"),
         ({"dwell": (0, 1)}, "action_space.dwell"),
         ({"dwell": (1.5, 1)}, "action_space.dwell"),
+        ({"dwell": (float("inf"), 1)}, "action_space.dwell"),
         ({"dwell": (2,)}, "action_space.dwell"),
         ({"rate_hz": 0.0}, "action_space.rate_hz"),
         ({"names": ()}, "action_space.names"),

@@ -54,8 +54,8 @@ class Disc:
 
 @cache
 def least_round_the_disc() -> float:
-    """By brute force: descent from 200 starts on both sides, at two step sizes, ten times as long as a search."""
-    slow = [Gradient(200, 300, 12, step, initial_std=1.0, cost=Disc()) for step in (0.1, 0.3)]
+    """By brute force: descent from 100 starts on both sides, at two step sizes, ten times as long as a search."""
+    slow = [Gradient(100, 300, 12, step, initial_std=1.0, cost=Disc()) for step in (0.1, 0.3)]
     return min(each.plan(integrator(2), reach((1.0, 0.0))).cost for each in slow)
 
 
@@ -86,7 +86,7 @@ def stairs(seed: int) -> System:
     return System(FunctionWorld(integrator(2, dimensions=4), rounded), problem, GoalDistance(over="last"), 4, 0.0)
 
 
-SYSTEMS = {"bowl": (bowl, 7), "obstacle": (obstacle, 5), "ripples": (ripples, 16), "stairs": (stairs, 5)}
+SYSTEMS = {"bowl": (bowl, 5), "obstacle": (obstacle, 4), "ripples": (ripples, 12), "stairs": (stairs, 5)}
 
 
 def optimisers(system: System) -> dict[str, Optimiser]:
@@ -96,6 +96,7 @@ def optimisers(system: System) -> dict[str, Optimiser]:
         "cem": CEM(horizon=horizon, cost=cost),
         "white cem": CEM(horizon=horizon, cost=cost, kept=0.0, noise=WhiteNoise()),
         "icem": replace(CEM.icem(), horizon=horizon, cost=cost),
+        "adaptive": CEM(samples=100, iterations=20, full_above=0.15, horizon=horizon, cost=cost),
         "mppi": MPPI(horizon=horizon, cost=cost),
         "gradient": Gradient(starts=8, iterations=66, horizon=horizon, cost=cost),
         "hybrid": Hybrid(
@@ -167,13 +168,21 @@ def test_nobody_beats_the_optimum_or_takes_more_than_its_share_of_steps(name: st
 
 @pytest.mark.parametrize(
     ("kind", "share"),
-    [("cem", 0.08), ("white cem", 0.15), ("icem", 0.25), ("mppi", 0.05), ("gradient", 1e-4), ("hybrid", 1e-3)],
+    [
+        ("cem", 0.08),
+        ("white cem", 0.15),
+        ("icem", 0.25),
+        ("adaptive", 0.1),
+        ("mppi", 0.05),
+        ("gradient", 1e-4),
+        ("hybrid", 1e-3),
+    ],
 )
 def test_everyone_comes_near_the_floor_of_a_bowl(kind: str, share: float) -> None:
     assert outcomes("bowl")[kind].worst <= share * bowl(0).optimum
 
 
-@pytest.mark.parametrize("kind", ["cem", "icem", "mppi", "gradient", "hybrid"])
+@pytest.mark.parametrize("kind", ["cem", "icem", "adaptive", "mppi", "gradient", "hybrid"])
 def test_everyone_gets_round_an_obstacle(kind: str) -> None:
     assert outcomes("obstacle")[kind].median <= 0.25 * least_round_the_disc()
 
@@ -190,7 +199,7 @@ def test_of_the_samplers_mppi_wins_in_a_bowl() -> None:
 
 def test_the_hybrid_wins_round_an_obstacle() -> None:
     found = outcomes("obstacle")
-    for kind in ("cem", "white cem", "icem", "mppi", "gradient"):
+    for kind in ("cem", "white cem", "icem", "adaptive", "mppi", "gradient"):
         assert found["hybrid"].worst < found[kind].worst
         assert found["hybrid"].median < found[kind].median
 
@@ -214,6 +223,14 @@ def test_the_hybrid_wins_among_many_valleys_where_descent_alone_is_lost() -> Non
 
 def test_samplers_win_where_there_is_no_slope() -> None:
     found = outcomes("stairs")
-    for kind in ("cem", "white cem", "icem", "mppi"):
+    for kind in ("cem", "white cem", "icem", "adaptive", "mppi"):
         assert found[kind].worst == 0
     assert found["gradient"].median > 0
+
+
+def test_adaptive_sample_counts_save_steps_in_a_bowl_and_find_better_elsewhere() -> None:
+    found = {name: outcomes(name) for name in ("bowl", "obstacle", "ripples")}
+    assert found["bowl"]["adaptive"].steps < 0.6 * found["bowl"]["cem"].steps
+    for name in ("obstacle", "ripples"):
+        assert found[name]["adaptive"].steps < found[name]["cem"].steps
+        assert found[name]["adaptive"].median < found[name]["cem"].median
