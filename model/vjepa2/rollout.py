@@ -7,14 +7,13 @@ bfloat16), so samples go through in chunks that fit the memory at hand.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.layers import Block, KeyValue
+from model.memory import free_memory
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.poses import compose
 
@@ -22,8 +21,6 @@ Cache = list[KeyValue | None]
 """For every block, the keys and values of all frames so far, or None before the first."""
 MEMORY_SHARE = 0.7
 MAX_CHUNK = 512
-MEMORY_UNKNOWN = 4 << 30
-"""Taken to be free where the system does not say (bytes)."""
 
 
 def normalise(latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
@@ -139,15 +136,3 @@ def chunk_size(predictor: ActionPredictor, history: int, time: int, free: int) -
     activations = tokens * (8 * config.width + 2 * config.mlp_hidden) * element + rotation
     latents = (2 * time + 2) * config.frame_tokens * config.latent_width * element
     return int(max(1, min(MAX_CHUNK, MEMORY_SHARE * free // (cache + activations + latents))))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes a computation may still take on a device: what is free, and what the allocator holds but does not use."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return MEMORY_UNKNOWN

@@ -9,7 +9,7 @@ from torch import Tensor
 from model.vjepa2 import ActionPredictor, CheckpointError
 from model.vjepa2.action_predictor import ActionPredictorConfig, frame_causal_mask
 from model.vjepa2.poses import compose
-from model.vjepa2.rollout import chunk_size, free_memory, normalise, rollout
+from model.vjepa2.rollout import chunk_size, normalise, rollout
 from tests.model.vjepa2.reference_files import doubled, fixture, worst
 from tests.model.vjepa2.tiny import ACTION_PREDICTOR, action_predictor
 
@@ -181,7 +181,6 @@ def test_chunks_shrink_with_the_horizon_and_never_vanish() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] >= 8
     assert chunk_size(network, 1, 4, 0) == 1
-    assert free_memory(torch.device("cpu")) > 0
 
 
 def test_contexts_that_disagree_are_refused() -> None:

@@ -1,0 +1,44 @@
+"""How much memory a computation may still take, on an accelerator, a machine, or in a container with a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 4 << 30
+"""Taken to be free where the system does not say (bytes)."""
+
+_LIMITS = (  # of the control group a container sees as its own: version 2, then 1
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes a computation may still take on a device: what is free, and what the allocator holds but does not use.
+
+    On a CPU, the least of what the machine has available and what the container's limit leaves. `root` is where the
+    system's files are.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    known = [_available(root), *(_left(root / limit, root / used) for limit, used in _LIMITS)]
+    return max(0, min((free for free in known if free is not None), default=UNKNOWN))
+
+
+def _available(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _left(limit: Path, used: Path) -> int | None:
+    """What a limit leaves; None without one ("max", or no such files)."""
+    try:
+        return int(limit.read_text()) - int(used.read_text())
+    except (OSError, ValueError):
+        return None
