@@ -12,6 +12,14 @@ from cli.screen import JsonFlag, open_screen
 if TYPE_CHECKING:
     from server.listening import Addresses
 
+_OTHERS = (
+    "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
+    "openpi; limits.message_bytes, limits.image_pixels, limits.clip_bytes, limits.clip_frames, limits.clip_s, "
+    "limits.uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, limits.sessions, "
+    "limits.queue, limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
+    "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
+)
+
 
 def serve(
     models: Annotated[
@@ -25,13 +33,13 @@ def serve(
         int | None, typer.Option("--threads", min=0, help="CPU threads of an engine; 0 leaves it to torch.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Address both doors listen on.  [default: 127.0.0.1]")
+        str | None, typer.Option("--host", help="Address both doors listen on. By default 127.0.0.1.")
     ] = None,
     grpc_port: Annotated[
-        int | None, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one.  [default: 50051]")
+        int | None, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one. By default 50051.")
     ] = None,
     http_port: Annotated[
-        int | None, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one.  [default: 8080]")
+        int | None, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one. By default 8080.")
     ] = None,
     api_keys_file: Annotated[
         Path | None, typer.Option("--api-keys-file", help="Accepted keys, one per line, plain or as sha256:<hex>.")
@@ -47,6 +55,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML or TOML file with any of the settings, limits among them.")
     ] = None,
+    others: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_OTHERS)] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="console or json.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
     json_: JsonFlag = False,
@@ -59,6 +68,7 @@ def serve(
     from server.telemetry import configure_logging
 
     flags = {
+        **_named(others or []),
         "models": tuple(models) if models else None,
         "devices": tuple(devices) if devices else None,
         "engine_threads": engine_threads,
@@ -82,3 +92,22 @@ def serve(
         screen.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
 
     asyncio.run(serve_until_stopped(settings, announce))
+
+
+def _named(pairs: list[str]) -> dict[str, object]:
+    """NAME=VALUE pairs as settings, those of limits in a folder of their own. Raises SettingsError."""
+    from server.settings import SettingsError
+
+    settings: dict[str, object] = {}
+    limits: dict[str, str] = {}
+    for pair in pairs:
+        name, is_pair, value = pair.partition("=")
+        if not is_pair or not name:
+            raise SettingsError(f"--set must be NAME=VALUE, got {pair}")
+        if name == "api_keys":
+            raise SettingsError("api_keys must not come as a flag, which every user of the machine can read")
+        if name.startswith("limits."):
+            limits[name.removeprefix("limits.")] = value
+        else:
+            settings[name] = value
+    return {**settings, "limits": limits} if limits else settings

@@ -19,7 +19,18 @@ from server.images import EncodedImage
 from server.messages import Frame
 from server.openpi_codec import Value
 
-_PARAMETERS = frozenset({"model", "camera", "state", "goal_id", "executed", "budget_ms", "timeout_ms"})
+PARAMETERS = {
+    "model": "the model; the default one without",
+    "camera": "key of an image, such as `observation/image`; once per camera, in the model's order. "
+    "Without it the images are whatever uint8 arrays of three channels there are",
+    "state": "key of numbers the model feels; repeat it to join several. Without it `state`, or what ends in `/state`",
+    "goal_id": "the goal until a message brings another",
+    "executed": "actions the robot takes of each plan before it asks again; without it as many as the model was "
+    "measured with",
+    "budget_ms": "time to think for each plan",
+    "timeout_ms": "hard deadline of each answer",
+}
+"""What the address may say."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,8 @@ class Wishes:
 def wishes(query: QueryParams) -> Wishes:
     """Raises INVALID_FIELD."""
     for name in query:
-        if name not in _PARAMETERS:
-            raise invalid(name, f"must be one of {', '.join(sorted(_PARAMETERS))}", query[name])
+        if name not in PARAMETERS:
+            raise invalid(name, f"must be one of {', '.join(PARAMETERS)}", query[name])
     numbers = {name: _parsed(name, query.get(name)) for name in ("executed", "budget_ms", "timeout_ms")}
     executed = numbers["executed"]
     return Wishes(

@@ -120,6 +120,10 @@ def test_what_cannot_be_done_is_told_in_one_line_with_exit_code_1(
         (("--config", "nowhere.yaml"), "settings file nowhere.yaml cannot be read"),
         (("--host", "0.0.0.0"), "is reachable from elsewhere and must come with"),
         (("--log-level", "loud"), "log_level"),
+        (("--set", "weather=fine"), "weather is not a setting"),
+        (("--set", "limits.queue=many"), "limits.queue"),
+        (("--set", "drain_s"), "must be NAME=VALUE"),
+        (("--set", "api_keys=secret"), "must not come as a flag"),
     ],
 )
 def test_settings_that_cannot_be_used_are_told_in_one_line_with_exit_code_2(

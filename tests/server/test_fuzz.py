@@ -74,12 +74,7 @@ async def target() -> AsyncIterator[Target]:
 def methods() -> list[MethodDescriptor]:
     """Every call; those that delete come last, so that there is something to guess until then."""
     pool = descriptor_pool.Default()
-    found = [
-        method
-        for name in SERVICES
-        for method in pool.FindServiceByName(name).methods
-        if method.name not in ("Calibrate", "Landscape")
-    ]
+    found = [method for name in SERVICES for method in pool.FindServiceByName(name).methods]
     return sorted(found, key=lambda method: method.name == "Delete")
 
 
@@ -97,6 +92,13 @@ def templates(known: Known, clip: bytes) -> dict[str, tuple[Message, ...]]:
         sessions_pb2.SessionsCreateRequest(goal_id=goal_id, ttl_s=1.0),
         sessions_pb2.SessionsGetRequest(session_id=session_id),
         sessions_pb2.SessionsResetRequest(session_id=session_id),
+        sessions_pb2.SessionsCalibrateRequest(
+            session_id=session_id,
+            moves=[
+                sessions_pb2.CalibrationMove(before=SEEN, action=proto_tensor(action), after=SEEN)
+                for action in np.eye(2, dtype=np.float32) / 4
+            ],
+        ),
         planning_pb2.PlanRequest(session_id=session_id, observation=SEEN, budget_ms=50.0),
         planning_pb2.PlanRequest(goal_id=goal_id, observation=SEEN, planner=models_pb2.PlannerSettings(samples=16)),
         planning_pb2.PlanRequest(model="historian", observation=FELT, goal_id=goal_id),
@@ -135,7 +137,7 @@ ANSWERS = frozenset(
 def test_every_call_is_fuzzed() -> None:
     names = {method.full_name for method in methods()}
     assert "presage.v1.Planning.Control" in names
-    assert len(names) >= 17
+    assert len(names) >= 19
 
 
 @on_one_loop
