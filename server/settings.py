@@ -99,9 +99,7 @@ class Settings(BaseSettings):
     )
     reflection: bool = Field(default=True, description="let gRPC tools list the services")
     openpi: bool = Field(default=True, description="let openpi clients in, over WebSocket on http_port")
-    log_format: Literal["console", "json"] = Field(
-        default="console", description="console (lines to read) or json"
-    )
+    log_format: Literal["console", "json"] = Field(default="console", description="console (lines to read) or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level that is logged: debug, info, warning or error"
     )
