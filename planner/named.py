@@ -46,13 +46,13 @@ def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: in
 
 
 def _hybrid(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
-    """A quarter of the iterations samples, the others polish the best four at most."""
+    """One or two iterations sample, all others polish the best four at most: polish is cheap, and wants to be long."""
     if iterations < 2:
         raise PlanningError("planner.iterations", "must be >= 2 for hybrid", iterations)
-    sampling = max(1, iterations // 4)
+    sampling = 1 if iterations < 16 else 2
     search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
     starts = min(4, search.kept_count)
-    return Hybrid(search, Gradient(starts=starts, iterations=iterations - sampling, step=0.1, horizon=horizon))
+    return Hybrid(search, Gradient(starts=starts, iterations=iterations - sampling, step=0.2, horizon=horizon))
 
 
 def cost(name: str) -> GoalDistance:
