@@ -41,6 +41,10 @@ class Optimiser(Protocol):
         """One iteration for all searches, in one batch; each may stand at a different iteration."""
         ...
 
+    def iteration_steps(self, search: Search) -> int:
+        """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
+        ...
+
     def stopped(self, search: Search) -> StopReason | None:
         """Why this search is over by itself, or None while it is worth improving."""
         ...
@@ -76,6 +80,33 @@ class IterationClock:
         self.deviation_s += self.smoothing * (abs(error) - self.deviation_s)
 
 
+class Pace:
+    """What an optimiser's iterations on one model take, by how many model steps they evaluate.
+
+    A sampling iteration of a hybrid takes many times as long as one that descends: each size has a clock of its own.
+    """
+
+    def __init__(self) -> None:
+        self._clocks: dict[int, IterationClock] = {}
+
+    def observe(self, steps: int, seconds: float) -> None:
+        """Learn from one iteration."""
+        self._clocks.setdefault(steps, IterationClock()).observe(seconds)
+
+    def estimate_s(self, steps: int) -> float:
+        """Seconds such an iteration may take; 0 while nothing was observed.
+
+        Of a size not seen yet: in proportion to the next smaller one, but no more than the next larger one takes.
+        """
+        if steps in self._clocks:
+            return self._clocks[steps].estimate_s
+        smaller = max((seen for seen in self._clocks if seen < steps), default=None)
+        larger = min((seen for seen in self._clocks if seen > steps), default=None)
+        bounds = [] if smaller is None else [self._clocks[smaller].estimate_s * steps / smaller]
+        bounds += [] if larger is None else [self._clocks[larger].estimate_s]
+        return min(bounds, default=0.0)
+
+
 def never() -> bool:
     """The cancellation of a request that nobody cancels."""
     return False
@@ -90,7 +121,7 @@ def plan_in_time(
     budget_s: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     cancelled: Callable[[], bool] = never,
-    pace: IterationClock | None = None,
+    pace: Pace | None = None,
 ) -> Plan:
     """Improve until the optimiser is done, the time is up, or the caller gives up; always between two iterations.
 
@@ -101,19 +132,20 @@ def plan_in_time(
     """
     if budget_s is not None and not budget_s > 0:
         raise PlanningError("budget_s", "must be > 0", budget_s)
-    pace = IterationClock() if pace is None else pace
+    pace = Pace() if pace is None else pace
     began = clock()
     search = optimiser.start(problem, world_model.block)
     while True:
         now = clock()
         reason = optimiser.stopped(search)
+        steps = optimiser.iteration_steps(search)
         if reason is None and cancelled():
             reason = "cancelled"
-        if reason is None and deadline is not None and now + pace.estimate_s >= deadline:
+        if reason is None and deadline is not None and now + pace.estimate_s(steps) >= deadline:
             reason = "deadline"
-        if reason is None and budget_s is not None and search.iterations and now + pace.estimate_s > began + budget_s:
-            reason = "budget"
+        if reason is None and budget_s is not None and search.iterations:
+            reason = "budget" if now + pace.estimate_s(steps) > began + budget_s else None
         if reason is not None:
             return optimiser.finish(search, reason)
         (search,) = optimiser.improve(world_model, [search])
-        pace.observe(clock() - now)
+        pace.observe(steps, clock() - now)

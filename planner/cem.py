@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.anytime import IterationClock, never, plan_in_time
+from planner.anytime import Pace, never, plan_in_time
 from planner.cost import GoalDistance
 from planner.gripper import GripperRules
 from planner.limits import project_within
@@ -166,7 +166,7 @@ class CEM:
         budget_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         cancelled: Callable[[], bool] = never,
-        pace: IterationClock | None = None,
+        pace: Pace | None = None,
     ) -> Plan:
         """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
         return plan_in_time(
@@ -204,6 +204,10 @@ class CEM:
             memory = (elites[:, :kept], costs[:, :kept]) if kept else ()
             improved = advance(searches, (mean, std), best, spread, memory)
             return self._with_means_evaluated(world_model, improved) if self.result == "mean" else improved
+
+    def iteration_steps(self, search: Search) -> int:
+        """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
+        return self._samples_of(search) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""

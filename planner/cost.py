@@ -43,6 +43,8 @@ class GoalDistance:
             raise PlanningError("cost.over", "must be sum, last or discounted", self.over)
         if not (math.isfinite(self.discount) and self.discount > 0):
             raise PlanningError("cost.discount", "must be finite and > 0", self.discount)
+        if self.discount != 1 and self.over != "discounted":
+            raise PlanningError("cost.discount", f"must be 1 over {self.over}, which does not discount", self.discount)
 
     def __call__(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> StepCosts:
         horizon = predicted.shape[2]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.anytime import IterationClock, never, plan_in_time
+from planner.anytime import Pace, never, plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within, tied
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
@@ -66,7 +66,7 @@ class Gradient:
         budget_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         cancelled: Callable[[], bool] = never,
-        pace: IterationClock | None = None,
+        pace: Pace | None = None,
     ) -> Plan:
         """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
         return plan_in_time(
@@ -105,6 +105,10 @@ class Gradient:
             change = (moved - actions).abs().mean(1) / (2 * batch.half_range)
             size = torch.where(free, change, 0.0).sum((-2, -1)) / free.sum((-2, -1)).clamp(min=1)
             return advance(searches, (best[0], batch.std), best, size, (moved, first, second))
+
+    def iteration_steps(self, search: Search) -> int:
+        """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
+        return 3 * self.starts * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from planner.anytime import IterationClock, never, plan_in_time
+from planner.anytime import Pace, never, plan_in_time
 from planner.cem import CEM
 from planner.gradient import Gradient
 from planner.search import Search, finished_plan
@@ -70,7 +70,7 @@ class Hybrid:
         budget_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         cancelled: Callable[[], bool] = never,
-        pace: IterationClock | None = None,
+        pace: Pace | None = None,
     ) -> Plan:
         """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
         return plan_in_time(
@@ -97,6 +97,11 @@ class Hybrid:
                 step = self._descend if polishing else self._sample
                 improved.update(zip(rows, step(world_model, [searches[row] for row in rows]), strict=True))
         return [improved[row] for row in range(len(searches))]
+
+    def iteration_steps(self, search: Search) -> int:
+        """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
+        half = self.polish if self._is_polishing(search) else self.search
+        return half.iteration_steps(search)
 
     def stopped(self, search: Search) -> StopReason | None:
         """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from planner.anytime import IterationClock, never, plan_in_time
+from planner.anytime import Pace, never, plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
@@ -62,7 +62,7 @@ class MPPI:
         budget_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         cancelled: Callable[[], bool] = never,
-        pace: IterationClock | None = None,
+        pace: Pace | None = None,
     ) -> Plan:
         """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
         return plan_in_time(
@@ -95,6 +95,10 @@ class MPPI:
             mean = torch.einsum("bs,bsta->bta", weights, candidates)
             std = batch.std * self.narrowing
             return advance(searches, (mean, std), best, spread_of(std, batch.half_range))
+
+    def iteration_steps(self, search: Search) -> int:
+        """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
+        return self.samples * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from planner.anytime import IterationClock
+from planner.anytime import IterationClock, Pace
 from planner.cem import CEM
+from planner.gradient import Gradient
+from planner.hybrid import Hybrid
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents
 from tests.planner.problems import integrator, reach
@@ -58,13 +60,64 @@ def test_most_of_the_time_there_is_gets_used() -> None:
 
 def test_a_learned_pace_forbids_an_iteration_that_would_end_late() -> None:
     world = SlowWorld([0.03])
-    pace = IterationClock()
+    pace = Pace()
     SETTINGS.plan(world, reach(), deadline=100.5, clock=world.clock, pace=pace)
-    assert pace.mean_s == pytest.approx(0.03)
+    assert pace.estimate_s(16 * 4) == pytest.approx(0.03, rel=0.15)
     begun = len(world.ends)
     with pytest.raises(PlanningError, match="deadline was hit before the first iteration"):
         SETTINGS.plan(world, reach(), deadline=world.now + 0.02, clock=world.clock, pace=pace)
     assert len(world.ends) == begun
+
+
+def test_a_pace_is_kept_for_each_size_of_iteration() -> None:
+    pace = Pace()
+    assert pace.estimate_s(100) == 0
+    for _ in range(40):
+        pace.observe(100, 0.010)
+        pace.observe(400, 0.030)
+    assert pace.estimate_s(100) == pytest.approx(0.010, rel=0.01)
+    assert pace.estimate_s(400) == pytest.approx(0.030, rel=0.01)
+    assert pace.estimate_s(200) == pytest.approx(0.020, rel=0.01)  # twice a smaller one
+    assert pace.estimate_s(390) == pytest.approx(0.030, rel=0.01)  # no more than a larger one
+    assert pace.estimate_s(50) == pytest.approx(0.010, rel=0.01)
+    assert pace.estimate_s(800) == pytest.approx(0.060, rel=0.01)
+
+
+@dataclass
+class LaboriousWorld:
+    """An integrator on a clock of its own, on which every step of a candidate takes a tenth of a millisecond."""
+
+    now: float = 100.0
+    block: int = 1
+
+    def clock(self) -> float:
+        return self.now
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        steps = actions.shape[:3].numel() * (3 if actions.requires_grad else 1)
+        self.now += 1e-4 * steps
+        return integrator().rollout(context, actions)
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        Hybrid(CEM(64, 2, 8, 4), Gradient(2, 10, 4)),
+        CEM(64, 8, 4, 4, sample_decay=0.5),
+        CEM(64, 8, 4, 4, full_above=0.2),
+    ],
+    ids=["hybrid", "decaying", "adaptive"],
+)
+def test_iterations_of_unequal_size_are_never_late_once_known(optimiser: Hybrid | CEM) -> None:
+    world, pace = LaboriousWorld(), Pace()
+    optimiser.plan(world, reach(), clock=world.clock, pace=pace)
+    for seed in range(20):
+        began, allowed = world.now, 0.04 + 0.005 * seed
+        plan = optimiser.plan(world, reach(seed=seed), deadline=began + allowed, clock=world.clock, pace=pace)
+        assert world.now <= began + allowed
+        assert plan.iterations >= 1
+    with pytest.raises(PlanningError, match="deadline was hit before the first iteration"):
+        optimiser.plan(world, reach(), deadline=world.now + 0.02, clock=world.clock, pace=pace)
 
 
 def test_a_deadline_already_past_returns_the_warm_start_and_says_that_nothing_was_evaluated() -> None:

@@ -81,7 +81,7 @@ def test_a_weighted_sum_adds_weight_times_cost() -> None:
 def test_a_distance_computed_in_pieces_is_the_same(
     metric: Any, over: Any, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distance = GoalDistance(metric, over, discount=0.9)
+    distance = GoalDistance(metric, over, discount=0.9 if over == "discounted" else 1.0)
     whole = distance(PREDICTED, GOAL, ACTIONS)
     monkeypatch.setattr(cost, "TEMPORARY_ELEMENTS", limit)
     torch.testing.assert_close(distance(PREDICTED, GOAL, ACTIONS), whole, rtol=1e-6, atol=1e-7)
@@ -121,6 +121,7 @@ def test_a_users_own_function_is_a_cost_like_any_other() -> None:
         lambda: GoalDistance("l3"),  # type: ignore[arg-type]
         lambda: GoalDistance(over="first"),  # type: ignore[arg-type]
         lambda: GoalDistance(discount=0),
+        lambda: GoalDistance(discount=0.9),
         lambda: ActionCost(scale=0),
         lambda: Smoothness(scale=(1.0, -1.0)),
         lambda: WeightedSum(()),

@@ -71,11 +71,24 @@ class Watched:
     """An integrator that remembers what it was asked."""
 
     asked: list[Tensor] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)  # 3 where a gradient was asked for as well
     block: int = 1
 
     def rollout(self, context: Context, actions: Actions) -> Latents:
         self.asked.append(actions.detach().clone())
+        self.counted.append(3 if actions.requires_grad else 1)
         return integrator().rollout(context, actions)
+
+
+@each_optimiser
+def test_an_iteration_evaluates_as_many_steps_as_it_says(optimiser: Optimiser) -> None:
+    search = optimiser.start(reach(), 1)
+    while optimiser.stopped(search) is None:
+        world, told = Watched(), optimiser.iteration_steps(search)
+        (search,) = optimiser.improve(world, [search])
+        assert told == sum(
+            asked.shape[:3].numel() * times for asked, times in zip(world.asked, world.counted, strict=True)
+        )
 
 
 @each_optimiser
