@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import structlog
 
 from server import settings as reading
 from server.app import Application, AppSettings
 from server.errors import ServiceError
+from server.jobs import Loader
 from server.listening import Addresses, StartError, bind, create_door, listening
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import configure_logging
@@ -40,8 +42,12 @@ def run(settings: Settings) -> int:
     return 0
 
 
-async def serve(settings: Settings, on_ready: Callable[[Addresses], None] | None = None) -> None:
+async def serve(
+    settings: Settings, on_ready: Callable[[Addresses], None] | None = None, loader: Loader | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready` is told the addresses once work is welcome.
+
+    `loader` is another way to load a model than model.catalog's.
 
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
@@ -52,7 +58,7 @@ async def serve(settings: Settings, on_ready: Callable[[Addresses], None] | None
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
             bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
-        application = await Application.start(app_settings(settings))
+        application = await Application.start(replace(app_settings(settings), loader=loader))
         stopped = time.monotonic()
         try:
             async with listening(create_door(application, settings), settings, rest_socket) as addresses:
