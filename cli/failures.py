@@ -17,6 +17,7 @@ _FORESEEN = (
     ("planner.types", "PlanningError"),
     ("presage.errors", "PresageError"),
     ("server.listening", "StartError"),
+    ("server.records", "RecordError"),
     ("server.errors", "ServiceError"),
     ("server.settings", "SettingsError"),
     ("simulation.episodes", "EpisodeError"),

@@ -15,6 +15,7 @@ from cli.evaluate import evaluate
 from cli.health import health
 from cli.landscape import landscape
 from cli.plan import plan
+from cli.replay import replay
 from cli.serve import serve
 from cli.train import train
 from cli.weights import import_weights, inspect, list_published, pull
@@ -46,6 +47,7 @@ weights.command("import")(import_weights)
 weights.command("list")(list_published)
 weights.command("pull")(pull)
 app.command("health")(health)
+app.command("replay")(replay)
 
 
 def main() -> None:

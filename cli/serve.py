@@ -52,6 +52,15 @@ def serve(
     insecure_public: Annotated[
         bool, typer.Option("--insecure-public", help="Serve callers from elsewhere without any authentication.")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="Folder for the flight recorder: every plan, to be made again.")
+    ] = None,
+    record_bytes: Annotated[
+        int | None, typer.Option("--record-bytes", help="Of all its files; the oldest go.  [default: 1 GiB]")
+    ] = None,
+    record_images: Annotated[
+        bool | None, typer.Option("--record-images/--no-record-images", help="Keep what cameras saw.  [default: keep]")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML or TOML file with any of the settings, limits among them.")
     ] = None,
@@ -83,6 +92,8 @@ def serve(
         "log_format": log_format,
         "log_level": log_level,
     }
+    recording = {"folder": record, "max_bytes": record_bytes, "images": record_images}
+    flags["record"] = {name: value for name, value in recording.items() if value is not None} or None
     settings = reading.load(config, flags)
     configure_logging(settings.log_format, settings.log_level)
     screen = open_screen(json_)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -20,6 +21,7 @@ from server.app import Application, AppSettings
 from server.errors import ServiceError
 from server.jobs import Loader
 from server.listening import Addresses, StartError, bind, create_door, listening
+from server.recorder import Recorder, RecorderSettings
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import configure_logging
 
@@ -58,10 +60,11 @@ async def serve(
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
             bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
-        application = await Application.start(replace(app_settings(settings), loader=loader))
+        recorder = _recorder(settings)
+        application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
         stopped = time.monotonic()
         try:
-            async with listening(create_door(application, settings), settings, rest_socket) as addresses:
+            async with listening(create_door(application, settings, recorder), settings, rest_socket) as addresses:
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
                 if not settings.is_loopback and settings.tls_cert is None:
                     _log.warning("callers from elsewhere are served without TLS", host=settings.host)
@@ -74,7 +77,23 @@ async def serve(
                 _log.info("stopping", drain_s=settings.drain_s)
         finally:
             await application.stop(max(0.0, stopped + settings.drain_s - time.monotonic()))
+            if recorder is not None:
+                await asyncio.to_thread(recorder.close)
     _log.info("stopped")
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    """The flight recorder, if one is wanted. Raises StartError for a folder that cannot be used."""
+    record = settings.record
+    if record.folder is None:
+        return None
+    models = tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in settings.models)
+    try:
+        return Recorder(
+            RecorderSettings(record.folder, record.max_bytes, record.max_bytes // 16, record.images, models)
+        )
+    except OSError as error:
+        raise StartError(f"record.folder {record.folder} cannot be used: {error.strerror or error}") from None
 
 
 async def _ready_before(stop: asyncio.Event, application: Application, startup_s: float) -> bool:

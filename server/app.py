@@ -55,6 +55,7 @@ from server.messages import (
 )
 from server.plan_calls import PlanCalls
 from server.prediction_calls import PredictionCalls, require_numbers
+from server.recorder import Recorder
 from server.session import Session
 from server.session_table import SessionTable
 from server.stages import Stages
@@ -99,7 +100,7 @@ class Application:
     came in, `decode_ms` what the door spent on decoding it.
     """
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, recorder: Recorder | None = None) -> None:
         """Use `start`, which also starts the engines."""
         self._settings = settings
         self._limits = SearchLimits(settings.max_rollout_steps, settings.max_iteration_steps, settings.max_iterations)
@@ -110,14 +111,19 @@ class Application:
         self._clips = Clips(
             ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
         )
-        self._plans = PlanCalls(self._lanes, self._sessions, self._goals, self._limits, settings.server_version)
+        self._plans = PlanCalls(
+            self._lanes, self._sessions, self._goals, self._limits, settings.server_version, recorder
+        )
         self._predictions = PredictionCalls(self._lanes, self._sessions, self._goals, self._limits, settings.max_images)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, settings: AppSettings) -> Application:
-        """Start the engines and return at once; `ready` follows when every model has warmed up."""
-        application = cls(settings)
+    async def start(cls, settings: AppSettings, recorder: Recorder | None = None) -> Application:
+        """Start the engines and return at once; `ready` follows when every model has warmed up.
+
+        Plans go to the `recorder`, if there is one; closing it is the caller's.
+        """
+        application = cls(settings, recorder)
         application._lanes.start()
         application._housekeeping = asyncio.create_task(application._keep_house())
         return application

@@ -92,6 +92,7 @@ class PlanJob:
     budget_until: float | None = None  # instant until which thinking is worth it
     next_goal: Floats | None = None  # [*latent]: searched for instead where the observation is near enough the goal
     switch_below: float = 0.0  # a goal_distance that is near enough
+    stop_after: int | None = None  # iterations: where a search that time ended is repeated
 
 
 @dataclass(frozen=True)

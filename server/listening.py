@@ -23,6 +23,7 @@ from server.app import Application
 from server.door import Door
 from server.grpc_service import create_server
 from server.health import Lifecycle
+from server.recorder import Recorder
 from server.rest import create_app
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import Telemetry
@@ -43,7 +44,7 @@ class Addresses:
     rest: str  # http://host:port or https://host:port
 
 
-def create_door(application: Application, settings: Settings) -> Door:
+def create_door(application: Application, settings: Settings, recorder: Recorder | None = None) -> Door:
     """What both doors share. Raises SettingsError for keys that cannot be read."""
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
@@ -52,6 +53,9 @@ def create_door(application: Application, settings: Settings) -> Door:
     telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
     telemetry.goal_bytes.set_function(lambda: application.goal_bytes)
     telemetry.engine_restarts.set_function(lambda: application.engine_restarts)
+    if recorder is not None:
+        telemetry.records.set_function(lambda: recorder.written)
+        telemetry.records_dropped.set_function(lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
     return Door(
         application=application,

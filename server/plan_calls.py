@@ -17,9 +17,11 @@ from server.checks import SearchLimits
 from server.errors import Reason, ServiceError, invalid
 from server.goals import GoalCache
 from server.jobs import Floats, PlanJob, ServedModel, Start
-from server.lanes import Lanes
+from server.lanes import Lanes, Planned
 from server.messages import Observation, PlanReply, PlanRequest
 from server.planning import Asked, found, left_over
+from server.recorder import Recorder
+from server.records import PlanRecord
 from server.scheduler import too_late
 from server.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
 from server.session_table import SessionTable
@@ -30,10 +32,16 @@ class PlanCalls:
     """Answers plan requests, each at most once."""
 
     def __init__(
-        self, lanes: Lanes, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, server_version: str
+        self,
+        lanes: Lanes,
+        sessions: SessionTable,
+        goals: GoalCache,
+        limits: SearchLimits,
+        server_version: str,
+        recorder: Recorder | None,
     ) -> None:
         self._lanes, self._sessions, self._goals = lanes, sessions, goals
-        self._limits, self._version = limits, server_version
+        self._limits, self._version, self._recorder = limits, server_version, recorder
         self._answering: dict[tuple[str, str], asyncio.Event] = {}  # by session and request id
 
     async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> PlanReply:
@@ -107,13 +115,17 @@ class PlanCalls:
             warnings=(*pursued.warnings, *follows.warnings),
         )
         if session is None or turn is None:
-            return found(asked, await self._lanes.plan(job, deadline), served, self._version, time.monotonic())
+            alone = await self._lanes.plan(job, deadline)
+            reply = found(asked, alone, served, self._version, time.monotonic())
+            self._record(request, reply, job, alone)
+            return reply
         try:
-            reply, latent, pursued = await self._search(job, asked, session, place, pursued, served, deadline)
+            reply, planned, pursued = await self._search(job, asked, session, place, pursued, served, deadline)
         except BaseException:
             session.give_back(turn)
             raise
-        self._remember(session, turn, request, place, pursued, reply, latent, served)
+        self._remember(session, turn, request, place, pursued, reply, planned, served)
+        self._record(request, reply, job, planned)
         return reply
 
     def _onward(self, pursued: Pursuit, served: ServedModel) -> tuple[Floats | None, float]:
@@ -136,8 +148,8 @@ class PlanCalls:
         pursued: Pursuit,
         served: ServedModel,
         deadline: float | None,
-    ) -> tuple[PlanReply, Floats | None, Pursuit]:
-        """The reply, the observation's latent, and what is pursued now. Without time to search, the rest of a plan."""
+    ) -> tuple[PlanReply, Planned | None, Pursuit]:
+        """The reply, what was found, and what is pursued now. Without time to search: the rest of a plan, and None."""
         try:
             planned = await self._lanes.plan(job, deadline)
         except ServiceError as error:
@@ -153,7 +165,7 @@ class PlanCalls:
                 asked, goal_id=pursued.goal_id, warnings=(*asked.warnings, *pursued.warnings[len(before.warnings) :])
             )
         reply = found(asked, planned, served, self._version, time.monotonic())
-        return reply, planned.done.latent, pursued
+        return reply, planned, pursued
 
     def _remember(
         self,
@@ -163,7 +175,7 @@ class PlanCalls:
         place: Place,
         pursued: Pursuit,
         reply: PlanReply,
-        latent: Floats | None,
+        planned: Planned | None,
         served: ServedModel,
     ) -> None:
         plan = CurrentPlan(
@@ -177,9 +189,16 @@ class PlanCalls:
             previous_action=place.previous_action,
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
-        seen = None if latent is None else Seen(turn.sequence, latent, proprioception)
+        seen = None if planned is None else Seen(turn.sequence, planned.done.latent, proprioception)
         session.commit(turn, plan, seen, pursued.stages)
         self._sessions.touch(session, time.monotonic())
+
+    def _record(self, request: PlanRequest, reply: PlanReply, job: PlanJob, planned: Planned | None) -> None:
+        if self._recorder is None:
+            return
+        given = None if planned is None else replace(job, size=planned.size, budget_until=None)
+        done = None if planned is None else planned.done
+        self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done))
 
 
 def start_of(seen: Observation, session: Session | None, sequence: int, history: int) -> Start:

@@ -243,6 +243,8 @@ class Searches:
         for running, search in zip(batch, improved, strict=True):
             running.search = search
             reason = running.optimiser.stopped(search)
+            if reason is None and search.iterations == running.job.stop_after:
+                reason = "iterations"
             if reason is not None:
                 self._finish(running, reason)
 

@@ -49,6 +49,16 @@ class Limits(BaseModel):
     goal_cache_bytes: int = Field(default=64 * MIB, ge=0, description="latents of goals kept")
 
 
+class Recording(BaseModel):
+    """The flight recorder: plans kept so that they can be made again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = Field(default=None, description="where MCAP files go, a folder for each service")
+    max_bytes: int = Field(default=1024 * MIB, ge=16 * MIB, description="of all files; the oldest are deleted")
+    images: bool = Field(default=True, description="keep what cameras saw; without, latents stand in for it")
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Environment names are PRESAGE_ and the field, with __ inside limits."""
 
@@ -105,6 +115,7 @@ class Settings(BaseSettings):
     )
 
     limits: Limits = Limits()
+    record: Recording = Field(default=Recording(), description="the flight recorder")
 
     @field_validator("models", "devices", "api_keys", mode="before")
     @classmethod

@@ -46,6 +46,8 @@ class Telemetry:
     engine_calls: Gauge
     goal_bytes: Gauge
     engine_restarts: Gauge
+    records: Gauge
+    records_dropped: Gauge
     ready: Gauge
     build: Info
 
@@ -90,6 +92,10 @@ class Telemetry:
             goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
             engine_restarts=Gauge(
                 "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            ),
+            records=Gauge("presage_records", "Plans kept by the flight recorder", registry=registry),
+            records_dropped=Gauge(
+                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry=registry
             ),
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),

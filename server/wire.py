@@ -42,6 +42,16 @@ class WireError(ValueError):
 
 def pack(message: ToEngine | FromEngine) -> list[memoryview]:
     """A message as pieces of memory, to be sent one after another."""
+    return framed(pieces(message))
+
+
+def framed(parts: list[memoryview]) -> list[memoryview]:
+    """What `pieces` gives, behind a head that tells their sizes."""
+    return [memoryview(_COUNT.pack(len(parts)) + b"".join(_SIZE.pack(len(part)) for part in parts)), *parts]
+
+
+def pieces(message: ToEngine | FromEngine) -> list[memoryview]:
+    """A message as its JSON and the bytes of its arrays."""
     arrays: list[memoryview] = []
 
     def written(value: object) -> dict[str, object]:
@@ -57,43 +67,41 @@ def pack(message: ToEngine | FromEngine) -> list[memoryview]:
         return {_KIND: kind, **{name: _plain(getattr(value, name)) for name in _FIELDS[kind]}}
 
     text = json.dumps(message, default=written, separators=(",", ":")).encode()
-    pieces = [memoryview(text), *arrays]
-    head = _COUNT.pack(len(pieces)) + b"".join(_SIZE.pack(len(piece)) for piece in pieces)
-    return [memoryview(head), *pieces]
+    return [memoryview(text), *arrays]
 
 
 def unpack(content: bytearray) -> ToEngine | FromEngine:
     """The message again; its arrays are views of `content`. Raises WireError."""
     view = memoryview(content)
     try:
-        pieces = _pieces(view)
+        parts = _parts(view)
 
         def read(value: dict[str, Any]) -> object:
             kind = value.pop(_KIND)
             if kind == "array":
-                return np.frombuffer(pieces[1 + value["at"]], np.dtype(value["dtype"])).reshape(value["shape"])
+                return np.frombuffer(parts[1 + value["at"]], np.dtype(value["dtype"])).reshape(value["shape"])
             if kind == "reason":
                 return Reason[value["name"]]
             if kind == "dict":
                 return dict(value["items"])
             return _KINDS[kind](**{name: _tuples(entry) for name, entry in value.items()})
 
-        message: ToEngine | FromEngine = json.loads(bytes(pieces[0]), object_hook=read)
+        message: ToEngine | FromEngine = json.loads(bytes(parts[0]), object_hook=read)
     except (struct.error, KeyError, IndexError, TypeError, ValueError) as error:
         raise WireError(f"not a message: {error}") from error
     return message
 
 
-def _pieces(view: memoryview) -> list[memoryview]:
+def _parts(view: memoryview) -> list[memoryview]:
     (count,) = _COUNT.unpack_from(view)
     sizes = [_SIZE.unpack_from(view, _COUNT.size + index * _SIZE.size)[0] for index in range(count)]
-    begin, pieces = _COUNT.size + count * _SIZE.size, []
+    begin, parts = _COUNT.size + count * _SIZE.size, []
     for size in sizes:
-        pieces.append(view[begin : begin + size])
+        parts.append(view[begin : begin + size])
         begin += size
-    if begin != len(view) or not pieces:
+    if begin != len(view) or not parts:
         raise WireError(f"{len(view)} bytes, where its head says {begin}")
-    return pieces
+    return parts
 
 
 def _plain(value: object) -> object:

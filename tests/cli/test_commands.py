@@ -25,6 +25,7 @@ COMMANDS = (
     ("train",),
     ("eval",),
     ("health",),
+    ("replay",),
     ("data",),
     ("data", "collect"),
     ("weights",),

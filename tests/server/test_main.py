@@ -18,10 +18,14 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import goals_pb2, goals_pb2_grpc, models_pb2, planning_pb2, planning_pb2_grpc
 
+from model import catalog
 from server.listening import StartError, bind
+from server.recorder import files
+from server.replay import read, replay
 from tests.server.doors import proto_image, proto_observation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,13 +37,13 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def process(compact_folder: Path) -> Iterator[subprocess.Popen[str]]:
+def process(compact_folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(
         [sys.executable, "-m", "server"],
         cwd=ROOT,
         env=environment(
             models=str(compact_folder), devices="cpu", engine_threads="1", grpc_port="0", http_port="0", drain_s="30",
-            log_format="json",
+            log_format="json", record__folder=str(tmp_path / "flight"), record__images="false",
         ),
         stderr=subprocess.PIPE,
         text=True,
@@ -60,7 +64,9 @@ def event(process: subprocess.Popen[str], name: str) -> dict[str, str]:
     raise AssertionError(f"it ended without saying {name}")
 
 
-async def test_a_server_announces_itself_serves_and_leaves_on_sigterm(process: subprocess.Popen[str]) -> None:
+async def test_a_server_announces_itself_serves_records_and_leaves_on_sigterm(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
     listening = await asyncio.to_thread(event, process, "listening")
     assert listening["grpc"].startswith("127.0.0.1:")
     async with httpx.AsyncClient(base_url=listening["rest"], trust_env=False) as rest:
@@ -85,6 +91,15 @@ async def test_a_server_announces_itself_serves_and_leaves_on_sigterm(process: s
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert (await running).plan.iterations_done >= 1  # what was in progress came out whole
     assert await asyncio.to_thread(process.wait, 60) == 0
+    (path,) = files(tmp_path / "flight")
+    kept = read(path)
+    (plan,) = kept.records
+    assert kept.is_whole
+    assert plan.job is not None
+    assert plan.job.start.frames == ()
+    model = catalog.load(*kept.models, torch.device("cpu"))
+    (outcome,) = replay(kept, {"tiny": model}, tolerance=1e-4)
+    assert outcome.verdict == "same", outcome
 
 
 @pytest.mark.parametrize("setting", ["grpc_port", "http_port"])
