@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -142,18 +143,21 @@ def ray_service(model: str) -> Iterator[PrivateService]:
     command = [sys.executable, "-m", "deploy.ray", "--model", model, "--device", "cpu", "--threads", "1"]
     command += ["--num-cpus", "4", "--grpc-port", str(GRPC_PORT), "--http-port", str(HTTP_PORT)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PRESAGE_")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit("the service on Ray did not start: run python -m deploy.ray to see why")
-        told = json.loads(line)
-        yield PrivateService(told["grpc"], told["rest"])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        process.stdout.close()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                raise SystemExit(f"the service on Ray did not start: {log.read()[-2000:]}")
+            told = json.loads(line)
+            yield PrivateService(told["grpc"], told["rest"])
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait()
+            process.stdout.close()
 
 
 if __name__ == "__main__":
