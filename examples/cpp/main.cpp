@@ -162,6 +162,7 @@ Counts control(Client& client, const v1::Model& model, const std::string& sessio
       *observation.mutable_observation() = see(options);
       observation.mutable_observation()->set_sequence(sequence + 1);
       observation.set_executed(follower.executed());
+      observation.set_plan_sequence(follower.sequence());
       observation.set_committed(follower.committed(rate_hz));
       if (stream->send(std::move(observation))) follower.seen(++sequence, Clock::now());
     }

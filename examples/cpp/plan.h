@@ -30,6 +30,7 @@ class Follower {
   // The next action; nothing where the newest plan is used up, or was made from something seen too long ago.
   std::optional<Action> next(Clock::time_point now);
 
+  std::uint64_t sequence() const { return sequence_; }  // the observation of the present plan; 0 before the first
   std::uint32_t executed() const;                // of the present plan, in actions
   std::uint32_t committed(double rate_hz) const; // will be executed while the next plan is made, as the last one took
 
