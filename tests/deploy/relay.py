@@ -40,6 +40,11 @@ class Relay:
                 connection.shutdown(socket.SHUT_RDWR)
         self._flows.set()
 
+    def lead_to(self, target: str) -> None:
+        """Connections made from now on go to another host:port."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+
     def close(self) -> None:
         self._listener.close()
         self.cut()
@@ -48,9 +53,13 @@ class Relay:
         while True:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                continue
             self._open += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()

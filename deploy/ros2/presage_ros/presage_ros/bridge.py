@@ -1,0 +1,392 @@
+"""What the node does, without ROS: images go to the service as they come, plans come back, and what is stale stops.
+
+The middleware calls `see` for each image and `tick` at a steady rate, neither of which waits for the network;
+`set_goal` and `maintain` do wait, and belong on a thread of their own. Not a safety system: it stops the plans, not the
+robot.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import presage
+
+COMMANDS = ("velocities", "positions", "accelerations", "effort")
+REMEMBERED = 1000  # observations that a plan may still come for
+
+
+@dataclass(frozen=True)
+class BridgeSettings:
+    """How the bridge plans, and when it stops.
+
+    `command`: the field of a trajectory point that actions are. `stop`: the action, in robot units, that leaves the
+    robot at rest; empty means zeros, which only rates can mean.
+    """
+
+    model: str = ""  # the service's default
+    budget_ms: float = 80.0  # to think for each plan
+    stale_after_s: float = 0.5  # since the image a plan was made from came in
+    max_image_age_s: float = 0.5  # of an image when it comes in, by its stamp
+    call_timeout_s: float = 5.0
+    command: str = "velocities"
+    stop: tuple[float, ...] = ()
+    planner: presage.PlannerSettings = field(default_factory=presage.PlannerSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("budget_ms", "stale_after_s", "max_image_age_s", "call_timeout_s"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+        if self.command not in COMMANDS:
+            raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {self.command}")
+        if self.command == "positions" and not self.stop:
+            raise ValueError("stop must be given where command is positions: zeros would be a place to go to")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image as the camera's driver published it. `age_s`: its stamp against the node's clock, when it came in."""
+
+    data: bytes  # a JPEG, PNG or WebP file
+    stamp_ns: int
+    age_s: float
+    frame_id: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What goes out. `stamp_ns`: when what it was planned from was captured; None for a stop: now.
+
+    `times_s` [points] count from the stamp; `points` [points][action], robot units.
+    """
+
+    stamp_ns: int | None
+    frame_id: str
+    names: tuple[str, ...]
+    times_s: tuple[float, ...]
+    points: tuple[tuple[float, ...], ...]
+
+    @property
+    def is_stop(self) -> bool:
+        return self.stamp_ns is None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How things stand. `trouble` is "" while all is well."""
+
+    stopped: bool = True
+    trouble: str = "no goal"
+    connected: bool = False
+    goal_id: str = ""
+    goal_distance: float = float("nan")  # of the newest plan's image
+    plans: int = 0
+    failed: int = 0  # observations without a plan
+    refused: int = 0  # plans that were late, or broke the model's bounds
+    old_images: int = 0
+    round_trip_ms: float = float("nan")
+
+
+@dataclass
+class _Episode:
+    """One goal and what it takes to go there."""
+
+    session: presage.Session
+    loop: presage.ControlLoop
+    goal_id: str
+    model: presage.Model
+
+
+@dataclass
+class _Counts:
+    plans: int = 0
+    failed: int = 0
+    refused: int = 0
+    old_images: int = 0
+
+
+@dataclass
+class _Followed:
+    """The plan that went out last."""
+
+    plan: presage.ControlPlan
+    seen_at: float  # when its image came in
+    stopped_after_s: float | None = None  # how far into it, once it was stopped
+    fresh_until: float = field(default=0.0)
+
+
+class Bridge:
+    """One robot's plans. `publish` is what a tick calls with a plan, or with a stop; `clock` is monotonic."""
+
+    def __init__(
+        self,
+        client: presage.Client,
+        settings: BridgeSettings,
+        publish: Callable[[Trajectory], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self._client, self._publish, self._clock = client, publish, clock
+        self._calls = threading.Lock()  # held while the service is asked; never by `see` and `tick`
+        self._lock = threading.Lock()  # for all below
+        self._episode: _Episode | None = None
+        self._goal_image: bytes | None = None
+        self._goal_number = 0
+        self._felt: dict[str, float] = {}
+        self._seen: OrderedDict[int, tuple[float, Frame]] = OrderedDict()  # when, by sequence
+        self._followed: _Followed | None = None
+        self._judged: presage.ControlPlan | None = None
+        self._counts = _Counts()
+        self._trouble = "no goal"
+        self._stopped = True
+        self._names: tuple[str, ...] = ()
+        self._frame_id = ""
+
+    # What may wait for the network
+
+    def set_goal(self, image: bytes) -> str:
+        """Go where the scene looks like this image. The goal's id. Raises PresageError; the robot is stopped then."""
+        with self._calls:
+            with self._lock:
+                self._goal_image, self._goal_number = image, self._goal_number + 1
+                self._trouble = "the goal is being set"
+            self._end_episode()
+            return self._begin_episode(image)
+
+    def clear_goal(self) -> None:
+        """Stop, and ask for no more plans."""
+        with self._calls:
+            with self._lock:
+                self._goal_image, self._goal_number = None, self._goal_number + 1
+                self._trouble = "no goal"
+            self._end_episode()
+
+    def maintain(self) -> None:
+        """Learn what a stop is, and begin anew where the service has lost the session. Call it each second."""
+        with self._calls:
+            with self._lock:
+                image, episode, names = self._goal_image, self._episode, self._names
+            if episode is not None or (image is None and names):
+                return
+            try:
+                if image is None:
+                    self._find_model()
+                else:
+                    self._begin_episode(image)
+            except presage.PresageError as error:
+                with self._lock:
+                    self._trouble = str(error)
+
+    def close(self) -> None:
+        """Stop and hang up."""
+        self.clear_goal()
+        self.tick()
+        self._client.close()
+
+    def _begin_episode(self, image: bytes) -> str:
+        settings, limit = self.settings, self.settings.call_timeout_s
+        try:
+            model = self._find_model()
+            goal = self._client.goal(image, model=settings.model, timeout_s=limit)
+            session = self._client.session(settings.model, goal, timeout_s=limit)
+        except presage.PresageError as error:
+            with self._lock:
+                self._trouble = str(error)
+            raise
+        loop = session.control(budget_ms=settings.budget_ms, settings=settings.planner)
+        with self._lock:
+            self._episode = _Episode(session, loop, goal.goal_id, model)
+            self._trouble = "no plan yet"
+        return goal.goal_id
+
+    def _find_model(self) -> presage.Model:
+        model = self._client.model(self.settings.model, timeout_s=self.settings.call_timeout_s)
+        action = _check_model(model, self.settings)
+        with self._lock:
+            self._names = action.names
+        return model
+
+    def _end_episode(self) -> None:
+        with self._lock:
+            episode, self._episode = self._episode, None
+            self._followed = self._judged = None
+            self._seen.clear()
+        if episode is not None:
+            try:
+                episode.session.close()
+            except presage.PresageError as error:
+                with self._lock:
+                    self._trouble = str(error)
+
+    # What never waits
+
+    def feel(self, names: tuple[str, ...], values: tuple[float, ...]) -> None:
+        """The newest proprioception, entries by name."""
+        with self._lock:
+            self._felt.update(zip(names, values, strict=False))
+
+    def see(self, frame: Frame) -> None:
+        """Offer an image. It replaces one that still waits; one that is old already is passed over."""
+        with self._lock:
+            episode = self._episode
+            if episode is None:
+                return
+            if not -self.settings.max_image_age_s <= frame.age_s <= self.settings.max_image_age_s:
+                self._counts.old_images += 1
+                self._trouble = f"an image is {frame.age_s:.3f} s old by its stamp: are stamps and clocks right?"
+                return
+            wanted = episode.model.proprioception_names
+            missing = [name for name in wanted if name not in self._felt]
+            if missing:
+                self._trouble = f"nothing is known of {', '.join(missing)}: is proprioception published?"
+                return
+            now = self._clock()
+            executed, committed = self._progress(now, episode)
+            observation = presage.Observation(
+                (frame.data,), [self._felt[name] for name in wanted] or None, frame.stamp_ns
+            )
+            followed = self._followed.plan if self._followed is not None else None
+            try:
+                sequence = episode.loop.send(observation, executed=executed, committed=committed, plan=followed)
+            except presage.PresageError as error:  # the loop has ended: `maintain` begins another
+                self._give_up(error)
+                return
+            self._frame_id = frame.frame_id
+            self._seen[sequence] = (now, frame)
+            while len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+
+    def tick(self) -> None:
+        """Publish a plan that has come, or a stop for as long as there is none that is fresh."""
+        with self._lock:
+            out = self._next()
+            if out is not None:
+                self._stopped = out.is_stop
+        if out is not None:
+            self._publish(out)
+
+    def report(self) -> Report:
+        """How things stand."""
+        with self._lock:
+            episode, followed, counts = self._episode, self._followed, self._counts
+            return Report(
+                stopped=self._stopped,
+                trouble=self._trouble,
+                connected=episode is not None and episode.loop.connected,
+                goal_id="" if episode is None else episode.goal_id,
+                goal_distance=float("nan") if followed is None else followed.plan.plan.goal_distance,
+                plans=counts.plans,
+                failed=counts.failed,
+                refused=counts.refused,
+                old_images=counts.old_images,
+                round_trip_ms=float("nan") if followed is None else 1e3 * followed.plan.round_trip_s,
+            )
+
+    @property
+    def goal_number(self) -> int:
+        """Counts goals: whoever set one sees by it that there is another."""
+        with self._lock:
+            return self._goal_number
+
+    def _next(self) -> Trajectory | None:
+        now, episode = self._clock(), self._episode
+        if episode is not None:
+            for failed in episode.loop.errors():
+                self._counts.failed += 1
+                self._trouble = str(failed.error)
+            newest = episode.loop.latest()
+            if newest is not None and newest is not self._judged:
+                self._judged = newest
+                accepted = self._accept(newest, episode, now)
+                if accepted is not None:
+                    return accepted
+            if self._followed is not None and self._followed.stopped_after_s is None:
+                if now < self._followed.fresh_until:
+                    return None
+                self._followed.stopped_after_s = now - self._followed.seen_at
+                if not self._trouble:
+                    self._trouble = "the newest plan is stale"
+        return self._stop() if self._names else None  # before the first answer nobody knows what a stop is
+
+    def _accept(self, newest: presage.ControlPlan, episode: _Episode, now: float) -> Trajectory | None:
+        """The plan to publish, or None where it is no good; then the one before it goes on until it is stale."""
+        origin = self._seen.get(newest.plan.observation_sequence)
+        if origin is None or newest.plan.provenance.goal_id != episode.goal_id:
+            return None
+        seen_at, frame = origin
+        spec = episode.model.action
+        assert spec is not None
+        fault = _fault(newest.plan, spec, frame)
+        length_s = len(newest.plan.actions) / spec.rate_hz
+        fresh_until = seen_at + min(self.settings.stale_after_s, length_s)
+        if not fault and now >= fresh_until:
+            fault = f"a plan is late: {now - seen_at:.3f} s after its image"
+        if fault:
+            self._counts.refused += 1
+            self._trouble = fault
+            return None
+        for sequence in [number for number in self._seen if number < newest.plan.observation_sequence]:
+            del self._seen[sequence]
+        self._followed = _Followed(newest, seen_at, fresh_until=fresh_until)
+        self._counts.plans += 1
+        self._trouble = ""
+        return Trajectory(
+            stamp_ns=frame.stamp_ns,
+            frame_id=frame.frame_id,
+            names=self._names,
+            times_s=tuple(number / spec.rate_hz for number in range(len(newest.plan.actions))),
+            points=tuple(tuple(float(entry) for entry in action) for action in newest.plan.actions),
+        )
+
+    def _stop(self) -> Trajectory:
+        rest = self.settings.stop or (0.0,) * len(self._names)
+        return Trajectory(None, self._frame_id, self._names, (0.0,), (tuple(rest),))
+
+    def _progress(self, now: float, episode: _Episode) -> tuple[int, int]:
+        """Actions of the followed plan executed by now, and those that will be while the next one is made."""
+        followed, spec = self._followed, episode.model.action
+        if followed is None or spec is None:
+            return 0, 0
+        length = len(followed.plan.plan.actions)
+        if followed.stopped_after_s is not None:
+            return min(length, int(followed.stopped_after_s * spec.rate_hz)), 0
+        executed = min(length, int((now - followed.seen_at) * spec.rate_hz))
+        meanwhile = int(np.ceil(followed.plan.round_trip_s * spec.rate_hz))
+        return executed, min(length - executed, meanwhile)
+
+    def _give_up(self, error: presage.PresageError) -> None:
+        """The loop has ended for good; closing it takes time, so its threads are left to end by themselves."""
+        self._trouble = str(error)
+        self._counts.failed += 1
+        self._episode = self._followed = self._judged = None
+        self._seen.clear()
+
+
+def _check_model(model: presage.Model, settings: BridgeSettings) -> presage.ActionSpec:
+    """The model's actions. Raises PresageError for a model that this bridge cannot serve."""
+    if model.action is None:
+        raise presage.InvalidRequest(f"model {model.name} only embeds: it cannot plan")
+    if model.image.cameras != 1:
+        raise presage.InvalidRequest(f"model {model.name} wants {model.image.cameras} cameras: one is bridged")
+    width = len(model.action.names)
+    if settings.stop and len(settings.stop) != width:
+        raise presage.InvalidRequest(f"stop must have {width} entries for model {model.name}, got {len(settings.stop)}")
+    return model.action
+
+
+def _fault(plan: presage.Plan, spec: presage.ActionSpec, frame: Frame) -> str:
+    """What is wrong with a plan; "" if nothing is."""
+    actions = np.asarray(plan.actions)
+    if actions.ndim != 2 or actions.shape[1] != len(spec.names) or not len(actions):
+        return f"a plan has actions of shape {list(actions.shape)}, not [time, {len(spec.names)}]"
+    low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
+    if not (np.isfinite(actions).all() and (actions >= low).all() and (actions <= high).all()):
+        return "a plan has actions that are not finite or outside the model's bounds"
+    if plan.capture_time_ns != frame.stamp_ns:
+        return f"a plan has another image's stamp: {plan.capture_time_ns}, not {frame.stamp_ns}"
+    return ""
