@@ -23,7 +23,7 @@ from server import model_calls
 from server.durations import Durations
 from server.errors import Reason
 from server.failures import failed
-from server.jobs import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
+from server.jobs import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob
 from server.pulse import Pulse
 
 
@@ -41,7 +41,17 @@ class Running:
     warnings: tuple[str, ...]
     began: float
     encoded: float
-    kind: Hashable  # those alike can share a rollout
+    shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
+
+    @property
+    def steps(self) -> int:
+        """Model steps that its next iteration evaluates: what its time is about proportional to."""
+        return self.optimiser.iteration_steps(self.search)
+
+    @property
+    def kind(self) -> Hashable:
+        """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
+        return self.job.model, self.job.size, self.steps, self.shapes
 
     @property
     def limit(self) -> float:
@@ -130,7 +140,9 @@ class Searches:
         batch: dict[int, PlanJob] = {}
         for number in numbers:
             job = self._waiting.pop(number)
-            first_ends = self._clock() + self._encoding_s(model, 1) + self._unseen_s(model, job.size)
+            first_ends = (
+                self._clock() + self._encoding_s(model, 1) + self._unseen_s(model, job.size.steps_per_iteration)
+            )
             if job.deadline is not None and first_ends > job.deadline and not job.on_trust:
                 self._refuse_late(number)
             else:
@@ -191,7 +203,7 @@ class Searches:
             warnings=model_calls.doubts(model, job.start),
             began=times[0],
             encoded=times[1],
-            kind=(job.model, size, tuple(tuple(part.shape) for part in problem.context)),
+            shapes=tuple(tuple(part.shape) for part in problem.context),
         )
 
     def _warm_start(self, job: PlanJob, time: int) -> Tensor:
@@ -222,12 +234,13 @@ class Searches:
 
     def _room(self, first: Running) -> int:
         """How many searches like this one fit into one rollout."""
-        return max(1, min(self._max_batch, self._max_steps // first.job.size.steps_per_iteration))
+        return max(1, min(self._max_batch, self._max_steps // first.steps))
 
     def _improve(self, batch: Sequence[Running]) -> None:
         first, began = batch[0], self._clock()
+        kind, steps = first.kind, first.steps
         try:
-            with self.pulse.work(self.durations.predict(first.kind, len(batch))):
+            with self.pulse.work(self.durations.predict(kind, len(batch))):
                 improved = first.optimiser.improve(self._worlds[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
@@ -238,8 +251,8 @@ class Searches:
                     self._improve([running])
             return
         seconds = self._clock() - began
-        self.durations.observe(first.kind, len(batch), seconds)
-        self._steps[first.job.model].observe(seconds / (len(batch) * first.job.size.steps_per_iteration))
+        self.durations.observe(kind, len(batch), seconds)
+        self._steps[first.job.model].observe(seconds / (len(batch) * steps))
         for running, search in zip(batch, improved, strict=True):
             running.search = search
             reason = running.optimiser.stopped(search)
@@ -292,8 +305,8 @@ class Searches:
 
     def _iteration_s(self, batch: Sequence[Running]) -> float:
         seconds = self.durations.predict(batch[0].kind, len(batch))
-        return len(batch) * self._unseen_s(batch[0].job.model, batch[0].job.size) if seconds is None else seconds
+        return len(batch) * self._unseen_s(batch[0].job.model, batch[0].steps) if seconds is None else seconds
 
-    def _unseen_s(self, model: str, size: SearchSize) -> float:
+    def _unseen_s(self, model: str, steps: int) -> float:
         """An iteration of a kind not seen yet: in proportion to its model steps."""
-        return size.steps_per_iteration * self._steps[model].estimate_s
+        return steps * self._steps[model].estimate_s

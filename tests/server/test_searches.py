@@ -397,3 +397,20 @@ def test_actions_never_leave_their_bounds() -> None:
         actions = bench.plan(number).actions
         assert (actions >= np.array(ACTION.low)).all()
         assert (actions <= np.array(ACTION.high)).all()
+
+
+def test_the_halves_of_a_hybrid_are_timed_apart() -> None:
+    bench = Bench()
+    size = replace(SIZE, samples=60, iterations=12, elites=8, optimiser="hybrid")
+    bench.searches.add(0, job(bench, size=size))
+    bench.run()
+    assert bench.plan(0).stop_reason == "iterations"
+    sampling = ROLLOUT_S + 60 * SAMPLE_S
+    polish = ROLLOUT_S + 4 * SAMPLE_S
+    late = 2 * sampling + 3.5 * polish  # the samples' time would not fit any more, a descent's does
+    bench.searches.add(1, job(bench, size=size, left_s=ENCODE_S + late))
+    bench.run()
+    done = bench.plan(1)
+    assert done.stop_reason == "deadline"
+    assert done.iterations >= 4
+    assert done.ended <= bench.at[1]
