@@ -193,20 +193,20 @@ def test_every_call_of_a_robot_reaches_the_replica_that_has_its_session(proxied:
     tls = presage.TLS.from_files(roots=roots)
     sessions = {}
     for number in range(8):
-        with presage.Client(address, tls=tls, route=f"robot-{number}") as client:
+        with presage.Client(address, tls=tls, affinity=f"robot-{number}") as client:
             client.wait_ready(timeout_s=60.0)
             opened = client.session()
             sessions[f"robot-{number}"] = opened.session_id
             assert all(opened.status().session_id == opened.session_id for _ in range(5))
     lost = set()
-    for route in sessions:  # another connection of the same route finds what the first one left
-        with presage.Client(address, tls=tls, route=route) as client:
-            client.resume_session(sessions[route])
-        with presage.Client(address, tls=tls, route="robot-0") as client:
+    for robot in sessions:  # another connection of the same robot finds what the first one left
+        with presage.Client(address, tls=tls, affinity=robot) as client:
+            client.resume_session(sessions[robot])
+        with presage.Client(address, tls=tls, affinity="robot-0") as client:
             try:
-                client.resume_session(sessions[route])
+                client.resume_session(sessions[robot])
             except presage.NotFound:
-                lost.add(route)
+                lost.add(robot)
     assert lost  # both replicas are in use: some robots are not where robot-0 is
     assert "robot-0" not in lost
 
