@@ -39,7 +39,7 @@ def main() -> int:
                 "insecure_public; or run it in a network namespace that has loopback alone"
             )
     except SettingsError as error:
-        print(f"presage: {error}", file=sys.stderr)  # noqa: T201
+        print(f"presage: {error}", file=sys.stderr)
         return 2
     serve_until_stopped(chosen, settings)
     return 0
@@ -81,7 +81,7 @@ def serve_until_stopped(chosen: argparse.Namespace, settings: reading.Settings) 
         )
         serve.run(deployment(settings, scale), name="presage", route_prefix="/")
         told = {"grpc": f"127.0.0.1:{chosen.grpc_port}", "rest": f"http://127.0.0.1:{chosen.http_port}"}
-        print(json.dumps(told), flush=True)  # noqa: T201
+        print(json.dumps(told), flush=True)
         stop.wait()
     finally:
         serve.shutdown()
