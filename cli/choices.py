@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model package's name, or a package's folder.")]
-TaskOption = Annotated[str, typer.Option("--task", help="The simulated robot: arm, arm-push or pusht.")]
+TaskOption = Annotated[str, typer.Option("--task", help="The simulated robot: arm, arm-push, pusht or tworoom.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the start and goal pairs and every draw.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
 
@@ -40,6 +40,14 @@ def checked_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"must be usable here, got {device!r}: {reason}", param_hint="--device") from None
     return chosen
+
+
+def calm_threads() -> None:
+    """Let threads that wait do so asleep, unless told otherwise; to be called before torch is imported.
+
+    Spinning, which is OpenMP's habit, slows everything else on a machine that is shared.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def workers_for(episodes: int) -> int:

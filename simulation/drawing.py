@@ -1,6 +1,6 @@
-"""Anti-aliased thick lines and discs, drawn into a whole batch of small images at once with NumPy alone.
+"""Anti-aliased thick lines, discs and upright boxes, drawn into a whole batch of small images at once with NumPy alone.
 
-This is not a graphics package: two shapes, one colour each, no transparency. Each shape is blended inside a window
+This is not a graphics package: three shapes, one colour each, no transparency. Each shape is blended inside a window
 just large enough to hold it, so the cost follows the shape and not the image.
 """
 
@@ -58,6 +58,27 @@ def draw_capsules(
 def draw_discs(canvas: NDArray[np.uint8], centres: NDArray[np.floating], radius: float, color: Color) -> None:
     """Draws one disc into each scene, in place; ``centres`` is ``[scenes, 2]`` in the pixels of ``draw_capsules``."""
     draw_capsules(canvas, centres, centres, radius, color)
+
+
+def draw_boxes(
+    canvas: NDArray[np.uint8], lows: NDArray[np.floating], highs: NDArray[np.floating], color: Color
+) -> None:
+    """Draws one box with sides along the image's into each scene, in place; corners ``[scenes, 2]`` as (x, y).
+
+    Corners are in pixels. A pixel is covered by the share of its area inside the box.
+    """
+    height, width = canvas.shape[1:3]
+    low, high = np.asarray(lows, dtype=np.float32), np.asarray(highs, dtype=np.float32)
+    if not np.isfinite(low).all() or not np.isfinite(high).all():
+        raise ValueError("lows and highs: every coordinate must be finite")
+    inside = []
+    for axis, side in enumerate((width, height)):
+        edge = np.arange(side, dtype=np.float32)
+        overlap = np.minimum(edge + 1, high[:, axis, None]) - np.maximum(edge, low[:, axis, None])
+        inside.append(np.clip(overlap, 0.0, 1.0))
+    coverage = (inside[1][:, :, None] * inside[0][:, None, :])[..., None]  # [scenes, rows, columns, 1]
+    below = canvas.astype(np.float32)
+    canvas[:] = np.rint(below + coverage * (np.asarray(color, dtype=np.float32) - below)).astype(np.uint8)
 
 
 def _window(centre: NDArray[np.float32], side: int, limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, pusht
+from simulation import arm, arm_push, pusht, tworoom
 from simulation.pushing import PushExplorer, PushingStyle
 
 
@@ -144,6 +144,31 @@ def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int
     return group
 
 
+def explore_tworoom(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+    """Episodes of a robot that wanders smoothly, or heads with some noise for a place in either room."""
+    generators = episode_generators(seed, indices)
+    states = np.empty((len(indices), steps + 1, 2))
+    states[:, 0] = [tworoom.random_state(rng) for rng in generators]
+    targets = np.stack([[tworoom.random_state(rng) for _ in range(steps + 1)] for rng in generators])  # [N, steps+1, 2]
+    haste = np.stack([rng.uniform(0.4, 1.0, size=steps + 1) for rng in generators])
+    wander = np.stack([smooth_commands(rng, steps, 2) for rng in generators]) * tworoom.MAX_SPEED
+    noise = np.stack([rng.normal(scale=0.08, size=(steps, 2)) for rng in generators])
+    wanders = np.stack([np.repeat(rng.uniform(size=steps // 10 + 1) < 0.4, 10)[:steps] for rng in generators])
+    actions = np.empty((len(indices), steps, 2), dtype=np.float32)
+    rows, aim = np.arange(len(indices)), np.zeros(len(indices), dtype=np.int64)
+    for step in range(steps):
+        place = states[:, step]
+        aim += np.linalg.norm(targets[rows, aim] - place, axis=1) < tworoom.RADIUS
+        ahead = (tworoom.waypoints(place, targets[rows, aim]) - place) * tworoom.RATE_HZ
+        fastest = haste[rows, aim] * tworoom.MAX_SPEED
+        heading = ahead * np.minimum(1.0, fastest / np.maximum(np.abs(ahead).max(axis=1), 1e-9))[:, None]
+        velocity = np.where(wanders[:, step, None], wander[:, step], heading + noise[:, step])
+        actions[:, step] = np.clip(velocity, -tworoom.MAX_SPEED, tworoom.MAX_SPEED)
+        states[:, step + 1] = tworoom.step_states(place, actions[:, step])
+    frames = tworoom.render_states(states.reshape(-1, 2), image_size)
+    return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, states.astype(np.float32), states)
+
+
 def tip_velocity_to_joints(
     joints: NDArray[np.float64], velocity: NDArray[np.float64], most: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -170,5 +195,7 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
             return explore_arm_push(seed, indices, steps, image_size)
         case "pusht":
             return explore_pusht(seed, indices, steps, image_size)
+        case "tworoom":
+            return explore_tworoom(seed, indices, steps, image_size)
         case _:
             raise ValueError(f"task: no exploring policy for {task!r}")

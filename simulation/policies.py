@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push
+from simulation import arm, arm_push, tworoom
 from simulation.exploration import smooth_commands
 from simulation.tasks import RobotTask
 
@@ -37,6 +37,8 @@ def oracle_policy(robot: RobotTask, rng: np.random.Generator) -> Policy | None:
             return arm_oracle
         case "arm-push":
             return ArmPushOracle(rng)
+        case "tworoom":
+            return tworoom_oracle
         case _:
             return None
 
@@ -45,6 +47,12 @@ def arm_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> N
     """Turns each joint straight to its goal, as fast as the bounds allow; the shoulder goes the shorter way round."""
     remaining = np.array([arm.wrap_angle(goal_state[:1] - state[:1])[0], goal_state[1] - state[1]])
     return np.clip(remaining * arm.RATE_HZ, -arm.MAX_JOINT_SPEED, arm.MAX_JOINT_SPEED).astype(np.float32)
+
+
+def tworoom_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Goes straight to the goal or to the door on the way there, each axis as fast as the bounds allow."""
+    ahead = tworoom.waypoints(state[None], goal_state[None])[0] - state
+    return np.clip(ahead * tworoom.RATE_HZ, -tworoom.MAX_SPEED, tworoom.MAX_SPEED).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from simulation.arm import Arm
 from simulation.arm_push import ArmPush
 from simulation.pusht import PushT
+from simulation.tworoom import TwoRoom
 
-TASKS = ("arm", "arm-push", "pusht")
+TASKS = ("arm", "arm-push", "pusht", "tworoom")
 
 
 class RobotTask(Protocol):
@@ -92,5 +93,7 @@ def make(task: str, image_size: int = 64) -> RobotTask:
             return ArmPush(image_size)
         case "pusht":
             return PushT(image_size)
+        case "tworoom":
+            return TwoRoom(image_size)
         case _:
             raise ValueError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push
+from simulation import arm, arm_push, tworoom
 from simulation.episodes import (
     GROUP,
     HELD_OUT_SEED_START,
@@ -38,7 +38,7 @@ def assert_same(one: EpisodeBatch, other: EpisodeBatch) -> None:
             assert first == second
 
 
-@pytest.fixture(scope="module", params=["arm", "arm-push"])
+@pytest.fixture(scope="module", params=["arm", "arm-push", "tworoom"])
 def batch(request: pytest.FixtureRequest) -> EpisodeBatch:
     return collect(request.param, episodes=GROUP + 5, steps=30, seed=4, image_size=16)
 
@@ -63,13 +63,13 @@ def test_shapes_and_units_are_told(batch: EpisodeBatch) -> None:
     assert batch.actions.shape == (GROUP + 5, 30, 2)
     assert (batch.episodes, batch.steps, batch.image_size) == (GROUP + 5, 30, 16)
     assert batch.rate_hz == 10.0
-    assert batch.action_units == ("rad/s", "rad/s")
+    assert batch.action_units == (("m/s", "m/s") if batch.task == "tworoom" else ("rad/s", "rad/s"))
     assert np.abs(batch.actions).max() <= batch.action_high[0]
     np.testing.assert_array_equal(batch.seeds[[0, -1]], [[4, 0], [4, GROUP + 4]])
 
 
 def test_the_recorded_actions_lead_from_state_to_state_and_the_frames_show_them(batch: EpisodeBatch) -> None:
-    world = arm if batch.task == "arm" else arm_push
+    world = {"arm": arm, "arm-push": arm_push, "tworoom": tworoom}[batch.task]
     for step in (0, 13, 29):
         np.testing.assert_array_equal(
             world.step_states(batch.states[:, step], batch.actions[:, step]), batch.states[:, step + 1]

@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push, pusht
+from simulation import arm, arm_push, pusht, tworoom
 from simulation.episodes import HELD_OUT_SEED_START
 from simulation.manifest import Manifest, ManifestError, build_manifest, manifest_path, pair_count
 from simulation.tasks import TASKS, make
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 quiet = pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")
-RULES = {"arm": arm.successes, "arm-push": arm_push.successes, "pusht": pusht.successes}
+RULES = {"arm": arm.successes, "arm-push": arm_push.successes, "pusht": pusht.successes, "tworoom": tworoom.successes}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -32,7 +32,7 @@ def test_no_pair_is_solved_at_the_start(task: str) -> None:
     assert not RULES[task](manifest.starts, manifest.goals).any()
 
 
-@pytest.mark.parametrize("task", ["arm", "arm-push", pytest.param("pusht", marks=[needs_simulator, quiet])])
+@pytest.mark.parametrize("task", ["arm", "arm-push", "tworoom", pytest.param("pusht", marks=[needs_simulator, quiet])])
 def test_every_state_can_be_set(task: str) -> None:
     manifest, robot = Manifest.load(task), make(task, 16)
     for state in [*manifest.starts, *manifest.goals]:
@@ -46,7 +46,7 @@ def test_the_arms_manifest_is_what_its_seeds_give() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "count"), [("arm-push", 40), pytest.param("pusht", 4, marks=[needs_simulator, quiet])]
+    ("task", "count"), [("arm-push", 40), ("tworoom", 400), pytest.param("pusht", 4, marks=[needs_simulator, quiet])]
 )
 def test_the_first_pairs_of_a_manifest_are_what_its_seeds_give(task: str, count: int) -> None:
     built, committed = build_manifest(task, count), Manifest.load(task)
