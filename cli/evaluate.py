@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, checked_device, checked_task
+from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
 from cli.failures import CommandError
 from cli.screen import Screen, open_screen
 
@@ -37,6 +37,7 @@ def evaluate(
     ] = "",
 ) -> None:
     """Measure a model in closed loop on held-out start and goal pairs, in this process and without the service."""
+    calm_threads()
     screen = open_screen(machine=json_file == "-")
     checked_task(task)
     chosen = checked_device(device)

@@ -24,6 +24,7 @@ _FORESEEN = (
     ("training.datasets.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
     ("simulation.pusht", "MissingSimulator"),
+    ("training.compact", "DivergedError"),
 )
 
 

@@ -6,22 +6,29 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import workers_for
+from cli.choices import DeviceOption, calm_threads, checked_device, workers_for
 from cli.failures import CommandError
 from cli.screen import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
+
     from cli.training_config import TrainingConfig
     from simulation.episodes import EpisodeBatch
     from training.compact import TrainProgress
     from training.datasets.loading import Skipped
     from training.episodes import Episodes
+    from training.ranks import Ranks
 
 LOG_EVERY = 50  # steps, where nobody watches the bar
 
@@ -37,9 +44,20 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the weights and the batches.")] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    device: DeviceOption = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on a checkpoint in --out; without it one is used if it is there.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard/--no-tensorboard", help="Log to OUT/logs, where tensorboard is installed.")
+    ] = True,
     json_: JsonFlag = False,
 ) -> None:
-    """Train a compact world model end to end from pixels. Interrupted, the same command goes on where it was."""
+    """Train a compact world model end to end from pixels. Interrupted, the same command goes on where it was.
+
+    Several accelerators or machines train as one: torchrun --nproc-per-node N -m cli train CONFIG --data D --out OUT
+    """
+    calm_threads()
     screen = open_screen(json_)
 
     from cli.training_config import read_config
@@ -54,14 +72,37 @@ def train(
 
     import torch
 
+    from training.checkpoint import CHECKPOINT
+    from training.ranks import joined
+
+    if resume and not (out / CHECKPOINT).is_file():
+        raise CommandError(f"{out / CHECKPOINT} is not there: nothing to resume; leave --resume out to start")
+    if threads:
+        torch.set_num_threads(threads)
+    where = checked_device(device)
+    with joined(where) as ranks:
+        if ranks.world > 1 and data is None and not chosen.dataset:
+            raise CommandError("several processes need recorded episodes: gather them first, and pass --data")
+        if where.type == "cuda":
+            where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", where.index or 0)))
+        gathered, skipped = _episodes(screen, chosen, data, out)
+        folder, last = _fit(screen, chosen, gathered, out, where, ranks, tensorboard)
+        if ranks.first:
+            _finish(screen, chosen, gathered, skipped, folder, last)
+
+
+def _finish(
+    screen: Screen,
+    chosen: TrainingConfig,
+    gathered: Episodes,
+    skipped: tuple[Skipped, ...],
+    folder: Path,
+    last: TrainProgress,
+) -> None:
     from model.package import read_package, write_package
     from training.card import card
     from training.datasets.loading import remove_frames
 
-    if threads:
-        torch.set_num_threads(threads)
-    gathered, skipped = _episodes(screen, chosen, data, out)
-    folder, last = _fit(screen, chosen, gathered, out)
     remove_frames(folder)
     package = read_package(folder)
     write_package(folder, package.config, package.weights(), card(package.config))
@@ -82,31 +123,87 @@ def train(
     screen.result(value, f"{told}\n{then if chosen.task else f'serve it with: presage serve --model {folder}'}")
 
 
-def _fit(screen: Screen, config: TrainingConfig, episodes: Episodes, out: Path) -> tuple[Path, TrainProgress]:
+def _fit(
+    screen: Screen,
+    config: TrainingConfig,
+    episodes: Episodes,
+    out: Path,
+    device: torch.device,
+    ranks: Ranks,
+    tensorboard: bool,
+) -> tuple[Path, TrainProgress]:
     """The finished package's folder and the last line of its log."""
     from rich.progress import TextColumn
 
+    from model.catalog import find
     from training.compact import train
 
     last: list[TrainProgress] = []
     shown = TextColumn("{task.fields[losses]}")
-    with screen.progress(shown) as bars:
+    with _log(screen, out, tensorboard and ranks.first) as log, screen.progress(shown) as bars:
         bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="")
 
         def advance(line: TrainProgress) -> None:
             last[:] = [line]
+            if not ranks.first:
+                return
+            log(line)
             losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
-            bars.update(bar, completed=line.step, losses=losses)
+            bars.update(bar, completed=line.step, losses=f"{losses}, {line.frames_per_s:.0f} frames/s")
             probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
             if probe or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
                 spent = f"{line.seconds:.0f} s, step {line.step} of {line.steps}"
-                screen.remark(f"{spent}: {losses}, latent std {line.latent_std:.2f}{probe}")
+                rate = f"{line.frames_per_s:.0f} frames/s, {line.compute_share:.1%} of the time computing"
+                screen.remark(f"{spent}: {losses}, latent std {line.latent_std:.2f}{probe}, {rate}")
 
+        initial = find(config.init_from) if config.init_from else None
         try:
-            folder = train(config.recipe, episodes, config.name, out, advance, provenance=_provenance())
+            folder = train(
+                config.recipe,
+                episodes,
+                config.name,
+                out,
+                advance,
+                provenance=_provenance(device, ranks),
+                initial=initial,
+                device=device,
+                ranks=ranks,
+            )
         except ValueError as error:  # a recipe that does not suit the episodes or the checkpoint in `out`
             raise CommandError(str(error)) from error
     return folder, last[0]
+
+
+@contextmanager
+def _log(screen: Screen, out: Path, wanted: bool) -> Iterator[Callable[[TrainProgress], None]]:
+    """Where lines of the log go beside the screen: TensorBoard's files, or nowhere where it is not installed."""
+    if wanted and find_spec("tensorboard") is None:
+        screen.remark("no TensorBoard logs: install the extra 'train' (pip install -e '.[train]')")
+    if not wanted or find_spec("tensorboard") is None:
+        yield lambda line: None
+        return
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(out / "logs"))
+    try:
+        yield lambda line: _write(writer, line)
+    finally:
+        writer.close()
+
+
+def _write(writer: SummaryWriter, line: TrainProgress) -> None:
+    values = {
+        "loss/prediction": line.prediction_loss,
+        "loss/inverse": line.inverse_loss,
+        "loss/sigreg": line.regulariser,
+        "latents/std": line.latent_std,
+        "speed/frames_per_s": line.frames_per_s,
+        "speed/compute_share": line.compute_share,
+    }
+    values |= {f"probe_r2/{number}": value for number, value in enumerate(line.probe_r2)}
+    for name, value in values.items():
+        writer.add_scalar(name, value, line.step)
 
 
 def _episodes(
@@ -175,7 +272,7 @@ def _probe_targets(batch: EpisodeBatch) -> Any:
     """Sine and cosine of each angle in turn, then positions as they are; None for a task whose state is not known."""
     import numpy as np
 
-    angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4]}.get(batch.task)
+    angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4], "tworoom": []}.get(batch.task)
     if angles is None:
         return None
     states = batch.states
@@ -185,12 +282,15 @@ def _probe_targets(batch: EpisodeBatch) -> Any:
     return np.stack([*turned, *positions], axis=-1).astype(np.float32)
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance(device: torch.device, ranks: Ranks) -> dict[str, Any]:
     import torch
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    accelerator = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+    threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
     return {
         "command": shlex.join(command),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {threads}{accelerator}{processes}",
         "torch": str(torch.__version__),
     }

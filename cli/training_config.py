@@ -31,6 +31,7 @@ class TrainingConfig:
     camera: str = ""  # of the dataset, where it has several
     proprioception: str = ""  # the dataset's name for it, where it is not the usual one
     rate_hz: float = 0.0  # of the dataset, where it does not say
+    init_from: str = ""  # a package, by name or folder, of the same shapes, whose weights to start from
     recipe: CompactRecipe = field(default_factory=CompactRecipe)
 
 

@@ -71,16 +71,21 @@ def built_in() -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in BUILT_IN.iterdir() if folder.is_dir())) if BUILT_IN.exists() else ()
 
 
-def load(name_or_path: str, device: torch.device) -> LoadedModel:
-    """Load a built-in package by name, or any package by its folder, ready to use on `device`.
-
-    Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
-    """
+def find(name_or_path: str) -> Package:
+    """A built-in package by name, or any package by its folder. PackageError where there is none that can be read."""
     folder = BUILT_IN / name_or_path if name_or_path in built_in() else Path(name_or_path)
     if not folder.is_dir():
         known = ", ".join(built_in())
         raise PackageError(f"no model package {name_or_path!r}: neither built in ({known}) nor a folder")
-    package = read_package(folder)
+    return read_package(folder)
+
+
+def load(name_or_path: str, device: torch.device) -> LoadedModel:
+    """Load a package as `find` finds it, ready to use on `device`.
+
+    Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
+    """
+    package = find(name_or_path)
     match package.config.family:
         case "compact":
             from model.compact.world_model import CompactWorldModel
@@ -91,4 +96,4 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
 
             return PackagedVJepa2.from_package(package, device)
         case family:
-            raise PackageError(f"{folder}: unknown family {family!r}")
+            raise PackageError(f"{package.folder}: unknown family {family!r}")

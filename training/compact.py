@@ -14,17 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.compact.world_model import network_settings, saved_weights
 from model.normalizer import ActionNormalizer
-from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults, write_package
-from training.checkpoint import CHECKPOINT, resume_checkpoint, save_checkpoint
+from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
+from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.episodes import Episodes
+from training.objective import Learner, losses, make_learner
 from training.probe import linear_probe
-from training.sigreg import sigreg
+from training.ranks import ALONE, Ranks
+from training.windows import Batch, Windows, batches
+
+CPU = torch.device("cpu")
+PROBED_FRAMES = 12  # of each held-out episode: neighbours tell a probe little, and encoding them takes time
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class CompactRecipe:
 
     steps: int = 1400
     batch: int = 112  # windows
+    accumulate: int = 1  # batches whose gradients make one step; SIGReg and the batch norm see one batch at a time
     horizon: int = 5  # model steps predicted from a window's first frame
     block: int = 5  # robot actions per model step
     learning_rate: float = 1e-3
@@ -54,7 +60,7 @@ class CompactRecipe:
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "horizon", "block", "directions", "checkpoint_every"):
+        for name in ("steps", "batch", "accumulate", "horizon", "block", "directions", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -73,6 +79,17 @@ class TrainProgress:
     latent_std: float  # mean over dimensions; near 0 says the latents have collapsed
     probe_r2: tuple[float, ...]  # held-out linear probe, one per target; empty between probes
     seconds: float
+    frames_per_s: float = 0.0  # since this process began
+    compute_share: float = 1.0  # of the time since then, in which no step waited for its windows
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a number; `checkpoint` is the last good one, if there is any."""
+
+    def __init__(self, step: int, checkpoint: Path | None) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        kept = f"{checkpoint} is from before" if checkpoint else "there is no checkpoint yet"
+        super().__init__(f"the loss of step {step} is not finite: lower learning_rate or raise regulariser; {kept}")
 
 
 def train(
@@ -83,57 +100,119 @@ def train(
     progress: Callable[[TrainProgress], None],
     *,
     provenance: dict[str, Any],
+    initial: Package | None = None,
+    device: torch.device = CPU,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train and write the package `out`; resumes from `out/checkpoint.pt` where one lies.
 
-    The same recipe, episodes and machine give the same weights, also across an interruption.
+    The same recipe, episodes and machine give the same weights, also across an interruption. `initial` is a package of
+    the same shapes whose weights the training starts from. Several processes (`ranks`) share each batch and train as
+    one; the first writes. Raises ValueError for a recipe that does not suit the episodes, the checkpoint or `initial`,
+    DivergedError for a loss that is no number, OSError for a checkpoint that cannot be written.
     """
     fitting, held_out = episodes.split(recipe.held_out)
     config = package_config(recipe, fitting, name)
     assert config.action is not None
     torch.manual_seed(recipe.seed)
-    learner = Learner(CompactConfig(**config.network), ActionNormalizer(config.action))
-    network = learner.network.to(memory_format=torch.channels_last)
+    learner = make_learner(CompactConfig(**config.network), ActionNormalizer(config.action), device, ranks)
+    network, parameters = learner.network, list(learner.parameters())
+    if initial is not None:
+        start_from(network, initial)
     optimiser = torch.optim.AdamW(
-        learner.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, parts = out / CHECKPOINT, {"learner": learner, "optimiser": optimiser}
-    first, spent = resume_checkpoint(checkpoint, parts, generator, recipe)
-    started = time.monotonic() - spent
+    checkpoint = out / CHECKPOINT
+    parts: dict[str, Stateful] = {"learner": learner, "optimiser": optimiser}
+    made_with = (recipe, fitting.source, initial and initial.weights_digest)
+    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
+    began, waited = time.monotonic() - spent, 0.0
+    drawn = batches(fitting, _windows(recipe), generator, ranks)
     for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, recipe.steps, recipe.warmup)
-        frames, actions = sample_windows(fitting, recipe, generator)
-        loss = losses(learner, frames, actions, recipe, generator)
         optimiser.zero_grad(set_to_none=True)
-        loss.total(recipe).backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), recipe.gradient_clip)
+        told = torch.zeros(4, device=device)
+        for _ in range(recipe.accumulate):
+            asked = time.monotonic()
+            batch = next(drawn)
+            waited += time.monotonic() - asked
+            told += _backward(learner, batch, recipe, ranks) / recipe.accumulate
+        ranks.average_gradients(parameters)
+        prediction, regulariser, inverse, spread = ranks.mean(told).tolist()
+        if not math.isfinite(prediction + regulariser + inverse):
+            raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
         optimiser.step()
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
-        seconds = time.monotonic() - started
+        found = probe(network, held_out) if probing and ranks.first else ()
+        seconds = time.monotonic() - began
+        rate = (step + 1 - first) / (seconds - spent)
         progress(
             TrainProgress(
                 step + 1,
                 recipe.steps,
-                loss.prediction.item(),
-                loss.regulariser.item(),
-                loss.inverse.item(),
-                loss.latents.detach().std(dim=(0, 1)).mean().item(),
-                probe(network, held_out) if probing else (),
+                prediction,
+                regulariser,
+                inverse,
+                spread,
+                found,
                 seconds,
+                frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
+                compute_share=1 - waited / (seconds - spent),
             )
         )
-        if probing and not last:
-            save_checkpoint(checkpoint, parts, generator, recipe, step + 1, seconds)
+        if probing and not last and ranks.first:
+            generator_then = torch.Generator()
+            generator_then.set_state(batch.state)  # the generator itself is a batch ahead
+            save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
+    drawn.close()
     record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
-    record["probe_r2"] = [round(value, 4) for value in probe(network, held_out)]
+    if initial is not None:
+        record["initialised_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
+    record["probe_r2"] = [round(value, 4) for value in found]
     finished = PackageConfig(**{**vars(config), "training": record})
-    write_package(out, finished, saved_weights(network), f"# {name}\n\nTrained; not evaluated yet.\n")
-    checkpoint.unlink(missing_ok=True)
+    if ranks.first:
+        write_package(out, finished, saved_weights(network), f"# {name}\n\nTrained; not evaluated yet.\n")
+        checkpoint.unlink(missing_ok=True)
     return out
+
+
+def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "4"]:
+    """Add one batch's gradients; its three losses and the latents' spread."""
+    device = next(learner.parameters()).device
+    loss = losses(
+        learner,
+        *(part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)),
+        bfloat16=recipe.bfloat16,
+        ranks=ranks,
+    )
+    total = loss.prediction + recipe.regulariser * loss.regulariser + recipe.inverse * loss.inverse
+    (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+    spread = loss.latents.detach().std(dim=(0, 1)).mean()
+    return torch.stack([loss.prediction.detach(), loss.regulariser.detach(), loss.inverse.detach(), spread])
+
+
+def _windows(recipe: CompactRecipe) -> Windows:
+    return Windows(recipe.batch, recipe.horizon, recipe.block, recipe.latent, recipe.directions)
+
+
+def start_from(network: CompactNetwork, package: Package) -> None:
+    """Load a package's weights into a network of the same shapes; ValueError names the first shape that differs."""
+    wanted, found = dict(network_settings(network.config)), dict(package.config.network)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"init_from: {package.config.name} has {name} {found.get(name)}, this recipe {wanted.get(name)}"
+            )
+    weights = {n: w.float() if w.is_floating_point() else w for n, w in package.weights().items()}
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"init_from: the weights of {package.config.name} do not fit its config: {error}") from error
 
 
 def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
@@ -169,64 +248,6 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
     )
 
 
-def sample_windows(episodes: Episodes, recipe: CompactRecipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random windows: uint8 frames `[batch, horizon + 1, h, w, 3]`, a block apart, and the actions between them."""
-    span = recipe.horizon * recipe.block
-    rows, starts = episodes.draw_windows(recipe.batch, span, generator)
-    shown = starts[:, None] + np.arange(0, span + 1, recipe.block)
-    between = starts[:, None] + np.arange(span)
-    return (
-        torch.from_numpy(episodes.frames[rows[:, None], shown]),
-        torch.from_numpy(episodes.actions[rows[:, None], between]),
-    )
-
-
-class Learner(nn.Module):
-    """What is trained: the network that will be kept, and the inverse-dynamics head that will not."""
-
-    def __init__(self, config: CompactConfig, normalizer: ActionNormalizer) -> None:
-        super().__init__()
-        self.network = CompactNetwork(config)
-        self.normalizer = normalizer
-        self.inverse = nn.Sequential(nn.Linear(2 * config.latent, 256), nn.GELU(), nn.Linear(256, config.action_width))
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The parts of one batch's loss, and the latents `[batch, horizon + 1, latent]` they were computed from."""
-
-    prediction: Tensor
-    regulariser: Tensor
-    inverse: Tensor
-    latents: Tensor
-
-    def total(self, recipe: CompactRecipe) -> Tensor:
-        return self.prediction + recipe.regulariser * self.regulariser + recipe.inverse * self.inverse
-
-
-def losses(
-    learner: Learner, frames: Tensor, actions: Tensor, recipe: CompactRecipe, generator: torch.Generator
-) -> Losses:
-    """Prediction, SIGReg and inverse-dynamics losses of one batch of windows.
-
-    Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up, and
-    inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last).
-    """
-    batch, times = frames.shape[:2]
-    images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
-    blocks = learner.normalizer(actions).reshape(batch, recipe.horizon, -1)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
-        latents = learner.network.encode(images).float().unflatten(0, (batch, times))
-        predicted = learner.network.predict(latents[:, 0], blocks).float()
-        guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)).float()
-    return Losses(
-        prediction=F.mse_loss(predicted, latents[:, 1:]),
-        regulariser=sigreg(latents.transpose(0, 1), recipe.directions, generator),
-        inverse=F.mse_loss(guessed, blocks),
-        latents=latents,
-    )
-
-
 def schedule(step: int, steps: int, warmup: float) -> float:
     """Learning-rate factor: linear warm-up, then a cosine to 0."""
     rising = max(1, round(warmup * steps))
@@ -241,12 +262,15 @@ def probe(network: CompactNetwork, held_out: Episodes) -> tuple[float, ...]:
     targets = held_out.probe_targets
     if targets is None or len(targets) < 2:
         return ()
+    device = next(network.parameters()).device
     latents, wanted = [], []
     network.eval()
     for row in range(len(targets)):
-        frames = slice(held_out.steps_of(row) + 1)
-        latents.append(network.encode(to_network_input(torch.from_numpy(np.asarray(held_out.frames[row, frames])))))
-        wanted.append(torch.from_numpy(targets[row, frames]))
+        last = held_out.steps_of(row)
+        shown = np.unique(np.linspace(0, last, min(PROBED_FRAMES, last + 1)).round().astype(np.int64))
+        frames = torch.from_numpy(np.asarray(held_out.frames[row, shown])).to(device)
+        latents.append(network.encode(to_network_input(frames)).cpu())
+        wanted.append(torch.from_numpy(targets[row, shown]))
     network.train()
     half = len(targets) // 2
     fit, test = slice(half), slice(half, None)

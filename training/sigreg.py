@@ -12,20 +12,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from training.ranks import ALONE, Ranks
+
 KNOTS = 17
 LARGEST_KNOT = 3.0
 
 
+def random_directions(width: int, count: int, generator: torch.Generator) -> Float[Tensor, "width count"]:
+    """Directions of length 1 in as many dimensions as a latent has, one in each column."""
+    axes = torch.randn(width, count, generator=generator)
+    return torch.nn.functional.normalize(axes, dim=0)
+
+
 def sigreg(
-    latents: Float[Tensor, "groups batch latent"], directions: int, generator: torch.Generator
+    latents: Float[Tensor, "groups batch latent"], directions: Float[Tensor, "latent count"], ranks: Ranks = ALONE
 ) -> Float[Tensor, ""]:
-    """Mean statistic over groups (time steps) and `directions` fresh random directions.
+    """Mean statistic over groups (time steps) and directions, which should be fresh each time.
 
     Each group is one batch of independent samples. The statistic is scaled by the batch size, as is usual for
-    Epps-Pulley: samples of a true Gaussian give about 1 whatever their number, a collapsed batch far more.
+    Epps-Pulley: samples of a true Gaussian give about 1 whatever their number, a collapsed batch far more. Where a
+    batch is spread over processes, the statistic is that of the whole batch, on each of them; the mean of their
+    gradients is its gradient.
     """
-    axes = torch.randn(latents.shape[-1], directions, generator=generator).to(latents.device)
-    statistic: Tensor = _EppsPulley.apply(latents.float() @ (axes / axes.norm(dim=0)))  # type: ignore[no-untyped-call]
+    statistic: Tensor = _EppsPulley.apply(latents.float() @ directions, ranks)  # type: ignore[no-untyped-call]
     return statistic
 
 
@@ -54,7 +63,7 @@ class _EppsPulley(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor) -> Tensor:
+    def forward(ctx: Any, projected: Tensor, ranks: Ranks) -> Tensor:
         groups, batch, directions = projected.shape
         knots, gaussian, weights = (values.tolist() for values in _quadrature(projected))
         first_cos, first_sin = torch.cos(projected * knots[1]), torch.sin(projected * knots[1])
@@ -64,14 +73,16 @@ class _EppsPulley(torch.autograd.Function):
         for k in range(1, KNOTS):
             if k > 1:
                 cos, sin = cos * first_cos - sin * first_sin, sin * first_cos + cos * first_sin
-            real, imaginary = cos.mean(dim=1, keepdim=True) - gaussian[k], sin.mean(dim=1, keepdim=True)
+            means = ranks.mean(torch.stack([cos.mean(dim=1, keepdim=True), sin.mean(dim=1, keepdim=True)]))
+            real, imaginary = means[0] - gaussian[k], means[1]
             total = total + weights[k] * (real.square() + imaginary.square()).sum()
             scale = 2 * weights[k] * knots[k]
             gradient.addcmul_(cos, imaginary, value=scale).addcmul_(sin, real, value=-scale)
-        ctx.save_for_backward(gradient / (groups * directions))
-        return total * batch / (groups * directions)
+        # Every process has this statistic in its loss, and losses are averaged: each sample's gradient counts for all.
+        ctx.save_for_backward(gradient * (ranks.world / (groups * directions)))
+        return total * (batch * ranks.world / (groups * directions))
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream[0] * gradient
+        return upstream[0] * gradient, None

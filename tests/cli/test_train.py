@@ -41,6 +41,19 @@ def test_a_config_makes_a_package_and_the_same_one_again(tmp_path: Path, capsys:
     assert model.encode(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 16)
 
 
+def test_a_training_leaves_its_curves_for_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run_command("train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    curves = reader.EventAccumulator(str(tmp_path / "out" / "logs"))
+    curves.Reload()
+    losses = curves.Scalars("loss/prediction")
+    assert [point.step for point in losses] == [1, 2, 3]
+    assert losses[-1].value == pytest.approx(told["prediction_loss"], rel=1e-6)
+    assert {"speed/frames_per_s", "speed/compute_share", "probe_r2/3"} <= set(curves.Tags()["scalars"])
+
+
 def test_collected_episodes_train_like_those_gathered_on_the_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

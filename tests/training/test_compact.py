@@ -12,9 +12,11 @@ import torch
 from model.catalog import load
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from training.compact import CompactRecipe, TrainProgress, probe, sample_windows, schedule, train
+from training.compact import CompactRecipe, DivergedError, TrainProgress, probe, schedule, train
 from training.episodes import Episodes
+from training.objective import Losses, losses
 from training.probe import linear_probe
+from training.windows import Windows, sample_batch
 
 RECIPE = CompactRecipe(
     steps=6,
@@ -98,6 +100,62 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         run(replace(RECIPE, learning_rate=1e-4), tmp_path / "dot")
 
 
+def test_a_checkpoint_of_other_episodes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, tmp_path / "dot", stop_after=4)
+    with pytest.raises(ValueError, match="another recipe"):
+        run(RECIPE, tmp_path / "dot", episodes=replace(dot_episodes(), source="other dots"))
+
+
+def test_a_training_that_starts_from_a_package_has_its_weights(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "first")
+    first = read_package(tmp_path / "first")
+    still = replace(RECIPE, steps=1, learning_rate=1e-12)  # a step that moves nothing
+    train(still, dot_episodes(), "dot", tmp_path / "next", ignore, provenance={}, initial=first)
+    went_on = read_package(tmp_path / "next")
+    assert first.weights_digest in went_on.config.training["initialised_from"]
+    for name, weight in first.weights().items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(went_on.weights()[name], weight, rtol=0, atol=1e-9)
+
+
+def test_a_package_of_other_shapes_is_refused_by_the_shape(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "first")
+    first, wider = read_package(tmp_path / "first"), replace(RECIPE, latent=32)
+    with pytest.raises(ValueError, match="init_from: dot has latent 16, this recipe 32"):
+        train(wider, dot_episodes(), "dot", tmp_path / "next", ignore, provenance={}, initial=first)
+
+
+def test_batches_that_are_accumulated_count_as_one(tmp_path: Path) -> None:
+    """Without what sees one batch at a time, two halves have the gradient of the whole, and the first is not lost."""
+    log = run(replace(RECIPE, accumulate=2), tmp_path / "dot")
+    whole = run(RECIPE, tmp_path / "whole")
+    assert [line.step for line in log] == [line.step for line in whole]
+    assert log[0].prediction_loss != whole[0].prediction_loss  # the mean of two batches
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    straight = run(RECIPE, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, tmp_path / "dot", stop_after=5)
+    before = (tmp_path / "dot" / "checkpoint.pt").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.compact.losses", lambda *given, **named: spoilt(losses(*given, **named)))
+        with pytest.raises(DivergedError, match="step 4 is not finite"):
+            run(RECIPE, tmp_path / "dot")
+    assert (tmp_path / "dot" / "checkpoint.pt").read_bytes() == before
+    assert not (tmp_path / "dot" / "weights.safetensors").exists()
+    assert run(RECIPE, tmp_path / "dot")[-1].prediction_loss == straight[-1].prediction_loss
+
+
+def spoilt(found: Losses) -> Losses:
+    return replace(found, prediction=found.prediction * torch.nan)
+
+
+def ignore(line: TrainProgress) -> None:
+    """Nobody watches."""
+
+
 def test_training_finds_the_dot(tmp_path: Path) -> None:
     recipe = replace(RECIPE, steps=200, checkpoint_every=200, bfloat16=False, batch=32, held_out=256)
     log = run(recipe, tmp_path / "dot", episodes=dot_episodes(count=512))
@@ -114,7 +172,9 @@ def test_windows_never_leave_their_episode_and_pair_actions_with_frames() -> Non
     episodes = Episodes(
         frames, actions[..., None].astype(np.float32), ("a",), ("m",), (0.0,), (100.0,), 10.0, "numbered"
     )
-    shown, between = sample_windows(episodes, RECIPE, torch.Generator().manual_seed(0))
+    windows = Windows(batch=16, horizon=2, block=2, latent=4, directions=3)
+    drawn = sample_batch(episodes, windows, torch.Generator().manual_seed(0))
+    shown, between = drawn.frames, drawn.actions
     first = shown[:, 0, 0, 0, 0].long()
     assert (shown[:, :, 0, 0, 0].long() == first[:, None] + torch.tensor([0, 2, 4])).all()
     assert (shown[:, 0, 0, 0, 0].long() // 16 == shown[:, -1, 0, 0, 0].long() // 16).all()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.sigreg import _EppsPulley, epps_pulley_reference, sigreg
+from training.ranks import ALONE
+from training.sigreg import _EppsPulley, epps_pulley_reference, random_directions, sigreg
 
 
 def latents(seed: int, batch: int = 256) -> torch.Tensor:
     return torch.randn(2, batch, 16, generator=torch.Generator().manual_seed(seed))
 
 
+def directions(count: int, seed: int) -> torch.Tensor:
+    return random_directions(16, count, torch.Generator().manual_seed(seed))
+
+
 def test_the_fast_statistic_and_its_gradient_equal_the_reference() -> None:
     projected = torch.randn(3, 20, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     projected.requires_grad_()
     expected = epps_pulley_reference(projected)
-    value = _EppsPulley.apply(projected)
+    value = _EppsPulley.apply(projected, ALONE)
     torch.testing.assert_close(value, expected)
     (slow,) = torch.autograd.grad(expected, projected)
     (fast,) = torch.autograd.grad(3 * value, projected)
@@ -25,14 +30,14 @@ def test_the_fast_statistic_and_its_gradient_equal_the_reference() -> None:
 
 def test_a_gaussian_batch_scores_about_one_whatever_its_size() -> None:
     for batch in (64, 512):
-        value = sigreg(latents(1, batch), 256, torch.Generator().manual_seed(2))
+        value = sigreg(latents(1, batch), directions(256, 2))
         assert 0.7 < value.item() < 1.4
 
 
 @pytest.mark.parametrize("spoil", [lambda z: 0 * z, lambda z: 3 * z, lambda z: z + 2, lambda z: z.abs()])
 def test_what_is_not_a_standard_gaussian_scores_far_more(spoil: object) -> None:
     assert callable(spoil)
-    value = sigreg(spoil(latents(3)), 256, torch.Generator().manual_seed(4))
+    value = sigreg(spoil(latents(3)), directions(256, 4))
     assert value.item() > 5.0
 
 
@@ -42,7 +47,7 @@ def test_descent_on_the_statistic_makes_a_collapsed_batch_gaussian() -> None:
     generator = torch.Generator().manual_seed(6)
     for _ in range(200):
         optimiser.zero_grad()
-        sigreg(z, 64, generator).backward()
+        sigreg(z, random_directions(16, 64, generator)).backward()
         optimiser.step()
     covariance = torch.cov(z.detach()[0].T)
     assert z.mean().abs().item() < 0.1

@@ -1,0 +1,60 @@
+"""A process of a shared training, for `test_ranks`: python -m tests.training.one_of_two FOLDER."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from model.compact.network import CompactConfig
+from model.normalizer import ActionNormalizer
+from tests.training.test_compact import RECIPE, dot_episodes
+from training.compact import TrainProgress, package_config, train
+from training.objective import losses, make_learner
+from training.ranks import Ranks, joined
+from training.sigreg import _EppsPulley
+from training.windows import Windows, sample_batch
+
+SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2)
+
+
+def main(folder: Path) -> None:
+    """Writes the statistic and gradients of one batch, and the log of a short training, as this process has them."""
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu")) as ranks:
+        torch.save(statistic(ranks), folder / f"statistic{ranks.rank}.pt")
+        torch.save(gradients(ranks), folder / f"gradients{ranks.rank}.pt")
+        log: list[TrainProgress] = []
+        train(SHARED, dot_episodes(), "dot", folder / "dot", log.append, provenance={}, ranks=ranks)
+        (folder / f"log{ranks.rank}.json").write_text(json.dumps([asdict(line) for line in log]))
+
+
+def statistic(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """SIGReg of a batch in double precision, and its slope at this process's samples."""
+    everybody = torch.randn(3, 20, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    own = everybody[:, ranks.part(20)].requires_grad_()
+    value = _EppsPulley.apply(own, ranks)
+    return value.detach(), torch.autograd.grad(value, own)[0]
+
+
+def gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Of every weight of a fresh network, for one batch, as an optimiser would get them."""
+    episodes = dot_episodes()
+    config = package_config(SHARED, episodes, "dot")
+    assert config.action is not None
+    torch.manual_seed(3)
+    normalizer = ActionNormalizer(config.action)
+    learner = make_learner(CompactConfig(**config.network), normalizer, torch.device("cpu"), ranks)
+    windows = Windows(batch=16, horizon=2, block=2, latent=16, directions=64)
+    batch = sample_batch(episodes, windows, torch.Generator().manual_seed(4), ranks)
+    found = losses(learner, batch.frames, batch.actions, batch.directions, bfloat16=False, ranks=ranks)
+    (found.prediction + 0.3 * found.regulariser + 0.2 * found.inverse).backward()
+    ranks.average_gradients(learner.parameters())
+    return {name: weight.grad for name, weight in learner.named_parameters() if weight.grad is not None}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""What a compact model is trained to do: predict the next latents, keep them Gaussian, and tell the actions between.
+
+One batch's losses; the loop around them is in `training.compact`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.compact.network import CompactConfig, CompactNetwork, to_network_input
+from model.normalizer import ActionNormalizer
+from training.ranks import ALONE, Ranks, share_batch_norms
+from training.sigreg import sigreg
+
+
+class Learner(nn.Module):
+    """What is trained: the network that will be kept, and the inverse-dynamics head that will not."""
+
+    def __init__(self, config: CompactConfig, normalizer: ActionNormalizer) -> None:
+        super().__init__()
+        self.network = CompactNetwork(config)
+        self.normalizer = normalizer
+        self.inverse = nn.Sequential(nn.Linear(2 * config.latent, 256), nn.GELU(), nn.Linear(256, config.action_width))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of one batch's loss, and the latents `[batch, times, latent]` they were computed from."""
+
+    prediction: Tensor
+    regulariser: Tensor
+    inverse: Tensor
+    latents: Tensor
+
+
+def losses(
+    learner: Learner,
+    frames: UInt8[Tensor, "batch times height width 3"],
+    actions: Float[Tensor, "batch time action"],
+    directions: Float[Tensor, "latent directions"],
+    *,
+    bfloat16: bool,
+    ranks: Ranks = ALONE,
+) -> Losses:
+    """Prediction, SIGReg and inverse-dynamics losses of one batch of windows.
+
+    Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up, and
+    inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last). With
+    `bfloat16`, matrix products are; losses and norms stay in float32.
+    """
+    batch, times = frames.shape[:2]
+    images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
+    blocks = learner.normalizer(actions).reshape(batch, times - 1, -1)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        latents = learner.network.encode(images).float().unflatten(0, (batch, times))
+        prediction = prediction_loss(learner.network, latents, blocks)
+        guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)).float()
+    return Losses(
+        prediction=prediction,
+        regulariser=sigreg(latents.transpose(0, 1), directions, ranks),
+        inverse=F.mse_loss(guessed, blocks),
+        latents=latents,
+    )
+
+
+def prediction_loss(
+    network: CompactNetwork, latents: Float[Tensor, "batch times latent"], blocks: Float[Tensor, "batch steps block"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over 1 to `steps` model steps ahead, each as heavy as another.
+
+    Every frame of a window starts a prediction of all that follow it: the expectation is that of starting from the
+    first frame alone, but an encoded frame, which is what a step's time goes into, is used up to `steps` times.
+    """
+    steps = blocks.shape[1]
+    errors = latents.new_zeros(steps)
+    for start in range(steps):
+        predicted = network.predict(latents[:, start], blocks[:, start:]).float()
+        ahead = (predicted - latents[:, start + 1 :]).square().mean(dim=(0, 2))
+        errors = errors + F.pad(ahead, (0, start))
+    starts = torch.arange(steps, 0, -1, device=errors.device)  # that see 1, 2, ... steps ahead
+    return (errors / starts).mean()
+
+
+def make_learner(config: CompactConfig, normalizer: ActionNormalizer, device: torch.device, ranks: Ranks) -> Learner:
+    """A fresh learner, laid out for speed and, with several processes, counting the rows of all of them."""
+    learner = Learner(config, normalizer).to(device)
+    share_batch_norms(learner, ranks)
+    learner.network.to(memory_format=torch.channels_last)
+    return learner

@@ -1,0 +1,73 @@
+"""Random windows of episodes, drawn in the background so that the network need not wait for them.
+
+Everything random in a training step is drawn here, in one order from one generator: the batches after an interruption
+are those that would have come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from training.episodes import Episodes
+from training.ranks import ALONE, Ranks
+from training.sigreg import random_directions
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What windows are cut to."""
+
+    batch: int
+    horizon: int  # model steps
+    block: int  # robot actions per model step
+    latent: int
+    directions: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of windows, and the generator's state after it was drawn."""
+
+    frames: UInt8[Tensor, "batch times height width 3"]
+    actions: Float[Tensor, "batch time action"]
+    directions: Float[Tensor, "latent directions"]
+    state: Tensor
+
+
+def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE) -> Batch:
+    """This process's part of a batch: frames a block apart, the actions between them, and SIGReg's directions.
+
+    All processes draw the same and take their own rows. Raises ValueError where no episode is long enough.
+    """
+    span = windows.horizon * windows.block
+    rows, starts = episodes.draw_windows(windows.batch, span, generator)
+    directions = random_directions(windows.latent, windows.directions, generator)
+    own = ranks.part(windows.batch)
+    rows, starts = rows[own], starts[own]
+    shown = starts[:, None] + np.arange(0, span + 1, windows.block)
+    between = starts[:, None] + np.arange(span)
+    return Batch(
+        torch.from_numpy(episodes.frames[rows[:, None], shown]),
+        torch.from_numpy(episodes.actions[rows[:, None], between]),
+        directions,
+        generator.get_state(),
+    )
+
+
+def batches(
+    episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Generator[Batch, None, None]:
+    """Batches without end, the next always under way in a thread of its own; closing the iterator ends it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="windows") as pool:
+        coming = pool.submit(sample_batch, episodes, windows, generator, ranks)
+        while True:
+            batch = coming.result()
+            coming = pool.submit(sample_batch, episodes, windows, generator, ranks)
+            yield batch
