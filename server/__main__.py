@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -26,6 +27,9 @@ from server.settings import Settings, SettingsError, server_version
 from server.telemetry import configure_logging
 
 WRITTEN_S = 1_767_225_600  # 2026-01-01: no clock that is right can show less
+
+if TYPE_CHECKING:
+    from server.otel import OtelSpans
 
 _log = structlog.get_logger()
 
@@ -60,11 +64,12 @@ async def serve(
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
             bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
-        recorder = _recorder(settings)
+        recorder, spans = _recorder(settings), _spans(settings)
         application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
         stopped = time.monotonic()
         try:
-            async with listening(create_door(application, settings, recorder), settings, rest_socket) as addresses:
+            door = create_door(application, settings, recorder, spans)
+            async with listening(door, settings, rest_socket) as addresses:
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
                 if not settings.is_loopback and settings.tls_cert is None:
                     _log.warning("callers from elsewhere are served without TLS", host=settings.host)
@@ -79,6 +84,8 @@ async def serve(
             await application.stop(max(0.0, stopped + settings.drain_s - time.monotonic()))
             if recorder is not None:
                 await asyncio.to_thread(recorder.close)
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
     _log.info("stopped")
 
 
@@ -94,6 +101,18 @@ def _recorder(settings: Settings) -> Recorder | None:
         )
     except OSError as error:
         raise StartError(f"record.folder {record.folder} cannot be used: {error.strerror or error}") from None
+
+
+def _spans(settings: Settings) -> OtelSpans | None:
+    """Where spans go, if anywhere. Raises StartError where the extra is not installed."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from server.otel import OtelSpans
+
+        return OtelSpans.to(settings.otlp_endpoint, server_version())
+    except ImportError as error:
+        raise StartError(f"otlp_endpoint needs the extra otel, which is not installed: {error}") from None
 
 
 async def _ready_before(stop: asyncio.Event, application: Application, startup_s: float) -> bool:

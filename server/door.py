@@ -16,12 +16,14 @@ from typing import Literal
 
 import structlog
 
+from server import tracing
 from server.app import Application
 from server.auth import Keys
 from server.errors import Reason, ServiceError
 from server.health import Lifecycle
 from server.settings import Limits
 from server.telemetry import Telemetry
+from server.tracing import SpanSink, TraceContext
 from server.uploads import Uploads
 
 Transport = Literal["grpc", "rest", "openpi"]
@@ -41,6 +43,7 @@ class Door:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    spans: SpanSink | None = None  # told of every call but probes
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Call:
     received: float = field(default_factory=time.monotonic)  # an instant of time.monotonic(), as is the deadline
     deadline: float | None = None
     code: str = "OK"
+    trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
 
 
 def request_id(presented: str | None) -> str:
@@ -67,15 +71,17 @@ def watched(door: Door, via: Transport, call: Call, is_public: bool) -> Iterator
     """
     in_flight = door.telemetry.in_flight.labels(via)
     in_flight.inc()
+    began_ns = time.time_ns()
     try:
-        with nullcontext() if is_public else door.lifecycle.call():
+        with tracing.working_for(call.trace), nullcontext() if is_public else door.lifecycle.call():
             yield
     except asyncio.CancelledError:
         is_late = call.deadline is not None and time.monotonic() >= call.deadline
         call.code = (Reason.DEADLINE if is_late else Reason.CANCELLED).name
         raise
     except Exception as error:
-        told = explain(error, call.request_id)
+        with tracing.working_for(call.trace):
+            told = explain(error, call.request_id)
         call.code = told.reason.name
         raise told from error
     finally:
@@ -85,7 +91,14 @@ def watched(door: Door, via: Transport, call: Call, is_public: bool) -> Iterator
         door.telemetry.request_seconds.labels(via, call.rpc).observe(seconds)
         if not is_public:
             log = _log.debug if call.code == "OK" else _log.info
-            log("call", door=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2), request_id=call.request_id)
+            with tracing.working_for(call.trace):
+                log(
+                    "call", door=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
+                    request_id=call.request_id,
+                )  # fmt: skip
+            if door.spans is not None:
+                about = {"presage.code": call.code, "presage.door": via, "presage.request_id": call.request_id}
+                door.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
 
 
 def explain(error: Exception, request_id: str) -> ServiceError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from server import door as doors
+from server import tracing
 from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
 from server.rendering import to_status
@@ -44,17 +45,18 @@ class DoorInterceptor(grpc.aio.ServerInterceptor):
         details = handler_call_details
         service, _, method = details.method.lstrip("/").partition("/")
         headers = {name: value for name, value in details.invocation_metadata if isinstance(value, str)}
-        call = Call(doors.request_id(headers.get(REQUEST_ID)), f"{service.rpartition('.')[2]}.{method}")
+        rpc, trace = f"{service.rpartition('.')[2]}.{method}", tracing.begun(headers.get(tracing.HEADER))
+        call = Call(doors.request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
         handler = await continuation(details)
         if service in PUBLIC_SERVICES and handler is not None:
             return handler
         try:
             self.door.keys.check(headers.get)
         except ServiceError as error:
-            return _refusing(self.door, call if handler is not None else Call(call.request_id, "unknown"), error)
+            return _refusing(self.door, call if handler is not None else replace(call, rpc="unknown"), error)
         if handler is None:
             unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
-            return _refusing(self.door, Call(call.request_id, "unknown"), unknown)
+            return _refusing(self.door, replace(call, rpc="unknown"), unknown)
         if service in INFRASTRUCTURE:
             return handler
         return _served(self.door, call, handler)
@@ -123,9 +125,14 @@ def _refusing(door: Door, call: Call, error: ServiceError) -> Handler:
 
 
 def _prepare(door: Door, call: Call, context: Context) -> None:
-    context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+    context.set_trailing_metadata(_told(call))
     call.deadline = deadline(context)
     door.lifecycle.check()
+
+
+def _told(call: Call) -> tuple[tuple[str, str], ...]:
+    """What every caller is told, whatever the answer."""
+    return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
 
 
 def _check_size(door: Door, request: bytes) -> None:
@@ -156,6 +163,6 @@ async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any])
 
 async def _abort(error: ServiceError, call: Call, context: Context) -> NoReturn:
     status = rpc_status.to_status(to_status(error, call.request_id))
-    trailing = (*status.trailing_metadata, (REQUEST_ID, call.request_id))
+    trailing = (*status.trailing_metadata, *_told(call))
     await context.abort(status.code, status.details, trailing)
     raise AssertionError("abort raises")

@@ -27,6 +27,7 @@ from server.recorder import Recorder
 from server.rest import create_app
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import Telemetry
+from server.tracing import SpanSink
 from server.uploads import Uploads
 
 _log = structlog.get_logger()
@@ -44,7 +45,9 @@ class Addresses:
     rest: str  # http://host:port or https://host:port
 
 
-def create_door(application: Application, settings: Settings, recorder: Recorder | None = None) -> Door:
+def create_door(
+    application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
+) -> Door:
     """What both doors share. Raises SettingsError for keys that cannot be read."""
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
@@ -65,6 +68,7 @@ def create_door(application: Application, settings: Settings, recorder: Recorder
         lifecycle=lifecycle,
         uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.uploads, limits.upload_idle_s),
         server_version=server_version(),
+        spans=spans,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from server import checks
+from server import checks, tracing
 from server.checks import SearchLimits
 from server.errors import Reason, ServiceError, invalid
 from server.goals import GoalCache
@@ -198,7 +198,7 @@ class PlanCalls:
             return
         given = None if planned is None else replace(job, size=planned.size, budget_until=None)
         done = None if planned is None else planned.done
-        self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done))
+        self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done, tracing.current()))
 
 
 def start_of(seen: Observation, session: Session | None, sequence: int, history: int) -> Start:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import door as doors
+from server import tracing
 from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
 from server.rendering import PROBLEM_JSON, to_problem
@@ -70,7 +71,8 @@ class DoorMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        call = Call(doors.request_id(headers.get("x-request-id")), "unknown")
+        trace = tracing.begun(headers.get(tracing.HEADER))
+        call = Call(doors.request_id(headers.get("x-request-id")), "unknown", trace=trace)
         scope[_CALL] = call
         has_started = False
 
@@ -78,7 +80,8 @@ class DoorMiddleware:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                MutableHeaders(scope=message)["X-Request-Id"] = call.request_id
+                told = MutableHeaders(scope=message)
+                told["X-Request-Id"], told[tracing.HEADER] = call.request_id, trace.header
             await send(message)
 
         try:

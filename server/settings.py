@@ -114,6 +114,10 @@ class Settings(BaseSettings):
         default="info", description="least level that is logged: debug, info, warning or error"
     )
 
+    otlp_endpoint: str = Field(
+        default="", description="where spans are sent, such as http://collector:4318/v1/traces; needs the extra otel"
+    )
+
     limits: Limits = Limits()
     record: Recording = Field(default=Recording(), description="the flight recorder")
 

@@ -30,6 +30,7 @@ from server.door import Door
 from server.listening import Addresses, bind, create_door, listening
 from server.messages import Array, Frame
 from server.settings import load
+from server.tracing import SpanSink
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(application: Application, **flags: Any) -> AsyncIterator[Service]:
+async def open_service(
+    application: Application, *, spans: SpanSink | None = None, **flags: Any
+) -> AsyncIterator[Service]:
     """Serve on free ports with these settings beside the defaults."""
     settings = load(flags={"grpc_port": 0, "http_port": 0, "drain_s": 5.0, **flags})
-    door = create_door(application, settings)
+    door = create_door(application, settings, spans=spans)
     with closing(bind(settings.host, 0, "http_port")) as rest_socket:
         async with (
             listening(door, settings, rest_socket) as addresses,
