@@ -22,7 +22,7 @@ from pydantic import BaseModel  # noqa: E402
 from server import openpi_request, rest, rest_calls  # noqa: E402
 from server.errors import Reason  # noqa: E402
 from server.grpc_service import SERVICES  # noqa: E402
-from server.settings import Limits, Settings  # noqa: E402
+from server.settings import Limits, Recording, Settings  # noqa: E402
 from server.telemetry import Telemetry  # noqa: E402
 
 PAGES = ("docs/protocol.md", "docs/operations.md")
@@ -80,7 +80,7 @@ def errors() -> str:
 
 
 def settings() -> str:
-    return _table("| setting | default | |", _fields(Settings, ""))
+    return _table("| setting | default | |", [*_fields(Settings, ""), *_fields(Recording, "record.")])
 
 
 def limits() -> str:
@@ -107,7 +107,7 @@ def openpi() -> str:
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if name == "limits":
+        if name in ("limits", "record"):
             continue
         default = field.default
         if isinstance(default, tuple):

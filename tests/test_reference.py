@@ -65,7 +65,8 @@ def test_help_names_every_setting() -> None:
     flags = {"models": "--model", "devices": "--device", "engine_threads": "--threads", "api_keys": "PRESAGE_API_KEYS"}
     told = {word.strip(".") for word in re.findall(r"[\w.-]+", done.stdout)}
     for name in Settings.model_fields:
-        if name != "limits":
+        if name not in ("limits", "record"):
             assert {flags.get(name, "--" + name.replace("_", "-")), name} & told, name
+    assert {"--record", "--record-bytes", "--no-record-images"} <= told
     for name in Limits.model_fields:
         assert f"limits.{name}" in told, name
