@@ -30,7 +30,10 @@ def serve(
         list[str] | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto; one engine process for each.")
     ] = None,
     engine_threads: Annotated[
-        int | None, typer.Option("--threads", min=0, help="CPU threads of an engine; 0 leaves it to torch.")
+        int | None, typer.Option("--threads", min=0, help="CPU threads of an engine; 0 measures which are fastest.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="float32, bfloat16, or auto: the fastest that plans alike.")
     ] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Address both doors listen on. By default 127.0.0.1.")
@@ -81,6 +84,7 @@ def serve(
         "models": tuple(models) if models else None,
         "devices": tuple(devices) if devices else None,
         "engine_threads": engine_threads,
+        "precision": precision,
         "host": host,
         "grpc_port": grpc_port,
         "http_port": http_port,

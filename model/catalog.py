@@ -35,8 +35,17 @@ class LoadedModel(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the large matrix products of a rollout, or of the encoder in a model that only embeds."""
+        ...
+
+    @property
     def block(self) -> int:
         """Robot actions per model step."""
+        ...
+
+    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+        """The same model with its large matrix products in another precision; a family may keep its own."""
         ...
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:

@@ -150,6 +150,7 @@ def app_settings(settings: Settings) -> AppSettings:
         models=settings.models,
         devices=settings.devices,
         engine_threads=settings.engine_threads,
+        precision=settings.precision,
         engine_nice=settings.engine_nice,
         engine_silence_s=settings.engine_silence_s,
         startup_s=settings.startup_s,

@@ -26,6 +26,7 @@ from server.jobs import (
     EngineSettings,
     Floats,
     Loader,
+    Precision,
 )
 from server.lanes import Lanes
 from server.messages import (
@@ -70,7 +71,8 @@ class AppSettings:
 
     models: tuple[str, ...] = ("arm",)  # package names or folders, the default first
     devices: tuple[str, ...] = ("auto",)  # one engine process each: cpu, cuda, cuda:1, mps, or auto
-    engine_threads: int = 0  # CPU threads of an engine; 0 leaves the choice to torch
+    engine_threads: int = 0  # CPU threads of an engine; 0: as many as are measured to be fastest
+    precision: Precision = "auto"  # of models: bfloat16 where it is faster and chooses the same actions, or as said
     max_sessions: int = 1024
     session_ttl_s: float = 600.0
     max_session_ttl_s: float = 86_400.0
@@ -337,6 +339,7 @@ def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
         models=settings.models,
         device=device,
         threads=settings.engine_threads,
+        precision=settings.precision,
         max_batch=settings.max_batch,
         max_iteration_steps=settings.max_iteration_steps,
         loader=settings.loader,

@@ -186,8 +186,11 @@ class Engine:
         match message:
             case Alive():
                 pass  # being heard is all it is for
-            case Loaded(models):
+            case Loaded(models, threads):
                 self.models = models
+                for model in models:
+                    name, dtype, why = model.reply.name, model.dtype, model.why_dtype
+                    _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why)
             case LoadFailed(reason):
                 _log.error("the engine cannot load its models", why=reason)
                 self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")

@@ -18,7 +18,7 @@ import torch
 
 from model.catalog import LoadedModel, load
 from model.package import PackageConfig, PackageError, PlannerDefaults
-from server import model_calls
+from server import model_calls, tuning
 from server.channel import EngineChannel
 from server.errands import Errands
 from server.failures import failed
@@ -41,6 +41,7 @@ from server.jobs import (
 from server.messages import Frame, ModelReply, PlannerSettings
 from server.pulse import Pulse, beating
 from server.searches import Searches
+from server.tuning import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
@@ -53,13 +54,14 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(settings.nice)  # where both want a core the front has it: replies leave on time, and health is answered
+    tuning.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     channel = EngineChannel(end)
     try:
         try:
-            models, served = _load_and_describe(settings)
-            channel.send(Loaded(served))
+            models, described, threads = _load_and_describe(settings)
+            channel.send(Loaded(described, threads))
             engine = Engine(models, channel, settings)
             engine.warm_up()
         except (PackageError, RuntimeError) as error:
@@ -71,11 +73,12 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
         return
 
 
-def _load_and_describe(settings: EngineSettings) -> tuple[dict[str, LoadedModel], tuple[ServedModel, ...]]:
+def _load_and_describe(settings: EngineSettings) -> tuple[dict[str, LoadedModel], tuple[ServedModel, ...], int]:
     """Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone."""
     try:
-        models = load_all(settings)
-        return models, tuple(describe(name, model) for name, model in models.items())
+        threads, verdicts = tune(load_all(settings), settings)
+        described = tuple(describe(name, model, verdict) for name, (model, verdict) in verdicts.items())
+        return {name: model for name, (model, _) in verdicts.items()}, described, threads
     except OSError as error:
         where = error.filename or ", ".join(settings.models)
         raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
@@ -110,8 +113,26 @@ def device(name: str) -> torch.device:
     return chosen
 
 
-def describe(name: str, model: LoadedModel) -> ServedModel:
-    """What the front must know of a model. Encodes once, to see in which numbers it computes."""
+def tune(
+    models: dict[str, LoadedModel], settings: EngineSettings
+) -> tuple[int, dict[str, tuple[LoadedModel, Verdict]]]:
+    """The number of threads and every model in the precision to serve it in, chosen as the settings say."""
+    first = next(iter(models.values()))
+    if not settings.threads and first.device.type == "cpu":
+        work = Work.of(first, own_search(first.package.config.planner))
+        torch.set_num_threads(tuning.fastest_threads(lambda: work.done_by(first), tuning.available_cpus()))
+    verdicts: dict[str, tuple[LoadedModel, Verdict]] = {}
+    for name, model in models.items():
+        if settings.precision == "auto":
+            verdicts[name] = tuning.with_best_precision(model, own_search(model.package.config.planner))
+        else:
+            asked = model.computing_in(getattr(torch, settings.precision))
+            verdicts[name] = asked, Verdict(asked.dtype, "as set")
+    return torch.get_num_threads(), verdicts
+
+
+def describe(name: str, model: LoadedModel, verdict: Verdict) -> ServedModel:
+    """What the front must know of a model."""
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     reply = ModelReply(
@@ -134,8 +155,9 @@ def describe(name: str, model: LoadedModel) -> ServedModel:
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
     )
-    dtype = str(model_calls.encode_frames(model, [_black(config)]).dtype).removeprefix("torch.")
-    return ServedModel(reply, search if action is not None else None, config.history, str(model.device), dtype)
+    dtype = str(verdict.dtype).removeprefix("torch.")
+    own = search if action is not None else None
+    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from model.catalog import LoadedModel
 
 Floats = NDArray[np.float32]
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What a model computes in: bfloat16 where it is measured to be faster and to choose the same actions, or as said."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
 Loader = Callable[[str, str], "LoadedModel"]
 """Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
@@ -30,7 +32,8 @@ class EngineSettings:
 
     models: tuple[str, ...]
     device: str  # "auto" takes the best one present
-    threads: int  # 0 leaves the choice to torch
+    threads: int  # 0: as many as are measured to be fastest
+    precision: Precision
     max_batch: int  # searches in one rollout
     max_iteration_steps: int  # samples x horizon in one rollout
     loader: Loader | None  # None: model.catalog.load
@@ -65,6 +68,7 @@ class ServedModel:
     history: int  # latents a rollout starts from
     device: str
     dtype: str
+    why_dtype: str  # how it came to be that
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,7 @@ class Loaded:
     """The models can be described; they still have to warm up."""
 
     models: tuple[ServedModel, ...]
+    threads: int
 
 
 @dataclass(frozen=True)

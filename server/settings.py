@@ -74,7 +74,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="one engine each: cpu, cuda, cuda:1, mps, or auto for the best present",
     )
-    engine_threads: int = Field(default=0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")
+    engine_threads: int = Field(
+        default=0, ge=0, description="CPU threads of the engine; 0: as many as are measured to be fastest"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of models; auto: bfloat16 where it is faster and chooses the same actions"
+    )
     engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
     engine_silence_s: float = Field(
         default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"

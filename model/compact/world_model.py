@@ -22,7 +22,10 @@ FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
 class CompactWorldModel:
     """The built-in family behind the one protocol. Immutable after construction; safe to share between searches."""
 
-    def __init__(self, package: Package, network: CompactNetwork, device: torch.device) -> None:
+    def __init__(
+        self, package: Package, network: CompactNetwork, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`dtype` is the predictor's, which does nearly all the work of a plan; latents are float32 either way."""
         action = package.config.action
         if action is None:
             raise PackageError(f"{package.config.name}: a compact package needs an action specification")
@@ -36,14 +39,18 @@ class CompactWorldModel:
             raise PackageError(f"{package.config.name}: image.crop_policy must be one of {CROP_POLICIES}")
         self.package = package
         self.device = device
+        self.dtype = dtype
         self._policy: CropPolicy = image.crop_policy  # type: ignore[assignment]  # checked above
         self._size = (image.height, image.width)
         self.block = action.block
         self._network = network.to(device).eval().requires_grad_(False)
+        self._network.predictor.lower(dtype)
         self._normalizer = ActionNormalizer(action).to(device)
 
     @classmethod
-    def from_package(cls, package: Package, device: torch.device) -> CompactWorldModel:
+    def from_package(
+        cls, package: Package, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> CompactWorldModel:
         """Build the network its config describes and load its weights, all or nothing."""
         network = CompactNetwork(read_config(package.config))
         try:
@@ -56,7 +63,11 @@ class CompactWorldModel:
             )
         except (RuntimeError, OSError) as error:
             raise PackageError(f"{package.folder}: the weights do not fit the config: {error}") from error
-        return cls(package, network, device)
+        return cls(package, network, device, dtype)
+
+    def computing_in(self, dtype: torch.dtype) -> CompactWorldModel:
+        """The same package with its predictor in another precision."""
+        return self if dtype == self.dtype else self.from_package(self.package, self.device, dtype)
 
     @classmethod
     def random(cls, folder: Path, config: PackageConfig, seed: int) -> CompactWorldModel:

@@ -56,6 +56,7 @@ class PackagedVJepa2:
         encoder, predictor = networks["encoder"], networks.get("action_predictor")
         assert isinstance(encoder, Encoder)
         self.encoder = encoder
+        self.dtype = next(encoder.parameters()).dtype
         self.world_model: VJepa2WorldModel | None = None
         if isinstance(predictor, ActionPredictor):
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
@@ -63,6 +64,10 @@ class PackagedVJepa2:
     @classmethod
     def from_package(cls, package: Package, device: torch.device) -> PackagedVJepa2:
         return cls(package, device)
+
+    def computing_in(self, dtype: torch.dtype) -> PackagedVJepa2:
+        """The same package with all its weights in another precision."""
+        return self if dtype == self.dtype else PackagedVJepa2(self.package, self.device, dtype)
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens latent"]:
         """Normalised latents of single frames."""

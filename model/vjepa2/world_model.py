@@ -80,6 +80,7 @@ class VJepa2WorldModel:
         history - 1, 7]` and, for models that take it, the camera `[batch, history, 6]`.
         """
         latents, poses, past_actions, *camera = context
+        latents = latents.to(self.predictor.predictor_proj.weight.dtype)  # what comes from a host is float32
         extrinsics = camera[0] if camera else None
         return rollout(self.predictor, latents, poses, past_actions, actions, extrinsics, self.chunk)
 

@@ -16,7 +16,13 @@ from server.app import Application, AppSettings
 from tests.server import linear
 
 SETTINGS = AppSettings(
-    models=("linear",), devices=("cpu",), engine_threads=1, reply_margin_s=0.05, clip_workers=1, loader=linear.load
+    models=("linear",),
+    devices=("cpu",),
+    engine_threads=1,
+    precision="float32",
+    reply_margin_s=0.05,
+    clip_workers=1,
+    loader=linear.load,
 )
 START_S = 120.0
 

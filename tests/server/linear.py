@@ -73,6 +73,10 @@ class Linear:
         self.package = Package(config, Path("nowhere"), "0" * 64)
         self.device = torch.device("cpu")
         self.block = ACTION.block
+        self.dtype = torch.float32
+
+    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+        return self
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames[:, 0, 0, :2].float() / 255

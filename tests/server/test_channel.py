@@ -122,9 +122,9 @@ async def test_a_reader_that_does_not_read_blocks_nobody(ends: Ends) -> None:
 async def test_results_come_back_small_and_large(ends: Ends) -> None:
     front, engine = ends
     latents = np.arange(3_000_000, dtype=np.float32).reshape(3, -1)
-    writer = threading.Thread(target=lambda: [engine.send(Loaded(())), engine.send(Done(1, EncodeDone(latents)))])
+    writer = threading.Thread(target=lambda: [engine.send(Loaded((), 1)), engine.send(Done(1, EncodeDone(latents)))])
     writer.start()
-    assert await front.receive() == Loaded(())
+    assert await front.receive() == Loaded((), 1)
     done = await front.receive()
     assert isinstance(done, Done)
     assert isinstance(done.result, EncodeDone)

@@ -98,7 +98,13 @@ def same(one: object, other: object) -> bool:
         Done(4, RolloutDone(np.zeros((2, 3, 4), np.float32), None)),
         Done(5, SurpriseDone((0.5, 1e-300))),
         Failed(5, Reason.ENGINE_LOST, "why", "field", "rule", "value"),
-        Loaded((ServedModel(MODEL, SIZE, 1, "cpu", "float32"), ServedModel(MODEL, None, 3, "cpu", "float32"))),
+        Loaded(
+            (
+                ServedModel(MODEL, SIZE, 1, "cpu", "bfloat16", "twice as fast"),
+                ServedModel(MODEL, None, 3, "cpu", "float32", "as set"),
+            ),
+            threads=2,
+        ),
         Ready({"arm": Pace(0.01, 1e-6)}),
     ],
     ids=lambda message: type(message).__name__,

@@ -1,0 +1,121 @@
+"""How an engine chooses its precision and threads, with real networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from model.catalog import LoadedModel, load
+from model.compact.world_model import CompactWorldModel
+from server import tuning
+from server.engine_process import own_search
+from server.jobs import SearchSize
+from tests.server.linear import CONFIGS, GAIN, Linear
+
+CPU = torch.device("cpu")
+SIZE = SearchSize(samples=48, iterations=4, elites=6, horizon=3)
+
+
+class Coarse:
+    """A model whose lower precision is ruined: a share of what its predictor weighs is noise."""
+
+    def __init__(self, model: CompactWorldModel, noise: float) -> None:
+        self.model, self.noise = model, noise
+        self.package, self.device, self.block, self.dtype = model.package, model.device, model.block, model.dtype
+        self.encode, self.embed_clip, self.context = model.encode, model.embed_clip, model.context
+        self.rollout = model.rollout
+
+    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+        lowered = CompactWorldModel.from_package(self.package, self.device, dtype)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in lowered._network.predictor.parameters():
+                weight += self.noise * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+        return lowered
+
+
+def test_a_precision_that_chooses_the_same_actions_agrees_and_a_ruined_one_does_not() -> None:
+    arm = load("arm", CPU)
+    problems = tuning.imagined_problems(arm, SIZE, count=3)
+    same = tuning.agreement(arm, arm, SIZE, problems)
+    assert (same.gap, same.excess) == (0, 0)
+    lowered = tuning.agreement(arm, arm.computing_in(torch.bfloat16), SIZE, problems)
+    assert lowered.gap > 0
+    assert lowered.holds
+    assert isinstance(arm, CompactWorldModel)
+    ruined = Coarse(arm, noise=1.0).computing_in(torch.bfloat16)
+    assert not tuning.agreement(arm, ruined, SIZE, problems).holds
+
+
+def test_a_ruined_precision_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    arm = load("arm", CPU)
+    assert isinstance(arm, CompactWorldModel)
+    ruined = cast(LoadedModel, Coarse(arm, noise=1.0))
+    served, verdict = tuning.with_best_precision(ruined, SIZE)
+    assert served is ruined
+    assert "does not agree" in verdict.why
+    assert verdict.dtype is torch.float32
+
+
+def test_a_precision_that_is_not_faster_is_not_taken(compact_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(str(compact_folder), CPU)
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 1e9)
+    served, verdict = tuning.with_best_precision(model, own_search(model.package.config.planner))
+    assert served is model
+    assert "times as fast" in verdict.why
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(tuning, "GATE_S", 0.0)
+    served, verdict = tuning.with_best_precision(model, own_search(model.package.config.planner))
+    assert served is model
+    assert "would take" in verdict.why
+
+
+def test_what_agrees_and_is_faster_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    served, verdict = tuning.with_best_precision(load("arm", CPU), SIZE)
+    assert served.dtype is verdict.dtype is torch.bfloat16
+    again = tuning.with_best_precision(served, SIZE)
+    assert (again[0], again[1].why) == (served, "it is loaded so")
+
+
+def test_a_model_of_one_precision_keeps_it() -> None:
+    model = Linear(CONFIGS["linear"])
+    assert tuning.with_best_precision(model, SIZE) == (model, tuning.Verdict(torch.float32, "it is loaded so"))
+
+
+def test_imagined_problems_are_the_same_every_time_and_their_goals_are_in_reach() -> None:
+    model = Linear(CONFIGS["historian"])
+    first, second = (tuning.imagined_problems(model, SIZE) for _ in range(2))
+    assert len(first) == tuning.PROBLEMS
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.goal, other.goal)
+        distance = (one.goal - one.context[0][0]).abs()
+        assert bool((distance <= GAIN * SIZE.horizon * model.block).all())
+        assert bool((distance > 0).all())
+
+
+def test_threads_are_chosen_among_those_available_and_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    seen: set[int] = set()
+    chosen = tuning.fastest_threads(lambda: seen.add(torch.get_num_threads()), available=3)
+    assert chosen in seen == {1, 2, 3}
+    assert torch.get_num_threads() == before
+    assert tuning.fastest_threads(lambda: None, available=1) == 1
+    assert tuning.available_cpus() >= 1
+
+
+def test_lowering_keeps_latents_and_inputs_in_float32() -> None:
+    model = load("arm", CPU)
+    lowered = model.computing_in(torch.bfloat16)
+    assert model.computing_in(torch.float32) is model
+    frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(model.encode(frames), lowered.encode(frames))
+    context = model.context([model.encode(frames)[0]], None)
+    actions = 2 * torch.rand(1, 5, 25, 2) - 1
+    own, other = model.rollout(context, actions), lowered.rollout(context, actions)
+    assert other.dtype == torch.float32
+    assert 0 < (own - other).abs().max() < 0.05 * own.abs().max()
