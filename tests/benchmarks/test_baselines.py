@@ -1,0 +1,83 @@
+"""The slow references choose what the fast path chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.baselines.compact import PlainLoop, load_network
+from benchmarks.baselines.vjepa2_ac import PublishedLoop, poses_after, predict
+from model.catalog import load
+from model.vjepa2.action_predictor import ActionPredictorConfig
+from model.vjepa2.poses import compose
+from model.vjepa2.rollout import normalise
+from model.vjepa2.world_model import VJepa2WorldModel
+from planner.cem import CEM
+from planner.noise import RecordedNoise, Stream
+from planner.published import vjepa2_ac_space
+from planner.types import Problem
+from server.model_calls import action_space
+from simulation.tasks import make
+from tests.model.vjepa2.tiny import ENCODER, action_predictor, encoder
+
+CPU = torch.device("cpu")
+SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=3, heads=2, mlp_hidden=48, grid=(2, 3))
+
+
+def test_the_published_forward_is_ours() -> None:
+    predictor = action_predictor(SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    seen, actions = torch.randn(3, 4 * 6, 32, generator=generator), torch.randn(3, 4, 7, generator=generator)
+    states = torch.randn(3, 4, 7, generator=generator)
+    assert torch.allclose(predict(predictor, seen, actions, states), predictor(seen, actions, states), atol=1e-5)
+
+
+def test_poses_on_the_host_are_ours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    poses, actions = (torch.rand(20, 7, generator=generator) - 0.5 for _ in range(2))
+    reached = torch.from_numpy(poses_after(poses.numpy(), actions.numpy()))
+    assert torch.allclose(reached, compose(poses, actions), atol=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_the_published_loop_and_the_fast_path_choose_the_same_actions(horizon: int) -> None:
+    predictor = action_predictor(SHAPE)
+    world_model = VJepa2WorldModel(encoder(ENCODER), predictor, size=(16, 24))
+    loop = PublishedLoop(samples=24, iterations=4, elites=5, horizon=horizon)
+    generator = torch.Generator().manual_seed(1)
+    latent, goal = normalise(torch.randn(2, 6, 32, generator=generator))
+    pose = torch.tensor([0.4, 0.0, 0.3, 3.0, 0.1, -1.0, 0.5])
+    draws = torch.randn(4, horizon, 24, 4, generator=generator)
+    slow = loop.plan(predictor, latent, pose, goal, draws)
+
+    rotation = torch.zeros(*draws.shape[:3], 3)
+    noise = RecordedNoise(torch.cat([draws[..., :3], rotation, draws[..., 3:]], dim=-1))
+    fast = replace(CEM.vjepa2_ac_paper(), samples=24, iterations=4, elites=5, horizon=horizon, noise=noise)
+    problem = Problem(world_model.context([latent], pose[None]), goal, vjepa2_ac_space(), seed=0)
+    assert torch.allclose(fast.plan(world_model, problem).actions, slow, atol=1e-5)
+    assert bool((slow[:, :3].abs() > 1e-3).any())
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_the_plain_loop_and_the_fast_path_choose_the_same_actions(stepwise: bool) -> None:
+    model = load("arm", CPU)
+    robot = make("arm")
+    image, goal_image = (
+        torch.from_numpy(robot.render_state([angle, 0.5, *([0.0] * (len(robot.state) - 2))]).copy())
+        for angle in (0.2, 1.0)
+    )
+    fast = replace(CEM.lewm_paper(), samples=40, iterations=3, elites=8)
+    space, action = action_space(model), model.package.config.action
+    assert space is not None
+    assert action is not None
+    problem = Problem((model.encode(image[None]),), model.encode(goal_image[None])[0], space, seed=3)
+
+    def draw(iteration: int) -> torch.Tensor:
+        return torch.randn(40, 25, 2, generator=Stream(3, iteration).generator(CPU))
+
+    loop = PlainLoop(samples=40, iterations=3, elites=8, stepwise=stepwise)
+    slow = loop.plan(load_network(model.package), action, image, goal_image, draw)
+    assert torch.allclose(fast.plan(model, problem).actions, slow, atol=1e-4)
+    assert float(slow.abs().max()) > 0.1
