@@ -1,0 +1,201 @@
+"""Plans with the compact family (the package `arm`): time, quality in time, punctuality, company."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from benchmarks.baselines.compact import PlainLoop, load_network
+from benchmarks.planning.problems import ArmProblem, Served, problem_of
+from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
+from planner import named
+from planner.anytime import IterationClock, plan_in_time
+from planner.cem import CEM
+from planner.cost import GoalDistance
+from planner.noise import Stream
+from planner.receding import warm_start
+from planner.types import Plan
+from simulation.tasks import make
+
+COST = GoalDistance()
+FULL = CEM(samples=300, iterations=30, elites=30)
+ENDLESS = replace(FULL, iterations=100_000)
+PARETO = ("cem", "icem", "mppi", "gradient", "hybrid")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    repeats: int
+    problems: int
+    deadlines: int
+    robots: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]  # samples and horizon
+    pareto: tuple[tuple[int, int], ...]  # samples and iterations
+
+
+QUICK = Scale(2, 4, 15, (1, 8), ((100, 5), (300, 5)), ((50, 4), (200, 8)))
+WHOLE = Scale(
+    7, 100, 1000, (1, 2, 4, 8, 16, 32), ((100, 5), (300, 5), (1000, 5), (100, 10), (300, 10), (1000, 10)),
+    ((25, 2), (50, 4), (100, 6), (200, 8), (300, 15), (300, 30)),
+)  # fmt: skip
+
+
+def against_plain_loops(served: Served, problem: ArmProblem, scale: Scale) -> tuple[Table, dict[str, float]]:
+    """300 x 30, horizon 5: the same search by plain loops, in float32, and as an engine serves it; and the floor."""
+    fast, network = CEM.lewm_paper(), load_network(served.exact.package)
+    action = served.exact.package.config.action
+    assert action is not None
+    shape = (fast.samples, fast.horizon * served.exact.block, len(action.names))
+
+    def draw(iteration: int) -> torch.Tensor:
+        return torch.randn(shape, generator=Stream(problem.problem.seed, iteration).generator(torch.device("cpu")))
+
+    def from_pixels(model_name: str) -> Work:
+        model = served.fast if model_name == "served" else served.exact
+        space, seed = problem.problem.space, problem.problem.seed
+        return lambda: fast.plan(model, problem_of(model, space, problem.image, problem.goal_image, seed)).actions
+
+    def plain(stepwise: bool) -> Work:
+        loop = PlainLoop(stepwise=stepwise)
+        return lambda: loop.plan(network, action, problem.image, problem.goal_image, draw)
+
+    works = {
+        "plain loop, step by step as published": plain(stepwise=True),
+        "plain loop, one call for the horizon": plain(stepwise=False),
+        "Presage, float32": from_pixels("exact"),
+        f"Presage, as served ({served.precision})": from_pixels("served"),
+    }
+    ms = interleaved(works, max(1, scale.repeats // 2))
+    names = list(works)
+    candidates = torch.zeros(1, *shape)
+    counted = operations(lambda: served.exact.rollout(problem.problem.context, candidates)) * fast.iterations
+    rate = matrix_rate(served.fast.dtype, served.fast.device)
+    floor_ms = 1e3 * counted / rate
+    rows: list[tuple[object, ...]] = [(name, ms[name], ms[names[0]] / ms[name]) for name in names]
+    rows.append((f"floor: {counted / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s", floor_ms, ms[names[0]] / floor_ms))
+    note = f"Both images encoded within each plan. Precision: {served.why}."
+    ratios = {
+        "plan_ms": ms[names[3]],
+        "of_published_loop": ms[names[0]] / ms[names[3]],
+        "of_one_call_loop": ms[names[1]] / ms[names[3]],
+        "of_floor": ms[names[3]] / floor_ms,
+    }
+    return Table("One plan, 300 samples x 30 iterations, horizon 5", note, ("", "ms", "times as fast"), rows), ratios
+
+
+def sizes(served: Served, problem: ArmProblem, scale: Scale) -> Table:
+    """Time of one iteration; a plan takes as many of them as it has iterations."""
+    rows: list[tuple[object, ...]] = []
+    for samples, horizon in scale.sizes:
+        optimiser = CEM(samples=samples, iterations=3, elites=max(2, samples // 10), horizon=horizon)
+        works: dict[str, Work] = {
+            name: lambda model=model, optimiser=optimiser: optimiser.plan(model, problem.problem).actions  # type: ignore[misc]
+            for name, model in (("exact", served.exact), ("fast", served.fast))
+        }
+        ms = interleaved(works, scale.repeats)
+        rows.append((samples, horizon, ms["exact"] / 3, ms["fast"] / 3, 30 * ms["fast"] / 3))
+    as_served = f"served ({served.precision}) ms/iteration"
+    columns = ("samples", "horizon", "float32 ms/iteration", as_served, "30 iterations ms")
+    return Table("Time against samples, horizon and iterations", "Means over plans of 3 iterations.", columns, rows)
+
+
+def company(served: Served, problems: list[ArmProblem], scale: Scale) -> tuple[Table, float]:
+    """Robots in one batch against the same robots one after another."""
+    optimiser = CEM(samples=200, iterations=2, elites=20)
+    rows: list[tuple[object, ...]] = []
+    gain = 1.0
+    for count in scale.robots:
+        asked = [problems[i % len(problems)].problem for i in range(count)]
+
+        def together(asked: list = asked) -> object:  # type: ignore[type-arg]
+            searches = [optimiser.start(problem, served.fast.block) for problem in asked]
+            for _ in range(optimiser.iterations):
+                searches = optimiser.improve(served.fast, searches)
+            return searches
+
+        def in_turn(asked: list = asked) -> object:  # type: ignore[type-arg]
+            return [optimiser.plan(served.fast, problem) for problem in asked]
+
+        ms = interleaved({"together": together, "in turn": in_turn}, scale.repeats)
+        gain = ms["in turn"] / ms["together"]
+        rows.append((count, 1e3 * count / ms["in turn"], 1e3 * count / ms["together"], gain))
+    columns = ("robots", "plans/s one after another", "plans/s in one batch", "gain")
+    return Table("Robots in one batch", "200 samples x 2 iterations, horizon 5.", columns, rows), gain
+
+
+def punctuality(served: Served, problems: list[ArmProblem], scale: Scale) -> tuple[Table, float]:
+    """How far plans overshoot a budget, seen from outside: setting up and finishing counted."""
+    rows: list[tuple[object, ...]] = []
+    worst = 0.0
+    for budget_ms in (50, 100, 200):
+        pace = IterationClock()
+        ENDLESS.plan(served.fast, problems[0].problem, budget_s=0.2, pace=pace)
+        over, iterations = [], []
+        for index in range(scale.deadlines):
+            problem = replace(problems[index % len(problems)].problem, seed=index)
+            began = time.perf_counter()
+            plan = ENDLESS.plan(served.fast, problem, budget_s=budget_ms / 1e3, pace=pace)
+            over.append(max(0.0, 1e3 * (time.perf_counter() - began) - budget_ms))
+            iterations.append(plan.iterations)
+        p50, p99 = (float(np.percentile(over, percent)) for percent in (50, 99))
+        worst = max(worst, p99)
+        rows.append((budget_ms, len(over), float(np.mean(iterations)), p50, p99, max(over)))
+    columns = ("budget ms", "plans", "iterations", "overshoot p50 ms", "p99 ms", "largest ms")
+    return Table("Overshoot of a budget", "300 samples, horizon 5, never converging.", columns, rows), worst
+
+
+def warm_starts(served: Served, problems: list[ArmProblem], scale: Scale) -> tuple[Table, float]:
+    """A robot on its way: a second plan of 100 ms, warm-started, against 300 x 30 from nothing at the same place."""
+    robot, pace = make("arm"), IterationClock()
+    space, execute = problems[0].problem.space, served.exact.package.config.planner.execute
+    ENDLESS.plan(served.fast, problems[0].problem, budget_s=0.2, pace=pace)
+    warm_costs, cold_costs, full_costs, iterations = [], [], [], []
+    for each in problems[: scale.problems]:
+        first: Plan = ENDLESS.plan(served.fast, each.problem, budget_s=0.1, pace=pace)
+        robot.set_state(each.pair.start_state)
+        for action in first.actions[:execute].numpy():
+            robot.act(action)
+        now = torch.from_numpy(robot.render_state(robot.state).copy())
+        cold = problem_of(served.exact, space, now, each.goal_image, each.problem.seed + 1)
+        warm = replace(cold, warm_start=warm_start(first, execute, space))
+        plan = ENDLESS.plan(served.fast, warm, budget_s=0.1, pace=pace)
+        iterations.append(plan.iterations)
+        warm_costs.append(served.price(cold, plan.actions, COST))
+        quick = ENDLESS.plan(served.fast, cold, budget_s=0.1, pace=pace)
+        cold_costs.append(served.price(cold, quick.actions, COST))
+        full_costs.append(served.price(cold, FULL.plan(served.exact, cold).actions, COST))
+    rows: list[tuple[object, ...]] = []
+    full = np.array(full_costs)
+    for name, costs in (("100 ms, warm-started", warm_costs), ("100 ms, from nothing", cold_costs)):
+        ratio = np.array(costs) / full
+        rows.append((name, float(np.sum(costs) / full.sum()), float(np.median(ratio)), float(np.mean(ratio <= 1.02))))
+    columns = ("plan", "cost / 300 x 30 (of sums)", "median of ratios", "share within 2 %")
+    note = (
+        f"{len(full)} held-out problems, float32 costs; {np.mean(iterations):.1f} iterations of 300 samples in 100 ms. "
+        f"Each plan continues a first one of 100 ms, {execute} actions of which were executed."
+    )
+    return Table("Warm-started plans of 100 ms", note, columns, rows), float(np.sum(warm_costs) / full.sum())
+
+
+def pareto(served: Served, problems: list[ArmProblem], scale: Scale) -> Table:
+    """Final cost against time for every optimiser, means over the same problems."""
+    chosen = problems[: min(20, scale.problems)]
+    rows: list[tuple[object, ...]] = []
+    for name in PARETO:
+        for samples, iterations in scale.pareto:
+            starts = max(2, samples // 25) if name == "gradient" else samples  # a gradient costs more, so fewer of them
+            optimiser = named.optimiser(name, starts, iterations, max(2, samples // 10), 5)
+            costs, taken = [], []
+            for each in chosen:
+                began = time.perf_counter()
+                plan = plan_in_time(optimiser, served.fast, each.problem)
+                taken.append(1e3 * (time.perf_counter() - began))
+                costs.append(served.price(each.problem, plan.actions, COST))
+            rows.append((name, starts, iterations, float(np.median(taken)), float(np.mean(costs))))
+    columns = ("optimiser", "samples", "iterations", "ms", "cost")
+    return Table("Final cost against time", f"Mean float32 cost over {len(chosen)} problems.", columns, rows)

@@ -1,0 +1,63 @@
+"""Measuring in turns, counting operations, and the rate the machine multiplies matrices at."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the report. Cells are numbers as measured, or words."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+
+
+def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each work, all of them run in turns after one run for warm-up."""
+    for work in works.values():
+        finished(work())
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            began = time.perf_counter()
+            finished(work())
+            taken[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(ms) for name, ms in taken.items()}
+
+
+def finished(result: object) -> None:
+    """Wait for an accelerator through what it computed."""
+    if isinstance(result, Tensor):
+        result.flatten()[:1].cpu()
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 1.0) -> float:
+    """Operations a second of a square matrix product: the best of many, which is the machine's, not its company's."""
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    finished(one @ other)
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        finished(one @ other)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def operations(work: Work) -> int:
+    """Floating-point operations of the matrix products and convolutions of one run."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return int(counter.get_total_flops())

@@ -1,0 +1,131 @@
+"""The V-JEPA 2 family at its real widths, with random weights: plans and clip embeddings.
+
+On a processor the networks are cut to a few of their 24 layers (said in the tables), on an accelerator they are whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.baselines.vjepa2_ac import PublishedLoop
+from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
+from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
+from model.vjepa2.config import EncoderConfig
+from model.vjepa2.encoder import Encoder
+from model.vjepa2.rollout import normalise, rollout
+from planner.cem import CEM
+from planner.published import vjepa2_ac_space
+from planner.types import Problem
+
+LAYERS = 24
+CLIP_FRAMES, CLIP_SIZE = 16, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Acting:
+    """The predictor alone as a world model."""
+
+    predictor: ActionPredictor
+    block: int = 1
+
+    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+        latents, poses, past = context
+        return rollout(self.predictor, latents.to(self.predictor.predictor_proj.weight.dtype), poses, past, actions)
+
+
+def plans(
+    device: torch.device, layers: int, samples: int, horizons: tuple[int, ...], repeats: int
+) -> tuple[Table, dict[str, float]]:
+    """Plans of the published search against the published loop, and against the machine's matrix rate."""
+    predictor = _still(ActionPredictor(ActionPredictorConfig(latent_width=1408, depth=layers))).to(device)
+    lowered = copy.deepcopy(predictor).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    latent, goal = normalise(torch.randn(2, 256, 1408, generator=generator)).to(device)
+    pose = torch.tensor([0.4, 0.0, 0.3, 3.0, 0.0, 0.0, 0.5], device=device)
+    iterations = 1 if device.type == "cpu" else 10
+    rate = matrix_rate(torch.bfloat16, device)
+    context = (latent[None, None], pose[None, None], pose.new_zeros(1, 0, 7))
+    problem = Problem(context, goal, vjepa2_ac_space(), seed=0)
+    rows: list[tuple[object, ...]] = []
+    ratios: dict[str, float] = {}
+    for horizon in horizons:
+        loop = PublishedLoop(samples=samples, iterations=iterations, elites=2, horizon=horizon)
+        draws = torch.randn(iterations, horizon, samples, 4, generator=generator)
+        sized = replace(
+            CEM.vjepa2_ac_paper(), samples=samples, iterations=iterations, elites=2, horizon=horizon, result="best"
+        )
+        works: dict[str, Work] = {
+            "loop": lambda loop=loop, draws=draws: loop.plan(predictor, latent, pose, goal, draws),  # type: ignore[misc]
+            "float32": _planned(sized, Acting(predictor), problem),
+            "bfloat16": _planned(sized, Acting(lowered), problem),
+        }
+        ms = interleaved(works, repeats)
+        candidates = torch.zeros(1, samples, horizon, 7, device=device)
+        counted = operations(lambda c=candidates: Acting(lowered).rollout(context, c)) * iterations  # type: ignore[misc]
+        floor = 1e3 * counted / rate
+        rows.append(
+            (samples, iterations, horizon, ms["loop"], ms["float32"], ms["bfloat16"], ms["loop"] / ms["bfloat16"],
+             counted / 1e9, ms["bfloat16"] / floor)
+        )  # fmt: skip
+        ratios[f"horizon_{horizon}"] = ms["loop"] / ms["bfloat16"]
+    columns = (
+        "samples", "iterations", "horizon", "published loop ms", "float32 ms", "bfloat16 ms", "times as fast", "GFLOP",
+        "time / floor",
+    )  # fmt: skip
+    note = (
+        f"{layers} of 24 layers, 1024 wide, 256 patches a frame, random weights, {device.type}. "
+        f"The floor is the GFLOP at the bfloat16 matrix rate of this run, {rate / 1e9:.0f} GFLOP/s."
+    )
+    return Table("V-JEPA 2-AC plans", note, columns, rows), ratios
+
+
+def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, float] | None:
+    """Embedding a clip with ViT-L, against `transformers`; None where it is not installed."""
+    try:
+        from transformers import VJEPA2Config, VJEPA2Model
+    except ImportError:
+        return None
+    theirs = _still(VJEPA2Model(VJEPA2Config(num_hidden_layers=layers, pred_num_hidden_layers=1))).to(device)
+    ours = _still(Encoder(EncoderConfig(width=1024, depth=layers, heads=16, mlp_hidden=4096))).to(device)
+    lowered = copy.deepcopy(ours).to(torch.bfloat16)
+    clip = torch.randn(1, CLIP_FRAMES, 3, CLIP_SIZE, CLIP_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    video = clip.transpose(1, 2)
+
+    @torch.inference_mode()
+    def of_theirs() -> Tensor:
+        hidden: Tensor = theirs(clip, skip_predictor=True).last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def exact() -> Tensor:
+        tokens: Tensor = ours(video)
+        return tokens
+
+    @torch.inference_mode()
+    def fast() -> Tensor:
+        tokens: Tensor = lowered(video.to(torch.bfloat16))
+        return tokens
+
+    ms = interleaved({"theirs": of_theirs, "float32": exact, "bfloat16": fast}, repeats)
+    rate, counted = matrix_rate(torch.bfloat16, device), operations(exact)
+    rows: list[tuple[object, ...]] = [
+        ("transformers, float32", ms["theirs"], 1.0),
+        ("Presage, float32", ms["float32"], ms["theirs"] / ms["float32"]),
+        ("Presage, bfloat16", ms["bfloat16"], ms["theirs"] / ms["bfloat16"]),
+        (f"floor at {rate / 1e9:.0f} GFLOP/s", 1e3 * counted / rate, ms["theirs"] * rate / counted / 1e3),
+    ]
+    note = f"{CLIP_FRAMES} frames of {CLIP_SIZE} px, {layers} of 24 layers, random weights, {device.type}."
+    return Table("Clip embedding, ViT-L", note, ("", "ms", "times as fast"), rows), ms["theirs"] / ms["bfloat16"]
+
+
+def _planned(optimiser: CEM, model: Acting, problem: Problem) -> Callable[[], Tensor]:
+    return lambda: optimiser.plan(model, problem).actions
+
+
+def _still(network: torch.nn.Module):  # type: ignore[no-untyped-def]
+    return network.eval().requires_grad_(False)
