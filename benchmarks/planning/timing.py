@@ -46,9 +46,9 @@ def finished(result: object) -> None:
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 1.0) -> float:
     """Operations a second of a square matrix product: the best of many, which is the machine's, not its company's."""
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
     finished(one @ other)
-    while time.perf_counter() < end:
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
         began = time.perf_counter()
         finished(one @ other)
         best = min(best, time.perf_counter() - began)
