@@ -49,6 +49,10 @@ class NullModel:
         self.package = Package(CONFIG, Path("nowhere"), "0" * 64)
         self.device = torch.device("cpu")
         self.block = 1
+        self.dtype = torch.float32
+
+    def computing_in(self, dtype: torch.dtype) -> NullModel:
+        return self
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames[:, ::255, 0, :2].float().mean(1) / 255

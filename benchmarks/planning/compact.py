@@ -12,7 +12,7 @@ from benchmarks.baselines.compact import PlainLoop, load_network
 from benchmarks.planning.problems import ArmProblem, Served, problem_of
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
 from planner import named
-from planner.anytime import IterationClock, plan_in_time
+from planner.anytime import Pace, plan_in_time
 from planner.cem import CEM
 from planner.cost import GoalDistance
 from planner.noise import Stream
@@ -133,7 +133,7 @@ def punctuality(served: Served, problems: list[ArmProblem], scale: Scale) -> tup
     rows: list[tuple[object, ...]] = []
     worst = 0.0
     for budget_ms in (50, 100, 200):
-        pace = IterationClock()
+        pace = Pace()
         ENDLESS.plan(served.fast, problems[0].problem, budget_s=0.2, pace=pace)
         over, iterations = [], []
         for index in range(scale.deadlines):
@@ -151,7 +151,7 @@ def punctuality(served: Served, problems: list[ArmProblem], scale: Scale) -> tup
 
 def warm_starts(served: Served, problems: list[ArmProblem], scale: Scale) -> tuple[Table, float]:
     """A robot on its way: a second plan of 100 ms, warm-started, against 300 x 30 from nothing at the same place."""
-    robot, pace = make("arm"), IterationClock()
+    robot, pace = make("arm"), Pace()
     space, execute = problems[0].problem.space, served.exact.package.config.planner.execute
     ENDLESS.plan(served.fast, problems[0].problem, budget_s=0.2, pace=pace)
     warm_costs, cold_costs, full_costs, iterations = [], [], [], []
