@@ -101,19 +101,19 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if made_by != here:
         why = f"model {job.model} has other weights: {here[:12]}, then {made_by[:12]}"
         return Outcome(record.time_ns, sequence, "failed", why=why)
-    now = _planned(job, then, model, dtype)
+    now = _planned(job, then, model.computing_in(_DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
     return _compared(record.time_ns, sequence, now, then, model, tolerance)
 
 
-def _planned(job: PlanJob, then: PlanDone, model: LoadedModel, dtype: str) -> PlanDone | Failed:
+def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Failed:
     """The search once more, alone and without a clock."""
     if not job.start.frames:  # recorded without pictures: what the encoder made of them stands in
         config = model.package.config
         black = np.zeros((config.image.height, config.image.width, 3), np.uint8)
         job = replace(job, start=replace(job.start, frames=(black,)))
-        model = _Blind(model, then.latent, _DTYPES[dtype])
+        model = _Blind(model, then.latent)
     job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.iterations)
     answers: list[FromEngine] = []
     searches = Searches({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
@@ -148,9 +148,9 @@ def _compared(
 class _Blind:
     """A model that has seen already: every picture is the recorded latent. Satisfies `model.catalog.LoadedModel`."""
 
-    def __init__(self, model: LoadedModel, latent: Floats, dtype: torch.dtype) -> None:
+    def __init__(self, model: LoadedModel, latent: Floats) -> None:
         self._model = model
-        self._latent = torch.tensor(latent, device=model.device, dtype=dtype)
+        self._latent = torch.tensor(latent, device=model.device)
 
     @property
     def package(self) -> Package:
@@ -161,8 +161,15 @@ class _Blind:
         return self._model.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._model.dtype
+
+    @property
     def block(self) -> int:
         return self._model.block
+
+    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+        return _Blind(self._model.computing_in(dtype), self._latent.cpu().numpy())
 
     def encode(self, frames: Tensor) -> Tensor:
         return self._latent.expand(len(frames), *self._latent.shape)
