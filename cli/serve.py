@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _OTHERS = (
     "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
     "openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, limits.clip_bytes, limits.clip_frames, "
-    "limits.clip_s, limits.uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, limits.sessions, "
-    "limits.queue, limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
+    "limits.clip_s, limits.uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, "
+    "limits.sessions, limits.queue, limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
     "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
 )
 
