@@ -11,12 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
-from server import images, messages, rest_replies, rest_schemas
+from server import codec, images, messages, rest_replies, rest_schemas
 from server.door import Door
 from server.errors import Reason, ServiceError, invalid
 from server.openpi import PATHS, openpi
 from server.rest_calls import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
 from server.rest_document import document
+from server.rest_formats import ALSO, answer
 from server.rest_replies import TensorStyle
 from server.uploads import receive_form
 
@@ -213,7 +214,7 @@ async def plan(
     return _json(rest_replies.encode_plan(made, tensors))
 
 
-@_routes.post("/rollouts", name="Planning.Rollout", response_model=rest_replies.RolloutReply)
+@_routes.post("/rollouts", name="Planning.Rollout", response_model=rest_replies.RolloutReply, responses=ALSO)
 async def rollout(
     body: rest_schemas.RolloutBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
@@ -226,7 +227,8 @@ async def rollout(
         goal_id=body.goal_id,
     )
     reply = await attended(request, door.application.rollout(asked, deadline))
-    return _json(rest_replies.encode_rollout(reply, tensors))
+    told = rest_replies.encode_rollout(reply, tensors)
+    return answer(request, told, codec.encode_rollout(reply), reply.latents)
 
 
 @_routes.post("/scores", name="Planning.Score", response_model=rest_replies.ScoreReply)
@@ -290,7 +292,12 @@ async def _seen(named: Sequence[tuple[str, rest_schemas.ObservationBody]], door:
 # Embeddings
 
 
-@_routes.post("/embeddings/images", name="Embeddings.EmbedImages", response_model=rest_replies.EmbeddingReply)
+@_routes.post(
+    "/embeddings/images",
+    name="Embeddings.EmbedImages",
+    response_model=rest_replies.EmbeddingReply,
+    responses=ALSO,
+)
 async def embed_images(
     body: rest_schemas.EmbedImagesBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
@@ -299,13 +306,15 @@ async def embed_images(
     frames = await images.decode(sources, door.limits.image_pixels)
     asked = messages.EmbedImagesRequest(frames, body.model, body.kind, body.goal_id)
     reply = await attended(request, door.application.embed_images(asked, deadline))
-    return _json(rest_replies.encode_images_embedding(reply, tensors))
+    told = rest_replies.encode_images_embedding(reply, tensors)
+    return answer(request, told, codec.encode_images_embedding(reply), reply.embedding)
 
 
 @_routes.post(
     CLIPS.removeprefix("/v1"),
     name="Embeddings.EmbedClip",
     response_model=rest_replies.ClipEmbeddingReply,
+    responses=ALSO,
 )
 async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64") -> Response:
     """Embeds a video file."""
@@ -319,7 +328,8 @@ async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensor
         sampling = messages.FrameSampling(form.fps, form.frames)
         asked = messages.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
         reply = await attended(request, door.application.embed_clip(asked, deadline))
-        return _json(rest_replies.encode_clip_embedding(reply, tensors))
+        told = rest_replies.encode_clip_embedding(reply, tensors)
+        return answer(request, told, codec.encode_clip_embedding(reply), reply.embedding)
 
 
 def _clip_form(texts: dict[str, str]) -> rest_schemas.ClipForm:
