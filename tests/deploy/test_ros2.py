@@ -374,9 +374,9 @@ def test_the_packages_name_what_they_use() -> None:
 
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="colcon is not installed")
 def test_the_packages_build_where_ros_is(tmp_path: Path) -> None:
-    """Both with ROS 2; without, the Python one, which colcon builds alone."""
-    shutil.copytree(ROS2, tmp_path / "src")
-    chosen = [] if shutil.which("ros2") else ["--packages-select", "presage_ros"]
-    done = subprocess.run(["colcon", "build", *chosen], cwd=tmp_path, capture_output=True, text=True, check=False)
+    """Both with ROS 2; without, the Python one, which colcon builds by itself where the other is not beside it."""
+    shutil.copytree(ROS2 if shutil.which("ros2") else ROS2 / "presage_ros", tmp_path / "src" / "presage")
+    done = subprocess.run(["colcon", "build"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list((tmp_path / "install" / "presage_ros").rglob("bridge"))
+    installed = {path.name for path in (tmp_path / "install" / "presage_ros").rglob("*")}
+    assert {"bridge", "node.py", "presage.yaml", "presage.launch.py", "package.xml"} <= installed
