@@ -143,6 +143,7 @@ def test_a_service_without_keys_is_not_opened_to_the_network() -> None:
 
 @needs_arm
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'")
+@pytest.mark.timeout(900)
 def test_a_cluster_serves_as_one_process_does() -> None:
     """The tests of ray_cluster.py, inside."""
     if not namespace.possible():
