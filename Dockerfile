@@ -5,7 +5,7 @@
 #   docker build --target client .                   the Python client alone, to build a robot's image on
 #   docker build --target robot .                    a simulated robot, for compose.yaml
 # What changes seldom comes first: torch, then what else is depended on, then the code. Stages that only make wheels
-# hand them over by bind mounts, so that the last layer of the service holds nothing but Presage.
+# hand them over by bind mounts, so that the last layer of the service holds nothing but Presage; pip stays behind too.
 ARG PYTHON=3.11
 ARG SERVICE_BASE=python:${PYTHON}-slim-bookworm
 # Debian 12's own Python 3.11 and nothing else: no shell, no package manager.
@@ -22,13 +22,17 @@ ARG DEVICE=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/${DEVICE}
 ARG TORCH=2.13.0
 # Only torch itself may come from that index; everything else, also what torch needs, is pip's usual business.
-RUN python -m venv /opt/presage \
-    && /opt/presage/bin/pip install --no-deps ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH}"
+RUN python -m venv --without-pip /opt/presage \
+    && /opt/pip/bin/pip --python /opt/presage/bin/python install --no-deps ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH}"
 COPY pyproject.toml constraints.txt ./
 # Headers and build files of torch serve those who compile against it.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
-    && /opt/presage/bin/pip install -r requirements.txt -c constraints.txt \
+    && /opt/pip/bin/pip --python /opt/presage/bin/python install -r requirements.txt -c constraints.txt \
     && rm -rf /opt/presage/lib/python*/site-packages/torch/include /opt/presage/lib/python*/site-packages/torch/share
+# Nobody runs the packages' own tests here.
+RUN find /opt/presage/lib -type d -name tests -prune -exec rm -rf {} + \
+    && rm -rf /opt/presage/lib/python*/site-packages/torch/test \
+    && find /opt/presage/lib/python*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 FROM pip AS wheel
 COPY pyproject.toml LICENSE README.md ./
@@ -68,7 +72,8 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin presage \
     && mkdir /models
 COPY --from=dependencies /opt/presage /opt/presage
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/presage/bin/pip install --no-cache-dir --no-deps /wheels/presage_service-*.whl
+    --mount=type=bind,from=pip,source=/opt/pip,target=/opt/pip \
+    /opt/pip/bin/pip --python /opt/presage/bin/python install --no-cache-dir --no-deps /wheels/presage_service-*.whl
 ENV PATH=/opt/presage/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 # Everything written at run time (clip uploads, reports) goes to /tmp; the root file system may be mounted read-only.
