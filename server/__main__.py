@@ -64,7 +64,7 @@ async def serve(
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
             bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
-        recorder, spans = _recorder(settings), _spans(settings)
+        recorder, spans = _recorder(settings), spans_of(settings)
         application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
         stopped = time.monotonic()
         try:
@@ -103,7 +103,7 @@ def _recorder(settings: Settings) -> Recorder | None:
         raise StartError(f"record.folder {record.folder} cannot be used: {error.strerror or error}") from None
 
 
-def _spans(settings: Settings) -> OtelSpans | None:
+def spans_of(settings: Settings) -> OtelSpans | None:
     """Where spans go, if anywhere. Raises StartError where the extra is not installed."""
     if not settings.otlp_endpoint:
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2
@@ -35,6 +36,7 @@ from tests.server.doors import (
     json_observation,
     open_service,
     proto_observation,
+    proto_tensor,
     read_status,
     rest_refusal,
 )
@@ -71,6 +73,12 @@ async def test_an_engine_killed_in_the_middle_of_plans_is_told_on_both_doors_and
         session_id = await session(service, goal_id, model="slow")
         first = planning_pb2.PlanRequest(session_id=session_id, observation=proto_observation(SEEN))
         made = (await service.planning.Plan(first)).plan
+        happened = planning_pb2.SurpriseRequest(
+            session_id=session_id,
+            observations=[proto_observation(SEEN)] * 9,
+            actions=proto_tensor(np.zeros((16, 2), np.float32)),
+        )
+        assert (await service.planning.Surprise(happened)).steps_known == 8
         endless = planning_pb2.PlanRequest(
             session_id=session_id, observation=proto_observation(SEEN), planner=ENDLESS_MESSAGE, executed=1
         )
@@ -101,6 +109,8 @@ async def test_an_engine_killed_in_the_middle_of_plans_is_told_on_both_doors_and
         after = (await service.planning.Plan(again)).plan
         assert after.warm_started
         assert after.seed != made.seed
+        surprise = await service.planning.Surprise(happened)  # judged by what was learned before
+        assert (len(surprise.scores), surprise.steps_known) == (8, 16)
         reply = await service.sessions.Get(sessions_pb2.SessionsGetRequest(session_id=session_id))
         assert reply.session.plans == 2
 

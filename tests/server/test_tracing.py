@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 
 import pytest
 import structlog
 from presage.v1 import models_pb2, sessions_pb2
 
 from server import tracing
+from server.__main__ import spans_of
 from server.app import Application
+from server.listening import StartError
+from server.settings import load
 from tests.server.doors import open_service
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -55,6 +59,15 @@ async def test_both_doors_tell_the_span_and_every_log_line_names_it(application:
         assert set(spans) == set(told)
         assert [told[span]["trace_id"] == TRACE_ID for span in spans] == [True, True, False]
         assert tracing.current() == ""
+
+
+def test_an_endpoint_without_the_extra_is_told_when_the_service_starts() -> None:
+    if importlib.util.find_spec("opentelemetry.exporter") is not None:
+        pytest.skip("the extra otel is installed")
+    settings = load(flags={"otlp_endpoint": "http://127.0.0.1:4318/v1/traces"})
+    with pytest.raises(StartError, match="the extra otel"):
+        spans_of(settings)
+    assert spans_of(load()) is None
 
 
 @pytest.mark.asyncio(loop_scope="session")
