@@ -30,12 +30,14 @@ class Assembly:
     def __init__(self) -> None:
         self._partial: dict[int, bytearray] = {}
 
-    def add(self, header: bytes, part: bytes) -> ToEngine | FromEngine | None:
+    def add(self, header: bytes | bytearray, part: bytes | bytearray) -> ToEngine | FromEngine | None:
         """Take a part; the message it completes, if it does."""
         number, total, length = _PART.unpack(header)
         if length == 0:
             self._partial.pop(number, None)
             return None
+        if length == total:
+            return unpack(part if isinstance(part, bytearray) else bytearray(part))
         content = self._partial.setdefault(number, bytearray())
         content += part
         if len(content) < total:
@@ -144,18 +146,19 @@ class EngineChannel:
     def close(self) -> None:
         self._end.close()
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int) -> bytearray:
         """`count` bytes, or none at all where the other end closed."""
-        parts = bytearray()
-        while len(parts) < count:
+        content = bytearray(count)
+        view, read = memoryview(content), 0
+        while read < count:
             try:
-                part = self._end.recv(min(count - len(parts), 1 << 20))
+                found = self._end.recv_into(view[read:])
             except ConnectionError:
-                return b""
-            if not part:
-                return b""
-            parts += part
-        return bytes(parts)
+                found = 0
+            if not found:
+                return bytearray()
+            read += found
+        return content
 
 
 def _parts(pieces: list[memoryview]) -> Iterator[memoryview]:

@@ -38,6 +38,7 @@ from server.jobs import (
 _log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
+SOCKET_BYTES = 4 * 1024 * 1024
 LOOKS_IN_SILENCE = 10  # how often the front looks for signs of life in the time that an engine may be silent
 
 
@@ -139,6 +140,8 @@ class Engine:
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # a camera's frame is written in one go, where the system allows
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         try:
             process = multiprocessing.get_context("spawn").Process(
                 target=_run, args=(theirs, self._settings), name="presage-engine", daemon=True

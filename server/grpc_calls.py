@@ -5,6 +5,7 @@ Parses requests itself, so that bytes that are not protobuf are refused by name.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -164,5 +165,8 @@ async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any])
 async def _abort(error: ServiceError, call: Call, context: Context) -> NoReturn:
     status = rpc_status.to_status(to_status(error, call.request_id))
     trailing = (*status.trailing_metadata, *_told(call))
-    await context.abort(status.code, status.details, trailing)
+    try:
+        await context.abort(status.code, status.details, trailing)
+    except grpc.aio.InternalError:  # the call ended before, by its deadline or its caller: there is nobody to tell
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")

@@ -12,6 +12,9 @@ from server.errors import Reason, ServiceError, invalid
 from server.jobs import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
 from server.scheduler import Admission, ReplyMargin
 
+LAG_LOOK_S = 0.05  # how often the front looks how late it wakes
+LAG_HALF_LIFE_S = 0.1
+
 
 @dataclass(eq=False)
 class Lane:
@@ -40,11 +43,14 @@ class Lanes:
             for settings, admission in zip(engines, admissions, strict=True)
         )
         self._margin = ReplyMargin(reply_margin_s)
+        self._lag = ReplyMargin(0.0, half_life_s=LAG_HALF_LIFE_S)  # of this process, right now
+        self._feeling: asyncio.Task[None] | None = None
         self._closed = False
 
     def start(self) -> None:
         for lane in self._lanes:
             lane.engine.start()
+        self._feeling = asyncio.create_task(self._feel_lag())
 
     async def stop(self, drain_s: float) -> None:
         """Refuse what is new, let what is in hand end within `drain_s` seconds, and end the engines."""
@@ -52,6 +58,9 @@ class Lanes:
         until = time.monotonic() + drain_s
         while self.in_hand and time.monotonic() < until:
             await asyncio.sleep(0.02)
+        if self._feeling is not None:
+            self._feeling.cancel()
+            await asyncio.gather(self._feeling, return_exceptions=True)
         await asyncio.gather(*(lane.engine.stop() for lane in self._lanes))
 
     @property
@@ -119,6 +128,7 @@ class Lanes:
         lane, began = self._shortest(), time.monotonic()
         leaves = until = None
         if deadline is not None:
+            self._require_wakefulness(began, deadline)
             margin_s = self._margin.seconds(began, deadline)
             leaves, until = deadline - margin_s, deadline - margin_s / 2
         try:
@@ -140,6 +150,22 @@ class Lanes:
         lane.admission.learn_duration(now - began)
         self._margin.observe(now - done.ended, now)
         return Planned(done, ticket.size, ticket.degraded)
+
+    async def _feel_lag(self) -> None:
+        """Learn how long this process waits for its turn, also while no plan tells."""
+        while True:
+            due = time.monotonic() + LAG_LOOK_S
+            await asyncio.sleep(LAG_LOOK_S)
+            now = time.monotonic()
+            self._margin.observe(now - due, now)
+            self._lag.observe(now - due, now)
+
+    def _require_wakefulness(self, now: float, deadline: float) -> None:
+        """Raises OVERLOADED while this process itself waits for its turns for so long that a reply would be late."""
+        lag_s = self._lag.slowest_s(now)
+        if 2 * lag_s > deadline - now > 0:
+            why = f"the service waited {1e3 * lag_s:.0f} ms for its turn on the machine just now"
+            raise ServiceError(Reason.OVERLOADED, f"{why}, too long for this deadline", retry_after_s=LAG_HALF_LIFE_S)
 
     def _shortest(self) -> Lane:
         if self._closed:

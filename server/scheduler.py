@@ -149,8 +149,9 @@ def _alone(pace: Pace, size: SearchSize) -> float:
 class ReplyMargin:
     """How long before its deadline a plan must leave the engine, so that the reply is not late.
 
-    Follows the slowest way back of late: a slower one counts at once, and half of it is forgotten every few seconds. It
-    never takes more than a third of the time there is: after one long pause of the machine, nobody would get a plan.
+    Follows the slowest way back to the front of late, and takes it twice: the way on to the caller waits for its turns
+    as the way back did. A slower one counts at once, and half of it is forgotten every few seconds. It never takes more
+    than a third of the time there is: after one long pause of the machine, nobody would get a plan.
     """
 
     def __init__(self, least_s: float, half_life_s: float = 2.0) -> None:
@@ -158,11 +159,12 @@ class ReplyMargin:
         self._slowest_s = self._seen_at = 0.0
 
     def seconds(self, now: float, deadline: float) -> float:
-        return self._least_s + min(self._remembered(now), max(0.0, deadline - now) / 3)
+        return self._least_s + min(2 * self.slowest_s(now), max(0.0, deadline - now) / 3)
 
     def observe(self, way_back_s: float, now: float) -> None:
-        """Learn from one plan: seconds from the end of its search to its reply."""
-        self._slowest_s, self._seen_at = max(way_back_s, self._remembered(now)), now
+        """Learn from one plan, seconds from the end of its search to its reply; or from an alarm that came late."""
+        self._slowest_s, self._seen_at = max(way_back_s, self.slowest_s(now)), now
 
-    def _remembered(self, now: float) -> float:
+    def slowest_s(self, now: float) -> float:
+        """What is remembered of the slowest."""
         return self._slowest_s * math.exp((self._seen_at - now) * math.log(2) / self._half_life_s)

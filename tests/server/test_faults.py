@@ -249,6 +249,20 @@ async def test_a_thousand_sessions_expire(application: Application) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="session")
+async def test_calls_whose_deadline_passes_on_the_way_leave_no_trace_in_the_log(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_service(application) as service:
+        made = await goal(service, 0.5, 0.4, model="slow")
+        request = planning_pb2.PlanRequest(model="slow", goal_id=made, observation=proto_observation(SEEN))
+        calls = [service.planning.Plan(request, timeout=0.0005 * (1 + number % 10)) for number in range(100)]
+        codes = {await call.code() for call in calls}
+        assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        await eventually(lambda: service.door.lifecycle.in_flight == 0 and application.calls_in_hand == 0)
+    assert [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_stream_that_is_not_read_blocks_nobody(application: Application) -> None:
     async with open_service(application, drain_s=0.0) as service:
         goal_id = await goal(service, 0.5, 0.4)

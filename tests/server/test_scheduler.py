@@ -109,14 +109,14 @@ def test_a_smaller_search_is_still_a_search(samples: int, by: int) -> None:
     assert (smaller.horizon, smaller.iterations) == (2, 3)
 
 
-def test_the_margin_follows_the_slowest_way_back_of_late() -> None:
+def test_the_margin_is_twice_the_slowest_way_back_of_late() -> None:
     margin = ReplyMargin(least_s=0.005, half_life_s=5.0)
     far = 1000.0
     assert margin.seconds(100.0, far) == 0.005
-    margin.observe(0.02, now=100.0)
+    margin.observe(0.01, now=100.0)
     margin.observe(0.001, now=100.0)
     assert margin.seconds(100.0, far) == pytest.approx(0.025)
     assert margin.seconds(105.0, far) == pytest.approx(0.015)  # by itself: who refuses everyone measures nothing
-    margin.observe(0.04, now=105.0)
+    margin.observe(0.02, now=105.0)
     assert margin.seconds(105.0, far) == pytest.approx(0.045)
     assert margin.seconds(105.0, 105.03) == pytest.approx(0.015)  # a third of what is left, beside the least
