@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import os
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute
@@ -32,6 +37,7 @@ from server.settings import Settings, SettingsError, load
 from tests.server.doors import Service, grpc_refusal, open_service, read_status, rest_refusal
 
 KEY = "correct-horse"
+ROOT = Path(__file__).resolve().parents[2]
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 
@@ -263,3 +269,47 @@ async def test_a_plain_caller_learns_nothing_it_could_not_guess(guarded: Service
     for refused in (await grpc_refusal(by_grpc), await rest_refusal(by_rest)):
         assert "wrong" not in refused.whole
         assert KEY not in refused.whole
+
+
+# Logs
+
+
+def test_no_key_and_no_picture_shows_in_the_log(compact_folder: Path, tmp_path: Path) -> None:
+    """The whole service at its most talkative, called with good keys and bad ones."""
+    picture = base64.b64encode(np.random.default_rng(0).integers(0, 256, 32 * 32 * 3, np.uint8).tobytes()).decode()
+    keys = tmp_path / "keys"
+    keys.write_text("key-in-a-file\n")
+    given = {"models": str(compact_folder), "devices": "cpu", "grpc_port": "0", "http_port": "0", "log_format": "json"}
+    given |= {"api_keys": KEY, "api_keys_file": str(keys), "log_level": "debug", "engine_threads": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PRESAGE_")}
+    variables = {**kept, **{f"PRESAGE_{name.upper()}": value for name, value in given.items()}}
+    command = [sys.executable, "-m", "server"]
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            log = []
+            for line in process.stderr:
+                log.append(line)
+                if json.loads(line)["event"] == "ready":
+                    break
+            told = json.loads(log[-1])
+            with httpx.Client(base_url=told["rest"], timeout=60, trust_env=False) as rest:
+                body = {"image": {"raw": {"height": 32, "width": 32, "format": "rgb8", "data": picture}}}
+                for shown, status in (
+                    ({"authorization": f"Bearer {KEY}"}, 201),
+                    ({"x-api-key": "key-in-a-file"}, 201),
+                    ({"x-api-key": "not-a-key-at-all"}, 401),
+                ):
+                    assert rest.post("/v1/goals", json=body, headers=shown).status_code == status
+                headers = {"x-api-key": KEY, "x-request-id": f"Bearer {KEY}"}
+                assert rest.post("/v1/goals", content=b"{" + KEY.encode(), headers=headers).status_code == 400
+                shown_metrics = rest.get("/metrics", headers={"x-api-key": KEY}).text
+        finally:
+            process.terminate()
+        log += process.stderr.readlines()
+        assert process.wait(60) == 0
+    whole = "".join(log)
+    assert sum(json.loads(line)["event"] == "call" for line in log) >= 5
+    for secret in (KEY, "key-in-a-file", "not-a-key-at-all", picture[:200]):
+        assert secret not in whole
+        assert secret not in shown_metrics
