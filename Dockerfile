@@ -72,7 +72,7 @@ RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin presage \
     && mkdir /models
 COPY --from=dependencies /opt/presage /opt/presage
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    --mount=type=bind,from=pip,source=/opt/pip,target=/opt/pip \
+    --mount=type=bind,from=wheel,source=/opt/pip,target=/opt/pip \
     /opt/pip/bin/pip --python /opt/presage/bin/python install --no-cache-dir --no-deps /wheels/presage_service-*.whl
 ENV PATH=/opt/presage/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001

@@ -46,7 +46,16 @@ def serve(*flags: str, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
 
 def load(package: Path, device: str = "cpu") -> None:
     """As an engine process does at its start."""
-    load_all(EngineSettings((str(package),), device, threads=0, max_batch=1, max_iteration_steps=1024, loader=None))
+    settings = EngineSettings(
+        models=(str(package),),
+        device=device,
+        threads=0,
+        precision="auto",
+        max_batch=1,
+        max_iteration_steps=1024,
+        loader=None,
+    )
+    load_all(settings)
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
