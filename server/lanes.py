@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from server.engine import Engine
 from server.errors import Reason, ServiceError, invalid
 from server.jobs import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
-from server.scheduler import Admission, ReplyMargin
+from server.scheduler import Admission, ReplyMargin, too_late
 
 LAG_LOOK_S = 0.05  # how often the front looks how late it wakes
 LAG_HALF_LIFE_S = 0.1
@@ -161,11 +161,10 @@ class Lanes:
             self._lag.observe(now - due, now)
 
     def _require_wakefulness(self, now: float, deadline: float) -> None:
-        """Raises OVERLOADED while this process itself waits for its turns for so long that a reply would be late."""
+        """Raises DEADLINE while this process itself waits for its turns for so long that a reply would be late."""
         lag_s = self._lag.slowest_s(now)
         if 2 * lag_s > deadline - now > 0:
-            why = f"the service waited {1e3 * lag_s:.0f} ms for its turn on the machine just now"
-            raise ServiceError(Reason.OVERLOADED, f"{why}, too long for this deadline", retry_after_s=LAG_HALF_LIFE_S)
+            raise too_late(f"the service waited {1e3 * lag_s:.0f} ms for its turn on the machine just now")
 
     def _shortest(self) -> Lane:
         if self._closed:
