@@ -20,18 +20,26 @@ if TYPE_CHECKING:
     from simulation.tasks import RobotTask
     from training.evaluation import Episode, Evaluation
 
+DIAGNOSED = 64  # episodes of open-loop prediction
+
 
 def evaluate(
     model: ModelOption = "arm",
     task: TaskOption = "arm",
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many held-out pairs.")] = 100,
     seed: SeedOption = 7,
-    budget_steps: Annotated[int, typer.Option("--budget-steps", min=1, help="Robot actions an episode may take.")] = 50,
+    offset: Annotated[int, typer.Option("--offset", help="Steps from start to goal: 25, 50 or 75.")] = 25,
+    budget_steps: Annotated[
+        int, typer.Option("--budget-steps", min=0, help="Robot actions an episode may take; 0: twice the offset.")
+    ] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     device: DeviceOption = "auto",
     record: Annotated[
         bool, typer.Option("--record", help="Also write the scores into the package's config and card.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write an HTML page there, with filmstrips and plots.")
+    ] = None,
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Also write the result there; - prints only it, on stdout.")
     ] = "",
@@ -41,7 +49,8 @@ def evaluate(
     screen = open_screen(machine=json_file == "-")
     checked_task(task)
     chosen = checked_device(device)
-    destination = _writable(Path(json_file)) if json_file not in ("", "-") else None
+    destination = _writable(Path(json_file), "--json") if json_file not in ("", "-") else None
+    page = None if report is None else _writable(report, "--report")
 
     import torch
 
@@ -52,12 +61,16 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     loaded = load(model, chosen)
-    manifest = Manifest.load(task)
+    manifest = Manifest.load(task, offset)
     pairs = manifest.pairs(episodes, seed)
-    evaluation = _run(screen, loaded, task, pairs, seed, budget_steps)
+    budget = budget_steps or 2 * offset
+    evaluation = _run(screen, loaded, task, pairs, seed, budget)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
+    value |= {"offset": offset, "budget_steps": budget, **_open_loop(loaded, task)}
     if destination is not None:
         destination.write_text(json.dumps(value, indent=2) + "\n")
+    if page is not None:
+        _write_report(page, value, evaluation, pairs, loaded, task)
     if record:
         record_score(loaded.package.folder, value)
     screen.result(value, _table(value))
@@ -84,6 +97,39 @@ def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: 
         "plan_ms_p50": median and round(median, 3),
         "plan_ms_p95": slow and round(slow, 3),
     }
+
+
+def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
+    """How far ahead the model predicts, and whether its cost tells true actions from others, on held-out episodes."""
+    from simulation.episodes import HELD_OUT_SEED_START
+    from simulation.exploration import explore
+    from training.diagnostics import open_loop, plan_worthiness
+
+    config = model.package.config
+    ahead = config.planner.horizon * model.block
+    # Seeds next to the manifests' own: neither they nor training have seen these episodes.
+    group = explore(task, HELD_OUT_SEED_START + 1, range(DIAGNOSED), 2 * ahead, config.image.height)
+    predicted = open_loop(model, group.frames, group.actions)
+    worth = plan_worthiness(model, group.frames, group.actions, config.planner.horizon)
+    return {
+        "open_loop_actions": list(predicted.actions),
+        "open_loop_error": [round(value, 5) for value in predicted.error],
+        "open_loop_unchanged": [round(value, 5) for value in predicted.unchanged],
+        "true_actions_candidates": worth.candidates,
+        "true_actions_median_rank": round(worth.median_rank, 4),
+        "true_actions_first": round(worth.first, 4),
+    }
+
+
+def _write_report(
+    path: Path, value: dict[str, Any], evaluation: Evaluation, pairs: list[Any], model: LoadedModel, task: str
+) -> None:
+    from cli.evaluation_report import render
+    from simulation.tasks import make
+
+    robot = make(task, model.package.config.image.height)
+    goals = {pair.index: pair.goal_state for pair in pairs}
+    path.write_text(render(value, evaluation, goals, robot.render_state), encoding="utf-8")
 
 
 def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
@@ -143,13 +189,15 @@ def _table(value: dict[str, Any]) -> Table:
     oracle = value["oracle_success_rate"]
     table.add_row("oracle", "none" if oracle is None else f"{oracle:.1%}", "")
     if value["plan_ms_p50"] is not None:
-        table.caption = f"one plan: p50 {value['plan_ms_p50']:.0f} ms, p95 {value['plan_ms_p95']:.0f} ms"
+        goals = f"goals {value['offset']} steps ahead, budget {value['budget_steps']}"
+        times = f"one plan: p50 {value['plan_ms_p50']:.0f} ms, p95 {value['plan_ms_p95']:.0f} ms"
+        table.caption = f"{goals}; {times}"
     return table
 
 
-def _writable(path: Path) -> Path:
+def _writable(path: Path, option: str) -> Path:
     """The path, once it is certain that the result will not be lost for want of a folder."""
     if path.is_dir():
-        raise typer.BadParameter(f"must be a file, got the folder {path}", param_hint="--json")
+        raise typer.BadParameter(f"must be a file, got the folder {path}", param_hint=option)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

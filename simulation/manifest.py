@@ -1,9 +1,10 @@
 """Held-out starts and goals, fixed in committed files, so that every success rate is about the same pairs.
 
-A pair is two states 25 steps apart in an episode gathered with a seed that training never uses. Pairs that already
-count as solved at the start are left out, and their number is kept. Images are drawn from the states when needed.
+A pair is two states 25 (or 50, or 75) steps apart in an episode gathered with a seed that training never uses. Pairs
+that already count as solved at the start are left out, and their number is kept. Images are drawn from the states when
+needed.
 
-``python -m simulation.manifest TASK...`` writes the files again.
+``python -m simulation.manifest TASK[:OFFSET]...`` writes the files again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from simulation.exploration import explore
 
 FORMAT = "presage-manifest/1"
 OFFSET = 25  # steps from start to goal
-STEPS = 50  # of the episodes the pairs are taken from
+OFFSETS = (25, 50, 75)  # those that manifests are kept for
 DIGITS = 4  # kept of every number of a state
 FOLDER = Path(__file__).parent / "manifests"
 _CANDIDATES_MOST = 100_000
@@ -50,6 +51,7 @@ class Manifest:
     initially_solved_excluded: int  # candidates left out because the start already counted as success
     starts: NDArray[np.float64]  # [pairs, S]
     goals: NDArray[np.float64]  # [pairs, S]
+    offset: int = OFFSET  # steps from start to goal
 
     def __post_init__(self) -> None:
         if self.starts.ndim != 2 or self.starts.shape != self.goals.shape:
@@ -71,17 +73,17 @@ class Manifest:
         return [Pair(int(index), self.starts[index].copy(), self.goals[index].copy()) for index in chosen]
 
     @classmethod
-    def load(cls, task: str) -> Manifest:
-        """The committed manifest of ``task``; ManifestError where there is none."""
-        path = manifest_path(task)
+    def load(cls, task: str, offset: int = OFFSET) -> Manifest:
+        """The committed manifest of ``task`` with goals ``offset`` steps ahead; ManifestError where there is none."""
+        path = manifest_path(task, offset)
         if not path.is_file():
-            raise ManifestError(f"task: no manifest for {task!r}")
+            raise ManifestError(f"task: no manifest for {task!r} with goals {offset} steps ahead")
         held = json.loads(path.read_text())
-        if held["format"] != FORMAT or held["task"] != task or held["offset"] != OFFSET:
+        if held["format"] != FORMAT or held["task"] != task or held["offset"] != offset:
             raise ManifestError(f"{path.name}: not a manifest of {task} in the format {FORMAT}")
         numbers = np.array(held["pairs"], dtype=np.float64)  # [pairs, 2 S]
         starts, goals = np.split(numbers, 2, axis=1)
-        return cls(task, held["seed"], held["initially_solved_excluded"], starts, goals)
+        return cls(task, held["seed"], held["initially_solved_excluded"], starts, goals, offset)
 
     def to_json(self) -> str:
         """The text of the manifest's file, one pair on a line."""
@@ -89,8 +91,8 @@ class Manifest:
             "format": FORMAT,
             "task": self.task,
             "seed": self.seed,
-            "steps": STEPS,
-            "offset": OFFSET,
+            "steps": episode_steps(self.offset),
+            "offset": self.offset,
             "initially_solved_excluded": self.initially_solved_excluded,
         }
         rows = np.concatenate([self.starts, self.goals], axis=1).tolist()
@@ -98,12 +100,17 @@ class Manifest:
         return json.dumps(head, indent=2)[:-2] + f',\n  "pairs": [\n{pairs}\n  ]\n}}\n'
 
 
-def manifest_path(task: str) -> Path:
+def manifest_path(task: str, offset: int = OFFSET) -> Path:
     """Where the committed manifest of ``task`` is kept."""
-    return FOLDER / f"{task.replace('-', '_')}.json"
+    return FOLDER / f"{task.replace('-', '_')}{'' if offset == OFFSET else f'_{offset}'}.json"
 
 
-def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START) -> Manifest:
+def episode_steps(offset: int) -> int:
+    """How long the episodes are that pairs ``offset`` steps apart are taken from."""
+    return OFFSET + offset
+
+
+def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START, offset: int = OFFSET) -> Manifest:
     """Gathers episodes until ``pairs`` pairs are found; asking for fewer gives the first of the same."""
     starts: list[NDArray[np.float64]] = []
     goals: list[NDArray[np.float64]] = []
@@ -111,17 +118,17 @@ def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START) -> Ma
     while looked_at < _CANDIDATES_MOST:
         indices = range(looked_at, looked_at + min(GROUP, max(4, pairs - len(starts))))
         looked_at = indices.stop
-        states = np.round(explore(task, seed, indices, STEPS, image_size=16).states, DIGITS)
+        states = np.round(explore(task, seed, indices, episode_steps(offset), image_size=16).states, DIGITS)
         for index, episode in zip(indices, states, strict=True):
-            step = int(np.random.default_rng([seed, index, OFFSET]).integers(0, STEPS - OFFSET + 1))
-            start, goal = episode[step], episode[step + OFFSET]
+            step = int(np.random.default_rng([seed, index, offset]).integers(0, OFFSET + 1))
+            start, goal = episode[step], episode[step + offset]
             if _solved(task, start, goal):
                 solved += 1
                 continue
             starts.append(start)
             goals.append(goal)
             if len(starts) == pairs:
-                return Manifest(task, seed, solved, np.stack(starts), np.stack(goals))
+                return Manifest(task, seed, solved, np.stack(starts), np.stack(goals), offset)
     raise ManifestError(f"pairs: only {len(starts)} of {pairs} found for {task} in {_CANDIDATES_MOST} episodes")
 
 
@@ -139,11 +146,14 @@ def _solved(task: str, start: NDArray[np.float64], goal: NDArray[np.float64]) ->
             raise ManifestError(f"task: no success rule for {task!r}")
 
 
-def pair_count(task: str) -> int:
+def pair_count(task: str, offset: int = OFFSET) -> int:
     """How many pairs the committed manifest of ``task`` holds."""
-    return 200 if task == "pusht" else 400
+    return 200 if task == "pusht" or offset != OFFSET else 400
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        manifest_path(name).write_text(build_manifest(name, pair_count(name)).to_json())
+    for asked in sys.argv[1:]:
+        name, _, ahead = asked.partition(":")
+        steps = int(ahead or OFFSET)
+        built = build_manifest(name, pair_count(name, steps), offset=steps)
+        manifest_path(name, steps).write_text(built.to_json())

@@ -13,7 +13,9 @@ from model.package import PackageConfig, read_package, write_package
 def record_score(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Write an evaluation (the JSON of `presage eval`) into a package's config and card, replacing that task's last."""
     package = read_package(folder)
-    scores = {**package.config.scores, str(evaluation["task"]): dict(evaluation)}
+    offset = evaluation.get("offset", 25)
+    name = str(evaluation["task"]) if offset == 25 else f"{evaluation['task']}, goal {offset} steps ahead"
+    scores = {**package.config.scores, name: dict(evaluation)}
     config = replace(package.config, scores=scores)
     write_package(folder, config, package.weights(), card(config))
 
@@ -54,8 +56,9 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     if not scores:
         return [*lines, "Not evaluated yet.", ""]
     lines += [
-        "Held-out start and goal pairs 25 steps apart, budget 50 steps, success latched at the first hit, initially "
-        "solved pairs excluded; Wilson 95 % interval. Random and oracle policies ran on the same pairs.",
+        "Held-out start and goal pairs 25 steps apart where nothing else is said, budget twice that, success latched "
+        "at the first hit, initially solved pairs excluded; Wilson 95 % interval. Random and oracle policies ran on "
+        "the same pairs.",
         "",
         "| task | pairs (seed) | success | 95 % interval | random | oracle | plan p50 / p95 |",
         "|---|---|---|---|---|---|---|",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from model.normalizer import ActionNormalizer
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.episodes import Episodes
-from training.objective import Learner, losses, make_learner
+from training.objective import Learner, losses, losses_of_latents, make_learner
 from training.probe import linear_probe
 from training.ranks import ALONE, Ranks
 from training.windows import Batch, Windows, batches
@@ -46,6 +46,7 @@ class CompactRecipe:
     warmup: float = 0.05  # fraction of the steps
     gradient_clip: float = 1.0
     regulariser: float = 0.3  # weight of SIGReg
+    frozen_encoder: bool = False  # train the predictor alone, on latents encoded once; starts from a package
     inverse: float = 0.2  # weight of inverse dynamics: which actions led from one latent to the next
     directions: int = 1024
     latent: int = 128
@@ -119,6 +120,11 @@ def train(
     network, parameters = learner.network, list(learner.parameters())
     if initial is not None:
         start_from(network, initial)
+    elif recipe.frozen_encoder:
+        raise ValueError("frozen_encoder must have a package to start from (init_from), got none")
+    if recipe.frozen_encoder:
+        parameters = list(network.predictor.parameters())
+        fitting = replace(fitting, frames=encoded(network, fitting, recipe))
     optimiser = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
@@ -184,12 +190,11 @@ def train(
 def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "4"]:
     """Add one batch's gradients; its three losses and the latents' spread."""
     device = next(learner.parameters()).device
-    loss = losses(
-        learner,
-        *(part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)),
-        bfloat16=recipe.bfloat16,
-        ranks=ranks,
-    )
+    given = [part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)]
+    if recipe.frozen_encoder:
+        loss = losses_of_latents(learner, *given[:2], bfloat16=recipe.bfloat16)
+    else:
+        loss = losses(learner, *given, bfloat16=recipe.bfloat16, ranks=ranks)
     total = loss.prediction + recipe.regulariser * loss.regulariser + recipe.inverse * loss.inverse
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
@@ -254,6 +259,20 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+@torch.no_grad()
+def encoded(network: CompactNetwork, episodes: Episodes, recipe: CompactRecipe) -> Any:
+    """Latents `[episodes, steps + 1, latent]` of every frame, as the finished model will give them."""
+    device = next(network.parameters()).device
+    network.eval()
+    latents = np.empty((*episodes.frames.shape[:2], recipe.latent), np.float32)
+    for row in range(len(latents)):
+        frames = to_network_input(torch.from_numpy(np.asarray(episodes.frames[row])).to(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
+            latents[row] = network.encode(frames).float().cpu().numpy()
+    network.train()
+    return latents
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -80,6 +80,7 @@ class Episode:
     success: bool
     steps: int  # robot actions taken
     plan_ms: tuple[float, ...] = ()  # search time of each plan, without encoding
+    states: tuple[State, ...] = field(default=(), compare=False, repr=False)  # where it began, and after each action
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def run_episode(
     plan: Plan | None = None
     executed = steps = 0
     plan_ms: list[float] = []
+    states = [robot.state]
     while steps < budget_steps:
         latents = [*latents, encode_image(model, robot.render())][-model.package.config.history :]
         felt = [*felt, robot.proprioception][-model.package.config.history :]
@@ -175,10 +177,11 @@ def run_episode(
         plan_ms.append((time.perf_counter() - began) * 1000)
         for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):
             robot.act(action)
+            states.append(robot.state)
             if robot.is_success(pair.goal_state):
-                return Episode(pair.index, True, steps + executed, tuple(plan_ms))
+                return Episode(pair.index, True, steps + executed, tuple(plan_ms), tuple(states))
         steps += executed
-    return Episode(pair.index, False, steps, tuple(plan_ms))
+    return Episode(pair.index, False, steps, tuple(plan_ms), tuple(states))
 
 
 def run_policy(

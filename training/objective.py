@@ -68,6 +68,20 @@ def losses(
     )
 
 
+def losses_of_latents(
+    learner: Learner,
+    latents: Float[Tensor, "batch times latent"],
+    actions: Float[Tensor, "batch time action"],
+    *,
+    bfloat16: bool,
+) -> Losses:
+    """The prediction loss alone, where latents are given and the encoder is not trained; the others are 0."""
+    blocks = learner.normalizer(actions).reshape(*latents.shape[:1], latents.shape[1] - 1, -1)
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        prediction = prediction_loss(learner.network, latents, blocks)
+    return Losses(prediction, latents.new_zeros(()), latents.new_zeros(()), latents)
+
+
 def prediction_loss(
     network: CompactNetwork, latents: Float[Tensor, "batch times latent"], blocks: Float[Tensor, "batch steps block"]
 ) -> Float[Tensor, ""]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ def evaluate(package: Path, *more: str) -> int:
 def test_an_evaluation_has_its_keys_and_adds_up(package: Path, tmp_path: Path) -> None:
     assert evaluate(package, "--json", str(tmp_path / "new" / "eval.json")) == 0
     value = json.loads((tmp_path / "new" / "eval.json").read_text())
-    assert list(value) == KEYS
+    assert list(value)[: len(KEYS)] == KEYS
+    assert (value["offset"], value["budget_steps"]) == (25, 10)
+    assert len(value["open_loop_error"]) == len(value["open_loop_actions"]) == len(value["open_loop_unchanged"])
+    assert 0 <= value["true_actions_median_rank"] <= 1
     assert (value["task"], value["episodes"], value["seed"]) == ("arm", 3, 7)
     assert value["success_rate"] == value["successes"] / 3
     assert (value["ci95_low"], value["ci95_high"]) == wilson_interval(value["successes"], 3)
@@ -70,3 +74,19 @@ def test_recorded_scores_stand_in_the_package(package: Path) -> None:
 def test_a_robot_of_another_kind_is_refused_in_one_line(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("eval", "--model", str(package), "--task", "pusht", "--device", "cpu", "--episodes", "1") == 1
     assert "acts in shoulder_velocity, elbow_velocity, but robot pusht in" in capsys.readouterr().err
+
+
+def test_a_report_shows_rates_plots_and_filmstrips_and_needs_nothing_else(package: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.html"
+    assert evaluate(package, "--offset", "50", "--report", str(page), "--json", str(tmp_path / "eval.json")) == 0
+    text, value = page.read_text(), json.loads((tmp_path / "eval.json").read_text())
+    assert f"{value['success_rate']:.1%} of 3 goals reached" in text
+    assert "50 steps apart" in text
+    assert text.count('class="strip"') == 3
+    assert "open-loop error against horizon" in text
+    assert not re.search(r"""(src|href)=["']?(http|//|/)""", text)
+
+
+def test_goals_at_a_distance_nobody_kept_pairs_for_are_named(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(package, "--offset", "30") == 1
+    assert "no manifest for 'arm' with goals 30 steps ahead" in capsys.readouterr().err

@@ -72,6 +72,16 @@ def test_more_pairs_than_there_are_is_an_error_that_says_how_many(count: int) ->
         Manifest.load("arm").pairs(count, seed=0)
 
 
+@pytest.mark.parametrize("offset", [50, 75])
+def test_goals_further_ahead_have_pairs_of_their_own(offset: int) -> None:
+    for task in ("arm", "arm-push", "tworoom"):
+        manifest = Manifest.load(task, offset)
+        assert (len(manifest), manifest.offset) == (pair_count(task, offset), offset)
+        assert not RULES[task](manifest.starts, manifest.goals).any()
+    built = build_manifest("arm", pair_count("arm", offset), offset=offset)
+    assert built.to_json() == manifest_path("arm", offset).read_text()
+
+
 def test_a_task_without_a_manifest_is_named() -> None:
     with pytest.raises(ManifestError, match="no manifest for 'walk'"):
         Manifest.load("walk")

@@ -119,6 +119,23 @@ def test_a_training_that_starts_from_a_package_has_its_weights(tmp_path: Path) -
             torch.testing.assert_close(went_on.weights()[name], weight, rtol=0, atol=1e-9)
 
 
+def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "first")
+    first = read_package(tmp_path / "first")
+    alone, log = replace(RECIPE, steps=60, frozen_encoder=True), list[TrainProgress]()
+    train(alone, dot_episodes(), "dot", tmp_path / "next", log.append, provenance={}, initial=first)
+    assert log[-1].prediction_loss < 0.7 * log[0].prediction_loss
+    polished = read_package(tmp_path / "next").weights()
+    for name, weight in first.weights().items():
+        assert name.startswith("predictor.") or torch.equal(polished[name], weight), name
+    assert not torch.equal(polished["predictor.latent_out.weight"], first.weights()["predictor.latent_out.weight"])
+
+
+def test_a_frozen_encoder_without_a_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen_encoder must have a package to start from"):
+        run(replace(RECIPE, frozen_encoder=True), tmp_path / "dot")
+
+
 def test_a_package_of_other_shapes_is_refused_by_the_shape(tmp_path: Path) -> None:
     run(RECIPE, tmp_path / "first")
     first, wider = read_package(tmp_path / "first"), replace(RECIPE, latent=32)
