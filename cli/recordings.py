@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.screen import Screen
+from model.observation import CropPolicy
 from training.datasets.dataset import FRAMES_AT_ONCE, Dataset, DatasetHeader, Episode, ReadOptions
 
 if TYPE_CHECKING:
     from simulation.episodes import EpisodeBatch
-    from training.datasets.loading import Skipped
+    from training.datasets.store import Skipped
     from training.episodes import Episodes
 
 SHOWN = 20  # problems told one by one on a screen
@@ -61,7 +62,12 @@ def open_recordings(path: Path, options: ReadOptions) -> Dataset:
 
 
 def load_recordings(
-    screen: Screen, path: Path, options: ReadOptions, image_size: int, store: Path
+    screen: Screen,
+    path: Path,
+    options: ReadOptions,
+    image_size: int,
+    store: Path,
+    crop_policy: CropPolicy = "planning_antialiased",
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """Episodes to train on; those that cannot be used are counted, and named on stderr with the reason."""
     from training.datasets.loading import load_episodes
@@ -70,12 +76,22 @@ def load_recordings(
     with screen.progress() as bars:
         bar = bars.add_task(f"reading {path.name}", total=len(dataset.header.episodes))
         episodes, skipped = load_episodes(
-            dataset, store, image_size, progress=lambda done, total: bars.update(bar, completed=done, total=total)
+            dataset,
+            store,
+            image_size,
+            crop_policy,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    if skipped:
-        screen.remark(f"{len(skipped)} of {len(dataset.header.episodes)} episodes left out:")
-        for entry in skipped[:SHOWN]:
-            screen.remark(f"  {entry.name}: {entry.reason}")
-        if len(skipped) > SHOWN:
-            screen.remark(f"  and {len(skipped) - SHOWN} more: presage data inspect {path}")
+    tell_skipped(screen, skipped, f"of {len(dataset.header.episodes)} episodes")
     return episodes, skipped
+
+
+def tell_skipped(screen: Screen, skipped: Sequence[Skipped], what: str) -> None:
+    """Name on stderr what was left out, and why."""
+    if not skipped:
+        return
+    screen.remark(f"{len(skipped)} {what} left out:")
+    for entry in skipped[:SHOWN]:
+        screen.remark(f"  {entry.name}: {entry.reason}")
+    if len(skipped) > SHOWN:
+        screen.remark(f"  and {len(skipped) - SHOWN} more")

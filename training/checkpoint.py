@@ -56,7 +56,7 @@ def resume_checkpoint(
     if not path.exists():
         return 0, 0.0
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a checkpoint: remove it to start again") from error
     if saved["recipe"] != repr(recipe):

@@ -27,6 +27,7 @@ class Episodes:
     source: str  # where they come from, for the model card
     probe_targets: NDArray[np.float32] | None = None  # [episodes, steps + 1, targets]: what a linear probe should find
     lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
+    proprioception: NDArray[np.float32] | None = None  # [episodes, steps + 1, numbers] as recorded
     crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.observation`)
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Episodes:
 
     def _take(self, rows: slice) -> Episodes:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        for name in ("frames", "actions", "probe_targets", "lengths"):
+        for name in ("frames", "actions", "probe_targets", "lengths", "proprioception"):
             values[name] = None if values[name] is None else values[name][rows]
         return Episodes(**values)
 

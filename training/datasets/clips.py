@@ -23,7 +23,7 @@ from training.datasets.dataset import (
     chosen_camera,
     numbered,
 )
-from training.datasets.pictures import CLIP_LIMITS, frames_at, unreadable
+from training.datasets.pictures import CLIP_LIMITS, STAMP_SLACK_S, frames_at
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 TABLES = (".npy", ".csv")
@@ -72,9 +72,9 @@ class ClipFolder:
         return Episode(clip.name, len(times), actions, measured, times)
 
     def frames(self, index: int) -> Iterator[NDArray[np.uint8]]:
-        """The clip's frames, in batches. Raises DatasetError and VideoDecodeError."""
+        """The clip's frames, in batches. Raises DatasetError."""
         clip = self._clips[index]
-        yield from frames_at(clip, _times(clip)[0], self.header.rate_hz)
+        yield from frames_at(clip, _times(clip)[0], STAMP_SLACK_S)
 
     def _first_whole(self, path: Path) -> tuple[Path, float]:
         """The actions and the frame rate of the first clip that can be read."""
@@ -95,7 +95,7 @@ def _times(clip: Path) -> tuple[NDArray[np.float64], float]:
     try:
         index = survey(clip, CLIP_LIMITS)
     except VideoDecodeError as error:
-        raise DatasetError(unreadable(error, clip)) from error
+        raise DatasetError(f"{clip}: {error}") from error
     return index.timestamps_s, index.description.fps
 
 

@@ -79,7 +79,7 @@ class Dataset(Protocol):
     def frames(self, index: int) -> Iterator[NDArray[np.uint8]]:
         """The camera's frames in order, `[at most 32, height, width, 3]` RGB at their recorded size.
 
-        Raises DatasetError or `model.video_probe.VideoDecodeError` where they end early or cannot be read.
+        Raises DatasetError where they end early or cannot be read.
         """
         ...
 

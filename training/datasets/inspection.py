@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.video_probe import VideoDecodeError
 from training.datasets.dataset import Dataset, DatasetError, DatasetHeader, Episode
-from training.datasets.pictures import unreadable
 
 CONSTANT = 1e-8  # standard deviation below which a number is taken not to vary
 
@@ -150,9 +148,8 @@ def read_through(dataset: Dataset, index: int, frames: int) -> tuple[tuple[int, 
             if size is not None and found != size:
                 return size, [f"has frames of {found[0]} x {found[1]} after frames of {size[0]} x {size[1]}"]
             seen, size = seen + len(batch), found
-    except (DatasetError, VideoDecodeError) as error:
-        where = str(unreadable(error, dataset.header.path))
-        return size, [f"frames cannot be read: {_without(name, where)}"]
+    except DatasetError as error:
+        return size, [f"frames cannot be read: {_without(name, str(error))}"]
     return size, [] if seen == frames else [f"has {seen} pictures, not {frames}"]
 
 

@@ -106,11 +106,13 @@ class LeRobot:
         return Episode(name, place.length, columns[ACTION], state, times)
 
     def frames(self, index: int) -> Iterator[NDArray[np.uint8]]:
-        """The camera's frames, in batches. Raises DatasetError and VideoDecodeError."""
+        """The camera's frames, in batches. Raises DatasetError."""
         place, name = self._places[index], self.header.episodes[index]
         if place.clip is not None:
-            times = place.clip_start_s + np.arange(place.length) / (self.header.rate_hz or 1.0)
-            yield from frames_at(place.clip, times, self.header.rate_hz)
+            period = 1 / self.header.rate_hz
+            yield from frames_at(
+                place.clip, place.clip_start_s + period * np.arange(place.length, dtype=np.float64), period / 2
+            )
             return
         column = _column(self._rows(place, name), self.header.camera, name)
         rows = (row["bytes"] if isinstance(row, dict) else row for row in column.to_pylist())

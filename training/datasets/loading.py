@@ -7,33 +7,17 @@ again by the next run with the same dataset and size.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from model.observation import CropPolicy, fit
-from model.video_probe import VideoDecodeError
+from model.observation import CropPolicy
 from training.datasets.dataset import Dataset, DatasetError, Episode
 from training.datasets.inspection import problems
-from training.datasets.pictures import unreadable
+from training.datasets.store import Progress, Skipped, Source, keep_frames, kept_frames
 from training.episodes import Episodes
-
-FRAMES, LISTING = "frames.raw", "frames.json"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An episode that was left out."""
-
-    name: str
-    reason: str
 
 
 def load_episodes(
@@ -41,7 +25,7 @@ def load_episodes(
     store: Path,
     image_size: int,
     crop_policy: CropPolicy = "planning_antialiased",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """Every usable episode, its frames `image_size` square and kept in the folder `store`, and those left out.
 
@@ -51,29 +35,32 @@ def load_episodes(
     if not header.rate_hz > 0:
         raise DatasetError(f"{header.path}: names no rate: say it with rate_hz")
     chosen, skipped = _numbers(dataset)
-    kept, missing = _frames(dataset, chosen, store, image_size, crop_policy, progress)
-    skipped += missing
-    rows = {index: chosen[index] for index in kept}
-    if not rows:
+    sources = [
+        Source(episode.name, episode.steps + 1, partial(dataset.frames, index)) for index, episode in chosen.items()
+    ]
+    longest = max((episode.steps for episode in chosen.values()), default=0)
+    key = _key(dataset, list(chosen), image_size, crop_policy)
+    kept = keep_frames(store, key, sources, image_size, crop_policy, longest + 1, progress)
+    skipped += kept.skipped
+    everything = list(chosen.values())
+    used = [everything[index] for index in kept.indices]
+    if not used:
         raise DatasetError(f"{header.path}: has no usable episode: {skipped[0].name}: {skipped[0].reason}")
-    lengths = np.array([episode.steps for episode in rows.values()], np.int64)
-    longest = max(episode.steps for episode in chosen.values())
-    shape = (len(rows), longest + 1, image_size, image_size, 3)
-    # Mapped copy-on-write: torch warns of arrays that it may not write to, though nothing here does.
-    frames: NDArray[np.uint8] = np.memmap(store / FRAMES, np.uint8, "c", shape=shape)
-    actions = _padded([episode.actions[: episode.steps] for episode in rows.values()], longest)
-    recorded = np.concatenate([episode.actions[: episode.steps] for episode in rows.values()])
+    lengths = np.array([episode.steps for episode in used], np.int64)
+    actions = [episode.actions[: episode.steps] for episode in used]
+    recorded = np.concatenate(actions)
     return Episodes(
-        frames=frames,
-        actions=actions,
+        frames=kept_frames(store, image_size).reshape(len(used), longest + 1, image_size, image_size, 3),
+        actions=_padded(actions, longest),
         action_names=header.action_names,
         action_units=("as recorded",) * len(header.action_names),
         action_low=tuple(recorded.min(axis=0).tolist()),
         action_high=tuple(recorded.max(axis=0).tolist()),
         rate_hz=header.rate_hz,
         source=_source(dataset, lengths, skipped),
-        probe_targets=_targets([episode.proprioception for episode in rows.values()], longest + 1),
+        probe_targets=_targets([episode.proprioception for episode in used], longest + 1),
         lengths=lengths,
+        proprioception=_padded([episode.proprioception for episode in used], longest + 1),
         crop_policy=crop_policy,
     ), tuple(skipped)
 
@@ -96,65 +83,9 @@ def _numbers(dataset: Dataset) -> tuple[dict[int, Episode], list[Skipped]]:
     return chosen, skipped
 
 
-def _frames(
-    dataset: Dataset,
-    chosen: dict[int, Episode],
-    store: Path,
-    image_size: int,
-    crop_policy: CropPolicy,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[int], list[Skipped]]:
-    """Write the frames of the chosen episodes into `store`, one row for each; the indices of those that were whole."""
-    key = _key(dataset, chosen, image_size, crop_policy)
-    listing = store / LISTING
-    if listing.is_file() and (known := json.loads(listing.read_text()))["key"] == key and (store / FRAMES).is_file():
-        return known["kept"], [Skipped(**entry) for entry in known["skipped"]]
-    store.mkdir(parents=True, exist_ok=True)
-    listing.unlink(missing_ok=True)
-    size = image_size * image_size * 3
-    needed, free = size * sum(episode.frames for episode in chosen.values()), shutil.disk_usage(store).free
-    if needed > free:
-        raise DatasetError(f"{store}: needs {needed / 1e9:.1f} GB for frames, {free / 1e9:.1f} GB are free")
-    stride = size * (max((episode.steps for episode in chosen.values()), default=0) + 1)
-    kept: list[int] = []
-    skipped: list[Skipped] = []
-    with (store / FRAMES).open("wb") as file:
-        for done, (index, episode) in enumerate(chosen.items()):
-            file.seek(len(kept) * stride)  # what a shorter episode leaves out takes no room on the disk
-            reason = ""
-            written = 0
-            try:
-                for batch in dataset.frames(index):
-                    scaled = fit(torch.from_numpy(np.array(batch)), crop_policy, (image_size, image_size))
-                    scaled = scaled[: episode.steps + 1 - written].contiguous()
-                    file.write(scaled.numpy().data)
-                    written += len(scaled)
-                if written != episode.steps + 1:
-                    reason = f"has {written} pictures, not {episode.frames}"
-            except (DatasetError, VideoDecodeError) as error:
-                reason = f"frames cannot be read: {unreadable(error, dataset.header.path)}"
-            if reason:
-                skipped.append(Skipped(episode.name, reason))
-            else:
-                kept.append(index)
-            if progress is not None:
-                progress(done + 1, len(chosen))
-        file.truncate(len(kept) * stride)
-    temporary = listing.with_suffix(".new")
-    temporary.write_text(json.dumps({"key": key, "kept": kept, "skipped": [asdict(entry) for entry in skipped]}))
-    os.replace(temporary, listing)
-    return kept, skipped
-
-
-def remove_frames(store: Path) -> None:
-    """Give back the room that `load_episodes` took."""
-    for name in (LISTING, FRAMES):
-        (store / name).unlink(missing_ok=True)
-
-
-def _key(dataset: Dataset, chosen: dict[int, Episode], image_size: int, crop_policy: str) -> str:
+def _key(dataset: Dataset, chosen: list[int], image_size: int, crop_policy: str) -> str:
     """What a file of frames is made of: the files of the dataset as they lie there, and how they are scaled."""
-    digest = hashlib.sha256(f"{dataset.header} {sorted(chosen)} {image_size} {crop_policy}".encode())
+    digest = hashlib.sha256(f"{dataset.header} {chosen} {image_size} {crop_policy}".encode())
     root = dataset.header.path
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         status = path.stat()

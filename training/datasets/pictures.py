@@ -19,35 +19,42 @@ from model.video_probe import ClipLimits, VideoDecodeError, decoded_frames, open
 from training.datasets.dataset import FRAMES_AT_ONCE, DatasetError
 
 CLIP_LIMITS = ClipLimits(max_bytes=16 * 2**30, max_seconds=24 * 3600, max_frames=10**7)
+STAMP_SLACK_S = 0.002  # Matroska rounds stamps to milliseconds
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-def frames_at(path: Path, times_s: NDArray[np.float64], rate_hz: float) -> Iterator[NDArray[np.uint8]]:
-    """The clip's frames at the given times (since its first frame), at most half a frame off, in order.
+def frames_at(path: Path, times_s: NDArray[np.float64], slack_s: float) -> Iterator[NDArray[np.uint8]]:
+    """The clip's frames at the given times (since its first frame), each at most `slack_s` off, in order.
 
     Starts at the keyframe before the first time: an episode of a long file is read at the cost of that episode.
-    Raises DatasetError naming the time at which there is no frame, and VideoDecodeError for a clip that is damaged.
+    Raises DatasetError naming the time at which there is no frame, or how the clip is damaged.
     """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
     if len(times_s) == 0:
         return
-    half = 0.5 / rate_hz
+    try:
+        yield from _frames_at(path, times_s, slack_s)
+    except VideoDecodeError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _frames_at(path: Path, times_s: NDArray[np.float64], slack_s: float) -> Iterator[NDArray[np.uint8]]:
     batch: list[NDArray[np.uint8]] = []
     done = 0
     scaler = VideoReformatter()  # one for all frames: it keeps its tables
     size: tuple[int, int] | None = None
     with open_clip(path, CLIP_LIMITS) as (container, stream):
         unit, origin = float(stream.time_base or 0), stream.start_time or 0
-        if times_s[0] > half:
-            container.seek(origin + int((times_s[0] - half) / unit), stream=stream, backward=True)
+        if times_s[0] > slack_s:
+            container.seek(origin + int((times_s[0] - slack_s) / unit), stream=stream, backward=True)
         for frame in decoded_frames(container, stream, CLIP_LIMITS):
             if frame.pts is None:
                 raise DatasetError(f"{path}: its frames carry no times")
             time = (frame.pts - origin) * unit
-            if time > times_s[done] + half:
+            if time > times_s[done] + slack_s:
                 break
-            if time < times_s[done] - half:
+            if time < times_s[done] - slack_s:
                 continue
             size = size or (frame.width, frame.height)
             picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR")
@@ -87,8 +94,3 @@ def decode_image(content: bytes, where: str) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # a broken image raises whatever its parser stumbled on
         raise DatasetError(f"{where}: is not a readable JPEG, PNG or WebP image: {error}") from error
-
-
-def unreadable(error: DatasetError | VideoDecodeError, path: Path) -> str:
-    """What is wrong with frames, with the file that holds them."""
-    return str(error) if str(path) in str(error) else f"{path}: {error}"

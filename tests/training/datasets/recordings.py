@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.video import write_clip
+from simulation.arm import LINK_LENGTHS
 from simulation.episodes import collect
 
 RATE = 10.0
@@ -35,6 +36,19 @@ def arm_episodes(lengths: tuple[int, ...] = (9, 6, 12), seed: int = 3, size: int
         actions = np.concatenate([batch.actions[row, : length - 1], np.full((1, 2), np.nan, np.float32)])
         episodes.append(Recorded(batch.frames[row, :length], actions, batch.proprioception[row, :length]))
     return episodes
+
+
+def with_poses(episodes: list[Recorded]) -> list[Recorded]:
+    """The same episodes of a robot that measures the pose of its tip: `x y z roll pitch yaw gripper`."""
+    posed = []
+    for episode in episodes:
+        shoulder, heading = episode.joints[:, 0], episode.joints.sum(axis=1)
+        poses = np.zeros((len(shoulder), 7), np.float32)
+        poses[:, 0] = LINK_LENGTHS[0] * np.cos(shoulder) + LINK_LENGTHS[1] * np.cos(heading)
+        poses[:, 1] = LINK_LENGTHS[0] * np.sin(shoulder) + LINK_LENGTHS[1] * np.sin(heading)
+        poses[:, 5] = np.arctan2(np.sin(heading), np.cos(heading))
+        posed.append(replace(episode, joints=poses))
+    return posed
 
 
 def write_lerobot_2(path: Path, episodes: list[Recorded]) -> Path:
@@ -140,7 +154,7 @@ def write_clips(path: Path, episodes: list[Recorded]) -> Path:
 
 def _write_info(path: Path, version: str, episodes: list[Recorded], data_path: str, video_path: str) -> None:
     (path / "meta").mkdir(parents=True)
-    names = ["shoulder", "elbow"]
+    names, width = ["shoulder", "elbow"], episodes[0].joints.shape[1]
     info = {
         "codebase_version": version,
         "robot_type": "planar arm",
@@ -152,7 +166,7 @@ def _write_info(path: Path, version: str, episodes: list[Recorded], data_path: s
         "video_path": video_path,
         "features": {
             "action": {"dtype": "float32", "shape": [2], "names": {"motors": names}},
-            "observation.state": {"dtype": "float32", "shape": [2], "names": names},
+            "observation.state": {"dtype": "float32", "shape": [width], "names": None},
             CAMERA: {"dtype": "video", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channels"]},
             "timestamp": {"dtype": "float32", "shape": [1], "names": None},
         },
