@@ -53,22 +53,19 @@ def train(
     ] = True,
     json_: JsonFlag = False,
 ) -> None:
-    """Train a compact world model end to end from pixels. Interrupted, the same command goes on where it was.
+    """Train a compact world model end to end from pixels, or what the config's `family` says.
+
+    Interrupted, the same command goes on where it was.
 
     Several accelerators or machines train as one: torchrun --nproc-per-node N -m cli train CONFIG --data D --out OUT
     """
     calm_threads()
     screen = open_screen(json_)
 
-    from cli.training_config import read_config
+    from cli.training_config import family_of, read_config
 
-    chosen = read_config(config)
-    recipe = replace(
-        chosen.recipe,
-        steps=chosen.recipe.steps if steps is None else steps,
-        seed=chosen.recipe.seed if seed is None else seed,
-    )
-    chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
+    family = family_of(config)
+    chosen = read_config(config) if family == "compact" else None
 
     import torch
 
@@ -80,15 +77,46 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     where = checked_device(device)
+    if chosen is None:
+        return _train_otherwise(family, screen, config, out, data, steps, seed, where)
+    recipe = replace(
+        chosen.recipe,
+        steps=chosen.recipe.steps if steps is None else steps,
+        seed=chosen.recipe.seed if seed is None else seed,
+    )
+    chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
     with joined(where) as ranks:
         if ranks.world > 1 and data is None and not chosen.dataset:
             raise CommandError("several processes need recorded episodes: gather them first, and pass --data")
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", where.index or 0)))
-        gathered, skipped = _episodes(screen, chosen, data, out)
+        gathered, skipped = training_episodes(screen, chosen, data, out)
         folder, last = _fit(screen, chosen, gathered, out, where, ranks, tensorboard)
         if ranks.first:
             _finish(screen, chosen, gathered, skipped, folder, last)
+
+
+def _train_otherwise(
+    family: str,
+    screen: Screen,
+    config: str,
+    out: Path,
+    data: Path | None,
+    steps: int | None,
+    seed: int | None,
+    device: torch.device,
+) -> None:
+    """The families that `training.compact` does not train; in one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CommandError(f"family {family} trains in one process: start it without torchrun")
+    if family == "masked":
+        from cli.train_masked import train_masked
+
+        train_masked(screen, config, out, data, steps, seed, device)
+    else:
+        from cli.train_action_conditioned import train_action_conditioned
+
+        train_action_conditioned(screen, config, out, data, steps, seed, device)
 
 
 def _finish(
@@ -101,7 +129,7 @@ def _finish(
 ) -> None:
     from model.package import read_package, write_package
     from training.card import card
-    from training.datasets.loading import remove_frames
+    from training.datasets.store import remove_frames
 
     remove_frames(folder)
     package = read_package(folder)
@@ -164,7 +192,7 @@ def _fit(
                 config.name,
                 out,
                 advance,
-                provenance=_provenance(device, ranks),
+                provenance=provenance(device, ranks.world),
                 initial=initial,
                 device=device,
                 ranks=ranks,
@@ -206,7 +234,7 @@ def _write(writer: SummaryWriter, line: TrainProgress) -> None:
         writer.add_scalar(name, value, line.step)
 
 
-def _episodes(
+def training_episodes(
     screen: Screen, config: TrainingConfig, recorded: Path | None, out: Path
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """What to train on, and recorded episodes that were left out."""
@@ -265,6 +293,7 @@ def as_training_episodes(batch: EpisodeBatch) -> Episodes:
         rate_hz=batch.rate_hz,
         source=f"{batch.task}: {batch.episodes} episodes of {batch.steps} steps, seed {batch.seed}",
         probe_targets=_probe_targets(batch),
+        proprioception=batch.proprioception,
     )
 
 
@@ -282,12 +311,12 @@ def _probe_targets(batch: EpisodeBatch) -> Any:
     return np.stack([*turned, *positions], axis=-1).astype(np.float32)
 
 
-def _provenance(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+def provenance(device: torch.device, world: int = 1) -> dict[str, Any]:
     import torch
 
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     accelerator = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+    processes = f", {world} processes" if world > 1 else ""
     threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
     return {
         "command": shlex.join(command),

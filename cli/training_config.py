@@ -15,6 +15,7 @@ from model.package import PlannerDefaults
 from training.compact import CompactRecipe
 
 Built = TypeVar("Built")
+FAMILIES = ("compact", "masked", "action-conditioned")
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,20 @@ class TrainingConfig:
 
 def read_config(config: str) -> TrainingConfig:
     """The config in a YAML file, or the defaults for a task. Raises CommandError naming the file and the key."""
-    path = Path(config)
-    if path.suffix not in (".yaml", ".yml"):
+    if not is_file(config):
         return TrainingConfig(checked_task(config), config)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise CommandError(f"{path} must hold names and values, got {type(content).__name__}")
-    content = {"name": path.stem, **content}
+    path = Path(config)
+    content = {"name": path.stem, **read_yaml(path)}
+    content.pop("family", None)  # which is why this file is read here
     if "dataset" in content:
         content = {"task": "", **content}
     try:
-        recipe = dict(_mapping(content.get("recipe", {}), "recipe"))
-        recipe["planner"] = _build(
-            PlannerDefaults, _mapping(recipe.get("planner", {}), "recipe.planner"), "recipe.planner."
+        recipe = dict(mapping(content.get("recipe", {}), "recipe"))
+        recipe["planner"] = build(
+            PlannerDefaults, mapping(recipe.get("planner", {}), "recipe.planner"), "recipe.planner."
         )
-        content["recipe"] = _build(CompactRecipe, recipe, "recipe.")
-        built = _build(TrainingConfig, content, "")
+        content["recipe"] = build(CompactRecipe, recipe, "recipe.")
+        built = build(TrainingConfig, content, "")
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
     if bool(built.task) == bool(built.dataset):
@@ -65,13 +61,39 @@ def read_config(config: str) -> TrainingConfig:
     return built
 
 
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+def family_of(config: str) -> str:
+    """Which kind of training a config is for, `compact` where it does not say."""
+    if not is_file(config):
+        return "compact"
+    family = read_yaml(Path(config)).get("family", "compact")
+    if family not in FAMILIES:
+        raise CommandError(f"{config}: family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    return str(family)
+
+
+def is_file(config: str) -> bool:
+    """Whether this is the path of a YAML file, and not a task's name."""
+    return Path(config).suffix in (".yaml", ".yml")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The names and values in a YAML file. Raises CommandError."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CommandError(f"{path} must hold names and values, got {type(content).__name__}")
+    return content
+
+
+def mapping(value: Any, key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} must hold names and values, got {value!r}")
     return value
 
 
-def _build(kind: type[Built], values: Mapping[str, Any], prefix: str) -> Built:
+def build(kind: type[Built], values: Mapping[str, Any], prefix: str) -> Built:
     """A dataclass from plain values; ValueError names a key that is unknown, missing or of the wrong type."""
     known = {entry.name: str(entry.type) for entry in fields(kind)}  # type: ignore[arg-type]
     for name, value in values.items():

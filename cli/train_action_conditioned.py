@@ -1,0 +1,161 @@
+"""`presage train` with `family: action-conditioned`: a model that plans, from a frozen encoder and recorded poses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.failures import CommandError
+from cli.recordings import load_recordings
+from cli.screen import Screen
+from cli.train import LOG_EVERY, provenance
+from cli.training_config import build, mapping, read_yaml
+from model.observation import CROP_POLICIES, CropPolicy
+from model.package import PlannerDefaults
+from training.action_conditioned import ActionConditionedRecipe
+from training.datasets.dataset import ReadOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.package import Package
+    from training.action_conditioned import ActionConditionedProgress
+    from training.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class ActionConditionedTraining:
+    """A training on a dataset whose proprioception is the robot's pose, seven numbers."""
+
+    name: str  # of the package
+    encoder: str  # a package of the V-JEPA 2 family: pretrained here, or imported
+    dataset: str = ""  # path of recorded episodes; --data says it too
+    camera: str = ""
+    proprioception: str = ""  # what the dataset calls the poses, where it is not the usual one
+    rate_hz: float = 0.0
+    crop_policy: str = ""  # how camera images become the encoder's; empty: as its package says
+    cache: str = ""  # folder of encodings; empty: `encodings` beside the package, removed at the end
+    cache_gb: float = 64.0  # at most
+    recipe: ActionConditionedRecipe = field(default_factory=ActionConditionedRecipe)
+
+
+def read_action_conditioned(path: Path) -> ActionConditionedTraining:
+    """The config in a YAML file. Raises CommandError naming the file and the key."""
+    content: dict[str, Any] = {"name": path.stem, **read_yaml(path)}
+    content.pop("family", None)
+    try:
+        recipe = dict(mapping(content.get("recipe", {}), "recipe"))
+        planner = {**asdict(ActionConditionedRecipe().planner), **mapping(recipe.get("planner", {}), "recipe.planner")}
+        recipe["planner"] = build(PlannerDefaults, planner, "recipe.planner.")
+        content["recipe"] = build(ActionConditionedRecipe, recipe, "recipe.")
+        config = build(ActionConditionedTraining, content, "")
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    if config.crop_policy not in ("", *CROP_POLICIES):
+        raise CommandError(f"{path}: crop_policy must be one of {', '.join(CROP_POLICIES)}, got {config.crop_policy!r}")
+    if not config.cache_gb > 0:
+        raise CommandError(f"{path}: cache_gb must be positive, got {config.cache_gb}")
+    return config
+
+
+def train_action_conditioned(
+    screen: Screen, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
+) -> None:
+    """Train, write the package, and say what came of it."""
+    chosen = read_action_conditioned(Path(config))
+    recipe = chosen.recipe
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, seed=recipe.seed if seed is None else seed)
+    source = data or (Path(chosen.dataset) if chosen.dataset else None)
+    if source is None:
+        raise CommandError(f"{config}: must name a dataset, or be given one with --data")
+
+    import shutil
+
+    from model.package import read_package, write_package
+    from training.card import card
+    from training.datasets.store import remove_frames
+
+    encoder = _encoder(Path(chosen.encoder))
+    image = encoder.config.image
+    policy: CropPolicy = chosen.crop_policy or image.crop_policy  # type: ignore[assignment]  # both were checked
+    options = ReadOptions(chosen.camera, chosen.proprioception, chosen.rate_hz)
+    episodes, skipped = load_recordings(screen, source, options, image.height, out, policy)
+    folder, last = _fit(screen, replace(chosen, recipe=recipe), encoder, episodes, out, device)
+    remove_frames(folder)
+    if not chosen.cache:
+        shutil.rmtree(out / "encodings", ignore_errors=True)
+    package = read_package(folder)
+    write_package(folder, package.config, package.weights(), card(package.config))
+    value: dict[str, Any] = {
+        "folder": str(folder),
+        "episodes": episodes.source,
+        "skipped": [asdict(entry) for entry in skipped],
+        "steps": last.steps,
+        "seconds": round(last.seconds, 1),
+        "teacher_loss": last.teacher_loss,
+        "rollout_loss": last.rollout_loss,
+        "held_out_error": last.held_out_error,
+        "still_error": last.still_error,
+        "weights_digest": package.weights_digest,
+    }
+    told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.teacher_loss:.4f}"
+    told += f"\nheld-out error {last.held_out_error:.4f}, of predicting no change {last.still_error:.4f}"
+    screen.result(value, f"{told}\nserve it with: presage serve --model {folder}")
+
+
+def _encoder(folder: Path) -> Package:
+    from model.package import read_package
+
+    package = read_package(folder)
+    image = package.config.image
+    if package.config.family != "vjepa2":
+        raise CommandError(f"encoder: {folder} must be of the family vjepa2, got {package.config.family}")
+    if image.height != image.width:
+        raise CommandError(f"encoder: {folder} must take square images, got {image.height} x {image.width}")
+    return package
+
+
+def _fit(
+    screen: Screen,
+    config: ActionConditionedTraining,
+    encoder: Package,
+    episodes: Episodes,
+    out: Path,
+    device: torch.device,
+) -> tuple[Path, ActionConditionedProgress]:
+    """The finished package's folder and the last line of its log."""
+    from rich.progress import TextColumn
+
+    from training.action_conditioned import train
+
+    last: list[ActionConditionedProgress] = []
+    shown = TextColumn("{task.fields[losses]}")
+    with screen.progress(shown) as bars:
+        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="encoding")
+
+        def advance(line: ActionConditionedProgress) -> None:
+            last[:] = [line]
+            losses = f"loss {line.teacher_loss:.4f} rollout {line.rollout_loss:.4f}"
+            bars.update(bar, completed=line.step, losses=losses)
+            measured = line.held_out_error is not None
+            held_out = f", held out {line.held_out_error:.4f} (still {line.still_error:.4f})" if measured else ""
+            if measured or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
+                screen.remark(f"{line.seconds:.0f} s, step {line.step} of {line.steps}: {losses}{held_out}")
+
+        try:
+            folder = train(
+                config.recipe,
+                episodes,
+                encoder,
+                config.name,
+                out,
+                Path(config.cache) if config.cache else out / "encodings",
+                advance,
+                provenance=provenance(device),
+                device=device,
+                cache_bytes=int(config.cache_gb * 1e9),
+            )
+        except ValueError as error:  # a recipe that does not suit the episodes, the encoder or the checkpoint in `out`
+            raise CommandError(str(error)) from error
+    return folder, last[0]

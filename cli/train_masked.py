@@ -1,0 +1,189 @@
+"""`presage train` with `family: masked`: an encoder from videos and images alone, as a package that embeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.choices import checked_task
+from cli.failures import CommandError
+from cli.recordings import tell_skipped
+from cli.screen import Screen
+from cli.train import LOG_EVERY, provenance, training_episodes
+from cli.training_config import TrainingConfig, build, mapping, read_yaml
+from training.masked import MaskedRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.datasets.store import Skipped
+    from training.episodes import Episodes
+    from training.footage import Footage
+    from training.masked import MaskedProgress
+
+
+@dataclass(frozen=True)
+class MaskedTraining:
+    """A pretraining from one of three: files, recorded episodes, or a task whose episodes are gathered."""
+
+    name: str  # of the package
+    footage: tuple[str, ...] = ()  # folders or files of videos and images
+    fps: float = 4.0  # frames a second that are kept of videos
+    image_size: int = 64
+    dataset: str = ""  # path of recorded episodes; where they have proprioception, a probe reads it off the features
+    camera: str = ""
+    proprioception: str = ""
+    rate_hz: float = 0.0
+    task: str = ""
+    episodes: int = 400
+    episode_steps: int = 20
+    data_seed: int = 1
+    recipe: MaskedRecipe = field(default_factory=MaskedRecipe)
+
+    def of_episodes(self) -> TrainingConfig:
+        """The same episodes, as a compact training would name them."""
+        return TrainingConfig(
+            task=self.task,
+            name=self.name,
+            episodes=self.episodes,
+            episode_steps=self.episode_steps,
+            data_seed=self.data_seed,
+            image_size=self.image_size,
+            dataset=self.dataset,
+            camera=self.camera,
+            proprioception=self.proprioception,
+            rate_hz=self.rate_hz,
+        )
+
+
+def read_masked(path: Path) -> MaskedTraining:
+    """The config in a YAML file. Raises CommandError naming the file and the key."""
+    content: dict[str, Any] = {"name": path.stem, **read_yaml(path)}
+    content.pop("family", None)
+    try:
+        content["footage"] = _paths(content.get("footage", []))
+        content["recipe"] = build(MaskedRecipe, mapping(content.get("recipe", {}), "recipe"), "recipe.")
+        config = build(MaskedTraining, content, "")
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    if [bool(config.footage), bool(config.dataset), bool(config.task)].count(True) != 1:
+        raise CommandError(f"{path}: must name one of footage, dataset and task")
+    if config.task:
+        checked_task(config.task)
+    return config
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+        raise ValueError(f"footage must be a list of paths, got {value!r}")
+    return tuple(value)
+
+
+def train_masked(
+    screen: Screen, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
+) -> None:
+    """Train, write the package, and say what came of it."""
+    chosen = read_masked(Path(config))
+    recipe = chosen.recipe
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps, seed=recipe.seed if seed is None else seed)
+
+    from model.package import read_package, write_package
+    from training.card import card
+    from training.datasets.store import remove_frames
+
+    footage, held_out, skipped = _footage(screen, chosen, recipe, data, out)
+    folder, last = _fit(screen, replace(chosen, recipe=recipe), footage, held_out, out, device)
+    remove_frames(folder)
+    package = read_package(folder)
+    write_package(folder, package.config, package.weights(), card(package.config))
+    training = package.config.training
+    value: dict[str, Any] = {
+        "folder": str(folder),
+        "footage": footage.source,
+        "skipped": [asdict(entry) for entry in skipped],
+        "steps": last.steps,
+        "seconds": round(last.seconds, 1),
+        "loss": last.loss,
+        "feature_std": last.feature_std,
+        "effective_rank": last.effective_rank,
+        "probe_r2_before": training.get("probe_r2_before", []),
+        "probe_r2": training.get("probe_r2", []),
+        "weights_digest": package.weights_digest,
+    }
+    told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.loss:.4f}"
+    told += f", features std {last.feature_std:.2f}, rank {last.effective_rank:.0f} of {recipe.width}"
+    if value["probe_r2"]:
+        told += f"\nprobe R2 {_numbers(value['probe_r2_before'])} before, {_numbers(value['probe_r2'])} after"
+    screen.result(value, f"{told}\nembed with it: presage embed CLIP --model {folder}")
+
+
+def _footage(
+    screen: Screen, config: MaskedTraining, recipe: MaskedRecipe, data: Path | None, out: Path
+) -> tuple[Footage, Episodes | None, tuple[Skipped, ...]]:
+    """What to train on, and episodes kept apart for the probe."""
+    from training.footage import from_episodes
+
+    if config.footage and data is None:
+        from training.datasets.clip_files import read_footage
+
+        paths = [Path(path) for path in config.footage]
+        with screen.progress() as bars:
+            bar = bars.add_task("reading footage", total=None)
+            footage, skipped = read_footage(
+                paths,
+                out,
+                config.image_size,
+                config.fps,
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+        tell_skipped(screen, skipped, "files")
+        return footage, None, skipped
+    episodes, skipped = training_episodes(screen, config.of_episodes(), data, out)
+    try:
+        fitting, held_out = episodes.split(recipe.held_out)
+    except ValueError as error:
+        raise CommandError(f"recipe.{error}") from error
+    return from_episodes(fitting), held_out, skipped
+
+
+def _fit(
+    screen: Screen, config: MaskedTraining, footage: Footage, held_out: Episodes | None, out: Path, device: torch.device
+) -> tuple[Path, MaskedProgress]:
+    """The finished package's folder and the last line of its log."""
+    from rich.progress import TextColumn
+
+    from training.masked import train
+
+    last: list[MaskedProgress] = []
+    shown = TextColumn("{task.fields[losses]}")
+    with screen.progress(shown) as bars:
+        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="")
+
+        def advance(line: MaskedProgress) -> None:
+            last[:] = [line]
+            losses = f"loss {line.loss:.4f} features std {line.feature_std:.2f} rank {line.effective_rank:.0f}"
+            bars.update(bar, completed=line.step, losses=losses)
+            probe = f", probe R2 {_numbers(line.probe_r2)}" if line.probe_r2 else ""
+            if probe or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
+                screen.remark(f"{line.seconds:.0f} s, step {line.step} of {line.steps}: {losses}{probe}")
+
+        try:
+            folder = train(
+                config.recipe,
+                footage,
+                config.name,
+                out,
+                advance,
+                provenance=provenance(device),
+                device=device,
+                held_out=held_out,
+            )
+        except ValueError as error:  # a recipe that does not suit the footage or the checkpoint in `out`
+            raise CommandError(str(error)) from error
+    return folder, last[0]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

@@ -1,0 +1,30 @@
+"""Whether representations still tell their inputs apart. Numbers to watch, not losses."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def content(tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "samples width"]:
+    """What of each token depends on the input: its difference from the batch's mean at the same place.
+
+    An encoder that has collapsed to a function of the place alone has varied tokens and no content.
+    """
+    return (tokens - tokens.mean(dim=0, keepdim=True)).flatten(0, 1).float()
+
+
+def feature_std(features: Float[Tensor, "samples width"]) -> float:
+    """Root mean square over everything; near 0 says that the representation has collapsed."""
+    return float(features.square().mean().sqrt())
+
+
+def effective_rank(features: Float[Tensor, "samples width"]) -> float:
+    """Dimensions in use, 1 to `width`: the exponential of the entropy of the spectrum (RankMe, arXiv 2210.02885)."""
+    spectrum = torch.linalg.eigvalsh((features.T @ features).double()).clamp_min(0).sqrt()
+    total = spectrum.sum()
+    if not total > 0:
+        return 1.0
+    shares = spectrum / total
+    return float(torch.exp(-(shares * torch.log(shares.clamp_min(1e-12))).sum()))

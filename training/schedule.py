@@ -1,0 +1,14 @@
+"""Learning-rate schedules, as factors of the peak rate."""
+
+from __future__ import annotations
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Rises linearly over the first `warmup` of the steps, stays, and falls linearly to 0 over the last `decay`.
+
+    A run can be lengthened before its decay begins, for nothing before depends on `steps` but the warm-up (V-JEPA 2).
+    """
+    rising, falling = max(1, round(warmup * steps)), max(1, round(decay * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return min(1.0, (steps - step) / (falling + 1))
