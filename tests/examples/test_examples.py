@@ -52,10 +52,10 @@ def address() -> Iterator[str]:
 def test_every_example_is_run_here() -> None:
     known = {"control_loop.py", "custom_cost.py", "embed_clip.py", "many_robots.py", "plan_once.py"}
     assert set(SCRIPTS) == known
-    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {"train_tiny.yaml"}
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {"tiny.yaml", "train_tiny.yaml"}
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "train_tiny.yaml"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "tiny.yaml", "train_tiny.yaml"])
 def test_an_example_is_read_in_one_go(name: str) -> None:
     text = (EXAMPLES / name).read_text()
     assert len(text.splitlines()) < 60
@@ -126,7 +126,13 @@ def test_every_one_of_many_robots_reaches_a_goal_of_its_own(address: str) -> Non
     assert told.endswith("3 of 3 robots reached their goals\n")
 
 
-def test_the_tiny_training_makes_a_package(tmp_path: Path) -> None:
+def test_the_arm_from_nothing_is_read_as_it_stands() -> None:
+    chosen = read_config(str(EXAMPLES / "tiny.yaml"))
+    assert (chosen.task, chosen.name, chosen.dataset) == ("arm", "tiny", "")
+    assert chosen.recipe.latent == TrainingConfig("arm", "arm").recipe.latent
+
+
+def test_the_shortest_training_makes_a_package(tmp_path: Path) -> None:
     config = EXAMPLES / "train_tiny.yaml"
     chosen = read_config(str(config))
     out = tmp_path / "tiny"
@@ -138,7 +144,7 @@ def test_the_tiny_training_makes_a_package(tmp_path: Path) -> None:
     assert package.config.planner == chosen.recipe.planner
 
 
-def test_the_tiny_training_says_what_the_real_numbers_are() -> None:
+def test_the_shortest_training_says_what_the_real_numbers_are() -> None:
     """Every number beside a setting is the default of that setting."""
 
     defaults = asdict(TrainingConfig("arm", "arm"))
