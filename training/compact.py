@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
-from model.compact.world_model import network_settings, saved_weights
+from model.compact.world_model import network_settings, read_config, saved_weights
 from model.normalizer import ActionNormalizer
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
@@ -54,6 +54,7 @@ class CompactRecipe:
     encoder_depth: int = 6
     predictor_width: int = 192
     predictor_depth: int = 3
+    residual: bool = False  # the predictor tells what changes
     bfloat16: bool = True  # matrix products only; losses and norms stay in float32
     seed: int = 0
     held_out: int = 128  # episodes kept for the probe
@@ -206,18 +207,21 @@ def _windows(recipe: CompactRecipe) -> Windows:
 
 
 def start_from(network: CompactNetwork, package: Package) -> None:
-    """Load a package's weights into a network of the same shapes; ValueError names the first shape that differs."""
-    wanted, found = dict(network_settings(network.config)), dict(package.config.network)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"init_from: {package.config.name} has {name} {found.get(name)}, this recipe {wanted.get(name)}"
-            )
+    """Load a package's weights into a network of the same shapes; ValueError names the first shape that differs.
+
+    Where only one of the two predictors is residual, the network's begins with predicting that nothing changes.
+    """
+    wanted, found = network_settings(network.config), network_settings(read_config(package.config))
+    for name in sorted(wanted.keys() - {"residual"}):
+        if wanted[name] != found[name]:
+            raise ValueError(f"init_from: {package.config.name} has {name} {found[name]}, this recipe {wanted[name]}")
     weights = {n: w.float() if w.is_floating_point() else w for n, w in package.weights().items()}
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(f"init_from: the weights of {package.config.name} do not fit its config: {error}") from error
+    if wanted["residual"] != found["residual"]:
+        network.predictor.change_nothing()
 
 
 def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
@@ -240,6 +244,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
         encoder_depth=recipe.encoder_depth,
         predictor_width=recipe.predictor_width,
         predictor_depth=recipe.predictor_depth,
+        residual=recipe.residual,
         horizon=recipe.horizon,
     )
     return PackageConfig(

@@ -31,6 +31,7 @@ class CompactConfig:
     predictor_depth: int = 3
     predictor_heads: int = 6
     horizon: int = 5  # model steps predicted in one call
+    residual: bool = False  # the predictor tells what changes: what no action moves is carried over as it is
 
 
 class CompactNetwork(nn.Module):
@@ -66,6 +67,7 @@ class CompactNetwork(nn.Module):
             heads=config.predictor_heads,
             mlp_hidden=4 * config.predictor_width,
             horizon=config.horizon,
+            residual=config.residual,
         )
 
     def tokens(self, frames: Float[Tensor, "batch 3 height w"]) -> Float[Tensor, "batch tokens width"]:

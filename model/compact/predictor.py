@@ -47,16 +47,31 @@ class Predictor(nn.Module):
     causal: Tensor
 
     def __init__(
-        self, latent: int, block_width: int, *, width: int, depth: int, heads: int, mlp_hidden: int, horizon: int
+        self,
+        latent: int,
+        block_width: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_hidden: int,
+        horizon: int,
+        residual: bool = False,
     ) -> None:
-        """`block_width` is numbers per action block (actions x dimensions); `horizon` the steps it is trained for."""
+        """`block_width` is numbers per action block (actions x dimensions); `horizon` the steps it is trained for.
+
+        A `residual` predictor adds what it computes to the latent it starts from, and starts by adding nothing.
+        """
         super().__init__()
+        self.residual = residual
         self.horizon = horizon
         self.latent_in = nn.Linear(latent, width)
         self.action_in = nn.Sequential(nn.Linear(block_width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads, mlp_hidden, fused=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.latent_out = nn.Linear(width, latent)
+        if residual:
+            self.change_nothing()
         self.step = nn.Parameter(torch.randn(horizon, width) * 0.02)
         self.register_buffer("causal", torch.ones(horizon, horizon, dtype=torch.bool).tril(), persistent=False)
 
@@ -82,4 +97,9 @@ class Predictor(nn.Module):
         for block in self.blocks:
             x = block(x, condition, self.causal[:steps, :steps])
         output: Tensor = self.latent_out(self.norm(x))
-        return output
+        return latent.unsqueeze(1) + output if self.residual else output
+
+    def change_nothing(self) -> None:
+        """Make a residual predictor predict that nothing changes, whatever it has learnt of latents and actions."""
+        nn.init.zeros_(self.latent_out.weight)
+        nn.init.zeros_(self.latent_out.bias)

@@ -12,7 +12,7 @@ import torch
 from model.catalog import load
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from training.compact import CompactRecipe, DivergedError, TrainProgress, probe, schedule, train
+from training.compact import CompactRecipe, DivergedError, TrainProgress, probe, schedule, start_from, train
 from training.episodes import Episodes
 from training.objective import Losses, losses
 from training.probe import linear_probe
@@ -129,6 +129,18 @@ def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None
     for name, weight in first.weights().items():
         assert name.startswith("predictor.") or torch.equal(polished[name], weight), name
     assert not torch.equal(polished["predictor.latent_out.weight"], first.weights()["predictor.latent_out.weight"])
+
+
+def test_a_residual_predictor_begins_with_nothing_changes_whatever_it_starts_from(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "first")
+    first = read_package(tmp_path / "first")
+    shapes = CompactConfig(**{**first.config.network, "residual": True})
+    network = CompactNetwork(shapes)
+    start_from(network, first)
+    latent, actions = torch.randn(3, 16), torch.randn(3, 4, shapes.action_width)
+    torch.testing.assert_close(network.predict(latent, actions), latent.unsqueeze(1).expand(3, 4, 16))
+    kept = network.predictor.action_in[0].weight
+    torch.testing.assert_close(kept, first.weights()["predictor.action_in.0.weight"].float())
 
 
 def test_a_frozen_encoder_without_a_package_is_refused(tmp_path: Path) -> None:
