@@ -156,7 +156,7 @@ def test_recordings_without_poses_are_refused(episodes: Episodes, encoder: Packa
     with pytest.raises(ValueError, match="proprioception must be poses of 7 numbers .* got 2"):
         run(RECIPE, joints, encoder, tmp_path / "out")
     degrees = replace(episodes, proprioception=np.full((8, 17, 7), 90, np.float32))
-    with pytest.raises(ValueError, match="episode 0: pose angles: must be radians"):
+    with pytest.raises(ValueError, match="episode 0: pose must have its angles in radians"):
         run(RECIPE, degrees, encoder, tmp_path / "out")
     with pytest.raises(ValueError, match="frames must be at most 9"):
         run(replace(RECIPE, frames=12), episodes, encoder, tmp_path / "out")
