@@ -4,15 +4,17 @@ reached from outside, and nothing of it may be left over."""
 from __future__ import annotations
 
 import importlib.util
+import logging
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from presage import codec
@@ -88,8 +90,18 @@ def test_a_deadline_comes_as_a_header_and_leaves_time_for_the_way_back() -> None
         assert ReplicaContext(RaysCopy(("x-timeout-ms", nonsense))).time_remaining() is None
 
 
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """A replica configures the logs of its process, which is this one here: undone after the test."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
 @needs_arm
-async def test_a_replica_keeps_rich_errors_and_streams_without_ray() -> None:
+async def test_a_replica_keeps_rich_errors_and_streams_without_ray(own_logging: None) -> None:
     arm = tasks.make("arm")
     replica: Any = Replica.__new__(Replica)
     settings = Settings(devices=("cpu",), engine_threads=1, api_keys=("key",), log_level="error")
