@@ -7,6 +7,7 @@ import torch
 
 from model.vjepa2 import CheckpointError, Encoder, EncoderConfig
 from model.vjepa2.encoder import sincos_table
+from model.vjepa2.stems import PatchEmbed
 from tests.model.vjepa2.reference_files import doubled, fixture, worst
 from tests.model.vjepa2.tiny import ENCODER, ENCODER_2_1, encoder, randomised
 
@@ -89,6 +90,18 @@ def test_fused_and_written_out_attention_agree() -> None:
     plain.load_state_dict(fused.state_dict())
     video = torch.randn(2, 3, 4, 16, 16)
     assert worst(fused(video), plain(video)) <= 1e-5
+
+
+@pytest.mark.parametrize(("tubelet", "shape"), [(2, (2, 3, 5, 16, 24)), (1, (1, 3, 1, 8, 8))])
+def test_the_linear_patch_embedding_is_the_convolution(tubelet: int, shape: tuple[int, ...]) -> None:
+    """In value and gradient, and where a last frame fills no tubelet."""
+    stem = PatchEmbed(12, 8, tubelet).double()
+    video = torch.randn(shape, dtype=torch.float64)
+    convolved = stem.proj(video).flatten(2).transpose(1, 2)
+    assert worst(stem(video), convolved) <= 1e-12
+    expected = torch.autograd.grad(convolved.square().sum(), stem.proj.weight)[0]
+    got = torch.autograd.grad(stem(video).square().sum(), stem.proj.weight)[0]
+    assert worst(got, expected) <= 1e-10
 
 
 @torch.inference_mode()
