@@ -41,7 +41,7 @@ PICTURE = linear.frame(0.2, 0.4)
 SEEN = proto_observation(PICTURE)
 FELT = observation_pb2.Observation(images=[proto_image(PICTURE)], proprioception=proto_tensor(np.zeros(1, np.float32)))
 ACTIONS = proto_tensor(np.full((4, 2), 0.1, np.float32))
-# Bytes: caches fill, allocators keep some. What generates the cases lives in this process too, and keeps 25 KiB of each;
+# Bytes: caches fill, allocators keep some. What makes the cases lives in this process too, and keeps 25 KiB of each;
 # a service in a process of its own grew by 0.6 MiB in 3977 cases.
 LARGEST_GROWTH = 64 * 2**20 + CASES * 32 * 2**10
 
