@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -210,9 +211,10 @@ def _checkpoint_value(checkpoint: Checkpoint) -> dict[str, Any]:
     from model.checkpoint import CheckpointError, identify
 
     try:
-        model, misfit = identify(checkpoint).name, ""
+        known = identify(checkpoint)
+        model, misfit, shape = known.name, "", asdict(known.encoder)
     except CheckpointError as error:
-        model, misfit = "", str(error)
+        model, misfit, shape = "", str(error), {}
     sections = {
         name: {"tensors": len(pieces), "parameters": checkpoint.parameters(name)}
         for name, pieces in checkpoint.sections.items()
@@ -222,9 +224,26 @@ def _checkpoint_value(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "layout": checkpoint.layout,
         "model": model,
+        "family": "vjepa2" if model else "",
+        "encoder": shape,
         "misfit": misfit,
         "sections": sections,
+        "sha256": {file.name: _digest(file) for file in _files(checkpoint.path)},
     }
+
+
+def _files(path: Path) -> list[Path]:
+    """The weights in a checkpoint: itself, or the safetensors files of a folder."""
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def _digest(file: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _package_table(value: dict[str, Any]) -> Table:
@@ -266,5 +285,8 @@ def _checkpoint_table(value: dict[str, Any]) -> Table:
     table.add_column("parameters", justify="right")
     for name, section in value["sections"].items():
         table.add_row(name, str(section["tensors"]), f"{section['parameters'] / 1e6:.1f} M")
-    table.caption = f"it is {value['model']}" if value["model"] else value["misfit"]
+    shape = ", ".join(f"{name} {size}" for name, size in value["encoder"].items() if type(size) is int)
+    lines = [f"family vjepa2, it is {value['model']}", f"encoder: {shape}"] if value["model"] else [value["misfit"]]
+    lines += [f"sha256 {name}: {digest}" for name, digest in value["sha256"].items()]
+    table.caption = "\n".join(lines)
     return table

@@ -11,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from cli import failures
@@ -128,3 +129,13 @@ def test_the_page_of_models_says_of_every_one_what_the_code_says() -> None:
 def test_the_page_of_models_names_every_crop_policy() -> None:
     page = PAGE.read_text()
     assert [policy for policy in CROP_POLICIES if f"| `{policy}` |" not in page] == []
+
+
+def test_a_checkpoint_is_told_with_its_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "some.pt"
+    torch.save({"encoder": {"module.backbone.norm.weight": torch.ones(3)}}, path)
+    assert run_command("weights", "inspect", str(path), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sha256"] == {"some.pt": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert told["sections"]["encoder"] == {"tensors": 1, "parameters": 3}
+    assert told["misfit"]
