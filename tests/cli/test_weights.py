@@ -18,6 +18,7 @@ from cli import failures
 from cli.weights import list_published, pull
 from model.observation import CROP_POLICIES
 from model.vjepa2.published import PUBLISHED
+from tests.cli.commands import run_command
 
 CONTENT = b"PK\x03\x04" + bytes(100_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
