@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.checkpoint import Checkpoint
+    from model.checkpoint import Inspection
     from model.package import Package
     from model.vjepa2.published import PublishedModel
 
@@ -46,9 +45,9 @@ def inspect(
         screen.result(value, _package_table(value))
         return
 
-    from model.checkpoint import open_checkpoint
+    from model.checkpoint import inspect_checkpoint
 
-    value = _checkpoint_value(open_checkpoint(folder))
+    value = _checkpoint_value(inspect_checkpoint(folder))
     screen.result(value, _checkpoint_table(value))
 
 
@@ -207,43 +206,24 @@ def _package_value(package: Package) -> dict[str, Any]:
     }
 
 
-def _checkpoint_value(checkpoint: Checkpoint) -> dict[str, Any]:
-    from model.checkpoint import CheckpointError, identify
+def _checkpoint_value(found: Inspection) -> dict[str, Any]:
+    from model.package import file_digest
 
-    try:
-        known = identify(checkpoint)
-        model, misfit, shape = known.name, "", asdict(known.encoder)
-    except CheckpointError as error:
-        model, misfit, shape = "", str(error), {}
-    sections = {
-        name: {"tensors": len(pieces), "parameters": checkpoint.parameters(name)}
-        for name, pieces in checkpoint.sections.items()
-    }
+    files = [found.path] if found.path.is_file() else sorted(found.path.glob("*.safetensors"))
     return {
         "kind": "checkpoint",
-        "path": str(checkpoint.path),
-        "layout": checkpoint.layout,
-        "model": model,
-        "family": "vjepa2" if model else "",
-        "encoder": shape,
-        "misfit": misfit,
-        "sections": sections,
-        "sha256": {file.name: _digest(file) for file in _files(checkpoint.path)},
+        "path": str(found.path),
+        "layout": found.layout,
+        "model": found.model or "",
+        "family": "" if found.encoder is None else "vjepa2",
+        "encoder": {} if found.encoder is None else asdict(found.encoder),
+        "misfit": found.misfit or "",
+        "sections": {
+            section.name: {"tensors": section.tensors, "parameters": section.parameters, "dtypes": section.dtypes}
+            for section in found.sections
+        },
+        "sha256": {file.name: file_digest(file) for file in files},
     }
-
-
-def _files(path: Path) -> list[Path]:
-    """The weights in a checkpoint: itself, or the safetensors files of a folder."""
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-
-
-def _digest(file: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _package_table(value: dict[str, Any]) -> Table:
@@ -286,7 +266,8 @@ def _checkpoint_table(value: dict[str, Any]) -> Table:
     for name, section in value["sections"].items():
         table.add_row(name, str(section["tensors"]), f"{section['parameters'] / 1e6:.1f} M")
     shape = ", ".join(f"{name} {size}" for name, size in value["encoder"].items() if type(size) is int)
-    lines = [f"family vjepa2, it is {value['model']}", f"encoder: {shape}"] if value["model"] else [value["misfit"]]
+    lines = [f"family vjepa2, it is {value['model']}", f"encoder: {shape}"] if value["model"] else []
+    lines += [value["misfit"]] if value["misfit"] else []
     lines += [f"sha256 {name}: {digest}" for name, digest in value["sha256"].items()]
     table.caption = "\n".join(lines)
     return table

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.package import CARD, CONFIG, WEIGHTS
+from model.vjepa2.config import EncoderConfig
 from model.vjepa2.huggingface import Piece, described, pieces
 from model.vjepa2.imported import card, package_config, parts
 from model.vjepa2.published import PUBLISHED, PublishedModel
@@ -179,6 +180,8 @@ class Inspection:
     layout: str
     model: str | None
     """The published model it is, or the folder's own name; None where it is neither."""
+    encoder: EncoderConfig | None
+    """That model's encoder."""
     misfit: str | None
     """Why it is no model that can be imported; None where it can."""
     encoder_keys: tuple[str, ...]
@@ -188,10 +191,10 @@ class Inspection:
 def inspect_checkpoint(source: Path) -> Inspection:
     """Say what a checkpoint holds and whether it can be imported. `CheckpointError`: it cannot be opened at all."""
     checkpoint = open_checkpoint(source)
-    model, misfit = None, None
+    model, encoder, misfit = None, None, None
     try:
         identified = identify(checkpoint)
-        model, misfit = identified.name, _misfit(checkpoint, identified)
+        model, encoder, misfit = identified.name, identified.encoder, _misfit(checkpoint, identified)
     except CheckpointError as error:
         misfit = str(error)
     sections = tuple(
@@ -204,7 +207,7 @@ def inspect_checkpoint(source: Path) -> Inspection:
         )
         for name, held in checkpoint.sections.items()
     )
-    return Inspection(source, checkpoint.layout, model, misfit, checkpoint.encoder_keys, sections)
+    return Inspection(source, checkpoint.layout, model, encoder, misfit, checkpoint.encoder_keys, sections)
 
 
 def import_checkpoint(

@@ -122,11 +122,16 @@ def read_package(folder: Path) -> Package:
     weights = folder / WEIGHTS
     if not weights.exists():
         raise PackageError(f"{folder} has no {WEIGHTS}")
+    return Package(config, folder, file_digest(weights))
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal, read in pieces."""
     digest = hashlib.sha256()
-    with weights.open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return Package(config, folder, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def write_package(folder: Path, config: PackageConfig, weights: Mapping[str, Tensor], card: str) -> None:

@@ -7,8 +7,7 @@ One iteration: sample around the mean, roll out, price, take the elites, refit. 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.anytime import Pace, never, plan_in_time
+from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.gripper import GripperRules
 from planner.limits import project_within
@@ -157,28 +156,7 @@ class CEM:
             noise=ColouredNoise(2.0),
         )
 
-    def plan(
-        self,
-        world_model: WorldModel,
-        problem: Problem,
-        *,
-        deadline: float | None = None,
-        budget_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cancelled: Callable[[], bool] = never,
-        pace: Pace | None = None,
-    ) -> Plan:
-        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
-        return plan_in_time(
-            self,
-            world_model,
-            problem,
-            deadline=deadline,
-            budget_s=budget_s,
-            clock=clock,
-            cancelled=cancelled,
-            pace=pace,
-        )
+    plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""

@@ -7,15 +7,14 @@ and a start never leaves its valley: the starts are drawn like any sampler's fir
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.anytime import Pace, never, plan_in_time
+from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within, tied
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
@@ -57,28 +56,7 @@ class Gradient:
         if not self.converged_below >= 0:
             raise PlanningError("converged_below", "must be >= 0", self.converged_below)
 
-    def plan(
-        self,
-        world_model: WorldModel,
-        problem: Problem,
-        *,
-        deadline: float | None = None,
-        budget_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cancelled: Callable[[], bool] = never,
-        pace: Pace | None = None,
-    ) -> Plan:
-        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
-        return plan_in_time(
-            self,
-            world_model,
-            problem,
-            deadline=deadline,
-            budget_s=budget_s,
-            clock=clock,
-            cancelled=cancelled,
-            pace=pace,
-        )
+    plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Draw the starts; the first is the warm start, or mid-range. Raises PlanningError on a bad problem."""

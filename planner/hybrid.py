@@ -7,11 +7,10 @@ world models whose `rollout` is differentiable. Both halves are the optimisers o
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from planner.anytime import Pace, never, plan_in_time
+from planner.anytime import plan_in_time
 from planner.cem import CEM
 from planner.gradient import Gradient
 from planner.search import Search, finished_plan
@@ -61,28 +60,7 @@ class Hybrid:
         """Of both halves."""
         return self.search.cost
 
-    def plan(
-        self,
-        world_model: WorldModel,
-        problem: Problem,
-        *,
-        deadline: float | None = None,
-        budget_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cancelled: Callable[[], bool] = never,
-        pace: Pace | None = None,
-    ) -> Plan:
-        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
-        return plan_in_time(
-            self,
-            world_model,
-            problem,
-            deadline=deadline,
-            budget_s=budget_s,
-            clock=clock,
-            cancelled=cancelled,
-            pace=pace,
-        )
+    plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up the first half's search. Raises PlanningError on a bad problem."""

@@ -6,13 +6,12 @@ Unlike the cross-entropy method it keeps no elites and learns no std; every cand
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from planner.anytime import Pace, never, plan_in_time
+from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
@@ -53,28 +52,7 @@ class MPPI:
         if not self.converged_below >= 0:
             raise PlanningError("converged_below", "must be >= 0", self.converged_below)
 
-    def plan(
-        self,
-        world_model: WorldModel,
-        problem: Problem,
-        *,
-        deadline: float | None = None,
-        budget_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cancelled: Callable[[], bool] = never,
-        pace: Pace | None = None,
-    ) -> Plan:
-        """Search until done or out of time; `anytime.plan_in_time` says how the clock is kept, and what is raised."""
-        return plan_in_time(
-            self,
-            world_model,
-            problem,
-            deadline=deadline,
-            budget_s=budget_s,
-            clock=clock,
-            cancelled=cancelled,
-            pace=pace,
-        )
+    plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""

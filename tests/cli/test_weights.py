@@ -138,5 +138,5 @@ def test_a_checkpoint_is_told_with_its_digest(tmp_path: Path, capsys: pytest.Cap
     assert run_command("weights", "inspect", str(path), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["sha256"] == {"some.pt": hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert told["sections"]["encoder"] == {"tensors": 1, "parameters": 3}
+    assert told["sections"]["encoder"] == {"tensors": 1, "parameters": 3, "dtypes": ["float32"]}
     assert told["misfit"]
