@@ -26,7 +26,8 @@ import httpx
 import numpy as np
 import presage
 
-from benchmarks.service import commit, jpeg_bytes, percentiles, rest_plan
+from benchmarks.service import jpeg_bytes, percentiles, rest_plan
+from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from cli.private_service import PrivateService, private_service
 from deploy.ray import namespace

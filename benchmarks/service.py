@@ -14,7 +14,6 @@ import asyncio
 import base64
 import io
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -30,6 +29,7 @@ from presage.v1 import models_pb2, planning_pb2, planning_pb2_grpc
 
 from benchmarks import null_model, service_load
 from benchmarks.service_load import NullService, null_service, seen
+from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from planner.cem import CEM
 from planner.types import Problem
@@ -221,11 +221,6 @@ def jpeg_bytes(image: np.ndarray) -> bytes:
 
 def percentiles(ms: list[float]) -> dict[str, float]:
     return {f"p{percent}": round(float(np.percentile(ms, percent)), 3) for percent in (50, 95, 99)}
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from cli.train import as_training_episodes
 from model.compact.network import CompactConfig, to_network_input
@@ -50,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = measure(arguments.steps, arguments.batch, torch.device(arguments.device))
-    figures |= {"threads": arguments.threads, "machine": describe_machine()}
+    figures |= {"threads": arguments.threads, "machine": describe_machine(), "commit": commit()}
     text = json.dumps(figures, indent=2)
     if arguments.json:
         arguments.json.write_text(text + "\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.checkpoint import import_checkpoint
 from model.vjepa2.imported import parts
@@ -42,7 +42,7 @@ def main() -> None:
             "group_bytes": GROUP_BYTES,
             "import": in_a_process(measure, source, Path(folder) / "package"),
             "machine": describe_machine(),
-            "commit": _commit(),
+            "commit": commit(),
         }
     table = markdown(figures)
     if arguments.out is not None:
@@ -106,11 +106,6 @@ def markdown(figures: dict[str, Any]) -> str:
     lines += [f"| {name} | {value} |" for name, value in rows]
     machine = "; ".join(f"{name} {value}" for name, value in figures["machine"].items())
     return "\n".join([*lines, "", f"{machine}; commit {figures['commit']}.", ""])
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import torch
 from benchmarks.planning import chart, compact, vjepa2
 from benchmarks.planning.problems import Served, arm_problems
 from benchmarks.planning.timing import Table
+from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.catalog import load
 from server import tuning
@@ -83,7 +83,7 @@ def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if device.type == "cuda" else "none: nothing here is of a GPU",
         "precision": {"arm": served.precision, "why": served.why},
-        "commit": _commit(),
+        "commit": commit(),
         "seconds": {**took, "all": round(time.monotonic() - began, 1)},
         "ratios": ratios,
         "summary": _summary(ratios),
@@ -138,11 +138,6 @@ def _cell(value: object) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
