@@ -9,7 +9,12 @@ import typer
 
 from cli.remote import (
     DEFAULT_ADDRESS,
+    AddressOption,
     ApiKeyOption,
+    GoalOption,
+    ImageOption,
+    ProprioceptionOption,
+    ServedModelOption,
     TimeoutOption,
     TlsOption,
     TlsRootsOption,
@@ -25,14 +30,11 @@ if TYPE_CHECKING:
 
 
 def landscape(
-    image: Annotated[Path, typer.Option("--image", help="What the robot sees: a JPEG, PNG or WebP file.")],
-    goal: Annotated[Path, typer.Option("--goal", help="What it should see: a JPEG, PNG or WebP file.")],
-    address: Annotated[str, typer.Option("--address", help="host:port of the service's gRPC door.")] = DEFAULT_ADDRESS,
-    model: Annotated[str, typer.Option("--model", help="The service's name for a model; its default if empty.")] = "",
-    proprioception: Annotated[
-        str,
-        typer.Option("--proprioception", help="What the robot measures, by commas, where a model uses it."),
-    ] = "",
+    image: ImageOption,
+    goal: GoalOption,
+    address: AddressOption = DEFAULT_ADDRESS,
+    model: ServedModelOption = "",
+    proprioception: ProprioceptionOption = "",
     dimensions: Annotated[
         str, typer.Option("--dimensions", help="One to three action entries by commas; empty: the first searched.")
     ] = "",

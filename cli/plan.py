@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.remote import (
     DEFAULT_ADDRESS,
+    AddressOption,
     ApiKeyOption,
+    GoalOption,
+    ImageOption,
+    ProprioceptionOption,
+    ServedModelOption,
     TimeoutOption,
     TlsOption,
     TlsRootsOption,
@@ -26,14 +30,11 @@ if TYPE_CHECKING:
 
 
 def plan(
-    image: Annotated[Path, typer.Option("--image", help="What the robot sees: a JPEG, PNG or WebP file.")],
-    goal: Annotated[Path, typer.Option("--goal", help="What it should see: a JPEG, PNG or WebP file.")],
-    address: Annotated[str, typer.Option("--address", help="host:port of the service's gRPC door.")] = DEFAULT_ADDRESS,
-    model: Annotated[str, typer.Option("--model", help="The service's name for a model; its default if empty.")] = "",
-    proprioception: Annotated[
-        str,
-        typer.Option("--proprioception", help="What the robot measures, by commas, where a model uses it."),
-    ] = "",
+    image: ImageOption,
+    goal: GoalOption,
+    address: AddressOption = DEFAULT_ADDRESS,
+    model: ServedModelOption = "",
+    proprioception: ProprioceptionOption = "",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same plan.")] = None,
     budget_ms: Annotated[
         float | None, typer.Option("--budget-ms", min=0.001, help="Time to think; the best plan by then is taken.")

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
+AddressOption = Annotated[str, typer.Option("--address", help="host:port of the service's gRPC door.")]
+ServedModelOption = Annotated[
+    str, typer.Option("--model", help="The service's name for a model; its default if empty.")
+]
+ImageOption = Annotated[Path, typer.Option("--image", help="What the robot sees: a JPEG, PNG or WebP file.")]
+GoalOption = Annotated[Path, typer.Option("--goal", help="What it should see: a JPEG, PNG or WebP file.")]
+ProprioceptionOption = Annotated[
+    str, typer.Option("--proprioception", help="What the robot measures, by commas, where a model uses it.")
+]
 ApiKeyOption = Annotated[
     str, typer.Option("--api-key", envvar="PRESAGE_API_KEY", show_envvar=True, help="Where the service wants one.")
 ]
