@@ -37,6 +37,7 @@ def test_every_state_can_be_set(task: str) -> None:
     manifest, robot = Manifest.load(task), make(task, 16)
     for state in [*manifest.starts, *manifest.goals]:
         robot.set_state(state)
+        np.testing.assert_allclose(robot.state, state, atol=1e-9)
 
 
 def test_the_arms_manifest_is_what_its_seeds_give() -> None:
