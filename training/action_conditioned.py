@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
-from model.vjepa2.packaged import Network, PackagedVJepa2, describe
+from model.vjepa2.packaged import PackagedVJepa2, describe
 from model.vjepa2.poses import POSE_NAMES, check_poses, difference
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import encode_frames
@@ -116,17 +116,7 @@ def train(
     encoded = encoded_episodes(episodes, frozen, cache, recipe.fps, cache_bytes)
     fitting, held_out = encoded[: -recipe.held_out], encoded[-recipe.held_out :]
     torch.manual_seed(recipe.seed)
-    grid = (encoder.config.image.height // frozen.encoder.config.patch,) * 2
-    predictor = ActionPredictor(
-        ActionPredictorConfig(
-            latent_width=frozen.encoder.config.width,
-            width=recipe.width,
-            depth=recipe.depth,
-            heads=recipe.heads,
-            mlp_hidden=4 * recipe.width,
-            grid=grid,
-        )
-    ).to(device)
+    predictor = _new_predictor(recipe, frozen).to(device)
     optimiser = torch.optim.AdamW(
         predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999)
     )
@@ -155,19 +145,23 @@ def train(
         progress(line)
         if measuring and not last:
             save_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest), step + 1, seconds)
-    record = {**provenance, "recipe": asdict(recipe), "episodes": episodes.source, "seconds": round(line.seconds, 1)}
-    record |= {"encoder": f"{encoder.config.name}, weights {encoder.weights_digest}"}
     error, still = one_step_errors(predictor, held_out, device)
-    record |= {"held_out_error": round(error, 4), "still_error": round(still, 4)}
-    networks: dict[str, Network] = {"encoder": frozen.encoder, "action_predictor": predictor}
-    image = ImageSpec(encoder.config.image.height, encoder.config.image.width, episodes.crop_policy)
+    record = {
+        **provenance,
+        "recipe": asdict(recipe),
+        "episodes": episodes.source,
+        "seconds": round(line.seconds, 1),
+        "encoder": f"{encoder.config.name}, weights {encoder.weights_digest}",
+        "held_out_error": round(error, 4),
+        "still_error": round(still, 4),
+    }
     rate_hz = episodes.rate_hz / thinning(episodes.rate_hz, recipe.fps)
     config = PackageConfig(
         name=name,
         family="vjepa2",
-        image=image,
+        image=ImageSpec(encoder.config.image.height, encoder.config.image.width, episodes.crop_policy),
         latent_shape=encoder.config.latent_shape,
-        network=describe(networks),
+        network=describe({"encoder": frozen.encoder, "action_predictor": predictor}),
         action=action_spec(fitting, rate_hz),
         proprioception_names=POSE_NAMES,
         planner=recipe.planner,
@@ -176,6 +170,21 @@ def train(
     write_package(out, config, saved_weights(encoder, predictor), f"# {name}\n")
     checkpoint.unlink(missing_ok=True)
     return out
+
+
+def _new_predictor(recipe: ActionConditionedRecipe, frozen: PackagedVJepa2) -> ActionPredictor:
+    """An untrained predictor of the recipe's size, for that encoder's latents."""
+    rows = frozen.package.config.image.height // frozen.encoder.config.patch
+    return ActionPredictor(
+        ActionPredictorConfig(
+            latent_width=frozen.encoder.config.width,
+            width=recipe.width,
+            depth=recipe.depth,
+            heads=recipe.heads,
+            mlp_hidden=4 * recipe.width,
+            grid=(rows, rows),
+        )
+    )
 
 
 def encoded_episodes(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,7 @@ def train(
     if recipe.frozen_encoder:
         parameters = list(network.predictor.parameters())
         fitting = replace(fitting, frames=encoded(network, fitting, recipe))
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
-    )
+    optimiser = _optimiser(parameters, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
@@ -141,12 +139,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, recipe.steps, recipe.warmup)
         optimiser.zero_grad(set_to_none=True)
-        told = torch.zeros(4, device=device)
-        for _ in range(recipe.accumulate):
-            asked = time.monotonic()
-            batch = next(drawn)
-            waited += time.monotonic() - asked
-            told += _backward(learner, batch, recipe, ranks) / recipe.accumulate
+        told, batch, waited_now = _accumulated(learner, drawn, recipe, ranks)
+        waited += waited_now
         ranks.average_gradients(parameters)
         prediction, regulariser, inverse, spread = ranks.mean(told).tolist()
         if not math.isfinite(prediction + regulariser + inverse):
@@ -177,15 +171,40 @@ def train(
             generator_then.set_state(batch.state)  # the generator itself is a batch ahead
             save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
     drawn.close()
-    record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
-    if initial is not None:
-        record["initialised_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
-    record["probe_r2"] = [round(value, 4) for value in found]
-    finished = PackageConfig(**{**vars(config), "training": record})
     if ranks.first:
-        write_package(out, finished, saved_weights(network), f"# {name}\n\nTrained; not evaluated yet.\n")
+        record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
+        _write_trained(out, replace(config, training=record), network, initial, found)
         checkpoint.unlink(missing_ok=True)
     return out
+
+
+def _write_trained(
+    out: Path, config: PackageConfig, network: CompactNetwork, initial: Package | None, probe_r2: Sequence[float]
+) -> None:
+    """The finished package, with what it began from and how its probe did."""
+    record = dict(config.training)
+    if initial is not None:
+        record["initialised_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
+    record["probe_r2"] = [round(value, 4) for value in probe_r2]
+    card = f"# {config.name}\n\nTrained; not evaluated yet.\n"
+    write_package(out, replace(config, training=record), saved_weights(network), card)
+
+
+def _optimiser(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+
+
+def _accumulated(
+    learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, ranks: Ranks
+) -> tuple[Float[Tensor, "4"], Batch, float]:
+    """Add one step's gradients; its batches' mean losses, the last batch, and the seconds waited for batches."""
+    told, waited = torch.zeros(4, device=next(learner.parameters()).device), 0.0
+    for _ in range(recipe.accumulate):
+        asked = time.monotonic()
+        batch = next(drawn)
+        waited += time.monotonic() - asked
+        told += _backward(learner, batch, recipe, ranks) / recipe.accumulate
+    return told, batch, waited
 
 
 def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "4"]:
