@@ -48,7 +48,7 @@ class LoadedModel(Protocol):
         """The same model with its large matrix products in another precision; a family may keep its own."""
         ...
 
-    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:
+    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:  # noqa: F821  # a shape
         """One latent per image: what observations, goals and image embeddings are made of."""
         ...
 

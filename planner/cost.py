@@ -46,7 +46,7 @@ class GoalDistance:
         if self.discount != 1 and self.over != "discounted":
             raise PlanningError("cost.discount", f"must be 1 over {self.over}, which does not discount", self.discount)
 
-    def __call__(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> StepCosts:
+    def __call__(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> StepCosts:  # noqa: F821  # a shape
         horizon = predicted.shape[2]
         if self.over == "last":
             last = latent_distance(self.metric, predicted[:, :, -1:], goal)
@@ -57,7 +57,7 @@ class GoalDistance:
         return distance
 
 
-def latent_distance(metric: Metric, latents: Latents, goal: Float[Tensor, "batch *latent"]) -> StepCosts:
+def latent_distance(metric: Metric, latents: Latents, goal: Float[Tensor, "batch *latent"]) -> StepCosts:  # noqa: F821  # a shape
     """How far each latent is from its robot's goal, in float32; see `GoalDistance` for the metrics.
 
     What would need a temporary above `TEMPORARY_ELEMENTS` is computed a few samples at a time, to the same result. The

@@ -54,7 +54,7 @@ class SearchBatch:
     """Several searches stacked along a leading batch axis, for one rollout."""
 
     context: tuple[Tensor, ...]
-    goal: Float[Tensor, "batch *latent"]
+    goal: Float[Tensor, "batch *latent"]  # noqa: F821  # a shape
     limits: Limits
     mean: Float[Tensor, "batch time action"]
     std: Float[Tensor, "batch time action"]

@@ -98,5 +98,5 @@ def _latents(model: LoadedModel, frames: NDArray[np.uint8]) -> Float[Tensor, "ep
     return torch.stack([model.encode(torch.from_numpy(episode)) for episode in shown])
 
 
-def _mean_square(difference: Float[Tensor, "steps *latent"]) -> Float[Tensor, " steps"]:
+def _mean_square(difference: Float[Tensor, "steps *latent"]) -> Float[Tensor, " steps"]:  # noqa: F821  # a shape
     return difference.float().square().flatten(1).mean(dim=1)
