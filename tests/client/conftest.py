@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.client.blocking import Connect, connector
-from tests.client.protocol_server import SIZE, Running, running
+from tests.client.protocol_server import Running, running
+from tests.client.protocol_service import SIZE
 
 
 @pytest.fixture

@@ -1,23 +1,19 @@
-"""A server that speaks presage.v1 over real gRPC and knows no model: plans follow from seed and sequence alone.
+"""A server that speaks presage.v1 over real gRPC and knows no model: every call of the contract, over one memory.
 
-It keeps the contract (unknown goals, image sizes, repeated request ids, heartbeats) and, unlike a healthy server,
-misbehaves when told to: it refuses calls, stalls, drops streams. What a real server does is test_real_server.py's.
+It keeps the contract (repeated request ids, heartbeats) and, unlike a healthy server, misbehaves when told to: it
+refuses calls, stalls, drops streams. What a real server does is test_real_server.py's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Iterator
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 from presage.v1 import (
     embeddings_pb2,
     embeddings_pb2_grpc,
@@ -29,169 +25,10 @@ from presage.v1 import (
     planning_pb2_grpc,
     sessions_pb2,
     sessions_pb2_grpc,
-    tensor_pb2,
 )
 
-SIZE = 8  # pixels, square
-HORIZON, ACTION = 6, 2
-CODES = {code.name: code for code in grpc.StatusCode}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How a call is refused."""
-
-    code: str
-    reason: str = ""
-    message: str = "refused by the test"
-    field: str = ""
-    retry_after_s: float | None = None
-
-
-@dataclass
-class Behaviour:
-    """What the server was told to do wrong, and what it saw."""
-
-    refusals: list[Refusal] = field(default_factory=list)  # one for each of the next calls
-    refuse_after_work: bool = False  # the work is done, its reply is lost
-    serving: bool = True
-    planning: threading.Event = field(default_factory=threading.Event)  # clear: plans wait
-    muted: bool = False  # control streams hear and say nothing
-    drop_streams: int = 0  # control streams that end at their next observation
-    calls: list[str] = field(default_factory=list)
-    metadata: list[Any] = field(default_factory=list)
-    requests: list[Any] = field(default_factory=list)
-    starts: list[Any] = field(default_factory=list)
-    observations: list[Any] = field(default_factory=list)
-    refused_observations: list[Refusal] = field(default_factory=list)
-    chunks: list[int] = field(default_factory=list)
-    plans_made: int = 0
-
-    def __post_init__(self) -> None:
-        self.planning.set()
-
-
-def abort(context: Any, refusal: Refusal, request_id: str = "served-1") -> None:
-    """Ends a call with a google.rpc.Status, or with a bare code where the refusal has no reason."""
-    if not refusal.reason:
-        context.abort(CODES[refusal.code], refusal.message)
-    details = [
-        error_details_pb2.ErrorInfo(reason=refusal.reason, domain="presage"),
-        error_details_pb2.RequestInfo(request_id=request_id),
-    ]
-    if refusal.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if refusal.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(refusal.retry_after_s * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    status = status_pb2.Status(code=CODES[refusal.code].value[0], message=refusal.message, details=packed)
-    context.abort_with_status(rpc_status.to_status(status))
-
-
-def tensor(array: np.ndarray) -> tensor_pb2.Tensor:
-    data = np.ascontiguousarray(array, "<f4")
-    return tensor_pb2.Tensor(dtype=tensor_pb2.ELEMENT_TYPE_FLOAT32, shape=data.shape, data=data.tobytes())
-
-
-def expected_actions(seed: int, sequence: int) -> np.ndarray:
-    """The actions of the plan with this seed for the observation with this sequence: [HORIZON, ACTION] in [-1, 1]."""
-    actions: np.ndarray = np.random.RandomState([seed % 2**32, sequence]).uniform(-1, 1, (HORIZON, ACTION))
-    return actions.astype(np.float32)
-
-
-class Service:
-    """All five services over one memory."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
-        self.goals: dict = {}
-        self.sessions: dict = {}
-        self.replies: dict = {}
-        self.lock = threading.Lock()
-
-    def enter(self, method: str, request: Any, context: Any) -> Refusal | None:
-        """Notes the call and refuses it if told so; a refusal that comes after the work is returned."""
-        behaviour = self.behaviour
-        with self.lock:
-            behaviour.calls.append(method)
-            behaviour.metadata.append(dict(context.invocation_metadata()))
-            behaviour.requests.append(request)
-            refusal = behaviour.refusals.pop(0) if behaviour.refusals else None
-        if refusal is not None and not behaviour.refuse_after_work:
-            abort(context, refusal)
-        return refusal
-
-    def model(self) -> models_pb2.Model:
-        return models_pb2.Model(
-            name="echo",
-            family="compact",
-            weights_digest="00ff",
-            image=models_pb2.ImageSpec(height=SIZE, width=SIZE, crop_policy="exact", cameras=1),
-            action=models_pb2.ActionSpec(
-                names=["a", "b"], units=["rad/s", "rad/s"], low=[-1, -1], high=[1, 1], rate_hz=50, block=2
-            ),
-            latent_shape=[4],
-            planner=models_pb2.PlannerSettings(samples=16, iterations=3, elites=4, horizon=3),
-            limits=models_pb2.Limits(message_bytes=1 << 24, clip_bytes=1 << 26),
-            card="# echo",
-            execute=2,
-            server_version="0.0-test",
-        )
-
-    def check_images(self, images: Any, context: Any) -> None:
-        for at, image in enumerate(images):
-            raw = image.raw
-            if image.WhichOneof("source") == "raw" and (raw.height, raw.width) != (SIZE, SIZE):
-                message = f"observation.images[{at}] must be {SIZE}x{SIZE} pixels, got {raw.width}x{raw.height}"
-                abort(context, Refusal("INVALID_ARGUMENT", "IMAGE_SIZE", message, f"observation.images[{at}]"))
-
-    def check_goal(self, goal_id: str, context: Any) -> None:
-        if goal_id not in self.goals:
-            abort(context, Refusal("NOT_FOUND", "UNKNOWN_GOAL", f"goal_id must be known, got {goal_id}", "goal_id"))
-
-    def find_session(self, session_id: str, context: Any) -> sessions_pb2.Session:
-        if session_id not in self.sessions:
-            abort(
-                context, Refusal("NOT_FOUND", "UNKNOWN_SESSION", "session_id must name an open session", "session_id")
-            )
-        session: sessions_pb2.Session = self.sessions[session_id]
-        return session
-
-    def make_plan(self, session: Any, message: Any, goal_id: str, seed: int) -> planning_pb2.Plan:
-        observation = message.observation
-        with self.lock:
-            self.behaviour.plans_made += 1
-            sequence = observation.sequence
-            if session is not None:
-                sequence = sequence or session.last_sequence + 1
-                session.last_sequence = max(session.last_sequence, sequence)
-                session.plans += 1
-        plan = planning_pb2.Plan(
-            actions=tensor(expected_actions(seed, sequence)),
-            step_costs=[3.0, 2.0, 1.0],
-            cost=6.0,
-            goal_distance=4.0,
-            iteration_costs=[9.0, 6.0],
-            elite_spread=[0.5, 0.25],
-            iterations_done=2,
-            stop_reason=planning_pb2.STOP_REASON_BUDGET,
-            seed=seed,
-            warm_started=message.executed > 0,
-            observation_sequence=sequence,
-            epoch=session.epoch if session is not None else 0,
-            timings=planning_pb2.Timings(queue_ms=1, decode_ms=2, encode_ms=3, plan_ms=4, total_ms=10),
-            provenance=planning_pb2.Provenance(model="echo", goal_id=goal_id, device="none"),
-            warnings=["made up"],
-        )
-        if observation.HasField("capture_time"):
-            plan.capture_time.CopyFrom(observation.capture_time)
-        return plan
+from tests.client.protocol_behaviour import Behaviour, Refusal, abort
+from tests.client.protocol_service import Service, tensor
 
 
 class Models(models_pb2_grpc.ModelsServicer):

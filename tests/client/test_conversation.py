@@ -12,7 +12,7 @@ from presage.conversation import ControlSettings, Conversation
 from presage.sequences import SequenceCounter
 from presage.v1 import planning_pb2
 
-from tests.client.protocol_server import tensor
+from tests.client.protocol_service import tensor
 
 LENGTH = 6
 

@@ -15,7 +15,8 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.protocol_server import ACTION, Running
+from tests.client.protocol_server import Running
+from tests.client.protocol_service import ACTION
 
 FOLDER = Path(__file__).resolve().parents[2] / "clients" / "python"
 SOURCES = sorted((FOLDER / "src" / "presage").rglob("*.py"))
