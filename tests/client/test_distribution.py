@@ -36,7 +36,7 @@ ONLY_WITH = """
     sys.meta_path.insert(0, Blocker())
     import presage
 
-    client = presage.Client("127.0.0.1:9", timeout_s=0.5)
+    client = presage.Client("127.0.0.1:9", timeout_s=30.0)
     try:
         client.models()
     except presage.Unavailable:
