@@ -2,119 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from server.errands import Errands
 from server.errors import Reason
-from server.jobs import (
-    Done,
-    EncodeJob,
-    Failed,
-    FromEngine,
-    PlanDone,
-    PlanJob,
-    RolloutDone,
-    RolloutJob,
-    SearchSize,
-    Start,
-)
-from server.searches import Searches
-from tests.server.linear import ACTION, CONFIGS, Linear, frame, latent
-
-ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001
-SIZE = SearchSize(samples=50, iterations=5, elites=5, horizon=3)
-ITERATION_S = ROLLOUT_S + SIZE.samples * SAMPLE_S  # 0.1
-
-
-class Ticking(Linear):
-    """A linear world that takes time: for each call, and for each sample of it. Keeps the size of every batch."""
-
-    def __init__(self, name: str = "linear") -> None:
-        super().__init__(CONFIGS[name])
-        self.now = 100.0
-        self.batches: list[int] = []
-
-    def encode(self, frames: Tensor) -> Tensor:
-        self.now += ENCODE_S
-        return super().encode(frames)
-
-    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
-        self.batches.append(len(actions))
-        self.now += ROLLOUT_S + SAMPLE_S * actions.shape[0] * actions.shape[1]
-        if bool((context[0][:, 1] == 1).any()):
-            raise RuntimeError("the bottom edge cannot be predicted from")
-        return super().rollout(context, actions)
-
-
-class Bench:
-    """Searches and errands around one ticking model, with their results."""
-
-    def __init__(self, name: str = "linear", max_batch: int = 16, max_steps: int = 10_000) -> None:
-        self.model = Ticking(name)
-        self.sent: dict[int, FromEngine] = {}
-        self.at: dict[int, float] = {}
-        models = {name: self.model}
-        self.searches = Searches(models, max_batch, max_steps, self._send, lambda: self.model.now)
-        self.errands = Errands(models, self.searches, max_steps, self._send, lambda: self.model.now)
-
-    def _send(self, message: FromEngine) -> None:
-        assert isinstance(message, (Done, Failed))
-        assert message.number not in self.sent, "answered twice"
-        self.sent[message.number] = message
-        self.at[message.number] = self.model.now
-
-    def run(self) -> None:
-        while self.searches.busy or self.errands.busy:
-            self.searches.step()
-            self.errands.step()
-
-    def plan(self, number: int) -> PlanDone:
-        message = self.sent[number]
-        assert isinstance(message, Done), message
-        assert isinstance(message.result, PlanDone)
-        return message.result
-
-    def failure(self, number: int) -> Failed:
-        message = self.sent[number]
-        assert isinstance(message, Failed)
-        return message
-
-
-def job(
-    bench: Bench,
-    right: float = 0.2,
-    goal: float = 0.5,
-    seed: int = 1,
-    size: SearchSize = SIZE,
-    left_s: float | None = None,
-    budget_s: float | None = None,
-    down: float = 0.5,
-) -> PlanJob:
-    now = bench.model.now
-    return PlanJob(
-        model=bench.model.package.config.name,
-        start=Start((frame(right, down),)),
-        goal=latent(goal, 0.5),
-        size=size,
-        seed=seed,
-        deadline=None if left_s is None else now + left_s,
-        budget_until=None if budget_s is None else now + budget_s,
-    )
-
-
-def measured(bench: Bench) -> Bench:
-    """The bench, once it knows how long things take."""
-    bench.searches.add(0, job(bench))
-    bench.run()
-    del bench.sent[0]
-    bench.model.batches.clear()
-    return bench
+from server.jobs import Done
+from tests.server.bench import ENCODE_S, ITERATION_S, ROLLOUT_S, SAMPLE_S, SIZE, Bench, job, measured
+from tests.server.linear import ACTION, latent
 
 
 def test_a_plan_comes_closer_to_its_goal_and_says_how() -> None:
@@ -262,22 +158,6 @@ def test_newcomers_do_not_make_others_late() -> None:
     assert bench.plan(1).iterations >= 1
 
 
-def test_errands_do_not_make_plans_late() -> None:
-    bench = measured(Bench())
-    candidates = np.zeros((1024, 6, 2), np.float32)
-    errand = RolloutJob("linear", Start((frame(0, 0),)), candidates, latent(0.5, 0.5), costs_only=True)
-    bench.errands.add(9, errand)
-    bench.run()  # how long a piece of it takes is known from now on: half a second
-    wanted = job(bench, left_s=0.4)
-    bench.searches.add(1, wanted)
-    bench.errands.add(10, errand)
-    bench.run()
-    assert wanted.deadline is not None
-    assert bench.at[1] <= wanted.deadline
-    assert bench.plan(1).iterations >= 1
-    assert bench.at[10] > wanted.deadline
-
-
 def test_a_cancelled_plan_frees_the_engine_at_once() -> None:
     bench = Bench()
     bench.searches.add(1, job(bench))
@@ -288,15 +168,6 @@ def test_a_cancelled_plan_frees_the_engine_at_once() -> None:
     assert not bench.searches.busy
     bench.searches.step()
     assert bench.model.batches == []
-    assert bench.sent == {}
-
-
-def test_a_cancelled_errand_stops_between_two_pieces() -> None:
-    bench = Bench()
-    bench.errands.add(1, EncodeJob("linear", (frame(0, 0),) * 100))
-    bench.errands.step()
-    bench.errands.cancel(1)
-    assert not bench.errands.busy
     assert bench.sent == {}
 
 
@@ -347,45 +218,6 @@ def test_committed_actions_head_the_plan() -> None:
     bench.searches.add(1, replace(job(bench), committed=committed))
     bench.run()
     np.testing.assert_array_equal(bench.plan(1).actions[:2], committed)
-
-
-def test_history_and_proprioception_reach_the_model() -> None:
-    bench = Bench("historian")
-    start = Start((frame(0.6, 0.5),), (latent(0.0, 0.5), latent(0.3, 0.5)), np.zeros((3, 1), np.float32))
-    bench.searches.add(1, replace(job(bench), start=start))
-    bench.errands.add(2, RolloutJob("historian", start, np.zeros((1, 2, 2), np.float32)))
-    bench.run()
-    assert bench.plan(1).latent.tolist() == latent(0.6, 0.5).tolist()
-    message = bench.sent[2]
-    assert isinstance(message, Done)
-    assert isinstance(message.result, RolloutDone)
-    assert message.result.latents is not None
-    mean = (latent(0.0, 0.5) + latent(0.3, 0.5) + latent(0.6, 0.5)) / 3
-    np.testing.assert_allclose(message.result.latents[0, 0], mean, rtol=1e-5)
-
-
-def test_rollouts_in_pieces_equal_the_model() -> None:
-    bench = Bench(max_steps=6)  # two candidates of three steps at a time
-    generator = np.random.default_rng(0)
-    candidates = generator.uniform(-0.5, 0.5, (5, 6, 2)).astype(np.float32)
-    goal = latent(0.9, 0.1)
-    bench.errands.add(1, RolloutJob("linear", Start((frame(0.2, 0.4),)), candidates, goal))
-    bench.run()
-    message = bench.sent[1]
-    assert isinstance(message, Done)
-    assert isinstance(message.result, RolloutDone)
-    context = (torch.tensor(latent(0.2, 0.4))[None],)
-    expected = Linear(CONFIGS["linear"]).rollout(context, torch.tensor(candidates)[None])[0].numpy()
-    assert message.result.latents is not None
-    assert message.result.step_costs is not None
-    np.testing.assert_allclose(message.result.latents, expected, rtol=1e-6)
-    np.testing.assert_allclose(message.result.step_costs, np.square(expected - goal).mean(-1), rtol=1e-5)
-    assert max(_sizes(bench.model.batches)) == 1
-
-
-def _sizes(batches: Sequence[int]) -> Sequence[int]:
-    assert len(batches) == 3  # 2 + 2 + 1 candidates
-    return batches
 
 
 def test_actions_never_leave_their_bounds() -> None:

@@ -1,0 +1,99 @@
+"""Searches and errands of an engine around one model, on a clock that only the model's work moves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from server.errands import Errands
+from server.jobs import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
+from server.searches import Searches
+from tests.server.linear import CONFIGS, Linear, frame, latent
+
+ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001
+SIZE = SearchSize(samples=50, iterations=5, elites=5, horizon=3)
+ITERATION_S = ROLLOUT_S + SIZE.samples * SAMPLE_S  # 0.1
+
+
+class Ticking(Linear):
+    """A linear world that takes time: for each call, and for each sample of it. Keeps the size of every batch."""
+
+    def __init__(self, name: str = "linear") -> None:
+        super().__init__(CONFIGS[name])
+        self.now = 100.0
+        self.batches: list[int] = []
+
+    def encode(self, frames: Tensor) -> Tensor:
+        self.now += ENCODE_S
+        return super().encode(frames)
+
+    def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
+        self.batches.append(len(actions))
+        self.now += ROLLOUT_S + SAMPLE_S * actions.shape[0] * actions.shape[1]
+        if bool((context[0][:, 1] == 1).any()):
+            raise RuntimeError("the bottom edge cannot be predicted from")
+        return super().rollout(context, actions)
+
+
+class Bench:
+    """Searches and errands around one ticking model, with their results."""
+
+    def __init__(self, name: str = "linear", max_batch: int = 16, max_steps: int = 10_000) -> None:
+        self.model = Ticking(name)
+        self.sent: dict[int, FromEngine] = {}
+        self.at: dict[int, float] = {}
+        models = {name: self.model}
+        self.searches = Searches(models, max_batch, max_steps, self._send, lambda: self.model.now)
+        self.errands = Errands(models, self.searches, max_steps, self._send, lambda: self.model.now)
+
+    def _send(self, message: FromEngine) -> None:
+        assert isinstance(message, (Done, Failed))
+        assert message.number not in self.sent, "answered twice"
+        self.sent[message.number] = message
+        self.at[message.number] = self.model.now
+
+    def run(self) -> None:
+        while self.searches.busy or self.errands.busy:
+            self.searches.step()
+            self.errands.step()
+
+    def plan(self, number: int) -> PlanDone:
+        message = self.sent[number]
+        assert isinstance(message, Done), message
+        assert isinstance(message.result, PlanDone)
+        return message.result
+
+    def failure(self, number: int) -> Failed:
+        message = self.sent[number]
+        assert isinstance(message, Failed)
+        return message
+
+
+def job(
+    bench: Bench,
+    right: float = 0.2,
+    goal: float = 0.5,
+    seed: int = 1,
+    size: SearchSize = SIZE,
+    left_s: float | None = None,
+    budget_s: float | None = None,
+    down: float = 0.5,
+) -> PlanJob:
+    now = bench.model.now
+    return PlanJob(
+        model=bench.model.package.config.name,
+        start=Start((frame(right, down),)),
+        goal=latent(goal, 0.5),
+        size=size,
+        seed=seed,
+        deadline=None if left_s is None else now + left_s,
+        budget_until=None if budget_s is None else now + budget_s,
+    )
+
+
+def measured(bench: Bench) -> Bench:
+    """The bench, once it knows how long things take."""
+    bench.searches.add(0, job(bench))
+    bench.run()
+    del bench.sent[0]
+    bench.model.batches.clear()
+    return bench
