@@ -56,3 +56,8 @@ class Screen:
 def open_screen(machine: bool = False) -> Screen:
     """The screen of one command."""
     return Screen(machine, Console(highlight=False), Console(stderr=True, highlight=False))
+
+
+def silent_screen() -> Screen:
+    """The screen of a process beside the one that speaks."""
+    return Screen(True, Console(quiet=True), Console(quiet=True))

@@ -17,7 +17,8 @@ import typer
 
 from cli.choices import DeviceOption, calm_threads, checked_device, workers_for
 from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.screen import JsonFlag, Screen, open_screen, silent_screen
+from cli.training_progress import Told, follow
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from training.datasets.loading import Skipped
     from training.episodes import Episodes
     from training.ranks import Ranks
-
-LOG_EVERY = 50  # steps, where nobody watches the bar
 
 
 def train(
@@ -161,45 +160,38 @@ def _fit(
     tensorboard: bool,
 ) -> tuple[Path, TrainProgress]:
     """The finished package's folder and the last line of its log."""
-    from rich.progress import TextColumn
-
     from model.catalog import find
     from training.compact import train
 
-    last: list[TrainProgress] = []
-    shown = TextColumn("{task.fields[losses]}")
-    with _log(screen, out, tensorboard and ranks.first) as log, screen.progress(shown) as bars:
-        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="")
+    initial = find(config.init_from) if config.init_from else None
 
-        def advance(line: TrainProgress) -> None:
-            last[:] = [line]
-            if not ranks.first:
-                return
-            log(line)
-            losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
-            bars.update(bar, completed=line.step, losses=f"{losses}, {line.frames_per_s:.0f} frames/s")
-            probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
-            if probe or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
-                spent = f"{line.seconds:.0f} s, step {line.step} of {line.steps}"
-                rate = f"{line.frames_per_s:.0f} frames/s, {line.compute_share:.1%} of the time computing"
-                screen.remark(f"{spent}: {losses}, latent std {line.latent_std:.2f}{probe}, {rate}")
+    def fit(advance: Callable[[TrainProgress], None]) -> Path:
+        def progress(line: TrainProgress) -> None:
+            if ranks.first:
+                log(line)
+            advance(line)
 
-        initial = find(config.init_from) if config.init_from else None
-        try:
-            folder = train(
-                config.recipe,
-                episodes,
-                config.name,
-                out,
-                advance,
-                provenance=provenance(device, ranks.world),
-                initial=initial,
-                device=device,
-                ranks=ranks,
-            )
-        except ValueError as error:  # a recipe that does not suit the episodes or the checkpoint in `out`
-            raise CommandError(str(error)) from error
-    return folder, last[0]
+        return train(
+            config.recipe,
+            episodes,
+            config.name,
+            out,
+            progress,
+            provenance=provenance(device, ranks.world),
+            initial=initial,
+            device=device,
+            ranks=ranks,
+        )
+
+    with _log(screen, out, tensorboard and ranks.first) as log:
+        return follow(screen if ranks.first else silent_screen(), config.name, config.recipe.steps, _told, fit)
+
+
+def _told(line: TrainProgress) -> Told:
+    losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
+    probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
+    more = f", latent std {line.latent_std:.2f}{probe}, {line.compute_share:.1%} of the time computing"
+    return Told(f"{losses}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
 
 
 @contextmanager

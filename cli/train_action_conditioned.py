@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from cli.failures import CommandError
 from cli.recordings import load_recordings
 from cli.screen import Screen
-from cli.train import LOG_EVERY, provenance
+from cli.train import provenance
 from cli.training_config import build, mapping, read_yaml
+from cli.training_progress import Told, follow
 from model.observation import CROP_POLICIES, CropPolicy
 from model.package import PlannerDefaults
 from training.action_conditioned import ActionConditionedRecipe
@@ -125,37 +127,27 @@ def _fit(
     device: torch.device,
 ) -> tuple[Path, ActionConditionedProgress]:
     """The finished package's folder and the last line of its log."""
-    from rich.progress import TextColumn
-
     from training.action_conditioned import train
 
-    last: list[ActionConditionedProgress] = []
-    shown = TextColumn("{task.fields[losses]}")
-    with screen.progress(shown) as bars:
-        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="encoding")
+    def fit(advance: Callable[[ActionConditionedProgress], None]) -> Path:
+        return train(
+            config.recipe,
+            episodes,
+            encoder,
+            config.name,
+            out,
+            Path(config.cache) if config.cache else out / "encodings",
+            advance,
+            provenance=provenance(device),
+            device=device,
+            cache_bytes=int(config.cache_gb * 1e9),
+        )
 
-        def advance(line: ActionConditionedProgress) -> None:
-            last[:] = [line]
-            losses = f"loss {line.teacher_loss:.4f} rollout {line.rollout_loss:.4f}"
-            bars.update(bar, completed=line.step, losses=losses)
-            measured = line.held_out_error is not None
-            held_out = f", held out {line.held_out_error:.4f} (still {line.still_error:.4f})" if measured else ""
-            if measured or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
-                screen.remark(f"{line.seconds:.0f} s, step {line.step} of {line.steps}: {losses}{held_out}")
+    return follow(screen, config.name, config.recipe.steps, _told, fit, beginning="encoding")
 
-        try:
-            folder = train(
-                config.recipe,
-                episodes,
-                encoder,
-                config.name,
-                out,
-                Path(config.cache) if config.cache else out / "encodings",
-                advance,
-                provenance=provenance(device),
-                device=device,
-                cache_bytes=int(config.cache_gb * 1e9),
-            )
-        except ValueError as error:  # a recipe that does not suit the episodes, the encoder or the checkpoint in `out`
-            raise CommandError(str(error)) from error
-    return folder, last[0]
+
+def _told(line: ActionConditionedProgress) -> Told:
+    losses = f"loss {line.teacher_loss:.4f} rollout {line.rollout_loss:.4f}"
+    measured = line.held_out_error is not None
+    held_out = f", held out {line.held_out_error:.4f} (still {line.still_error:.4f})" if measured else ""
+    return Told(losses, held_out, measured)

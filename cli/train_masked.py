@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ from cli.choices import checked_task
 from cli.failures import CommandError
 from cli.recordings import tell_skipped
 from cli.screen import Screen
-from cli.train import LOG_EVERY, provenance, training_episodes
+from cli.train import provenance, training_episodes
 from cli.training_config import TrainingConfig, build, mapping, read_yaml
+from cli.training_progress import Told, follow
 from training.masked import MaskedRecipe
 
 if TYPE_CHECKING:
@@ -152,37 +153,27 @@ def _fit(
     screen: Screen, config: MaskedTraining, footage: Footage, held_out: Episodes | None, out: Path, device: torch.device
 ) -> tuple[Path, MaskedProgress]:
     """The finished package's folder and the last line of its log."""
-    from rich.progress import TextColumn
-
     from training.masked import train
 
-    last: list[MaskedProgress] = []
-    shown = TextColumn("{task.fields[losses]}")
-    with screen.progress(shown) as bars:
-        bar = bars.add_task(f"training {config.name}", total=config.recipe.steps, losses="")
+    def fit(advance: Callable[[MaskedProgress], None]) -> Path:
+        return train(
+            config.recipe,
+            footage,
+            config.name,
+            out,
+            advance,
+            provenance=provenance(device),
+            device=device,
+            held_out=held_out,
+        )
 
-        def advance(line: MaskedProgress) -> None:
-            last[:] = [line]
-            losses = f"loss {line.loss:.4f} features std {line.feature_std:.2f} rank {line.effective_rank:.0f}"
-            bars.update(bar, completed=line.step, losses=losses)
-            probe = f", probe R2 {_numbers(line.probe_r2)}" if line.probe_r2 else ""
-            if probe or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
-                screen.remark(f"{line.seconds:.0f} s, step {line.step} of {line.steps}: {losses}{probe}")
+    return follow(screen, config.name, config.recipe.steps, _told, fit)
 
-        try:
-            folder = train(
-                config.recipe,
-                footage,
-                config.name,
-                out,
-                advance,
-                provenance=provenance(device),
-                device=device,
-                held_out=held_out,
-            )
-        except ValueError as error:  # a recipe that does not suit the footage or the checkpoint in `out`
-            raise CommandError(str(error)) from error
-    return folder, last[0]
+
+def _told(line: MaskedProgress) -> Told:
+    losses = f"loss {line.loss:.4f} features std {line.feature_std:.2f} rank {line.effective_rank:.0f}"
+    probe = f", probe R2 {_numbers(line.probe_r2)}" if line.probe_r2 else ""
+    return Told(losses, probe, measured=bool(probe))
 
 
 def _numbers(values: Sequence[float]) -> str:
