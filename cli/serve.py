@@ -33,7 +33,11 @@ def serve(
         int | None, typer.Option("--threads", min=0, help="CPU threads of an engine; 0 measures which are fastest.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="float32, bfloat16, or auto: the fastest that plans alike.")
+        str | None,
+        typer.Option("--precision", help="float32, bfloat16, float8; auto: the fastest that plans alike."),
+    ] = None,
+    graphs: Annotated[
+        str | None, typer.Option("--graphs", help="on, off, or auto: rollouts as graphs on CUDA devices.")
     ] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Address both doors listen on. By default 127.0.0.1.")
@@ -85,6 +89,7 @@ def serve(
         "devices": tuple(devices) if devices else None,
         "engine_threads": engine_threads,
         "precision": precision,
+        "graphs": graphs,
         "host": host,
         "grpc_port": grpc_port,
         "http_port": http_port,

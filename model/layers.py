@@ -65,7 +65,7 @@ def rotary_table(
     spread = frequencies.repeat(2) if style == "tiled" else frequencies.repeat_interleave(2)
     angles = torch.cat([axis.double().unsqueeze(-1) * spread for axis in positions], dim=-1)
     angles = F.pad(angles, (0, head_dim - angles.shape[-1]))
-    sign = torch.tensor([-1.0, 1.0], device=positions.device, dtype=torch.float64).repeat(head_dim // 2)
+    sign = 2.0 * (torch.arange(head_dim, device=positions.device, dtype=torch.float64) % 2) - 1.0
     return RotaryTable(angles.cos().to(dtype), (angles.sin() * sign).to(dtype))
 
 

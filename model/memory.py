@@ -1,10 +1,11 @@
-"""How much memory a computation may still take, on an accelerator, a machine, or in a container with a limit."""
+"""Memory of hosts and accelerators: how much a computation may still take, and the way from the one to the other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 UNKNOWN = 4 << 30
 """Taken to be free where the system does not say (bytes)."""
@@ -26,6 +27,13 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     known = [_available(root), *(_left(root / limit, root / used) for limit, used in _LIMITS)]
     return max(0, min((free for free in known if free is not None), default=UNKNOWN))
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device. To a CUDA device the copy starts from pinned memory, and nobody waits for its end."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _available(root: Path) -> int | None:

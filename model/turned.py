@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.catalog import LoadedModel
+from model.memory import to_device
 
 HORIZONTAL = ("x", "y")
 """Names of the action entries that turn; they must be the first two."""
@@ -52,7 +53,7 @@ class Turned:
 def rotation(angle_rad: float, device: torch.device) -> Float[Tensor, "1 2 2"]:
     """The rotation by an angle, as `Turned` takes it."""
     cos, sin = math.cos(angle_rad), math.sin(angle_rad)
-    return torch.tensor([[[cos, -sin], [sin, cos]]], device=device)
+    return to_device(torch.tensor([[[cos, -sin], [sin, cos]]]), device)
 
 
 @dataclass(frozen=True)

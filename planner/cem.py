@@ -32,6 +32,7 @@ from planner.search import (
     spread_of,
     stack,
 )
+from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
 
@@ -226,7 +227,7 @@ class CEM:
         if min(counts) == step_costs.shape[1]:
             return step_costs
         place = torch.arange(step_costs.shape[1], device=step_costs.device)
-        padding = place >= torch.tensor(counts, device=step_costs.device).unsqueeze(-1)
+        padding = place >= to_device(torch.tensor(counts), step_costs.device).unsqueeze(-1)
         return step_costs.masked_fill(padding.unsqueeze(-1), torch.inf)
 
     def _elites(

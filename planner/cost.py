@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planner.transfer import to_device
 from planner.types import PlanningError
 from planner.world_model import Actions, CostFunction, Latents, StepCosts
 
@@ -149,7 +150,7 @@ def _scale(scale: float | Sequence[float], actions: Tensor) -> float | Tensor:
         return float(scale)
     if len(scale) != actions.shape[-1]:
         raise PlanningError("cost.scale", f"must have {actions.shape[-1]} entries", len(scale))
-    return torch.tensor(scale, device=actions.device, dtype=actions.dtype)
+    return to_device(torch.tensor(scale, dtype=actions.dtype), actions.device)
 
 
 def _check_scale(scale: float | Sequence[float]) -> None:

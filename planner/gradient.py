@@ -19,6 +19,7 @@ from planner.cost import GoalDistance
 from planner.limits import project_within, tied
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
 from planner.search import Search, SearchBatch, advance, begin, evaluate, finished_plan, keep_best, stack
+from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
 
@@ -120,7 +121,7 @@ class Gradient:
         first = torch.lerp(slope, first, self.momentum)
         second = torch.lerp(slope.square(), second, self.memory)
         rates, first_scale, second_scale = (
-            torch.tensor(each, device=slope.device).view(-1, 1, 1, 1)
+            to_device(torch.tensor(each), slope.device).view(-1, 1, 1, 1)
             for each in zip(*(self._schedule(iteration) for iteration in iterations), strict=True)
         )
         tiny = torch.finfo(slope.dtype).tiny

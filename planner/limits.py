@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planner.transfer import to_device
+
 
 @dataclass(frozen=True, eq=False)
 class Dwell:
@@ -62,15 +64,15 @@ def on_device(limits: Limits, device: torch.device | str) -> Limits:
     """The same limits, on a device."""
     dwell = limits.dwell
     return Limits(
-        low=limits.low.to(device),
-        high=limits.high.to(device),
-        slew=None if limits.slew is None else limits.slew.to(device),
-        l1_radius=None if limits.l1_radius is None else limits.l1_radius.to(device),
-        l2_radius=None if limits.l2_radius is None else limits.l2_radius.to(device),
-        counted=None if limits.counted is None else limits.counted.to(device),
+        low=to_device(limits.low, device),
+        high=to_device(limits.high, device),
+        slew=None if limits.slew is None else to_device(limits.slew, device),
+        l1_radius=None if limits.l1_radius is None else to_device(limits.l1_radius, device),
+        l2_radius=None if limits.l2_radius is None else to_device(limits.l2_radius, device),
+        counted=None if limits.counted is None else to_device(limits.counted, device),
         dwell=None
         if dwell is None
-        else Dwell(dwell.least.to(device), dwell.held.to(device), dwell.previous.to(device)),
+        else Dwell(to_device(dwell.least, device), to_device(dwell.held, device), to_device(dwell.previous, device)),
     )
 
 

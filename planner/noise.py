@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planner.transfer import to_device
 from planner.types import PlanningError
 
 
@@ -96,7 +97,7 @@ class TimeCorrelatedNoise:
         rows = 1 + shape.horizon + shape.time
         drawn = _normals(streams, (shape.samples, rows, shape.action), device)
         constant, block, action = drawn[:, :, :1], drawn[:, :, 1 : shape.horizon + 1], drawn[:, :, shape.horizon + 1 :]
-        weights = torch.tensor([self.weights(stream.iteration) for stream in streams], device=device)
+        weights = to_device(torch.tensor([self.weights(stream.iteration) for stream in streams]), device)
         of_constant, of_block, of_action = weights.view(-1, 3, 1, 1, 1).unbind(1)
         steps = torch.addcmul(block * of_block, constant, of_constant)
         return torch.addcmul(steps.repeat_interleave(shape.block, dim=-2), action, of_action)
@@ -129,7 +130,7 @@ class ColouredNoise:
         white = _normals(streams, (shape.samples, shape.time, shape.action), device)
         frequency = torch.fft.rfftfreq(shape.time, device=device)
         frequency[0] = 1 / shape.time
-        beta = torch.tensor([self.beta * self.fade**stream.iteration for stream in streams], device=device)
+        beta = to_device(torch.tensor([self.beta * self.fade**stream.iteration for stream in streams]), device)
         gain = frequency ** (-beta / 2).unsqueeze(-1)
         # Circular filtering keeps the variance equal over time: the mean of the squared gain over all frequencies.
         both_sides = torch.full_like(frequency, 2.0)
@@ -155,7 +156,7 @@ class RecordedNoise:
         last = max(stream.iteration for stream in streams)
         if tuple(self.draws.shape[1:]) != wanted or last >= self.draws.shape[0]:
             raise PlanningError("noise.draws", f"must hold iteration {last} of {wanted}", tuple(self.draws.shape))
-        return torch.stack([self.draws[stream.iteration] for stream in streams]).transpose(1, 2).to(device)
+        return to_device(torch.stack([self.draws[stream.iteration] for stream in streams]).transpose(1, 2), device)
 
 
 def _normals(streams: Sequence[Stream], shape: tuple[int, ...], device: torch.device) -> Tensor:

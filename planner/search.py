@@ -17,6 +17,7 @@ from torch import Tensor
 from planner.constraints import limits_of
 from planner.limits import Limits, project_within, stack_limits
 from planner.noise import Stream
+from planner.transfer import to_device
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
 
@@ -80,10 +81,10 @@ def begin(
         if tensor.shape[:1] != (1,):
             raise PlanningError("context", "must have a leading batch axis of 1", tuple(tensor.shape))
     limits = limits_of(space, time, problem.previous_action, problem.committed, problem.held, device=device)
-    low, high = torch.tensor(space.low, device=device), torch.tensor(space.high, device=device)
+    low, high = (to_device(torch.tensor(edge), device) for edge in (space.low, space.high))
     start = ((low + high) / 2).expand(time, -1)
     if problem.warm_start is not None:
-        start = _checked_warm_start(problem.warm_start, (time, space.dimensions)).to(device, torch.float32)
+        start = to_device(_checked_warm_start(problem.warm_start, (time, space.dimensions)).float(), device)
     start = project_within(limits, start)
     half_range = ((high - low) / 2) * (limits.low < limits.high)
     if problem.warm_start is not None and warm_std is not None:
@@ -220,7 +221,7 @@ def per_dimension(field: str, setting: float | tuple[float, ...], like: Tensor) 
         return float(setting)
     if len(setting) != like.shape[-1]:
         raise PlanningError(field, f"must have {like.shape[-1]} entries", len(setting))
-    return torch.tensor(setting, dtype=like.dtype, device=like.device)
+    return to_device(torch.tensor(setting, dtype=like.dtype), like.device)
 
 
 def _checked_warm_start(warm_start: Tensor, shape: tuple[int, int]) -> Tensor:

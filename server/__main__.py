@@ -151,6 +151,7 @@ def app_settings(settings: Settings) -> AppSettings:
         devices=settings.devices,
         engine_threads=settings.engine_threads,
         precision=settings.precision,
+        graphs=settings.graphs,
         engine_nice=settings.engine_nice,
         engine_silence_s=settings.engine_silence_s,
         startup_s=settings.startup_s,

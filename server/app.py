@@ -25,6 +25,7 @@ from server.jobs import (
     EncodeJob,
     EngineSettings,
     Floats,
+    Graphs,
     Loader,
     Precision,
 )
@@ -73,6 +74,7 @@ class AppSettings:
     devices: tuple[str, ...] = ("auto",)  # one engine process each: cpu, cuda, cuda:1, mps, or auto
     engine_threads: int = 0  # CPU threads of an engine; 0: as many as are measured to be fastest
     precision: Precision = "auto"  # of models: bfloat16 where it is faster and chooses the same actions, or as said
+    graphs: Graphs = "auto"  # whether engines capture their rollouts as graphs; auto: on devices that have them
     max_sessions: int = 1024
     session_ttl_s: float = 600.0
     max_session_ttl_s: float = 86_400.0
@@ -340,6 +342,7 @@ def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
         device=device,
         threads=settings.engine_threads,
         precision=settings.precision,
+        graphs=settings.graphs,
         max_batch=settings.max_batch,
         max_iteration_steps=settings.max_iteration_steps,
         loader=settings.loader,

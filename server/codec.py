@@ -237,6 +237,7 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
         card=model.card,
         server_version=server_version,
         execute=model.execute,
+        computes=model.computes,
     )
 
 

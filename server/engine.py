@@ -193,7 +193,8 @@ class Engine:
                 self.models = models
                 for model in models:
                     name, dtype, why = model.reply.name, model.dtype, model.why_dtype
-                    _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why)
+                    graphs = model.graphs
+                    _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why, graphs=graphs)
             case LoadFailed(reason):
                 _log.error("the engine cannot load its models", why=reason)
                 self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")

@@ -18,7 +18,8 @@ import torch
 
 from model.catalog import LoadedModel, load
 from model.package import PackageConfig, PackageError, PlannerDefaults
-from server import model_calls, tuning
+from planner.world_model import WorldModel
+from server import graphs, model_calls, tuning
 from server.channel import EngineChannel
 from server.errands import Errands
 from server.failures import failed
@@ -60,9 +61,9 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     channel = EngineChannel(end)
     try:
         try:
-            models, described, threads = _load_and_describe(settings)
+            models, worlds, described, threads = _load_and_describe(settings)
             channel.send(Loaded(described, threads))
-            engine = Engine(models, channel, settings)
+            engine = Engine(models, worlds, channel, settings)
             engine.warm_up()
         except (PackageError, RuntimeError) as error:
             channel.send(LoadFailed(" ".join(str(error).split())))
@@ -73,12 +74,23 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
         return
 
 
-def _load_and_describe(settings: EngineSettings) -> tuple[dict[str, LoadedModel], tuple[ServedModel, ...], int]:
-    """Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone."""
+def _load_and_describe(
+    settings: EngineSettings,
+) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], tuple[ServedModel, ...], int]:
+    """The models, how searches see them, what the front must know of them, and the number of threads.
+
+    Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
+    """
     try:
         threads, verdicts = tune(load_all(settings), settings)
-        described = tuple(describe(name, model, verdict) for name, (model, verdict) in verdicts.items())
-        return {name: model for name, (model, _) in verdicts.items()}, described, threads
+        worlds, described = {}, []
+        for name, (model, verdict) in verdicts.items():
+            size = own_search(model.package.config.planner)
+            worlds[name], told = graphs.searched(
+                model, size, settings.graphs, settings.max_batch, settings.max_iteration_steps
+            )
+            described.append(describe(name, model, verdict, told))
+        return {name: model for name, (model, _) in verdicts.items()}, worlds, tuple(described), threads
     except OSError as error:
         where = error.filename or ", ".join(settings.models)
         raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
@@ -131,10 +143,11 @@ def tune(
     return torch.get_num_threads(), verdicts
 
 
-def describe(name: str, model: LoadedModel, verdict: Verdict) -> ServedModel:
-    """What the front must know of a model."""
+def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> ServedModel:
+    """What the front must know of a model; `graphed` says which of its rollouts are graphs."""
     config = model.package.config
     action, search = config.action, own_search(config.planner)
+    dtype = str(verdict.dtype).removeprefix("torch.")
     reply = ModelReply(
         name=name,
         family=config.family,
@@ -154,10 +167,10 @@ def describe(name: str, model: LoadedModel, verdict: Verdict) -> ServedModel:
         planner=PlannerSettings(**asdict(search)),
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
+        computes=f"{dtype} on {model.device}; {graphed}",
     )
-    dtype = str(verdict.dtype).removeprefix("torch.")
     own = search if action is not None else None
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why)
+    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:
@@ -175,10 +188,16 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
 class Engine:
     """The loop around searches and errands."""
 
-    def __init__(self, models: dict[str, LoadedModel], channel: EngineChannel, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        models: dict[str, LoadedModel],
+        worlds: dict[str, WorldModel],
+        channel: EngineChannel,
+        settings: EngineSettings,
+    ) -> None:
         self._models, self._channel = models, channel
         steps = settings.max_iteration_steps
-        self._searches = Searches(models, settings.max_batch, steps, self._send, time.monotonic)
+        self._searches = Searches(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
         self._errands = Errands(models, self._searches, steps, self._send, time.monotonic)
 
     @property

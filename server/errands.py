@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
+from model.memory import to_device
 from server import model_calls
 from server.calibration import calibrate
 from server.failures import failed
@@ -180,7 +181,7 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
     latents, costs = [], []
     for part in _parts(len(candidates), max(1, min(512, max_steps // horizon))):
         yield Piece(("rollout", job.model, horizon), part.stop - part.start)
-        actions = candidates[part].to(model.device)[None]
+        actions = to_device(candidates[part], model.device)[None]
         with torch.no_grad():
             predicted = world.rollout(context, actions)
             if goal is not None:

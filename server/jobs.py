@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Precision = Literal["auto", "float32", "bfloat16"]
 """What a model computes in: bfloat16 where it is measured to be faster and to choose the same actions, or as said."""
+Graphs = Literal["auto", "on", "off"]
+"""Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
 Loader = Callable[[str, str], "LoadedModel"]
 """Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
@@ -34,6 +36,7 @@ class EngineSettings:
     device: str  # "auto" takes the best one present
     threads: int  # 0: as many as are measured to be fastest
     precision: Precision
+    graphs: Graphs
     max_batch: int  # searches in one rollout
     max_iteration_steps: int  # samples x horizon in one rollout
     loader: Loader | None  # None: model.catalog.load
@@ -69,6 +72,7 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
+    graphs: str = ""  # which rollouts are replayed as graphs, or why none
 
 
 @dataclass(frozen=True)

@@ -313,3 +313,4 @@ class ModelReply:
     planner: PlannerSettings
     card: str
     execute: int = 0  # robot actions to take before planning again
+    computes: str = ""  # precision, device, and which rollouts are replayed as graphs, or why none

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import memory
 from model.catalog import LoadedModel
 from model.turned import Turned, rotation, turns
 from planner import named
@@ -51,7 +52,7 @@ def context(
     model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
 ) -> tuple[Tensor, ...]:
     """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was felt at each."""
-    inner = model.context(latents, None if proprioception is None else to_device(model, proprioception))
+    inner = model.context(latents, None if proprioception is None else torch.tensor(proprioception))
     return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
 
 
@@ -83,7 +84,7 @@ def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:
 
 
 def to_device(model: LoadedModel, values: Floats) -> Tensor:
-    return torch.tensor(values, device=model.device)
+    return memory.to_device(torch.tensor(values), model.device)
 
 
 def to_host(values: Tensor) -> Floats:

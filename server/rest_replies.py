@@ -68,6 +68,7 @@ class ModelReply(BaseModel):
     card: str
     server_version: str
     execute: int = Field(description="Robot actions to take before planning again, as the model was measured")
+    computes: str = Field(description="Precision, device, and which rollouts are replayed as graphs, or why none")
 
 
 class ModelsReply(BaseModel):
@@ -251,6 +252,7 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
         card=model.card,
         server_version=server_version,
         execute=model.execute,
+        computes=model.computes,
     )
 
 

@@ -19,6 +19,7 @@ from planner import named
 from planner.anytime import IterationClock, Optimiser
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
+from planner.world_model import WorldModel
 from server import model_calls
 from server.durations import Durations
 from server.errors import Reason
@@ -65,7 +66,7 @@ class Running:
 
 
 class Searches:
-    """Every plan of one engine. `send` takes its results."""
+    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
 
     def __init__(
         self,
@@ -74,10 +75,11 @@ class Searches:
         max_iteration_steps: int,
         send: Callable[[FromEngine], None],
         clock: Callable[[], float],
+        worlds: Mapping[str, WorldModel] | None = None,
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
         self._max_batch, self._max_steps = max_batch, max_iteration_steps
-        self._worlds = {name: model_calls.world_model(model) for name, model in models.items()}
+        self._worlds = worlds or {name: model_calls.world_model(model) for name, model in models.items()}
         spaces = {name: model_calls.action_space(model) for name, model in models.items()}
         self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}

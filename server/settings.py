@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of models; auto: bfloat16 where it is faster and chooses the same actions"
     )
+    graphs: Literal["auto", "on", "off"] = Field(
+        default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
+    )
     engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
     engine_silence_s: float = Field(
         default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"

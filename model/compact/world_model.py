@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
+from model.memory import to_device
 from model.normalizer import ActionNormalizer
 from model.observation import CROP_POLICIES, CropPolicy, doubts, fit
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
@@ -100,13 +101,13 @@ class CompactWorldModel:
 
     def _input(self, frames: Tensor) -> Float[Tensor, "batch 3 height w"]:
         """Frames as the network takes them, cropped on its device."""
-        return to_network_input(fit(frames.to(self.device), self._policy, self._size))
+        return to_network_input(fit(to_device(frames, self.device), self._policy, self._size))
 
     def context(
         self, latents: Sequence[Float[Tensor, " latent"]], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[Tensor, ...]:
         """Rollouts start from the newest latent alone; proprioception is not used by this family."""
-        return (latents[-1].to(self.device).unsqueeze(0),)
+        return (to_device(latents[-1], self.device).unsqueeze(0),)
 
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]

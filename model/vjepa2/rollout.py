@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.graphs import being_captured
 from model.layers import Block, KeyValue
 from model.memory import free_memory
 from model.vjepa2.action_predictor import ActionPredictor
@@ -53,7 +54,9 @@ def rollout(
         missing = max(history + time - 1 - extrinsics.shape[1], 0)
         extrinsics = torch.cat([extrinsics, extrinsics[:, -1:].expand(-1, missing, -1)], dim=1)
     predicted = latents.new_empty(batch * samples, time, *latents.shape[2:])
-    if chunk is None:
+    if chunk is None and being_captured(latents.device):
+        chunk = MAX_CHUNK  # what is captured takes a small part of the memory
+    elif chunk is None:
         chunk = chunk_size(predictor, history, time, free_memory(latents.device))
     embedded = predictor.predictor_embed(latents)
     past = _remember(predictor, embedded[:, :-1], states[:, :-1], past_actions, extrinsics)

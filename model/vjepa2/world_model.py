@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from model.memory import to_device
 from model.observation import CropPolicy, prepare
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.encoder import Encoder
@@ -66,9 +67,9 @@ class VJepa2WorldModel:
             raise ValueError(f"poses: must be one for each of the latents, got {len(poses)} for {len(latents)}")
         check_poses(poses)
         device = next(self.encoder.parameters()).device
-        placed = poses.to(device)
-        start = torch.stack(list(latents)).to(device), placed, difference(placed[:-1], placed[1:])
-        camera = () if extrinsics is None else (extrinsics.to(device),)
+        placed = to_device(poses, device)
+        start = to_device(torch.stack(list(latents)), device), placed, difference(placed[:-1], placed[1:])
+        camera = () if extrinsics is None else (to_device(extrinsics, device),)
         return tuple(tensor.unsqueeze(0) for tensor in (*start, *camera))
 
     def rollout(
@@ -123,4 +124,4 @@ def encode_clip(
 def _input(encoder: Encoder, frames: Tensor, size: tuple[int, int], crop_policy: CropPolicy) -> Tensor:
     """Frames as the encoder takes them, cropped on the encoder's device."""
     weight = next(encoder.parameters())
-    return prepare(frames.to(weight.device), crop_policy, size).to(weight.dtype)
+    return prepare(to_device(frames, weight.device), crop_policy, size).to(weight.dtype)

@@ -112,11 +112,13 @@ def test_a_model_arrives_as_the_server_meant_it() -> None:
         planner=messages.PlannerSettings(1, 2, 3, 4),
         card="# arm",
         execute=5,
+        computes="bfloat16 on cuda:0; no graphs: they are off",
     )
     model = codec.model_value(server_codec.encode_model(sent, Limits(), "0.1.0"))
     assert (model.name, model.image, model.card) == ("arm", presage.ImageSpec(64, 48, "exact", 2), "# arm")
     assert model.action == presage.ActionSpec(("v",), ("rad/s",), (-1.0,), (1.0,), 10.0, 5)
     assert model.execute == 5
+    assert model.computes == "bfloat16 on cuda:0; no graphs: they are off"
     assert model.limits.clip_bytes == Limits().clip_bytes
 
 

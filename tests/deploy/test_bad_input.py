@@ -51,6 +51,7 @@ def load(package: Path, device: str = "cpu") -> None:
         device=device,
         threads=0,
         precision="auto",
+        graphs="auto",
         max_batch=1,
         max_iteration_steps=1024,
         loader=None,

@@ -214,7 +214,7 @@ def test_a_plan_says_the_same_on_both_wires() -> None:
 def test_a_model_says_the_same_on_both_wires() -> None:
     model = messages.ModelReply(
         "arm", "compact", "ab", 64, 48, "exact", 1, (4, 8), ("q",), ("dq",), ("rad/s",), (-1.0,), (1.0,), 10.0, 5,
-        messages.PlannerSettings(200, 8, 20, 4), "# card", execute=3,
+        messages.PlannerSettings(200, 8, 20, 4), "# card", execute=3, computes="float32 on cpu",
     )  # fmt: skip
     by_proto, by_json = codec.encode_model(model, Limits(), "1"), rest_replies.encode_model(model, Limits(), "1")
     assert set(type(by_json).model_fields) == {field.name for field in by_proto.DESCRIPTOR.fields}
@@ -224,6 +224,7 @@ def test_a_model_says_the_same_on_both_wires() -> None:
     assert by_json.action is not None
     assert list(by_proto.action.high) == by_json.action.high == [1.0]
     assert by_proto.execute == by_json.execute == 3
+    assert by_proto.computes == by_json.computes == "float32 on cpu"
     embeds_only = messages.ModelReply(**{**vars(model), "action_names": ()})
     assert not codec.encode_model(embeds_only, Limits(), "1").HasField("action")
     assert rest_replies.encode_model(embeds_only, Limits(), "1").action is None

@@ -226,6 +226,7 @@ def model_value(message: models_pb2.Model) -> values.Model:
         card=message.card,
         server_version=message.server_version,
         execute=message.execute,
+        computes=message.computes,
     )
 
 

@@ -104,7 +104,8 @@ class Limits:
 class Model:
     """What a robot must know before it asks for a plan. `action` is None for a model that only embeds.
 
-    `execute`: actions of a plan to carry out before planning again, as the model was measured.
+    `execute`: actions of a plan to carry out before planning again, as the model was measured. `computes`: in which
+    precision and on which device the server computes, and which of its rollouts are replayed as graphs.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Model:
     card: str
     server_version: str
     execute: int = 0
+    computes: str = ""
 
 
 @dataclass(frozen=True)

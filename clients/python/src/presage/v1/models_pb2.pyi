@@ -97,6 +97,7 @@ class Model(google.protobuf.message.Message):
     CARD_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     EXECUTE_FIELD_NUMBER: builtins.int
+    COMPUTES_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
     """"compact" or "vjepa2"."""
@@ -107,6 +108,8 @@ class Model(google.protobuf.message.Message):
     server_version: builtins.str
     execute: builtins.int
     """Robot actions of a plan to carry out before planning again, as the model was measured."""
+    computes: builtins.str
+    """How this server computes with it: precision, device, and which rollouts are replayed as graphs, or why none."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -142,9 +145,10 @@ class Model(google.protobuf.message.Message):
         card: builtins.str = ...,
         server_version: builtins.str = ...,
         execute: builtins.int = ...,
+        computes: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
