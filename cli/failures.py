@@ -23,7 +23,7 @@ _FORESEEN = (
     ("simulation.episodes", "EpisodeError"),
     ("training.datasets.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
-    ("simulation.pusht", "MissingSimulator"),
+    ("simulation.extras", "MissingSimulator"),
     ("training.compact", "DivergedError"),
 )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, pusht, tworoom
+from simulation import arm, arm_push, pusht, reacher, tworoom
 from simulation.pushing import PushExplorer, PushingStyle
 
 
@@ -144,6 +144,32 @@ def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int
     return group
 
 
+def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+    """Episodes of Reacher under smooth random torques, starting at rest anywhere in its joint space."""
+    robot = reacher.Reacher(image_size)
+    group = Group(
+        np.empty((len(indices), steps + 1, image_size, image_size, 3), dtype=np.uint8),
+        np.empty((len(indices), steps, 2), dtype=np.float32),
+        np.empty((len(indices), steps + 1, 4), dtype=np.float32),
+        np.empty((len(indices), steps + 1, 4)),
+    )
+    for number, rng in enumerate(episode_generators(seed, indices)):
+        robot.set_state(reacher.random_state(rng))
+        torques = smooth_commands(rng, steps, 2) * reacher.MAX_TORQUE
+        turned = 1.0  # the wrist's sign, changed where it presses on its limit: waiting there teaches nothing
+        for step in range(steps + 1):
+            group.frames[number, step] = robot.render()
+            group.proprioception[number, step] = robot.proprioception
+            group.states[number, step] = state = robot.state
+            if step == steps:
+                break
+            if abs(state[1]) >= reacher.WRIST_LIMIT and state[1] * torques[step, 1] * turned > 0:
+                turned = -turned
+            group.actions[number, step] = torques[step] * np.array([1.0, turned])
+            robot.act(group.actions[number, step])
+    return group
+
+
 def explore_tworoom(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes of a robot that wanders smoothly, or heads with some noise for a place in either room."""
     generators = episode_generators(seed, indices)
@@ -195,6 +221,8 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
             return explore_arm_push(seed, indices, steps, image_size)
         case "pusht":
             return explore_pusht(seed, indices, steps, image_size)
+        case "reacher":
+            return explore_reacher(seed, indices, steps, image_size)
         case "tworoom":
             return explore_tworoom(seed, indices, steps, image_size)
         case _:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, pusht, tworoom
+from simulation import arm, arm_push, pusht, reacher, tworoom
 from simulation.episodes import GROUP, HELD_OUT_SEED_START
 from simulation.exploration import explore
 
@@ -140,6 +140,8 @@ def _solved(task: str, start: NDArray[np.float64], goal: NDArray[np.float64]) ->
             return bool(arm_push.successes(start[None], goal[None])[0])
         case "pusht":
             return bool(pusht.successes(start[None], goal[None])[0])
+        case "reacher":
+            return bool(reacher.successes(start[None], goal[None])[0])
         case "tworoom":
             return bool(tworoom.successes(start[None], goal[None])[0])
         case _:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, tworoom
+from simulation import arm, arm_push, reacher, tworoom
 from simulation.exploration import smooth_commands
 from simulation.tasks import RobotTask
 
@@ -37,6 +37,8 @@ def oracle_policy(robot: RobotTask, rng: np.random.Generator) -> Policy | None:
             return arm_oracle
         case "arm-push":
             return ArmPushOracle(rng)
+        case "reacher":
+            return reacher_oracle
         case "tworoom":
             return tworoom_oracle
         case _:
@@ -47,6 +49,19 @@ def arm_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> N
     """Turns each joint straight to its goal, as fast as the bounds allow; the shoulder goes the shorter way round."""
     remaining = np.array([arm.wrap_angle(goal_state[:1] - state[:1])[0], goal_state[1] - state[1]])
     return np.clip(remaining * arm.RATE_HZ, -arm.MAX_JOINT_SPEED, arm.MAX_JOINT_SPEED).astype(np.float32)
+
+
+# Of a spring and a damper at each joint of Reacher, in N m per rad and per rad/s: the shoulder, which swings both
+# links, comes to rest soonest with a damper beside its own friction; the wrist's friction is enough.
+_REACHER_SPRING = np.array([0.08, 0.05])
+_REACHER_DAMPER = np.array([0.009, 0.0])
+
+
+def reacher_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Draws each joint to its goal like a damped spring; the shoulder goes the shorter way round."""
+    remaining = np.array([arm.wrap_angle(goal_state[:1] - state[:1])[0], goal_state[1] - state[1]])
+    torque = _REACHER_SPRING * remaining - _REACHER_DAMPER * state[2:]
+    return np.clip(torque, -reacher.MAX_TORQUE, reacher.MAX_TORQUE).astype(np.float32)
 
 
 def tworoom_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from simulation.extras import MissingSimulator
+
 SIDE = 512.0  # px, the simulator's own length; the walls are 5 px inside the edges
 RATE_HZ = 10.0
 # An action is where the pusher should go, relative to where it is. It gets about a quarter of the way in its first
@@ -22,10 +24,6 @@ ANGLE_TOLERANCE = np.pi / 9  # 20 degrees
 
 _BLOCK_CENTRE = np.array([0.0, 45.0])  # the block's centre of mass from its origin, the middle of the bar's far edge
 _APART = [450.0, 450.0, 150.0, 150.0, 0.0]  # pusher and block well clear of each other
-
-
-class MissingSimulator(ImportError):
-    """gym-pusht is not installed; the message says how to install it."""
 
 
 def block_centres(states: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from simulation.arm import Arm
 from simulation.arm_push import ArmPush
 from simulation.pusht import PushT
+from simulation.reacher import Reacher
 from simulation.tworoom import TwoRoom
 
-TASKS = ("arm", "arm-push", "pusht", "tworoom")
+TASKS = ("arm", "arm-push", "pusht", "reacher", "tworoom")
 
 
 class RobotTask(Protocol):
@@ -84,7 +85,7 @@ class RobotTask(Protocol):
 def make(task: str, image_size: int = 64) -> RobotTask:
     """The robot called ``task``, seen at ``image_size`` x ``image_size`` pixels; ValueError for an unknown name.
 
-    ``pusht`` needs the extra ``sim`` (``simulation.pusht.MissingSimulator``).
+    ``pusht`` needs the extra ``sim`` and ``reacher`` the extra ``mujoco`` (``simulation.extras.MissingSimulator``).
     """
     match task:
         case "arm":
@@ -93,6 +94,8 @@ def make(task: str, image_size: int = 64) -> RobotTask:
             return ArmPush(image_size)
         case "pusht":
             return PushT(image_size)
+        case "reacher":
+            return Reacher(image_size)
         case "tworoom":
             return TwoRoom(image_size)
         case _:

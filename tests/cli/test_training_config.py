@@ -54,5 +54,5 @@ def test_an_unknown_task_is_wrong_use(tmp_path: Path) -> None:
     file = tmp_path / "walk.yaml"
     file.write_text("task: walk\n")
     for given in ("walk", str(file)):
-        with pytest.raises(typer.BadParameter, match="must be one of arm, arm-push, pusht, tworoom, got 'walk'"):
+        with pytest.raises(typer.BadParameter, match="must be one of arm, arm-push, .*, tworoom, got 'walk'"):
             read_config(given)

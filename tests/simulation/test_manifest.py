@@ -8,14 +8,21 @@ import json
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push, pusht, tworoom
+from simulation import arm, arm_push, pusht, reacher, tworoom
 from simulation.episodes import HELD_OUT_SEED_START
 from simulation.manifest import Manifest, ManifestError, build_manifest, manifest_path, pair_count
 from simulation.tasks import TASKS, make
+from tests.simulation.simulators import require
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 quiet = pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")
-RULES = {"arm": arm.successes, "arm-push": arm_push.successes, "pusht": pusht.successes, "tworoom": tworoom.successes}
+RULES = {
+    "arm": arm.successes,
+    "arm-push": arm_push.successes,
+    "pusht": pusht.successes,
+    "reacher": reacher.successes,
+    "tworoom": tworoom.successes,
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -32,8 +39,11 @@ def test_no_pair_is_solved_at_the_start(task: str) -> None:
     assert not RULES[task](manifest.starts, manifest.goals).any()
 
 
-@pytest.mark.parametrize("task", ["arm", "arm-push", "tworoom", pytest.param("pusht", marks=[needs_simulator, quiet])])
+@pytest.mark.parametrize(
+    "task", ["arm", "arm-push", "reacher", "tworoom", pytest.param("pusht", marks=[needs_simulator, quiet])]
+)
 def test_every_state_can_be_set(task: str) -> None:
+    require(task)
     manifest, robot = Manifest.load(task), make(task, 16)
     for state in [*manifest.starts, *manifest.goals]:
         robot.set_state(state)
@@ -47,9 +57,16 @@ def test_the_arms_manifest_is_what_its_seeds_give() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "count"), [("arm-push", 40), ("tworoom", 400), pytest.param("pusht", 4, marks=[needs_simulator, quiet])]
+    ("task", "count"),
+    [
+        ("arm-push", 40),
+        ("reacher", 8),
+        ("tworoom", 400),
+        pytest.param("pusht", 4, marks=[needs_simulator, quiet]),
+    ],
 )
 def test_the_first_pairs_of_a_manifest_are_what_its_seeds_give(task: str, count: int) -> None:
+    require(task)
     built, committed = build_manifest(task, count), Manifest.load(task)
     np.testing.assert_allclose(built.starts, committed.starts[:count], atol=1e-3)
     np.testing.assert_allclose(built.goals, committed.goals[:count], atol=1e-3)
@@ -75,7 +92,7 @@ def test_more_pairs_than_there_are_is_an_error_that_says_how_many(count: int) ->
 
 @pytest.mark.parametrize("offset", [50, 75])
 def test_goals_further_ahead_have_pairs_of_their_own(offset: int) -> None:
-    for task in ("arm", "arm-push", "tworoom"):
+    for task in ("arm", "arm-push", "reacher", "tworoom"):
         manifest = Manifest.load(task, offset)
         assert (len(manifest), manifest.offset) == (pair_count(task, offset), offset)
         assert not RULES[task](manifest.starts, manifest.goals).any()

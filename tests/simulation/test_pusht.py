@@ -12,7 +12,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from simulation import pusht
-from simulation.pusht import MissingSimulator, PushT
+from simulation.extras import MissingSimulator
+from simulation.pusht import PushT
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 pytestmark = [  # pygame reads its resources through pkg_resources where setuptools still has it
