@@ -55,6 +55,7 @@ class CompactRecipe:
     predictor_width: int = 192
     predictor_depth: int = 3
     residual: bool = False  # the predictor tells what changes
+    placed: bool = True  # the encoder's head reads a frame's tokens each in its place, not their mean
     bfloat16: bool = True  # matrix products only; losses and norms stay in float32
     seed: int = 0
     held_out: int = 128  # episodes kept for the probe
@@ -228,13 +229,17 @@ def _windows(recipe: CompactRecipe) -> Windows:
 def start_from(network: CompactNetwork, package: Package) -> None:
     """Load a package's weights into a network of the same shapes; ValueError names the first shape that differs.
 
-    Where only one of the two predictors is residual, the network's begins with predicting that nothing changes.
+    Where only one of the two predictors is residual, the network's begins with predicting that nothing changes. A head
+    that reads tokens in their places may start from one that reads their mean, and begins with doing the same.
     """
     wanted, found = network_settings(network.config), network_settings(read_config(package.config))
-    for name in sorted(wanted.keys() - {"residual"}):
+    tokens = wanted["placed_tokens"] if not found["placed_tokens"] else 0
+    for name in sorted(wanted.keys() - {"residual"} - ({"placed_tokens"} if tokens else set())):
         if wanted[name] != found[name]:
             raise ValueError(f"init_from: {package.config.name} has {name} {found[name]}, this recipe {wanted[name]}")
     weights = {n: w.float() if w.is_floating_point() else w for n, w in package.weights().items()}
+    if tokens:
+        weights["head.0.weight"] = weights["head.0.weight"].repeat(1, tokens) / tokens
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -266,6 +271,8 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
         residual=recipe.residual,
         horizon=recipe.horizon,
     )
+    if recipe.placed:
+        network = replace(network, placed_tokens=(height // network.patch) * (width // network.patch))
     return PackageConfig(
         name=name,
         family="compact",

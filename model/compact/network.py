@@ -32,6 +32,7 @@ class CompactConfig:
     predictor_heads: int = 6
     horizon: int = 5  # model steps predicted in one call
     residual: bool = False  # the predictor tells what changes: what no action moves is carried over as it is
+    placed_tokens: int = 0  # a frame's tokens, which the head then reads each in its place; 0: it reads their mean
 
 
 class CompactNetwork(nn.Module):
@@ -57,7 +58,7 @@ class CompactNetwork(nn.Module):
         # The transformer ends in a layer norm, under which no latent can be an isotropic Gaussian: a batch norm sets
         # its scale free again.
         self.head = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.BatchNorm1d(4 * width), nn.GELU(), nn.Linear(4 * width, config.latent)
+            nn.Linear(max(1, config.placed_tokens) * width, 4 * width), nn.BatchNorm1d(4 * width), nn.GELU(), nn.Linear(4 * width, config.latent)
         )
         self.predictor = Predictor(
             config.latent,
@@ -77,7 +78,7 @@ class CompactNetwork(nn.Module):
 
     def pool(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch latent"]:
         """One latent from the tokens of one frame."""
-        latent: Tensor = self.head(tokens.mean(dim=1))
+        latent: Tensor = self.head(tokens.flatten(1) if self.config.placed_tokens else tokens.mean(dim=1))
         return latent
 
     def encode(self, frames: Float[Tensor, "batch 3 height w"]) -> Float[Tensor, "batch latent"]:

@@ -36,6 +36,12 @@ class CompactWorldModel:
                 f"{action.block * len(action.names)}, got {network.config.action_width}"
             )
         image = package.config.image
+        tokens = (image.height // network.config.patch) * (image.width // network.config.patch)
+        if network.config.placed_tokens not in (0, tokens):
+            raise PackageError(
+                f"{package.config.name}: network.placed_tokens must be 0 or the image's {tokens}, "
+                f"got {network.config.placed_tokens}"
+            )
         if image.crop_policy not in CROP_POLICIES:
             raise PackageError(f"{package.config.name}: image.crop_policy must be one of {CROP_POLICIES}")
         self.package = package

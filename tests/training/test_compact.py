@@ -143,6 +143,30 @@ def test_a_residual_predictor_begins_with_nothing_changes_whatever_it_starts_fro
     torch.testing.assert_close(kept, first.weights()["predictor.action_in.0.weight"].float())
 
 
+def test_a_head_with_places_begins_with_what_the_mean_it_starts_from_says(tmp_path: Path) -> None:
+    run(replace(RECIPE, placed=False), tmp_path / "first")
+    first = read_package(tmp_path / "first")
+    of_means = CompactNetwork(CompactConfig(**first.config.network))
+    of_places = CompactNetwork(CompactConfig(**{**first.config.network, "placed_tokens": 4}))
+    start_from(of_means, first)
+    start_from(of_places, first)
+    frames = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(of_places.eval().encode(frames), of_means.eval().encode(frames))
+    with pytest.raises(ValueError, match="init_from: dot has placed_tokens 4, this recipe 0"):
+        run(RECIPE, tmp_path / "places")
+        start_from(of_means, read_package(tmp_path / "places"))
+
+
+def test_a_head_reads_where_a_token_stands_only_if_it_has_places(tmp_path: Path) -> None:
+    """Tokens exchanged: the mean is the same, what is read in its place is not."""
+    tokens = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
+    shapes = CompactConfig(action_width=2, latent=8, encoder_width=32, encoder_depth=1)
+    for placed in (0, 4):
+        network = CompactNetwork(replace(shapes, placed_tokens=placed)).eval()
+        moved = (network.pool(tokens) - network.pool(tokens.flip(1))).abs().max().item()
+        assert (moved < 1e-5) == (placed == 0)
+
+
 def test_a_frozen_encoder_without_a_package_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen_encoder must have a package to start from"):
         run(replace(RECIPE, frozen_encoder=True), tmp_path / "dot")
