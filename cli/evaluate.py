@@ -109,8 +109,8 @@ def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
     ahead = config.planner.horizon * model.block
     # Seeds next to the manifests' own: neither they nor training have seen these episodes.
     group = explore(task, HELD_OUT_SEED_START + 1, range(DIAGNOSED), 2 * ahead, config.image.height)
-    predicted = open_loop(model, group.frames, group.actions)
-    worth = plan_worthiness(model, group.frames, group.actions, config.planner.horizon)
+    predicted = open_loop(model, group.frames, group.actions, group.proprioception)
+    worth = plan_worthiness(model, group.frames, group.actions, group.proprioception, config.planner.horizon)
     return {
         "open_loop_actions": list(predicted.actions),
         "open_loop_error": [round(value, 5) for value in predicted.error],

@@ -286,6 +286,7 @@ def as_training_episodes(batch: EpisodeBatch) -> Episodes:
         source=f"{batch.task}: {batch.episodes} episodes of {batch.steps} steps, seed {batch.seed}",
         probe_targets=_probe_targets(batch),
         proprioception=batch.proprioception,
+        proprioception_names=batch.proprioception_names,
     )
 
 

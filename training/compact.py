@@ -29,6 +29,7 @@ from training.ranks import ALONE, Ranks
 from training.windows import Batch, Windows, batches
 
 CPU = torch.device("cpu")
+UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without
 PROBED_FRAMES = 12  # of each held-out episode: neighbours tell a probe little, and encoding them takes time
 
 
@@ -55,6 +56,7 @@ class CompactRecipe:
     predictor_width: int = 192
     predictor_depth: int = 3
     residual: bool = False  # the predictor tells what changes
+    proprioception: bool = False  # a prediction starts from the robot's own measurements too; the goal has none
     placed: bool = True  # the encoder's head reads a frame's tokens each in its place, not their mean
     bfloat16: bool = True  # matrix products only; losses and norms stay in float32
     seed: int = 0
@@ -124,6 +126,8 @@ def train(
         start_from(network, initial)
     elif recipe.frozen_encoder:
         raise ValueError("frozen_encoder must have a package to start from (init_from), got none")
+    elif network.predictor.felt is not None:
+        _standardise(network, fitting)
     if recipe.frozen_encoder:
         parameters = list(network.predictor.parameters())
         fitting = replace(fitting, frames=encoded(network, fitting, recipe))
@@ -212,10 +216,11 @@ def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Rank
     """Add one batch's gradients; its three losses and the latents' spread."""
     device = next(learner.parameters()).device
     given = [part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)]
+    felt = None if batch.felt is None else batch.felt.to(device, non_blocking=True)
     if recipe.frozen_encoder:
-        loss = losses_of_latents(learner, *given[:2], bfloat16=recipe.bfloat16)
+        loss = losses_of_latents(learner, *given[:2], felt=felt, bfloat16=recipe.bfloat16)
     else:
-        loss = losses(learner, *given, bfloat16=recipe.bfloat16, ranks=ranks)
+        loss = losses(learner, *given, felt=felt, bfloat16=recipe.bfloat16, ranks=ranks)
     total = loss.prediction + recipe.regulariser * loss.regulariser + recipe.inverse * loss.inverse
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
@@ -223,7 +228,17 @@ def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Rank
 
 
 def _windows(recipe: CompactRecipe) -> Windows:
-    return Windows(recipe.batch, recipe.horizon, recipe.block, recipe.latent, recipe.directions)
+    unmeasured = UNMEASURED if recipe.proprioception else None
+    return Windows(recipe.batch, recipe.horizon, recipe.block, recipe.latent, recipe.directions, unmeasured)
+
+
+def _standardise(network: CompactNetwork, episodes: Episodes) -> None:
+    """Have the network measure proprioception in spreads of the training episodes; what never varies stays as it is."""
+    assert network.predictor.felt is not None
+    recorded = episodes.recorded_proprioception().astype(np.float64)
+    spread = recorded.std(axis=0)
+    network.predictor.felt.mean.copy_(torch.from_numpy(recorded.mean(axis=0)))
+    network.predictor.felt.std.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)))
 
 
 def start_from(network: CompactNetwork, package: Package) -> None:
@@ -269,6 +284,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
         predictor_width=recipe.predictor_width,
         predictor_depth=recipe.predictor_depth,
         residual=recipe.residual,
+        proprioception=episodes.recorded_proprioception().shape[-1] if recipe.proprioception else 0,
         horizon=recipe.horizon,
     )
     if recipe.placed:
@@ -280,6 +296,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
         latent_shape=(recipe.latent,),
         network=dict(network_settings(network)),
         action=action,
+        proprioception_names=episodes.proprioception_names if recipe.proprioception else (),
         planner=recipe.planner,
     )
 

@@ -45,14 +45,18 @@ def open_loop(
     model: LoadedModel,
     frames: UInt8[NDArray[np.uint8], "episodes steps height width 3"],
     actions: Float[NDArray[np.float32], "episodes time action"],
+    felt: Float[NDArray[np.float32], "episodes steps numbers"],
 ) -> OpenLoop:
-    """Predict every episode from its first frame and all its actions, and compare with the frames that followed."""
+    """Predict every episode from its first frame and all its actions, and compare with the frames that followed.
+
+    `felt` is the proprioception beside each frame, for models that take it.
+    """
     latents = _latents(model, frames)
     steps = latents.shape[1] - 1
     taken = torch.from_numpy(np.ascontiguousarray(actions[:, : steps * model.block])).to(model.device)
     errors, changes = [], []
     for row in range(len(latents)):
-        start = model.context([latents[row, 0]], None)
+        start = _start(model, latents[row, 0], felt[row])
         predicted = model.rollout(start, taken[row, None, None])[0, 0]
         errors.append(_mean_square(predicted - latents[row, 1:]))
         changes.append(_mean_square(latents[row, :1] - latents[row, 1:]))
@@ -67,6 +71,7 @@ def plan_worthiness(
     model: LoadedModel,
     frames: UInt8[NDArray[np.uint8], "episodes steps height width 3"],
     actions: Float[NDArray[np.float32], "episodes time action"],
+    felt: Float[NDArray[np.float32], "episodes steps numbers"],
     horizon: int,
 ) -> PlanWorthiness:
     """Rank each episode's own first `horizon` model steps among everybody's, by the last step's distance to its goal.
@@ -80,7 +85,7 @@ def plan_worthiness(
     candidates = torch.from_numpy(np.ascontiguousarray(actions[:, : horizon * model.block])).to(model.device)
     cost, ranks = GoalDistance("l2", over="last"), []
     for row in range(len(latents)):
-        start, goal = model.context([latents[row, 0]], None), latents[row, -1:]
+        start, goal = _start(model, latents[row, 0], felt[row]), latents[row, -1:]
         prices = torch.cat(
             [
                 cost(model.rollout(start, part[None]), goal, part[None])[0].sum(dim=-1)
@@ -90,6 +95,12 @@ def plan_worthiness(
         ranks.append((prices < prices[row]).float().mean())
     found = torch.stack(ranks)
     return PlanWorthiness(len(candidates), found.median().item(), (found == 0).float().mean().item())
+
+
+def _start(model: LoadedModel, latent: Float[Tensor, "*latent"], felt: NDArray[np.float32]) -> tuple[Tensor, ...]:
+    """What the rollouts of an episode start from: its first latent, and the first row of what was felt."""
+    takes = bool(model.package.config.proprioception_names)
+    return model.context([latent], torch.from_numpy(felt[:1]).to(model.device) if takes else None)
 
 
 def _latents(model: LoadedModel, frames: NDArray[np.uint8]) -> Float[Tensor, "episodes steps *latent"]:

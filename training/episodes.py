@@ -28,6 +28,7 @@ class Episodes:
     probe_targets: NDArray[np.float32] | None = None  # [episodes, steps + 1, targets]: what a linear probe should find
     lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
     proprioception: NDArray[np.float32] | None = None  # [episodes, steps + 1, numbers] as recorded
+    proprioception_names: tuple[str, ...] = ()
     crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.observation`)
 
     def __post_init__(self) -> None:
@@ -49,6 +50,14 @@ class Episodes:
 
     def action_spread(self) -> tuple[float, ...]:
         return tuple(self._recorded_actions().std(axis=0, dtype=np.float64).tolist())
+
+    def recorded_proprioception(self) -> NDArray[np.float32]:
+        """`[all frames, numbers]`; ValueError where there is none."""
+        if self.proprioception is None or not self.proprioception.shape[-1]:
+            raise ValueError(f"proprioception must be recorded, got none in {self.source}")
+        if self.lengths is None:
+            return self.proprioception.reshape(-1, self.proprioception.shape[-1])
+        return self.proprioception[np.arange(self.proprioception.shape[1]) <= self.lengths[:, None]]
 
     def steps_of(self, row: int) -> int:
         """Recorded steps of one episode; it has one frame more."""

@@ -44,21 +44,22 @@ def losses(
     actions: Float[Tensor, "batch time action"],
     directions: Float[Tensor, "latent directions"],
     *,
+    felt: Float[Tensor, "batch times numbers"] | None = None,
     bfloat16: bool,
     ranks: Ranks = ALONE,
 ) -> Losses:
     """Prediction, SIGReg and inverse-dynamics losses of one batch of windows.
 
     Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up, and
-    inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last). With
-    `bfloat16`, matrix products are; losses and norms stay in float32.
+    inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last). `felt` is
+    proprioception, NaN where it was not measured. With `bfloat16`, matrix products are; the rest stays in float32.
     """
     batch, times = frames.shape[:2]
     images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
     blocks = learner.normalizer(actions).reshape(batch, times - 1, -1)
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         latents = learner.network.encode(images).float().unflatten(0, (batch, times))
-        prediction = prediction_loss(learner.network, latents, blocks)
+        prediction = prediction_loss(learner.network, latents, blocks, felt)
         guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)).float()
     return Losses(
         prediction=prediction,
@@ -73,17 +74,21 @@ def losses_of_latents(
     latents: Float[Tensor, "batch times latent"],
     actions: Float[Tensor, "batch time action"],
     *,
+    felt: Float[Tensor, "batch times numbers"] | None = None,
     bfloat16: bool,
 ) -> Losses:
     """The prediction loss alone, where latents are given and the encoder is not trained; the others are 0."""
     blocks = learner.normalizer(actions).reshape(*latents.shape[:1], latents.shape[1] - 1, -1)
     with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        prediction = prediction_loss(learner.network, latents, blocks)
+        prediction = prediction_loss(learner.network, latents, blocks, felt)
     return Losses(prediction, latents.new_zeros(()), latents.new_zeros(()), latents)
 
 
 def prediction_loss(
-    network: CompactNetwork, latents: Float[Tensor, "batch times latent"], blocks: Float[Tensor, "batch steps block"]
+    network: CompactNetwork,
+    latents: Float[Tensor, "batch times latent"],
+    blocks: Float[Tensor, "batch steps block"],
+    felt: Float[Tensor, "batch times numbers"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error over 1 to `steps` model steps ahead, each as heavy as another.
 
@@ -93,7 +98,8 @@ def prediction_loss(
     steps = blocks.shape[1]
     errors = latents.new_zeros(steps)
     for start in range(steps):
-        predicted = network.predict(latents[:, start], blocks[:, start:]).float()
+        measured = None if felt is None else felt[:, start]
+        predicted = network.predict(latents[:, start], blocks[:, start:], measured).float()
         ahead = (predicted - latents[:, start + 1 :]).square().mean(dim=(0, 2))
         errors = errors + F.pad(ahead, (0, start))
     starts = torch.arange(steps, 0, -1, device=errors.device)  # that see 1, 2, ... steps ahead

@@ -29,6 +29,7 @@ class Windows:
     block: int  # robot actions per model step
     latent: int
     directions: int
+    unmeasured: float | None = None  # share of frames whose proprioception is hidden; None: it is not drawn at all
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Batch:
     actions: Float[Tensor, "batch time action"]
     directions: Float[Tensor, "latent directions"]
     state: Tensor
+    felt: Float[Tensor, "batch times numbers"] | None = None  # proprioception; NaN where it is hidden
 
 
 def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE) -> Batch:
@@ -53,11 +55,18 @@ def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generato
     rows, starts = rows[own], starts[own]
     shown = starts[:, None] + np.arange(0, span + 1, windows.block)
     between = starts[:, None] + np.arange(span)
+    felt = None
+    if windows.unmeasured is not None:
+        assert episodes.proprioception is not None
+        hidden = torch.rand(windows.batch, windows.horizon + 1, generator=generator) < windows.unmeasured
+        measured = torch.from_numpy(episodes.proprioception[rows[:, None], shown])
+        felt = measured.masked_fill(hidden[own].unsqueeze(-1), torch.nan)
     return Batch(
         torch.from_numpy(episodes.frames[rows[:, None], shown]),
         torch.from_numpy(episodes.actions[rows[:, None], between]),
         directions,
         generator.get_state(),
+        felt,
     )
 
 

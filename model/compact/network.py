@@ -32,6 +32,7 @@ class CompactConfig:
     predictor_heads: int = 6
     horizon: int = 5  # model steps predicted in one call
     residual: bool = False  # the predictor tells what changes: what no action moves is carried over as it is
+    proprioception: int = 0  # numbers a robot measures of itself, given beside the latent that a prediction starts from
     placed_tokens: int = 0  # a frame's tokens, which the head then reads each in its place; 0: it reads their mean
 
 
@@ -58,7 +59,10 @@ class CompactNetwork(nn.Module):
         # The transformer ends in a layer norm, under which no latent can be an isotropic Gaussian: a batch norm sets
         # its scale free again.
         self.head = nn.Sequential(
-            nn.Linear(max(1, config.placed_tokens) * width, 4 * width), nn.BatchNorm1d(4 * width), nn.GELU(), nn.Linear(4 * width, config.latent)
+            nn.Linear(max(1, config.placed_tokens) * width, 4 * width),
+            nn.BatchNorm1d(4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, config.latent),
         )
         self.predictor = Predictor(
             config.latent,
@@ -69,6 +73,7 @@ class CompactNetwork(nn.Module):
             mlp_hidden=4 * config.predictor_width,
             horizon=config.horizon,
             residual=config.residual,
+            proprioception=config.proprioception,
         )
 
     def tokens(self, frames: Float[Tensor, "batch 3 height w"]) -> Float[Tensor, "batch tokens width"]:
@@ -86,16 +91,19 @@ class CompactNetwork(nn.Module):
         return self.pool(self.tokens(frames))
 
     def predict(
-        self, latent: Float[Tensor, "batch latent"], actions: Float[Tensor, "batch steps block"]
+        self,
+        latent: Float[Tensor, "batch latent"],
+        actions: Float[Tensor, "batch steps block"],
+        felt: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch steps latent"]:
-        """Latents after each of any number of action blocks (network units).
+        """Latents after each of any number of action blocks (network units); `felt` is measured at the start.
 
-        Past `horizon` steps, the last prediction starts the next call.
+        Past `horizon` steps, the last prediction starts the next call, at which nothing is measured.
         """
         predicted: list[Tensor] = []
         for part in torch.split(actions, self.config.horizon, dim=1):
-            predicted.append(self.predictor(latent, part))
-            latent = predicted[-1][:, -1]
+            predicted.append(self.predictor(latent, part, felt))
+            latent, felt = predicted[-1][:, -1], None
         return predicted[0] if len(predicted) == 1 else torch.cat(predicted, dim=1)
 
 

@@ -15,6 +15,30 @@ from torch.nn import functional as F
 from model.layers import Attention, Mlp
 
 
+class Felt(nn.Module):
+    """What the robot measures of itself, as part of where a prediction starts; NaN in a row says: not measured."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, numbers: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(numbers))  # of the training episodes, kept with the weights
+        self.register_buffer("std", torch.ones(numbers))
+        self.project = nn.Linear(numbers, width)
+        self.unmeasured = nn.Parameter(torch.zeros(width))
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, felt: Float[Tensor, "batch numbers"] | None) -> Float[Tensor, "#batch width"]:
+        """`felt` in the robot's units; None where no row was measured."""
+        if felt is None:
+            return self.unmeasured.unsqueeze(0)
+        measured = felt.isfinite().all(dim=-1, keepdim=True)
+        known = self.project(((felt - self.mean) / self.std).nan_to_num(0.0, 0.0, 0.0))
+        return torch.where(measured, known, self.unmeasured)
+
+
 class AdaptiveBlock(nn.Module):
     """A pre-norm block whose norms are scaled, shifted and gated by the action of the same step."""
 
@@ -57,15 +81,18 @@ class Predictor(nn.Module):
         mlp_hidden: int,
         horizon: int,
         residual: bool = False,
+        proprioception: int = 0,
     ) -> None:
         """`block_width` is numbers per action block (actions x dimensions); `horizon` the steps it is trained for.
 
+        With `proprioception`, that many numbers measured at the start are given beside the latent.
         A `residual` predictor adds what it computes to the latent it starts from, and starts by adding nothing.
         """
         super().__init__()
         self.residual = residual
         self.horizon = horizon
         self.latent_in = nn.Linear(latent, width)
+        self.felt = Felt(proprioception, width) if proprioception else None
         self.action_in = nn.Sequential(nn.Linear(block_width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads, mlp_hidden, fused=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -85,7 +112,10 @@ class Predictor(nn.Module):
         self.action_in[2].to(dtype)
 
     def forward(
-        self, latent: Float[Tensor, "batch latent"], actions: Float[Tensor, "batch steps block"]
+        self,
+        latent: Float[Tensor, "batch latent"],
+        actions: Float[Tensor, "batch steps block"],
+        felt: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch steps latent"]:
         """Latents after each action block; `actions` in network units, at most `horizon` steps."""
         steps = actions.shape[1]
@@ -93,7 +123,10 @@ class Predictor(nn.Module):
             raise ValueError(f"steps must be at most {self.horizon} in one call, got {steps}")
         enlarge, mix = self.action_in[:2], self.action_in[2]
         condition = F.silu(mix(enlarge(actions).to(mix.weight.dtype)))
-        x = self.latent_in(latent).unsqueeze(1) + self.step[:steps]
+        start = self.latent_in(latent)
+        if self.felt is not None:
+            start = start + self.felt(felt)
+        x = start.unsqueeze(1) + self.step[:steps]
         for block in self.blocks:
             x = block(x, condition, self.causal[:steps, :steps])
         output: Tensor = self.latent_out(self.norm(x))

@@ -35,6 +35,11 @@ class CompactWorldModel:
                 f"{package.config.name}: network.action_width must be block x dimensions = "
                 f"{action.block * len(action.names)}, got {network.config.action_width}"
             )
+        if network.config.proprioception != len(package.config.proprioception_names):
+            raise PackageError(
+                f"{package.config.name}: network.proprioception must be the number of proprioception_names, "
+                f"{len(package.config.proprioception_names)}, got {network.config.proprioception}"
+            )
         image = package.config.image
         tokens = (image.height // network.config.patch) * (image.width // network.config.patch)
         if network.config.placed_tokens not in (0, tokens):
@@ -112,20 +117,30 @@ class CompactWorldModel:
     def context(
         self, latents: Sequence[Float[Tensor, " latent"]], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[Tensor, ...]:
-        """Rollouts start from the newest latent alone; proprioception is not used by this family."""
-        return (to_device(latents[-1], self.device).unsqueeze(0),)
+        """Rollouts start from the newest latent, and the newest proprioception where the package was trained with it.
+
+        ValueError for proprioception that is missing or of another width.
+        """
+        latent, numbers = to_device(latents[-1], self.device).unsqueeze(0), self._network.config.proprioception
+        if not numbers:
+            return (latent,)
+        if proprioception is None or proprioception.shape[-1] != numbers:
+            found = "none" if proprioception is None else f"{proprioception.shape[-1]} numbers"
+            raise ValueError(f"proprioception: must be {self.package.config.proprioception_names}, got {found}")
+        return (latent, to_device(proprioception[-1:], self.device).to(latent.dtype))
 
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
     ) -> Float[Tensor, "batch samples horizon latent"]:
         """Predicted latents after every action block; actions in robot units, in which it can be differentiated."""
-        (latent,) = context
+        latent, *measured = context
         batch, samples, time, width = actions.shape
         if time % self.block:
             raise ValueError(f"actions: time must be a multiple of the block {self.block}, got {time}")
         blocks = self._normalizer(actions).reshape(batch * samples, time // self.block, self.block * width)
         start = latent.repeat_interleave(samples, dim=0)
-        predicted = self._network.predict(start, blocks)
+        felt = measured[0].repeat_interleave(samples, dim=0) if measured else None
+        predicted = self._network.predict(start, blocks, felt)
         return predicted.reshape(batch, samples, *predicted.shape[1:])
 
 

@@ -41,11 +41,8 @@ def dot_episodes(count: int = 64, steps: int = 8) -> Episodes:
     actions = rng.uniform(-3, 3, (count, steps, 2)).astype(np.float32)
     start = rng.uniform(8, 24, (count, 1, 2))
     places = np.clip(np.concatenate([start, start + actions.cumsum(axis=1)], axis=1), 0, 31)
-    rows, columns = np.mgrid[0:32, 0:32]
-    distance = (rows - places[..., 0, None, None]) ** 2 + (columns - places[..., 1, None, None]) ** 2
-    grey = (255 * np.exp(-distance / 18)).astype(np.uint8)
     return Episodes(
-        frames=np.repeat(grey[..., None], 3, axis=-1),
+        frames=drawn_dots(places),
         actions=actions,
         action_names=("down", "right"),
         action_units=("px", "px"),
@@ -54,6 +51,31 @@ def dot_episodes(count: int = 64, steps: int = 8) -> Episodes:
         rate_hz=10.0,
         source="a dot",
         probe_targets=(places / 16 - 1).astype(np.float32),
+    )
+
+
+def drawn_dots(places: np.ndarray) -> np.ndarray:
+    """Frames `[..., 32, 32, 3]` of a dot at `places` `[..., 2]`."""
+    rows, columns = np.mgrid[0:32, 0:32]
+    distance = (rows - places[..., 0, None, None]) ** 2 + (columns - places[..., 1, None, None]) ** 2
+    grey = (255 * np.exp(-distance / 18)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def windy_episodes(count: int = 128, steps: int = 8) -> Episodes:
+    """The dot, and a wind that no frame shows and the robot measures; a second measurement never changes."""
+    rng = np.random.default_rng(0)
+    still = dot_episodes(count, steps)
+    wind = np.broadcast_to(rng.uniform(-1.5, 1.5, (count, 1, 1)), (count, steps + 1, 1))
+    start = rng.uniform(12, 20, (count, 1, 2))
+    drift = np.concatenate([wind, np.zeros_like(wind)], axis=2) * np.arange(steps + 1)[:, None]
+    moved = np.concatenate([np.zeros((count, 1, 2)), 0.3 * still.actions.cumsum(axis=1)], axis=1)
+    return replace(
+        still,
+        frames=drawn_dots(np.clip(start + moved + drift, 0, 31)),
+        probe_targets=None,
+        proprioception=np.concatenate([wind, np.full_like(wind, 7.0)], axis=2).astype(np.float32),
+        proprioception_names=("wind", "constant"),
     )
 
 
@@ -152,9 +174,10 @@ def test_a_head_with_places_begins_with_what_the_mean_it_starts_from_says(tmp_pa
     start_from(of_places, first)
     frames = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(of_places.eval().encode(frames), of_means.eval().encode(frames))
+    run(RECIPE, tmp_path / "places")
+    places = read_package(tmp_path / "places")
     with pytest.raises(ValueError, match="init_from: dot has placed_tokens 4, this recipe 0"):
-        run(RECIPE, tmp_path / "places")
-        start_from(of_means, read_package(tmp_path / "places"))
+        start_from(of_means, places)
 
 
 def test_a_head_reads_where_a_token_stands_only_if_it_has_places(tmp_path: Path) -> None:
@@ -165,6 +188,30 @@ def test_a_head_reads_where_a_token_stands_only_if_it_has_places(tmp_path: Path)
         network = CompactNetwork(replace(shapes, placed_tokens=placed)).eval()
         moved = (network.pool(tokens) - network.pool(tokens.flip(1))).abs().max().item()
         assert (moved < 1e-5) == (placed == 0)
+
+
+def test_what_a_robot_measures_tells_a_prediction_what_no_frame_shows(tmp_path: Path) -> None:
+    windy = windy_episodes()
+    recipe = replace(RECIPE, steps=150, horizon=3, learning_rate=3e-3)
+    blind = run(recipe, tmp_path / "blind", episodes=windy)
+    feeling = run(replace(recipe, proprioception=True), tmp_path / "feeling", episodes=windy)
+    tails = [np.mean([line.prediction_loss for line in log[-20:]]) for log in (blind, feeling)]
+    assert tails[1] < 0.8 * tails[0], tails
+    package = read_package(tmp_path / "feeling")
+    assert package.config.proprioception_names == ("wind", "constant")
+    assert package.weights()["predictor.felt.std"].tolist() == pytest.approx(
+        [windy.proprioception[..., 0].std(), 1.0], rel=0.1
+    )
+    model = load(str(tmp_path / "feeling"), torch.device("cpu"))
+    latents = list(model.encode(torch.from_numpy(windy.frames[0, :1])))
+    rest = torch.zeros(1, 1, 6, 2)
+    against, behind = (model.rollout(model.context(latents, torch.tensor([[w, 7.0]])), rest) for w in (-1.5, 1.5))
+    assert (against - behind).abs().max() > 0.1
+
+
+def test_proprioception_that_was_not_recorded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="proprioception must be recorded, got none in a dot"):
+        run(replace(RECIPE, proprioception=True), tmp_path / "dot")
 
 
 def test_a_frozen_encoder_without_a_package_is_refused(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def load_episodes(
         probe_targets=_targets([episode.proprioception for episode in used], longest + 1),
         lengths=lengths,
         proprioception=_padded([episode.proprioception for episode in used], longest + 1),
+        proprioception_names=header.proprioception_names,
         crop_policy=crop_policy,
     ), tuple(skipped)
 

@@ -66,6 +66,36 @@ def test_a_rollout_longer_than_one_call_continues_from_its_last_prediction(model
         torch.testing.assert_close(whole[:, sample : sample + 1, 3:], second)
 
 
+def test_proprioception_is_part_of_a_rollouts_start_and_of_no_later_call(tmp_path: Path) -> None:
+    config = replace(tiny_config(), proprioception_names=("place", "speed", "load"))
+    feeling = replace(config, network={**config.network, "proprioception": 3})
+    model = CompactWorldModel.random(tmp_path / "feeling", feeling, seed=0)
+    with torch.no_grad():
+        felt = model._network.predictor.felt
+        assert felt is not None
+        felt.project.weight.normal_(generator=torch.Generator().manual_seed(1))
+        felt.unmeasured.fill_(0.3)
+    latents, given = list(model.encode(frames(1))), actions(1, 2, 12)
+    history = torch.tensor([[9.0, 9.0, 9.0], [0.1, 0.2, 0.3]])
+    whole = model.rollout(model.context(latents, history), given)
+    newest = model.rollout(model.context(latents, history[1:]), given)
+    torch.testing.assert_close(whole, newest, rtol=0, atol=0)
+    assert (whole - model.rollout(model.context(latents, history[:1]), given)).abs().max() > 1e-3
+    start, blocks = whole[:, 0, 2], given[:, :1, 6:]
+    on = model.rollout((start, torch.full((1, 3), torch.nan)), blocks)
+    torch.testing.assert_close(whole[:, :1, 3:], on)
+    for wrong, found in ((None, "none"), (torch.zeros(1, 2), "2 numbers")):
+        with pytest.raises(ValueError, match=f"proprioception: must be .*'place'.*got {found}"):
+            model.context(latents, wrong)
+
+
+def test_names_of_proprioception_that_the_network_does_not_take_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        PackageError, match="network.proprioception must be the number of proprioception_names, 1, got 0"
+    ):
+        CompactWorldModel.random(tmp_path / "odd", replace(tiny_config(), proprioception_names=("place",)), seed=0)
+
+
 def test_a_rollout_from_an_encoding_can_be_differentiated(model: CompactWorldModel) -> None:
     given = actions(1, 2, 4).requires_grad_()
     model.rollout(model.context(list(model.encode(frames(1))), None), given).square().sum().backward()  # type: ignore[no-untyped-call]
