@@ -215,8 +215,8 @@ class CEM:
         return project_within(batch.limits, candidates)
 
     def _samples_of(self, search: Search) -> int:
-        """Of its next iteration: fewer as iterations pass, and fewer the more its elites agree."""
-        left = self.sample_decay**search.iterations
+        """Of its next iteration: fewer as iterations pass, the more its elites agree, and of a first one in a hurry."""
+        left = self.sample_decay**search.iterations if search.iterations else search.first_share
         if search.elite_spread and search.elite_spread[-1] < self.full_above:
             left *= search.elite_spread[-1] / self.full_above
         return max(math.ceil(self.samples * left), min(2 * self.elites, self.samples))

@@ -38,6 +38,7 @@ class Search:
     elite_spread: tuple[float, ...] = ()
     memory: tuple[Tensor, ...] = ()  # what else its optimiser carries from one iteration to the next
     result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
+    first_share: float = 1.0  # of its samples that the first iteration draws
 
     @property
     def stream(self) -> Stream:
@@ -212,6 +213,7 @@ def finished_plan(search: Search, reason: StopReason) -> Plan:
         stop_reason=reason,
         seed=search.problem.seed,
         distribution=ActionDistribution(actions, search.distribution.std[: actions.shape[0]]),
+        first_share=search.first_share,
     )
 
 

@@ -127,3 +127,4 @@ class Plan:
     stop_reason: StopReason
     seed: int
     distribution: ActionDistribution
+    first_share: float = 1.0  # of its samples that the first iteration drew; below 1 where time had no room for all

@@ -117,7 +117,7 @@ def test_iterations_of_unequal_size_are_never_late_once_known(optimiser: Hybrid 
         assert world.now <= began + allowed
         assert plan.iterations >= 1
     with pytest.raises(PlanningError, match="deadline was hit before the first iteration"):
-        optimiser.plan(world, reach(), deadline=world.now + 0.02, clock=world.clock, pace=pace)
+        optimiser.plan(world, reach(), deadline=world.now + 0.002, clock=world.clock, pace=pace)
 
 
 def test_a_deadline_already_past_returns_the_warm_start_and_says_that_nothing_was_evaluated() -> None:
@@ -147,6 +147,44 @@ def test_a_budget_ends_the_search_but_always_allows_one_iteration() -> None:
     assert (plan.stop_reason, plan.iterations) == ("budget", 1)
     with pytest.raises(PlanningError, match="budget_s must be > 0, got 0"):
         SETTINGS.plan(world, reach(), budget_s=0)
+
+
+def test_a_budget_with_no_room_for_all_samples_gets_a_first_iteration_of_fewer() -> None:
+    settings, pace, world = replace(SETTINGS, samples=64), Pace(), LaboriousWorld()
+    learned = settings.plan(world, reach(), budget_s=0.3, clock=world.clock, pace=pace)
+    assert (learned.first_share, learned.iterations) == (1.0, 11)
+    for _ in range(4):
+        began = world.now
+        plan = settings.plan(world, reach(), budget_s=0.02, clock=world.clock, pace=pace)
+        assert (plan.iterations, plan.stop_reason) == (1, "budget")
+        assert world.now <= began + 0.02
+    assert plan.first_share == 0.5
+    assert settings.plan(world, reach(), budget_s=0.1, clock=world.clock, pace=pace).first_share == 1.0
+
+
+def test_a_deadline_trusts_a_thinner_iteration_only_once_it_was_seen() -> None:
+    settings, pace, world = replace(SETTINGS, samples=64), Pace(), LaboriousWorld()
+    pace.observe(64 * 4, 0.0256)
+    with pytest.raises(PlanningError, match="deadline"):
+        settings.plan(world, reach(), deadline=world.now + 0.02, clock=world.clock, pace=pace)
+    pace.observe(32 * 4, 0.0128)
+    began = world.now
+    plan = settings.plan(world, reach(), deadline=began + 0.02, clock=world.clock, pace=pace)
+    assert (plan.first_share, plan.iterations) == (0.5, 1)
+    assert world.now <= began + 0.02
+
+
+def test_a_thinned_first_iteration_is_the_same_in_company() -> None:
+    settings = replace(SETTINGS, samples=64, iterations=3)
+    world = integrator()
+    thin, whole = (
+        replace(settings.start(reach(seed=seed), 1), first_share=share) for seed, share in ((1, 0.25), (2, 1.0))
+    )
+    alone, together = [thin], [thin, whole]
+    for _ in range(3):
+        alone, together = settings.improve(world, alone), settings.improve(world, together)
+    torch.testing.assert_close(together[0].best_actions, alone[0].best_actions)
+    assert together[0].iteration_costs == pytest.approx(alone[0].iteration_costs)
 
 
 def test_a_hard_deadline_rules_over_a_generous_budget() -> None:
