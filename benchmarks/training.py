@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from cli.train import as_training_episodes
+from cli.gathering import as_training_episodes
 from model.compact.network import CompactConfig, to_network_input
 from model.normalizer import ActionNormalizer
 from simulation.episodes import collect

@@ -25,6 +25,7 @@ _FORESEEN = (
     ("simulation.manifest", "ManifestError"),
     ("simulation.extras", "MissingSimulator"),
     ("training.compact", "DivergedError"),
+    ("training.ranks", "FirstProcessError"),
 )
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import DeviceOption, calm_threads, checked_device, workers_for
+from cli.choices import DeviceOption, calm_threads, checked_device
 from cli.failures import CommandError
+from cli.gathering import training_episodes
 from cli.screen import JsonFlag, Screen, open_screen, silent_screen
 from cli.training_progress import Told, follow
 
@@ -25,11 +28,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from cli.training_config import TrainingConfig
-    from simulation.episodes import EpisodeBatch
     from training.compact import TrainProgress
     from training.datasets.loading import Skipped
     from training.episodes import Episodes
     from training.ranks import Ranks
+
+SHARED = "episodes"  # folder in OUT of what is gathered for several processes, until the training ends
 
 
 def train(
@@ -56,7 +60,7 @@ def train(
 
     Interrupted, the same command goes on where it was.
 
-    Several accelerators or machines train as one: torchrun --nproc-per-node N -m cli train CONFIG --data D --out OUT
+    Several accelerators or machines train as one: torchrun --nproc-per-node N -m cli train CONFIG --out OUT
     """
     calm_threads()
     screen = open_screen(json_)
@@ -85,11 +89,13 @@ def train(
     )
     chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
     with joined(where) as ranks:
-        if ranks.world > 1 and data is None and not chosen.dataset:
-            raise CommandError("several processes need recorded episodes: gather them first, and pass --data")
+        if not ranks.first:
+            screen = silent_screen()
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", where.index or 0)))
-        gathered, skipped = training_episodes(screen, chosen, data, out)
+        shared = out / SHARED if ranks.world > 1 else None
+        # One process decodes or gathers; the others map the files that it made.
+        gathered, skipped = ranks.in_turn(partial(training_episodes, screen, chosen, data, out, shared))
         folder, last = _fit(screen, chosen, gathered, out, where, ranks, tensorboard)
         if ranks.first:
             _finish(screen, chosen, gathered, skipped, folder, last)
@@ -131,6 +137,7 @@ def _finish(
     from training.datasets.store import remove_frames
 
     remove_frames(folder)
+    shutil.rmtree(folder / SHARED, ignore_errors=True)
     package = read_package(folder)
     write_package(folder, package.config, package.weights(), card(package.config))
     value: dict[str, Any] = {
@@ -184,7 +191,7 @@ def _fit(
         )
 
     with _log(screen, out, tensorboard and ranks.first) as log:
-        return follow(screen if ranks.first else silent_screen(), config.name, config.recipe.steps, _told, fit)
+        return follow(screen, config.name, config.recipe.steps, _told, fit)
 
 
 def _told(line: TrainProgress) -> Told:
@@ -224,84 +231,6 @@ def _write(writer: SummaryWriter, line: TrainProgress) -> None:
     values |= {f"probe_r2/{number}": value for number, value in enumerate(line.probe_r2)}
     for name, value in values.items():
         writer.add_scalar(name, value, line.step)
-
-
-def training_episodes(
-    screen: Screen, config: TrainingConfig, recorded: Path | None, out: Path
-) -> tuple[Episodes, tuple[Skipped, ...]]:
-    """What to train on, and recorded episodes that were left out."""
-    path = recorded or (Path(config.dataset) if config.dataset else None)
-    if path is None:
-        return _gather(screen, config), ()
-    if (path / "episodes.json").is_file():
-        return _open(path), ()
-
-    from cli.recordings import load_recordings
-    from training.datasets.dataset import ReadOptions
-
-    options = ReadOptions(config.camera, config.proprioception, config.rate_hz)
-    return load_recordings(screen, path, options, config.image_size, out)
-
-
-def _gather(screen: Screen, config: TrainingConfig) -> Episodes:
-    from simulation.episodes import collect
-
-    with screen.progress() as bars:
-        bar = bars.add_task(f"gathering {config.task}", total=config.episodes)
-        batch = collect(
-            config.task,
-            config.episodes,
-            config.episode_steps,
-            config.data_seed,
-            workers=workers_for(config.episodes),
-            image_size=config.image_size,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )
-    return as_training_episodes(batch)
-
-
-def _open(folder: Path) -> Episodes:
-    import numpy as np
-
-    from simulation.episodes import open_episodes
-
-    checked = open_episodes(folder)
-    # Mapped copy-on-write: torch warns of arrays that it may not write to, though nothing here does.
-    frames = np.load(folder / "frames.npy", mmap_mode="c", allow_pickle=False)
-    return as_training_episodes(replace(checked, frames=frames))
-
-
-def as_training_episodes(batch: EpisodeBatch) -> Episodes:
-    """Recorded episodes as training sees them, with what a probe of the latents should find."""
-    from training.episodes import Episodes
-
-    return Episodes(
-        frames=batch.frames,
-        actions=batch.actions,
-        action_names=batch.action_names,
-        action_units=batch.action_units,
-        action_low=batch.action_low,
-        action_high=batch.action_high,
-        rate_hz=batch.rate_hz,
-        source=f"{batch.task}: {batch.episodes} episodes of {batch.steps} steps, seed {batch.seed}",
-        probe_targets=_probe_targets(batch),
-        proprioception=batch.proprioception,
-        proprioception_names=batch.proprioception_names,
-    )
-
-
-def _probe_targets(batch: EpisodeBatch) -> Any:
-    """Sine and cosine of each angle in turn, then positions as they are; None for a task whose state is not known."""
-    import numpy as np
-
-    angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4], "reacher": [0, 1], "tworoom": []}.get(batch.task)
-    if angles is None:
-        return None
-    states = batch.states
-    known = {"pusht": 5, "reacher": 2}.get(batch.task, states.shape[-1])  # the rest are speeds, which no image shows
-    turned = [turn(states[..., angle]) for angle in angles for turn in (np.sin, np.cos)]
-    positions = [states[..., entry] for entry in range(known) if entry not in angles]
-    return np.stack([*turned, *positions], axis=-1).astype(np.float32)
 
 
 def provenance(device: torch.device, world: int = 1) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cli.choices import checked_task
 from cli.failures import CommandError
+from cli.gathering import training_episodes
 from cli.recordings import tell_skipped
 from cli.screen import Screen
-from cli.train import provenance, training_episodes
+from cli.train import provenance
 from cli.training_config import TrainingConfig, build, mapping, read_yaml
 from cli.training_progress import Told, follow
 from training.masked import MaskedRecipe

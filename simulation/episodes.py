@@ -6,6 +6,8 @@ ever unpickled. Other recordings (teleoperation, foreign data sets) are not read
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import multiprocessing
 import os
@@ -13,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -133,8 +136,7 @@ def collect_to(
     The folder appears when it is complete, and must not exist before (FileExistsError).
     """
     robot = make(task, image_size)
-    partial = _partial_folder(folder)
-    try:
+    with _complete_or_absent(folder) as partial:
         arrays: dict[str, NDArray[Any]] = {}
         for first, group in _groups(task, episodes, steps, seed, workers, image_size, progress):
             for name, part in group._asdict().items():
@@ -147,24 +149,15 @@ def collect_to(
         _write_header(batch, partial)
         for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return open_episodes(folder)
 
 
 def save_episodes(batch: EpisodeBatch, folder: Path) -> None:
     """Writes a batch as a new folder, which appears only when it is complete; FileExistsError if it is there."""
-    partial = _partial_folder(folder)
-    try:
+    with _complete_or_absent(folder) as partial:
         for name in _ARRAYS:
             np.save(partial / f"{name}.npy", getattr(batch, name), allow_pickle=False)
         _write_header(batch, partial)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def open_episodes(folder: Path) -> EpisodeBatch:
@@ -238,13 +231,38 @@ def _description(robot: RobotTask, seed: int) -> dict[str, Any]:
     }
 
 
-def _partial_folder(folder: Path) -> Path:
+@contextmanager
+def _complete_or_absent(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which takes its name when that is done and is removed when it fails.
+
+    One left by a process that was killed is removed here: whoever still fills a folder holds a lock on it.
+    """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder}: already exists")
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+        with suppress(OSError), _locked(abandoned):
+            shutil.rmtree(abandoned)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
-    return partial
+    with _locked(partial):
+        try:
+            yield partial
+            os.replace(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process at the latest; BlockingIOError where another process has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_header(batch: EpisodeBatch, folder: Path) -> None:

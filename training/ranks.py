@@ -1,20 +1,29 @@
 """Several processes that share one training, as `torchrun` starts them; alone, everything here is the identity.
 
-Only sums and means over processes live here. What must be summed for two processes to train as one (gradients, the
-batch norm's moments, SIGReg's statistic) is said where it is computed.
+Only sums and means over processes live here, and their taking turns. What must be summed for two processes to train as
+one (gradients, the batch norm's moments, SIGReg's statistic) is said where it is computed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # that the others have while the first decodes a large dataset
+
+
+class FirstProcessError(RuntimeError):
+    """The first of several processes could not do what the others wait for; its own message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,27 @@ class Ranks:
             raise ValueError(f"batch must be a multiple of the {self.world} processes, got {count}")
         each = count // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives: the first process does it alone, then the others, who find what it left on the disk.
+
+        Raises FirstProcessError in the others where the first one's work raised anything.
+        """
+        if self.world == 1:
+            return work()
+        waiting = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        done = torch.zeros(1)
+        if self.first:
+            try:
+                given = work()
+                done += 1
+            finally:
+                torch.distributed.all_reduce(done, group=waiting)
+            return given
+        torch.distributed.all_reduce(done, group=waiting)
+        if not done:
+            raise FirstProcessError("the first process could not make ready what all train on; see what it says")
+        return work()
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over processes, outside autograd."""

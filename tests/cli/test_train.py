@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.train import as_training_episodes
+from cli.gathering import as_training_episodes
 from model.catalog import load
 from model.package import read_package
 from simulation.episodes import collect

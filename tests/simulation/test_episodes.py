@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +124,45 @@ def test_a_broken_off_collection_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         collect_to(tmp_path / "kept", "arm", 2, 3, seed=4, image_size=16, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_collection_killed_half_way_leaves_nothing_that_the_next_one_trusts(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    command = [sys.executable, "-m", "cli", "data", "collect", "--out", str(folder), "--json", "--workers", "1"]
+    command += ["--episodes", "960", "--steps", "10", "--image-size", "32", "--seed", "4"]
+
+    def half_written() -> list[Path]:
+        return [path for path in tmp_path.glob(".kept.*.partial") if (path / "states.npy").exists()]
+
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not half_written() and killed.poll() is None:
+        time.sleep(0.001)
+    killed.kill()
+    assert killed.wait(timeout=60) == -signal.SIGKILL
+    (left,) = half_written()
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):
+        open_episodes(left)  # without its header a folder is no collection, whatever its arrays hold
+    with pytest.raises(FileNotFoundError):
+        open_episodes(folder)
+
+    batch = collect_to(folder, "arm", 960, 10, seed=4, image_size=32)
+    assert_same(batch, collect("arm", 960, 10, seed=4, image_size=32))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]  # and what was left has been removed
+
+
+def test_what_another_process_is_still_collecting_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / ".kept.other.partial"
+    other.mkdir()
+    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        collect_to(tmp_path / "kept", "arm", 2, 3, seed=4, image_size=16)
+        assert other.is_dir()
+        holder.communicate("\n", timeout=60)
 
 
 def test_a_folder_that_is_not_what_was_saved_is_refused_by_name(tmp_path: Path) -> None:
