@@ -1,7 +1,8 @@
 """MuJoCo: loading it so that it draws without a screen, and drawing a model's states from a fixed camera.
 
-Which robot it is, how it moves and what its states mean is the robots' own affair. Processors draw too (Mesa); shadows,
-reflections, the sky and haze are left out, which is most of what a picture costs there.
+Which robot it is, how it moves and what its states mean is the robots' own affair. Processors draw too (Mesa). Shadows,
+reflections, the sky and haze are left out: `python -m benchmarks.rendering` told 159 pictures of Reacher a second at 64
+pixels against 25 with MuJoCo's defaults, and 100 against 18 at 224 (Mesa, two cores of an AMD EPYC beside a training).
 """
 
 from __future__ import annotations
