@@ -55,7 +55,10 @@ class LoadedModel(Protocol):
     def doubts(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[str, ...]:
-        """What is odd, though legal, about an observation, as warnings. Raises ObservationError for what cannot be."""
+        """Warnings about what is odd, though legal, in an observation.
+
+        Raises ObservationError for a frame that cannot be; proprioception `context` has refused before.
+        """
         ...
 
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
@@ -65,7 +68,10 @@ class LoadedModel(Protocol):
     def context(
         self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[Tensor, ...]:
-        """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1."""
+        """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1.
+
+        Raises ObservationError for proprioception that cannot be.
+        """
         ...
 
     def rollout(

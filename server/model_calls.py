@@ -67,7 +67,7 @@ def _turns(model: LoadedModel) -> bool:
 
 
 def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:
-    """What is odd about what a robot sees and feels now. Raises ObservationError for what cannot be."""
+    """What is odd about what a robot sees and feels now, for what `context_of` takes. Raises ObservationError."""
     felt = None if start.proprioception is None else torch.tensor(start.proprioception)
     return model.doubts(torch.tensor(start.frames[0]), felt)
 

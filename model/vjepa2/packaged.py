@@ -17,7 +17,7 @@ from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
-from model.vjepa2.poses import check_poses
+from model.vjepa2.poses import pose_doubts
 from model.vjepa2.reference import CheckpointError, load_strict
 from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
 
@@ -76,9 +76,9 @@ class PackagedVJepa2:
     def doubts(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history 7"] | None
     ) -> tuple[str, ...]:
-        """What is odd about an observation: sizes, brightness, units of the pose."""
+        """What is odd about an observation: sizes, brightness, units of the pose, which `context` has checked."""
         about_frame = doubts(frame, self._size, self.encoder.config.patch)
-        return about_frame if proprioception is None else (*about_frame, *check_poses(proprioception))
+        return about_frame if proprioception is None else (*about_frame, *pose_doubts(proprioception))
 
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """The encoder's own output per tubelet (two frames), averaged over space, and over the clip."""

@@ -70,8 +70,8 @@ def euler_angles(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch
     return torch.stack([roll, pitch, yaw], dim=-1)
 
 
-def check_poses(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
-    """Refuse poses that cannot be meant; return warnings about those that can but rarely are.
+def check_poses(poses: Poses, field: str = "proprioception") -> None:
+    """Refuse poses that cannot be meant.
 
     Raises `ObservationError`: not 7 numbers, not finite, angles that look like degrees, a gripper outside 0..1.
     """
@@ -87,10 +87,15 @@ def check_poses(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
     if low < -1e-3 or high > 1 + 1e-3:
         rule = "must have its gripper in 0 (open) .. 1 (closed)"
         raise ObservationError(field, rule, f"{low if low < 0 else high:.4g}")
+
+
+def pose_doubts(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
+    """Warnings about poses that `check_poses` lets pass but that are rarely meant."""
     warnings = []
-    reach = float(poses[..., :3].abs().max())
+    reach, gripper = float(poses[..., :3].abs().max()), float(poses[..., 6].max())
     if reach > 3.0:
         warnings.append(f"{field} position: {reach:.4g} m from the base is past most arms; are these millimetres?")
-    if 0 < high <= 0.11:
-        warnings.append(f"{field} gripper: at most {high:.4g}; is this an opening in metres? 0 is open and 1 is closed")
+    if 0 < gripper <= 0.11:
+        rule = "is this an opening in metres? 0 is open and 1 is closed"
+        warnings.append(f"{field} gripper: at most {gripper:.4g}; {rule}")
     return tuple(warnings)

@@ -15,6 +15,7 @@ from model.vjepa2.poses import (
     difference,
     euler_angles,
     in_camera_frame,
+    pose_doubts,
     rotation_matrix,
 )
 from tests.model.vjepa2.reference_files import fixture, worst
@@ -96,8 +97,8 @@ def test_poses_of_the_wrong_length_are_refused() -> None:
 
 
 def test_suspicious_poses_are_warned_of() -> None:
-    assert check_poses(POSE) == ()
+    assert pose_doubts(POSE) == ()
     millimetres, metres = POSE.clone(), POSE.clone()
     millimetres[0], metres[6] = 400.0, 0.04
-    assert "millimetres" in check_poses(millimetres)[0]
-    assert "opening in metres" in check_poses(metres)[0]
+    assert "millimetres" in pose_doubts(millimetres)[0]
+    assert "opening in metres" in pose_doubts(metres)[0]
