@@ -29,13 +29,19 @@ def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest
     time = plan.actions.shape[0]
     if not 0 <= executed <= time:
         raise PlanningError("executed", f"must be 0 to {time}", executed)
-    if tail == "hold":
-        last = plan.actions[-1]
-    else:
-        last = (plan.actions.new_tensor(space.low) + plan.actions.new_tensor(space.high)) / 2
     # The plan obeys `space` from its first action on, which is taken as given: what changes is the tail alone.
-    whole = torch.cat([plan.actions, last.expand(executed, -1)])
+    whole = of_length(time + executed, plan.actions, space, tail)
     return project(space, whole, plan.actions[0], held=(math.inf,) * space.dimensions)[executed:]
+
+
+def of_length(
+    time: int, left: Float[Tensor, "left action"], space: ActionSpace, tail: Tail = "rest"
+) -> Float[Tensor, "time action"]:
+    """What is left of a plan, cut or with a tail added (as in `warm_start`) to `time` actions, for a search of another
+    length. Nothing is projected: the search does so with its start, for whatever limits its space has.
+    """
+    last = left[-1] if tail == "hold" else (left.new_tensor(space.low) + left.new_tensor(space.high)) / 2
+    return torch.cat([left[:time], last.expand(max(0, time - len(left)), -1)])
 
 
 def held_for(

@@ -1,7 +1,9 @@
 """Goals one after another: sub-goals with step budgets and switch thresholds, for tasks of several stages.
 
 Bookkeeping as values, like `receding.py`: a schedule is what the next problem's goal is taken from, and each plan's
-execution makes the schedule of the next. Nothing here searches.
+execution makes the schedule of the next. Nothing here searches. For programs that use the planner as a library and hold
+the latents themselves; sessions of the service, where counting and measuring happen in two processes, have
+`server.stages`.
 """
 
 from __future__ import annotations

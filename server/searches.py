@@ -17,6 +17,7 @@ from torch import Tensor
 from model.catalog import LoadedModel
 from planner import named
 from planner.anytime import IterationClock, Optimiser
+from planner.receding import of_length
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
@@ -185,12 +186,14 @@ class Searches:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
             goal = model_calls.to_device(model, job.goal)
             goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
+        space = self._spaces[job.model]
+        left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
             context=model_calls.context_of(model, job.start, latent),
             goal=goal,
-            space=named.searched(self._spaces[job.model], size.dimensions),
+            space=named.searched(space, size.dimensions),
             seed=job.seed,
-            warm_start=None if job.warm_start is None else self._warm_start(job, size.horizon * model.block),
+            warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
@@ -207,14 +210,6 @@ class Searches:
             encoded=times[1],
             shapes=tuple(tuple(part.shape) for part in problem.context),
         )
-
-    def _warm_start(self, job: PlanJob, time: int) -> Tensor:
-        """What is left of the plan under way, as long as this search's plan: mid-range (at rest) after its end."""
-        assert job.warm_start is not None
-        space = self._spaces[job.model]
-        left = torch.tensor(job.warm_start)[:time]
-        rest = (torch.tensor(space.low) + torch.tensor(space.high)) / 2
-        return torch.cat([left, rest.expand(time - len(left), -1)])
 
     # Iterations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from planner.cem import CEM
-from planner.receding import Execution, held_for, warm_start
+from planner.receding import Execution, held_for, of_length, warm_start
 from planner.types import ActionDistribution, PlanningError
 from tests.planner.problems import integrator, reach, space
 
@@ -23,6 +23,14 @@ def test_the_rest_of_a_plan_starts_the_next_search() -> None:
     assert torch.equal(held[4:], PLAN.actions[-1].expand(2, -1))
     assert torch.equal(warm_start(PLAN, 0, space()), PLAN.actions)
     assert torch.equal(warm_start(PLAN, 6, space()), torch.zeros(6, 2))
+
+
+@pytest.mark.parametrize("time", [1, 4, 6, 9])
+def test_what_is_left_is_cut_or_carried_on_to_any_length(time: int) -> None:
+    at_rest, held = (of_length(time, PLAN.actions, space(), tail) for tail in ("rest", "hold"))
+    assert torch.equal(at_rest[:6], PLAN.actions[:time])
+    assert torch.equal(at_rest[6:], torch.zeros(max(0, time - 6), 2))
+    assert torch.equal(held, PLAN.actions[torch.arange(time).clamp(max=5)])
 
 
 def test_a_warm_start_obeys_slew_into_its_tail() -> None:
