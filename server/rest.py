@@ -11,14 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
-from server import codec, images, messages, rest_replies, rest_schemas
+from server import codec, images, messages, rest_replies, rest_schemas, rest_tensors
 from server.door import Door
 from server.errors import Reason, ServiceError, invalid
 from server.openpi import PATHS, openpi
 from server.rest_calls import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
 from server.rest_document import document
 from server.rest_formats import ALSO, answer
-from server.rest_replies import TensorStyle
+from server.rest_tensors import TensorStyle
 from server.uploads import receive_form
 
 
@@ -135,7 +135,7 @@ async def create_goal(body: rest_schemas.GoalBody, request: Request, door: TheDo
         source = rest_schemas.image_source(body.image, "image")
         (image,) = await images.decode([("image", source)], door.limits.image_pixels)
     else:
-        latent = rest_schemas.decode_tensor(body.latent or [], "latent")
+        latent = rest_tensors.decode_tensor(body.latent or [], "latent")
     work = door.application.create_goal(messages.GoalRequest(body.model, image, latent), deadline)
     return _json(rest_replies.encode_goal(await attended(request, work)), 201)
 
@@ -192,7 +192,7 @@ async def calibrate(
         for part, each in (("before", move.before), ("after", move.after))
     ]
     observations = await _seen(seen, door)
-    actions = [rest_schemas.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(body.moves)]
+    actions = [rest_tensors.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(body.moves)]
     moves = map(messages.CalibrationMove, observations[::2], actions, observations[1::2])
     asked = messages.CalibrateRequest(session_id, tuple(moves))
     return _json(rest_replies.encode_session(await attended(request, door.application.calibrate(asked, deadline))))
@@ -221,7 +221,7 @@ async def rollout(
     """Predicts the latents that given actions lead to."""
     asked = messages.RolloutRequest(
         await _observation(body.observation, door),
-        rest_schemas.decode_tensor(body.actions, "actions"),
+        rest_tensors.decode_tensor(body.actions, "actions"),
         session_id=body.session_id,
         model=body.model,
         goal_id=body.goal_id,
@@ -238,7 +238,7 @@ async def score(
     """Costs given candidates without searching."""
     asked = messages.ScoreRequest(
         await _observation(body.observation, door),
-        rest_schemas.decode_tensor(body.candidates, "candidates"),
+        rest_tensors.decode_tensor(body.candidates, "candidates"),
         session_id=body.session_id,
         model=body.model,
         goal_id=body.goal_id,
@@ -260,7 +260,7 @@ async def distance(body: rest_schemas.DistanceBody, request: Request, door: TheD
 async def surprise(body: rest_schemas.SurpriseBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
     """Measures how far what happened is from what the model predicted."""
     observations = await _seen([(f"observations[{at}]", each) for at, each in enumerate(body.observations)], door)
-    actions = rest_schemas.decode_tensor(body.actions, "actions")
+    actions = rest_tensors.decode_tensor(body.actions, "actions")
     asked = messages.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
     return _json(rest_replies.encode_surprise(await attended(request, door.application.surprise(asked, deadline))))
 

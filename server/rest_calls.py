@@ -21,7 +21,7 @@ from server import tracing
 from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
 from server.rendering import PROBLEM_JSON, to_problem
-from server.rest_schemas import UNION_TAGS
+from server.rest_tensors import UNION_TAGS
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 """Served to everyone. Every other path asks for a key."""

@@ -5,27 +5,15 @@ from __future__ import annotations
 import base64
 import math
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, Field
 
 from server import messages
 from server.codec import encode_time
-from server.messages import Array
 from server.rest_schemas import PlannerBody
+from server.rest_tensors import TensorReply, TensorStyle, encode_tensor
 from server.settings import Limits
-from server.tensors import DTYPES, ElementType
-
-TensorStyle = Literal["base64", "lists"]
-
-
-class TensorReply(BaseModel):
-    """An array in C order. `data` is its little-endian bytes in base64, or nested lists where those were asked for."""
-
-    dtype: ElementType
-    shape: list[int]
-    data: str | list[Any]
 
 
 class ImageSpecReply(BaseModel):
@@ -209,15 +197,6 @@ class ProblemReply(BaseModel):
     retry_after_s: float | None = None
 
 
-def encode_tensor(values: Array, style: TensorStyle) -> TensorReply:
-    dtype = next(name for name, kind in DTYPES.items() if kind == values.dtype)
-    shape = list(values.shape)
-    if style == "lists":
-        return TensorReply(dtype=dtype, shape=shape, data=values.tolist())
-    content = np.ascontiguousarray(values, DTYPES[dtype]).tobytes()
-    return TensorReply(dtype=dtype, shape=shape, data=base64.b64encode(content).decode())
-
-
 def encode_model(model: messages.ModelReply, limits: Limits, server_version: str) -> ModelReply:
     action = ActionSpecReply(
         names=list(model.action_names),
@@ -241,14 +220,7 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
         latent_shape=list(model.latent_shape),
         proprioception_names=list(model.proprioception_names),
         planner=_encode_planner(model.planner),
-        limits=LimitsReply(
-            message_bytes=limits.message_bytes,
-            image_pixels=limits.image_pixels,
-            clip_bytes=limits.clip_bytes,
-            clip_frames=limits.clip_frames,
-            sessions=limits.sessions,
-            rollout_steps=limits.rollout_steps,
-        ),
+        limits=LimitsReply(**limits.model_dump(include=set(LimitsReply.model_fields))),
         card=model.card,
         server_version=server_version,
         execute=model.execute,
@@ -277,7 +249,7 @@ def encode_session(session: messages.SessionReply) -> SessionReply:
 
 
 def encode_plan(plan: messages.PlanReply, style: TensorStyle) -> PlanReply:
-    timings, provenance = plan.timings, plan.provenance
+    provenance = plan.provenance
     return PlanReply(
         actions=encode_tensor(plan.actions, style),
         step_costs=list(plan.step_costs),
@@ -293,13 +265,7 @@ def encode_plan(plan: messages.PlanReply, style: TensorStyle) -> PlanReply:
         observation_sequence=plan.observation_sequence,
         capture_time=None if plan.capture_time_ns is None else _encode_instant(plan.capture_time_ns),
         epoch=plan.epoch,
-        timings=TimingsReply(
-            queue_ms=timings.queue_ms,
-            decode_ms=timings.decode_ms,
-            encode_ms=timings.encode_ms,
-            plan_ms=timings.plan_ms,
-            total_ms=timings.total_ms,
-        ),
+        timings=TimingsReply(**asdict(plan.timings)),
         provenance=ProvenanceReply(
             model=provenance.model,
             weights_digest=provenance.weights_digest,

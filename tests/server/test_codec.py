@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
-from server import codec, messages, rest_replies, rest_schemas
+from server import codec, messages, rest_replies, rest_schemas, rest_tensors
 from server.errors import Reason, ServiceError
 from server.settings import Limits
 from server.tensors import DTYPES, array
@@ -54,9 +54,9 @@ def test_a_tensor_survives_both_wires(values: Any) -> None:
     with np.errstate(over="ignore"):
         expected = values.astype(np.float32)
     np.testing.assert_array_equal(codec.decode_tensor(codec.encode_tensor(values), "t"), expected)
-    reply = rest_replies.encode_tensor(values, "base64")
-    body = rest_schemas.TensorBody.model_validate(reply.model_dump())
-    np.testing.assert_array_equal(rest_schemas.decode_tensor(body, "t"), expected)
+    reply = rest_tensors.encode_tensor(values, "base64")
+    body = rest_tensors.TensorBody.model_validate(reply.model_dump())
+    np.testing.assert_array_equal(rest_tensors.decode_tensor(body, "t"), expected)
 
 
 def test_decoding_a_tensor_copies_nothing() -> None:
@@ -116,7 +116,7 @@ def test_numbers_too_large_for_float32_pass_as_infinite_without_a_warning() -> N
     values = codec.decode_tensor(codec.encode_tensor(np.array([1e300, np.nan])), "t")
     assert np.isinf(values[0])
     assert np.isnan(values[1])
-    assert np.isinf(rest_schemas.decode_tensor([1e300], "t")[0])
+    assert np.isinf(rest_tensors.decode_tensor([1e300], "t")[0])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_numbers_too_large_for_float32_pass_as_infinite_without_a_warning() -> N
     [([], (0,)), ([1, 2.5], (2,)), ([[1], [2]], (2, 1)), ([[], []], (2, 0)), ([[[1.0]]], (1, 1, 1))],
 )
 def test_nested_lists_are_tensors(nested: list[Any], shape: tuple[int, ...]) -> None:
-    values = rest_schemas.decode_tensor(nested, "t")
+    values = rest_tensors.decode_tensor(nested, "t")
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, np.array(nested, np.float32).reshape(shape))
 
@@ -139,15 +139,15 @@ for _ in range(200):
 )
 def test_lists_that_are_no_tensor_are_refused(nested: list[Any]) -> None:
     with pytest.raises(ServiceError) as caught:
-        rest_schemas.decode_tensor(nested, "actions")
+        rest_tensors.decode_tensor(nested, "actions")
     assert (caught.value.reason, caught.value.field) == (Reason.INVALID_TENSOR, "actions")
 
 
 @pytest.mark.parametrize("data", ["!!!!", "AAA", "AAAAAA==\n", "é"])
 def test_what_is_not_base64_is_refused_rather_than_skipped_over(data: str) -> None:
-    body = rest_schemas.TensorBody(dtype="float32", shape=[1], data=data)
+    body = rest_tensors.TensorBody(dtype="float32", shape=[1], data=data)
     with pytest.raises(ServiceError, match="base64") as caught:
-        rest_schemas.decode_tensor(body, "t")
+        rest_tensors.decode_tensor(body, "t")
     assert caught.value.field == "t.data"
 
 
