@@ -10,35 +10,21 @@ import secrets
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from server import checks
 from server.checks import SearchLimits
 from server.clips import Clips, ClipSettings
+from server.embedding_calls import EmbeddingCalls, describe
 from server.errors import invalid
-from server.goals import Goal, GoalCache, content_id
-from server.jobs import (
-    EmbedClipJob,
-    EmbedDone,
-    EmbedImagesJob,
-    EncodeDone,
-    EncodeJob,
-    EngineSettings,
-    Floats,
-    Graphs,
-    Loader,
-    Precision,
-)
+from server.goals import GoalCache
+from server.jobs import EngineSettings, Graphs, Loader, Precision
 from server.lanes import Lanes
 from server.messages import (
-    Array,
     CalibrateRequest,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
     EmbedImagesRequest,
     EmbedReply,
-    Frame,
     GoalReply,
     GoalRequest,
     LandscapeReply,
@@ -56,7 +42,7 @@ from server.messages import (
     SurpriseRequest,
 )
 from server.plan_calls import PlanCalls
-from server.prediction_calls import PredictionCalls, require_numbers
+from server.prediction_calls import PredictionCalls
 from server.recorder import Recorder
 from server.session import Session
 from server.session_table import SessionTable
@@ -118,6 +104,7 @@ class Application:
         self._plans = PlanCalls(
             self._lanes, self._sessions, self._goals, self._limits, settings.server_version, recorder
         )
+        self._embeddings = EmbeddingCalls(self._lanes, self._goals, self._clips, settings.max_images)
         self._predictions = PredictionCalls(self._lanes, self._sessions, self._goals, self._limits, settings.max_images)
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -187,30 +174,11 @@ class Application:
 
     async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> GoalReply:
         """Embed a goal, unless the same one is still cached."""
-        model = self.model(request.model)
-        if (request.image is None) == (request.latent is None):
-            given = "neither" if request.image is None else "both"
-            raise invalid("source", "must be exactly one of image and latent", given)
-        content: Array
-        if request.latent is not None:
-            checks.latent(request.latent, model, "latent")
-            content = np.ascontiguousarray(request.latent, np.float32)
-        else:
-            assert request.image is not None
-            checks.frame(request.image, model, "image")
-            content = request.image
-        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
-        goal = self._goals.find(goal_id)
-        if goal is not None:
-            return _describe(goal, cached=True)
-        latent = await self._encode(request.image, model, deadline) if request.image is not None else content
-        goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
-        self._goals.put(goal)
-        return _describe(goal, cached=False)
+        return await self._embeddings.goal(request, deadline)
 
     async def get_goal(self, goal_id: str) -> GoalReply:
         """Raises UNKNOWN_GOAL."""
-        return _describe(self._goals.get(goal_id), cached=True)
+        return describe(self._goals.get(goal_id), cached=True)
 
     async def delete_goal(self, goal_id: str) -> None:
         """Raises UNKNOWN_GOAL."""
@@ -298,37 +266,16 @@ class Application:
 
     async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> EmbedReply:
         """Embed images one by one."""
-        model = self.model(request.model)
-        checks.image_count(request.images, self._settings.max_images)
-        for index, image in enumerate(request.images):
-            checks.frame(image, model, f"images[{index}]")
-        goal = self._goals.toward(request.goal_id, model.name).latent if request.goal_id else None
-        job = EmbedImagesJob(model.name, request.images, request.kind, goal)
-        done = await self._lanes.run(job, deadline)
-        assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, ())
+        return await self._embeddings.images(request, deadline)
 
     async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
         """Decode a video file elsewhere and embed it."""
-        model = self.model(request.model)
-        goal = self._goals.toward(request.goal_id, model.name).latent if request.goal_id else None
-        left_s = None if deadline is None else deadline - time.monotonic()
-        clip = await self._clips.decode(request.path, request.sampling, model, left_s)
-        done = await self._lanes.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
-        assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+        return await self._embeddings.clip(request, deadline)
 
     # Within
 
     def _session(self, session_id: str) -> Session:
         return self._sessions.get(session_id, time.monotonic())
-
-    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
-        done = await self._lanes.run(EncodeJob(model.name, (image,)), deadline)
-        assert isinstance(done, EncodeDone)
-        require_numbers(done.latents)
-        latent: Floats = done.latents[0]
-        return latent
 
     async def _keep_house(self) -> None:
         while True:
@@ -350,13 +297,3 @@ def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
         silence_s=settings.engine_silence_s,
         startup_s=settings.startup_s,
     )
-
-
-def _describe(goal: Goal, cached: bool) -> GoalReply:
-    return GoalReply(goal.goal_id, goal.model, cached, goal.create_time_ns)
-
-
-def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
-    for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
-        require_numbers(values)
-    return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)

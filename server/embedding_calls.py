@@ -1,0 +1,97 @@
+"""What a model sees in images, clips and goals: calls that encode and predict nothing."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from server import checks
+from server.clips import Clips
+from server.errors import invalid
+from server.goals import Goal, GoalCache, content_id
+from server.jobs import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
+from server.lanes import Lanes
+from server.messages import (
+    Array,
+    EmbedClipRequest,
+    EmbedImagesRequest,
+    EmbedReply,
+    Frame,
+    GoalReply,
+    GoalRequest,
+    ModelReply,
+)
+from server.prediction_calls import require_numbers
+
+
+class EmbeddingCalls:
+    """Embeds goals, images and clips. `max_images`: in one call."""
+
+    def __init__(self, lanes: Lanes, goals: GoalCache, clips: Clips, max_images: int) -> None:
+        self._lanes, self._goals, self._clips, self._max_images = lanes, goals, clips, max_images
+
+    async def goal(self, request: GoalRequest, deadline: float | None) -> GoalReply:
+        """See `Application.create_goal`."""
+        model = self._lanes.model(request.model).reply
+        if (request.image is None) == (request.latent is None):
+            given = "neither" if request.image is None else "both"
+            raise invalid("source", "must be exactly one of image and latent", given)
+        content: Array
+        if request.latent is not None:
+            checks.latent(request.latent, model, "latent")
+            content = np.ascontiguousarray(request.latent, np.float32)
+        else:
+            assert request.image is not None
+            checks.frame(request.image, model, "image")
+            content = request.image
+        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
+        goal = self._goals.find(goal_id)
+        if goal is not None:
+            return describe(goal, cached=True)
+        latent = await self._encode(request.image, model, deadline) if request.image is not None else content
+        goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
+        self._goals.put(goal)
+        return describe(goal, cached=False)
+
+    async def images(self, request: EmbedImagesRequest, deadline: float | None) -> EmbedReply:
+        """See `Application.embed_images`."""
+        model = self._lanes.model(request.model).reply
+        checks.image_count(request.images, self._max_images)
+        for index, image in enumerate(request.images):
+            checks.frame(image, model, f"images[{index}]")
+        job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
+        done = await self._lanes.run(job, deadline)
+        assert isinstance(done, EmbedDone)
+        return _embedded(done, model.name, ())
+
+    async def clip(self, request: EmbedClipRequest, deadline: float | None) -> EmbedReply:
+        """See `Application.embed_clip`."""
+        model = self._lanes.model(request.model).reply
+        goal = self._toward(request.goal_id, model)
+        left_s = None if deadline is None else deadline - time.monotonic()
+        clip = await self._clips.decode(request.path, request.sampling, model, left_s)
+        done = await self._lanes.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
+        assert isinstance(done, EmbedDone)
+        return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+
+    def _toward(self, goal_id: str, model: ModelReply) -> Floats | None:
+        return self._goals.toward(goal_id, model.name).latent if goal_id else None
+
+    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
+        done = await self._lanes.run(EncodeJob(model.name, (image,)), deadline)
+        assert isinstance(done, EncodeDone)
+        require_numbers(done.latents)
+        latent: Floats = done.latents[0]
+        return latent
+
+
+def describe(goal: Goal, cached: bool) -> GoalReply:
+    """A goal as its callers are told of it; `cached`: whether it was there before the call."""
+    return GoalReply(goal.goal_id, goal.model, cached, goal.create_time_ns)
+
+
+def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
+    for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
+        require_numbers(values)
+    return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)
