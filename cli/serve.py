@@ -11,6 +11,7 @@ from cli.screen import JsonFlag, open_screen
 
 if TYPE_CHECKING:
     from server.listening import Addresses
+    from server.settings import Settings
 
 _OTHERS = (
     "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
@@ -77,11 +78,7 @@ def serve(
     json_: JsonFlag = False,
 ) -> None:
     """Serve world models over gRPC and REST until SIGTERM or Ctrl-C. Every setting is also a PRESAGE_* variable."""
-    import asyncio
-
-    from server import settings as reading
-    from server.__main__ import serve as serve_until_stopped
-    from server.telemetry import configure_logging
+    from server.settings import load
 
     flags = {
         **_named(others or []),
@@ -103,7 +100,16 @@ def serve(
     }
     recording = {"folder": record, "max_bytes": record_bytes, "images": record_images}
     flags["record"] = {name: value for name, value in recording.items() if value is not None}
-    settings = reading.load(config, flags)
+    _run(load(config, flags), json_)
+
+
+def _run(settings: Settings, json_: bool) -> None:
+    """Serve until stopped, and say where once the doors are open."""
+    import asyncio
+
+    from server.__main__ import serve as serve_until_stopped
+    from server.telemetry import configure_logging
+
     configure_logging(settings.log_format, settings.log_level)
     screen = open_screen(json_)
 
