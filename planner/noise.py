@@ -143,22 +143,6 @@ class ColouredNoise:
         return noise
 
 
-@dataclass(frozen=True, eq=False)
-class RecordedNoise:
-    """Draws taken from a recording instead of a stream's seed, to replay a search."""
-
-    draws: Float[Tensor, "iteration time samples action"]
-
-    def __call__(
-        self, streams: Sequence[Stream], shape: NoiseShape, device: torch.device
-    ) -> Float[Tensor, "batch samples time action"]:
-        wanted = (shape.time, shape.samples, shape.action)
-        last = max(stream.iteration for stream in streams)
-        if tuple(self.draws.shape[1:]) != wanted or last >= self.draws.shape[0]:
-            raise PlanningError("noise.draws", f"must hold iteration {last} of {wanted}", tuple(self.draws.shape))
-        return to_device(torch.stack([self.draws[stream.iteration] for stream in streams]).transpose(1, 2), device)
-
-
 def _normals(streams: Sequence[Stream], shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal draws [batch, *shape], each row from its own stream."""
     drawn = [torch.randn(shape, generator=stream.generator(device), device=device) for stream in streams]

@@ -15,12 +15,13 @@ from model.vjepa2.poses import compose
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import VJepa2WorldModel
 from planner.cem import CEM
-from planner.noise import RecordedNoise, Stream
+from planner.noise import Stream
 from planner.published import vjepa2_ac_space
 from planner.types import Problem
 from server.model_calls import action_space
 from simulation.tasks import make
 from tests.model.vjepa2.tiny import ENCODER, action_predictor, encoder
+from tests.planner.recordings import RecordedNoise
 
 CPU = torch.device("cpu")
 SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=3, heads=2, mlp_hidden=48, grid=(2, 3))

@@ -1,20 +1,38 @@
-"""Recordings of the published V-JEPA 2-AC planning loop, as the search that replays them."""
+"""Recordings of the published V-JEPA 2-AC planning loop: their draws as a noise, and the search that replays them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from planner.cem import CEM
 from planner.gripper import GripperRules
-from planner.noise import RecordedNoise
+from planner.noise import NoiseShape, Stream
 from planner.published import vjepa2_ac_space
-from planner.types import ActionSpace
+from planner.types import ActionSpace, PlanningError
 
 SEARCHED = [0, 1, 2, 6]  # x, y, z, gripper: the recordings hold no draws for the rotation
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedNoise:
+    """Draws taken from a recording instead of a stream's seed, to replay a search."""
+
+    draws: Float[Tensor, "iteration time samples action"]
+
+    def __call__(
+        self, streams: Sequence[Stream], shape: NoiseShape, device: torch.device
+    ) -> Float[Tensor, "batch samples time action"]:
+        wanted = (shape.time, shape.samples, shape.action)
+        last = max(stream.iteration for stream in streams)
+        if tuple(self.draws.shape[1:]) != wanted or last >= self.draws.shape[0]:
+            raise PlanningError("noise.draws", f"must hold iteration {last} of {wanted}", tuple(self.draws.shape))
+        return torch.stack([self.draws[stream.iteration] for stream in streams]).transpose(1, 2).to(device)
 
 
 def recorded_search(settings: dict[str, Any], noise: Tensor) -> tuple[CEM, ActionSpace]:

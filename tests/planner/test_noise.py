@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.noise import ColouredNoise, Noise, NoiseShape, RecordedNoise, Stream, TimeCorrelatedNoise, WhiteNoise
+from planner.noise import ColouredNoise, Noise, NoiseShape, Stream, TimeCorrelatedNoise, WhiteNoise
 from planner.types import PlanningError
+from tests.planner.recordings import RecordedNoise
 
 CPU = torch.device("cpu")
 SHAPE = NoiseShape(samples=20000, horizon=4, block=3, action=2)
