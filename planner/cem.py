@@ -31,6 +31,7 @@ from planner.search import (
     per_dimension,
     spread_of,
     stack,
+    why_over,
 )
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
@@ -189,12 +190,8 @@ class CEM:
         return self._samples_of(search) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
-        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
-        if search.elite_spread and search.elite_spread[-1] <= self.converged_below:
-            return "converged"
-        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
-            return "iterations"
-        return None
+        """Why the search is over, if it is; see `why_over`."""
+        return why_over(search, self.iterations, self.converged_below)
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate ever evaluated, or the evaluated last mean where `result` says so and the search ended."""

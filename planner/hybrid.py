@@ -6,14 +6,13 @@ world models whose `rollout` is differentiable. Both halves are the optimisers o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from planner.anytime import plan_in_time
 from planner.cem import CEM
 from planner.gradient import Gradient
-from planner.search import Search, finished_plan
+from planner.search import Search, finished_plan, why_over
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import CostFunction, WorldModel
 
@@ -82,13 +81,9 @@ class Hybrid:
         return half.iteration_steps(search)
 
     def stopped(self, search: Search) -> StopReason | None:
-        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
-        least = self.polish.converged_below if search.iterations > self.search.iterations else 0.0
-        if search.elite_spread and search.elite_spread[-1] <= least:
-            return "converged"
-        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
-            return "iterations"
-        return None
+        """Why the search is over, if it is; see `why_over`. Before `polish` has begun, only elites all alike end it."""
+        below = self.polish.converged_below if search.iterations > self.search.iterations else 0.0
+        return why_over(search, self.iterations, below)
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate or descended sequence ever evaluated."""

@@ -15,7 +15,7 @@ from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
-from planner.search import Search, advance, begin, evaluate, finished_plan, keep_best, spread_of, stack
+from planner.search import Search, advance, begin, evaluate, finished_plan, keep_best, spread_of, stack, why_over
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import CostFunction, WorldModel
 
@@ -79,12 +79,8 @@ class MPPI:
         return self.samples * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
-        """`converged` or `iterations`; a search without one finite cost has nothing to refine and ends as well."""
-        if search.elite_spread and search.elite_spread[-1] <= self.converged_below:
-            return "converged"
-        if search.iterations >= self.iterations or (search.iterations and not math.isfinite(search.best_cost)):
-            return "iterations"
-        return None
+        """Why the search is over, if it is; see `why_over`."""
+        return why_over(search, self.iterations, self.converged_below)
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate ever evaluated."""

@@ -180,6 +180,18 @@ def advance(
     ]
 
 
+def why_over(search: Search, iterations: int, converged_below: float) -> StopReason | None:
+    """`converged` once the elites' spread is small enough, `iterations` once all are done, else None: it goes on.
+
+    A search without one finite cost has nothing to refine, and is over after its first iteration.
+    """
+    if search.elite_spread and search.elite_spread[-1] <= converged_below:
+        return "converged"
+    if search.iterations >= iterations or (search.iterations and not math.isfinite(search.best_cost)):
+        return "iterations"
+    return None
+
+
 def finished_plan(search: Search, reason: StopReason) -> Plan:
     """The plan of a search that stops here: its evaluated result if it has one, else the best candidate so far.
 
