@@ -7,7 +7,7 @@ import sys
 import typer
 
 from cli import failures
-from cli.data import collect
+from cli.collect import collect
 from cli.dataset import inspect as inspect_dataset
 from cli.demo.command import demo
 from cli.embed import embed

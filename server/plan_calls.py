@@ -19,7 +19,7 @@ from server.goals import GoalCache
 from server.jobs import Floats, PlanJob, ServedModel, Start
 from server.lanes import Lanes, Planned
 from server.messages import Observation, PlanReply, PlanRequest
-from server.planning import Asked, found, left_over
+from server.plan_replies import Asked, found, left_over
 from server.recorder import Recorder
 from server.records import PlanRecord
 from server.scheduler import too_late

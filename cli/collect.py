@@ -1,4 +1,4 @@
-"""`presage data`: episodes to train on, gathered in simulation."""
+"""`presage data collect`: episodes to train on, gathered in simulation."""
 
 from __future__ import annotations
 
