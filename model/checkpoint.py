@@ -7,7 +7,6 @@ Reads Meta's `.pt` files and Hugging Face's folders of the V-JEPA 2 family. Open
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.package import CARD, CONFIG, WEIGHTS
+from model.package import CARD, CONFIG, WEIGHTS, replace_text
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.huggingface import Piece, described, pieces
 from model.vjepa2.imported import card, package_config, parts
@@ -252,8 +251,8 @@ def import_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
     config = package_config(model, source.name, checkpoint.layout, dtype)
-    _replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
-    _replace_text(out / CARD, card(model, source.name, digest))
+    replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
+    replace_text(out / CARD, card(model, source.name, digest))
     parameters = sum(spec.count for spec in specs.values())
     size = (out / WEIGHTS).stat().st_size
     return ImportedPackage(out, model.name, key, parameters, size, digest)
@@ -270,9 +269,3 @@ def _misfit(checkpoint: Checkpoint, model: PublishedModel) -> str | None:
         if misfit := first_misfit(network, held):
             return f"{section}: {misfit}"
     return None
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    os.replace(temporary, path)

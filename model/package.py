@@ -140,11 +140,12 @@ def write_package(folder: Path, config: PackageConfig, weights: Mapping[str, Ten
     temporary = folder / f".{WEIGHTS}.new"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
     os.replace(temporary, folder / WEIGHTS)
-    _replace_text(folder / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
-    _replace_text(folder / CARD, card)
+    replace_text(folder / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
+    replace_text(folder / CARD, card)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside its place and put it there whole."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
     os.replace(temporary, path)
