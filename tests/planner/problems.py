@@ -1,4 +1,4 @@
-"""Small systems with known optima, and problems on them."""
+"""Small systems with known optima, problems on them, and a cost that breaks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from planner.cost import GoalDistance
 from planner.types import ActionSpace, Problem
-from planner.world_model import Actions, Context, Latents
+from planner.world_model import Actions, Context, Latents, StepCosts
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +97,14 @@ def cost_of(actions: Tensor, world: LinearWorld, problem: Problem) -> float:
     candidates = actions.reshape(1, 1, *actions.shape)
     predicted = world.rollout(problem.context, candidates)
     return GoalDistance()(predicted, problem.goal.unsqueeze(0), candidates).sum().item()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A cost that is NaN for every candidate whose first action points the wrong way, or for all."""
+
+    everywhere: bool = False
+
+    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
+        wrong = (actions[:, :, 0, 0] > 0) | self.everywhere
+        return torch.where(wrong.unsqueeze(-1), torch.nan, GoalDistance()(predicted, goal, actions))

@@ -12,7 +12,7 @@ from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.noise import ColouredNoise, NoiseShape, Stream, WhiteNoise
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents, StepCosts
-from tests.planner.problems import FunctionWorld, LinearWorld, cost_of, integrator, least_squares, reach, space
+from tests.planner.problems import Broken, FunctionWorld, LinearWorld, cost_of, integrator, least_squares, reach, space
 
 SPRING = LinearWorld(
     transition=torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), effect=torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2
@@ -162,17 +162,6 @@ def test_momentum_keeps_part_of_the_old_distribution() -> None:
     old = torch.full((4,), 0.5)
     torch.testing.assert_close(slow.distribution.std[:, 0], 0.1 * eager.distribution.std[:, 0] + 0.9 * old)
     torch.testing.assert_close(slow.distribution.std[:, 1], eager.distribution.std[:, 1])
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A cost that is NaN for every candidate whose first action points the wrong way, or for all."""
-
-    everywhere: bool = False
-
-    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
-        wrong = (actions[:, :, 0, 0] > 0) | self.everywhere
-        return torch.where(wrong.unsqueeze(-1), torch.nan, GoalDistance()(predicted, goal, actions))
 
 
 def test_a_nan_cost_is_never_chosen() -> None:

@@ -17,7 +17,7 @@ from planner.mppi import MPPI
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts
 from tests.planner.every import AnyOptimiser, changed, each_optimiser
-from tests.planner.problems import cost_of, integrator, reach, space
+from tests.planner.problems import Broken, cost_of, integrator, reach, space
 
 EFFORT = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))
 
@@ -124,17 +124,6 @@ def test_a_plan_that_is_wholly_committed_converges_at_once(optimiser: Optimiser)
     plan = plan_in_time(optimiser, integrator(), reach(committed=committed))
     assert torch.equal(plan.actions, committed)
     assert (plan.stop_reason, plan.iterations) == ("converged", 1)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A cost that is NaN for every candidate whose first action points the wrong way, or for all."""
-
-    everywhere: bool = False
-
-    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
-        wrong = (actions[:, :, 0, 0] > 0) | self.everywhere
-        return torch.where(wrong.unsqueeze(-1), torch.nan, GoalDistance()(predicted, goal, actions))
 
 
 @each_optimiser
