@@ -1,4 +1,4 @@
-"""Applications with real engine processes: one shared by all tests of a run, and a way to start others."""
+"""An application with a real engine process, shared by all tests of a run, and both doors open in front of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from model.compact.world_model import CompactWorldModel
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
 from server.app import Application, AppSettings
 from tests.server import linear
+from tests.server.doors import Service, open_service
 
 SETTINGS = AppSettings(
     models=("linear",),
@@ -78,3 +79,10 @@ async def application(compact_folder: Path) -> AsyncIterator[Application]:
     await started.wait_ready(START_S)
     yield started
     await started.stop(drain_s=0.0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def service(application: Application) -> AsyncIterator[Service]:
+    """Doors with the default settings; a module that needs others opens its own."""
+    async with open_service(application) as opened:
+        yield opened

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
 import presage
 import pytest
-import pytest_asyncio
 
 from server.app import Application
 from server.errors import Reason, ServiceError
@@ -23,7 +21,7 @@ from server.messages import (
     RolloutRequest,
     SessionRequest,
 )
-from tests.server.doors import Service, json_observation, json_tensor, open_service
+from tests.server.doors import Service, json_observation, json_tensor
 from tests.server.linear import ACTION, GAIN, frame
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -121,12 +119,6 @@ async def test_a_model_without_horizontal_axes_is_not_calibrated(application: Ap
     error = await refused(application, CalibrateRequest(await session(application, "linear"), moves()))
     assert error.reason is Reason.UNSUPPORTED
     assert "has no x and y" in error.message
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def test_both_doors_say_the_same(service: Service) -> None:

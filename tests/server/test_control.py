@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-import pytest_asyncio
 from presage.v1 import planning_pb2, sessions_pb2
 
 from server.app import Application
@@ -21,12 +19,6 @@ from tests.server.test_grpc import goal, session
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MIDDLE = linear.frame(0.5, 0.5)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def start(service: Service, session_id: str, **options: Any) -> Any:

@@ -7,12 +7,10 @@ import base64
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from presage.v1 import goals_pb2, observation_pb2, planning_pb2, tensor_pb2
 
 from server.app import Application
@@ -25,12 +23,6 @@ on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 MOVING = clips.moving_square(8, 32, 48)
 PATIENCE_S = 60.0
 SEEN = proto_observation(linear.frame(0.2, 0.4))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 # Clips

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
@@ -34,12 +33,6 @@ from tests.server.doors import (
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def goal(service: Service, right: float, down: float, model: str = "linear") -> str:

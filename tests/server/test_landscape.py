@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
 import presage
 import pytest
-import pytest_asyncio
 from PIL import Image
 from presage.v1 import planning_pb2
 
@@ -18,19 +16,13 @@ from server.app import Application
 from server.errors import Reason, ServiceError
 from server.landscape import CELL
 from server.messages import GoalRequest, LandscapeRequest, Observation, ScoreRequest
-from tests.server.doors import Service, array_of, json_observation, open_service, proto_observation
+from tests.server.doors import Service, array_of, json_observation, proto_observation
 from tests.server.linear import frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SEEN = frame(0.4, 0.4)
 HERE = Observation((SEEN,))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def asked(application: Application, right: float, down: float) -> LandscapeRequest:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from starlette.datastructures import QueryParams
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -26,12 +25,6 @@ on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 HERE = linear.frame(0.2, 0.4)
 KEY = "correct-horse"
 as_openpi_connects = pytest.mark.filterwarnings("ignore:connect.* must be used as a context manager:DeprecationWarning")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 def address(service: Service, path: str = "/v1/openpi", **query: object) -> str:

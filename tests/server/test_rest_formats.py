@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from presage.v1 import embeddings_pb2, planning_pb2
 
-from server.app import Application
 from server.rest_formats import Format, chosen
 from tests.model import clips
 from tests.server import linear
-from tests.server.doors import Service, array_of, json_image, json_observation, open_service, rest_refusal
+from tests.server.doors import Service, array_of, json_image, json_observation, rest_refusal
 
 MIDDLE = linear.frame(0.5, 0.5)
 
@@ -40,12 +37,6 @@ MIDDLE = linear.frame(0.5, 0.5)
 )
 def test_the_accept_header_decides(accept: str, expected: Format) -> None:
     assert chosen(accept) == expected
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def alike(service: Service, path: str, name: str, reply_of: Any, **ask: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from server.app import Application
 from tests.model import clips
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PART = 'Content-Disposition: form-data; name="clip"; filename="a"'
 OTHER_PART = 'Content-Disposition: form-data; name="kind"'
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def service(application: Application) -> AsyncIterator[Service]:
-    async with open_service(application) as opened:
-        yield opened
 
 
 async def test_an_uploaded_clip_is_embedded_and_leaves_nothing_behind(service: Service, tmp_path: Path) -> None:
