@@ -17,8 +17,9 @@ from tests.training.test_compact import dot_episodes
 from training.collapse import content, effective_rank, feature_std
 from training.datasets.clip_files import read_footage
 from training.datasets.dataset import DatasetError
+from training.episodes import Episodes
 from training.footage import Footage, from_episodes, random_crop
-from training.masked import MaskedLearner, MaskedProgress, MaskedRecipe, masked_loss, to_network_input, train
+from training.masked import MaskedLearner, MaskedProgress, MaskedRecipe, masked_loss, probe, to_network_input, train
 from training.schedule import warmup_stable_decay
 
 CPU = torch.device("cpu")
@@ -173,3 +174,52 @@ def test_folders_of_clips_and_images_are_read_and_the_broken_left_out(tmp_path: 
         read_footage([tmp_path / "in/c.mp4"], tmp_path / "other", 32, fps=5.0)
     with pytest.raises(DatasetError, match="no such file or folder"):
         read_footage([tmp_path / "out"], tmp_path / "other", 32, fps=5.0)
+
+
+def gratings(clips: int, frames: int, seed: int) -> Episodes:
+    """Drifting gratings: what is hidden follows from what is seen, by direction and wavelength, which a probe asks."""
+    rng = np.random.default_rng(seed)
+    angle, wavelength, phase, speed = rng.uniform((0, 5, 0, -1), (np.pi, 12, 2 * np.pi, 1), (clips, 4)).T[
+        :, :, None, None, None
+    ]
+    rows, columns = np.mgrid[0:32, 0:32]
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    drift = speed * np.arange(frames)[:, None, None]
+    grey = (127.5 + 100 * np.sin(2 * np.pi * along / wavelength + phase + drift)).astype(np.uint8)
+    wanted = np.stack([np.cos(2 * angle), np.sin(2 * angle), wavelength / 5], axis=-1)[:, :, 0, 0]
+    dots = dot_episodes(count=clips, steps=frames - 1)
+    probed = np.repeat(wanted, frames, axis=1).astype(np.float32)
+    return replace(dots, frames=np.repeat(grey[..., None], 3, axis=-1), probe_targets=probed, source="gratings")
+
+
+def test_pretraining_improves_a_linear_probe(tmp_path: Path) -> None:
+    """On what can be predicted, pooled features tell its causes better than those of the same encoder untrained."""
+    recipe = replace(RECIPE, steps=150, batch=16, images=0.5, crop=1.0, learning_rate=2e-3, average=0.99)
+    log: list[MaskedProgress] = []
+    folder = train(
+        replace(recipe, checkpoint_every=150),
+        from_episodes(gratings(200, 8, seed=0)),
+        "gratings",
+        tmp_path / "gratings",
+        log.append,
+        provenance={"command": "test"},
+        device=CPU,
+        held_out=gratings(600, 2, seed=1),
+    )
+    training = read_package(folder).config.training
+    before, after = training["probe_r2_before"], training["probe_r2"]
+    assert np.mean(after) > np.mean(before) + 0.08, (before, after)
+    assert min(after) > 0.6
+    assert log[-1].loss < 0.9 * log[0].loss
+    assert log[-1].feature_std > 0.3
+    assert log[-1].effective_rank > 8
+
+
+def test_the_probe_weighs_features_alike_whatever_their_size() -> None:
+    """Where most of a picture stays as it is pooled features differ by little, and a ridge must not flatten that."""
+    learner = MaskedLearner(RECIPE, 32)
+    held_out = dot_episodes(count=40)
+    told = probe(learner.target, held_out)
+    with torch.no_grad():
+        learner.target.norm.weight *= 1e-3
+    assert probe(learner.target, held_out) == pytest.approx(told, abs=1e-3)
