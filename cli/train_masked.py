@@ -25,16 +25,21 @@ if TYPE_CHECKING:
     from training.footage import Footage
     from training.masked import MaskedProgress
 
+PROBED = "probed"  # beside the checkpoint: frames of episodes that are for the probe alone
+
 
 @dataclass(frozen=True)
 class MaskedTraining:
-    """A pretraining from one of three: files, recorded episodes, or a task whose episodes are gathered."""
+    """A pretraining from files, recorded episodes, or a task whose episodes are gathered.
+
+    Beside `footage`, episodes of a dataset or a task are for the probe alone.
+    """
 
     name: str  # of the package
     footage: tuple[str, ...] = ()  # folders or files of videos and images
     fps: float = 4.0  # frames a second that are kept of videos
     image_size: int = 64
-    dataset: str = ""  # path of recorded episodes; where they have proprioception, a probe reads it off the features
+    dataset: str = ""  # path of recorded episodes; a probe reads what is known of them off the features
     camera: str = ""
     proprioception: str = ""
     rate_hz: float = 0.0
@@ -70,8 +75,10 @@ def read_masked(path: Path) -> MaskedTraining:
         config = build(MaskedTraining, content, "")
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
-    if [bool(config.footage), bool(config.dataset), bool(config.task)].count(True) != 1:
-        raise CommandError(f"{path}: must name one of footage, dataset and task")
+    if config.dataset and config.task:
+        raise CommandError(f"{path}: must name a task or a dataset, and not both")
+    if not (config.footage or config.dataset or config.task):
+        raise CommandError(f"{path}: must name footage, a dataset or a task")
     if config.task:
         checked_task(config.task)
     return config
@@ -91,6 +98,8 @@ def train_masked(
     recipe = chosen.recipe
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, seed=recipe.seed if seed is None else seed)
 
+    import shutil
+
     from model.package import read_package, write_package
     from training.card import card
     from training.datasets.store import remove_frames
@@ -98,6 +107,7 @@ def train_masked(
     footage, held_out, skipped = _footage(screen, chosen, recipe, data, out)
     folder, last = _fit(screen, replace(chosen, recipe=recipe), footage, held_out, out, device)
     remove_frames(folder)
+    shutil.rmtree(folder / PROBED, ignore_errors=True)
     package = read_package(folder)
     write_package(folder, package.config, package.weights(), card(package.config))
     training = package.config.training
@@ -127,27 +137,35 @@ def _footage(
     """What to train on, and episodes kept apart for the probe."""
     from training.footage import from_episodes
 
-    if config.footage and data is None:
-        from training.datasets.clip_files import read_footage
-
-        paths = [Path(path) for path in config.footage]
-        with screen.progress() as bars:
-            bar = bars.add_task("reading footage", total=None)
-            footage, skipped = read_footage(
-                paths,
-                out,
-                config.image_size,
-                config.fps,
-                progress=lambda done, total: bars.update(bar, completed=done, total=total),
-            )
-        tell_skipped(screen, skipped, "files")
-        return footage, None, skipped
-    episodes, skipped = training_episodes(screen, config.of_episodes(), data, out)
+    files, left_out = _files(screen, config, out) if config.footage else (None, ())
+    if files is not None and not (config.dataset or config.task or data):
+        return files, None, left_out
+    store = out if files is None else out / PROBED
+    episodes, skipped = training_episodes(screen, config.of_episodes(), data, store)
+    if files is not None:
+        return files, episodes, (*left_out, *skipped)
     try:
         fitting, held_out = episodes.split(recipe.held_out)
     except ValueError as error:
         raise CommandError(f"recipe.{error}") from error
     return from_episodes(fitting), held_out, skipped
+
+
+def _files(screen: Screen, config: MaskedTraining, out: Path) -> tuple[Footage, tuple[Skipped, ...]]:
+    from training.datasets.clip_files import read_footage
+
+    paths = [Path(path) for path in config.footage]
+    with screen.progress() as bars:
+        bar = bars.add_task("reading footage", total=None)
+        footage, skipped = read_footage(
+            paths,
+            out,
+            config.image_size,
+            config.fps,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    tell_skipped(screen, skipped, "files")
+    return footage, skipped
 
 
 def _fit(
