@@ -29,6 +29,7 @@ FILES = sorted(
     path for path in FOLDER.rglob("*.yaml") if path.name not in ("envoy.yaml", "config.yaml", "kustomization.yaml")
 )
 MANIFESTS: list[dict[str, Any]] = [one for path in FILES for one in yaml.safe_load_all(path.read_text())]
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 ENVOY = str(Path(sys.executable).with_name("envoy"))
 
 
@@ -48,6 +49,14 @@ def service_pod() -> dict[str, Any]:
 
 def selector(app: str) -> dict[str, Any]:
     return {"matchLabels": {"app": app}}
+
+
+def rendered(folder: str) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    command = ["kubectl", "kustomize", FOLDER / folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def pods() -> list[dict[str, Any]]:
@@ -74,6 +83,35 @@ def test_every_file_is_part_of_some_kustomization() -> None:
         named |= {(path.parent / entry).resolve() for entry in entries}
     assert {path for path in FOLDER.rglob("*.yaml") if path.name != "kustomization.yaml"} <= named
     assert all(path.exists() for path in named)
+    for path in FOLDER.rglob("kustomization.yaml"):  # what it stands on lies beside it: kustomize refuses a cycle
+        resources = [(path.parent / entry).resolve() for entry in yaml.safe_load(path.read_text())["resources"]]
+        assert not any(path.is_relative_to(folder) for folder in resources if folder.is_dir())
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", ["cpu", "gpu", "training"])
+def test_kubectl_makes_every_kustomization_into_manifests_that_fit_the_schema(folder: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    made = rendered(folder)
+    assert "presage" in {one["metadata"].get("namespace") for one in made}
+    for one in made:
+        kubernetes_validate.validate(one, "1.33", strict=True)
+
+
+@needs_kubectl
+def test_the_gpu_variant_is_the_other_with_a_gpu_each() -> None:
+    on_cpus, on_gpus = (
+        {(one["kind"], one["metadata"]["name"]): one for one in rendered(folder)} for folder in ("cpu", "gpu")
+    )
+    differing = {key for key in on_cpus | on_gpus if on_cpus.get(key) != on_gpus.get(key)}
+    assert differing == {("Deployment", "presage")}
+    (container,) = on_gpus["Deployment", "presage"]["spec"]["template"]["spec"]["containers"]
+    before = on_cpus["Deployment", "presage"]["spec"]["template"]["spec"]["containers"][0]
+    assert (before["image"], container["image"]) == ("presage:cpu", "presage:gpu")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"name": "PRESAGE_DEVICES", "value": "cuda"} in container["env"]
+    assert len(container["env"]) == len(before["env"])
+    assert container["securityContext"] == before["securityContext"]
 
 
 def test_every_pod_is_held_to_the_restricted_standard() -> None:
@@ -132,7 +170,7 @@ def test_the_training_asks_for_a_gpu_for_every_process() -> None:
 
 
 def test_the_proxy_speaks_to_the_replicas_by_the_name_they_have() -> None:
-    content = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
+    content = yaml.safe_load((FOLDER / "cpu/envoy.yaml").read_text())
     asked = set()
     for cluster in content["static_resources"]["clusters"]:
         assert cluster["lb_policy"] == "RING_HASH"
@@ -161,7 +199,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     package = tiny_compact(folder / "tiny")
     with ExitStack() as stack:
         services = [stack.enter_context(private_service(str(package), device="cpu", threads=1)) for _ in range(2)]
-        content = yaml.safe_load((FOLDER / "envoy.yaml").read_text())
+        content = yaml.safe_load((FOLDER / "cpu/envoy.yaml").read_text())
         content["admin"]["address"]["socket_address"]["port_value"] = 0
         listeners = content["static_resources"]["listeners"]
         ports = [free_port(), free_port()]
