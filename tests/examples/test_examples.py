@@ -52,10 +52,10 @@ def address() -> Iterator[str]:
 def test_every_example_is_run_here() -> None:
     known = {"control_loop.py", "custom_cost.py", "embed_clip.py", "many_robots.py", "plan_once.py"}
     assert set(SCRIPTS) == known
-    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {"tiny.yaml", "train_tiny.yaml"}
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {"tiny.yaml", "training_template.yaml"}
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "tiny.yaml", "train_tiny.yaml"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "tiny.yaml", "training_template.yaml"])
 def test_an_example_is_read_in_one_go(name: str) -> None:
     text = (EXAMPLES / name).read_text()
     assert len(text.splitlines()) < 60
@@ -132,23 +132,23 @@ def test_the_arm_from_nothing_is_read_as_it_stands() -> None:
     assert chosen.recipe.latent == TrainingConfig("arm", "arm").recipe.latent
 
 
-def test_the_shortest_training_makes_a_package(tmp_path: Path) -> None:
-    config = EXAMPLES / "train_tiny.yaml"
+def test_the_template_of_a_training_makes_a_package(tmp_path: Path) -> None:
+    config = EXAMPLES / "training_template.yaml"
     chosen = read_config(str(config))
-    out = tmp_path / "tiny"
+    out = tmp_path / "template"
     told = json.loads(run("-m", "cli", "train", config, "--out", out, "--steps", "2", "--threads", "1", "--json"))
     assert told["steps"] == 2
     package = read_package(out)
-    assert package.config.name == chosen.name == "tiny"
+    assert package.config.name == chosen.name == "template"
     assert package.config.image.height == chosen.image_size
     assert package.config.planner == chosen.recipe.planner
 
 
-def test_the_shortest_training_says_what_the_real_numbers_are() -> None:
+def test_the_template_of_a_training_says_what_the_real_numbers_are() -> None:
     """Every number beside a setting is the default of that setting."""
 
     defaults = asdict(TrainingConfig("arm", "arm"))
     recipe = defaults.pop("recipe")
-    told = re.findall(r"^ *(\w+): +\S+ +# (\d+)\b", (EXAMPLES / "train_tiny.yaml").read_text(), re.MULTILINE)
+    told = re.findall(r"^ *(\w+): +\S+ +# (\d+)\b", (EXAMPLES / "training_template.yaml").read_text(), re.MULTILINE)
     assert len(told) >= 10
     assert {name: int(number) for name, number in told if (defaults | recipe)[name] != int(number)} == {}
