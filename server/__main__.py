@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from server import clock
 from server import settings as reading
 from server.app import Application, AppSettings
 from server.errors import ServiceError
@@ -25,8 +26,6 @@ from server.listening import Addresses, StartError, bind, create_door, listening
 from server.recorder import Recorder, RecorderSettings
 from server.settings import Settings, SettingsError, server_version
 from server.telemetry import configure_logging
-
-WRITTEN_S = 1_767_225_600  # 2026-01-01: no clock that is right can show less
 
 if TYPE_CHECKING:
     from server.otel import OtelSpans
@@ -58,8 +57,8 @@ async def serve(
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
     """
-    if (fault := clock_fault(time.time())) is not None:
-        _log.warning("the clock is wrong", why=fault)
+    if (fault := clock.fault(time.time(), clock.is_synchronised())) is not None:
+        _log.warning("the clock cannot be trusted", why=fault)
     stop = asyncio.Event()
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
@@ -129,18 +128,6 @@ async def _ready_before(stop: asyncio.Event, application: Application, startup_s
         stopping.cancel()
         ready.cancel()
         await asyncio.gather(stopping, ready, return_exceptions=True)
-
-
-def clock_fault(now_s: float) -> str | None:
-    """What is wrong with a system clock that says `now_s` (seconds since 1970), if it can be told.
-
-    Nothing but certificates depends on it: plans and deadlines are timed by a monotonic clock, and robots' capture
-    stamps are echoed as they are. Boards without a battery start in 1970 until NTP has set them.
-    """
-    if now_s >= WRITTEN_S:
-        return None
-    shown = time.strftime("%Y-%m-%d", time.gmtime(now_s))
-    return f"it says {shown}, before this release was written: is NTP running? Certificates may be refused"
 
 
 def app_settings(settings: Settings) -> AppSettings:

@@ -1,7 +1,7 @@
 """A robot stack in one process: a simulated arm that a remote service drives to goal images at 10 Hz, over gRPC.
 
 What runs in the second container of compose.yaml. It knows the client and the simulation, neither models nor torch.
-Exit code 0 when every goal was reached, 1 otherwise.
+Exit code 0 when every goal was reached, 1 otherwise, 2 for files that cannot be read.
 """
 
 from __future__ import annotations
@@ -55,20 +55,33 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7, help="chooses the start and goal pairs")
     parser.add_argument("--ticks", type=int, default=150, help="give up an episode after so many; 10 are a second")
     parser.add_argument("--budget-ms", type=float, default=80.0, help="time to think for each plan")
+    parser.add_argument("--wait-s", type=float, default=120.0, help="for the service to be ready")
     chosen = parser.parse_args()
-    key = chosen.api_key_file.read_text().splitlines()[0].strip() if chosen.api_key_file else None
-    tls = presage.TLS.from_files(roots=chosen.tls_roots) if chosen.tls_roots else None
+    try:
+        reached = drive(chosen)
+    except OSError as error:
+        print(f"robot: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
+    except presage.PresageError as error:
+        print(f"robot: {error}", file=sys.stderr)
+        return 1
+    print(f"{reached} of {chosen.episodes} goals reached")
+    return 0 if reached == chosen.episodes else 1
 
+
+def drive(chosen: argparse.Namespace) -> int:
+    """The number of goals reached. Raises OSError for files that cannot be read, PresageError for calls that failed."""
+    key = chosen.api_key_file.read_text().strip().partition("\n")[0] if chosen.api_key_file else None
+    tls = presage.TLS.from_files(roots=chosen.tls_roots) if chosen.tls_roots else None
     reached, began = 0, time.monotonic()
     with presage.Client(chosen.address, api_key=key, tls=tls) as client:
-        client.wait_ready(timeout_s=120.0)
+        client.wait_ready(timeout_s=chosen.wait_s)
         print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
         for number, pair in enumerate(Manifest.load("arm").pairs(chosen.episodes, chosen.seed)):
             success, told = reach(client, pair.start_state, pair.goal_state, chosen.ticks, chosen.budget_ms)
             reached += success
             print(f"episode {number}: {'reached' if success else 'not reached'}, {told}", flush=True)
-    print(f"{reached} of {chosen.episodes} goals reached")
-    return 0 if reached == chosen.episodes else 1
+    return reached
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +17,7 @@ import torch
 
 from cli.private_service import private_service
 from model.package import PackageError
-from server.__main__ import clock_fault
+from server import clock
 from server.engine_process import load_all
 from server.jobs import EngineSettings
 from tests.server.conftest import tiny_compact
@@ -69,6 +72,41 @@ def test_a_package_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     assert f"{config} cannot be read: Permission denied" in said
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--model", "/models/lab"), "no model package '/models/lab': neither built in"),
+        pytest.param(
+            ("--device", "cuda"),
+            "device cuda cannot be used here: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here"),
+        ),
+    ],
+)
+def test_a_service_that_lacks_what_it_was_told_to_use_ends_with_one_line(flags: tuple[str, ...], told: str) -> None:
+    code, said = serve(*flags)
+    assert code == FAILED
+    assert told in said
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
+@pytest.mark.parametrize("closed", [".", "weights.safetensors"])
+def test_every_part_of_a_package_that_may_not_be_read_is_named(closed: str, tmp_path: Path) -> None:
+    package = tiny_compact(tmp_path / "models" / "lab")
+    locked = package.parent if closed == "." else package / closed
+    locked.chmod(0)
+    read = (
+        "import sys; from pathlib import Path; from tests.deploy.test_bad_input import load\n"
+        "try: load(Path(sys.argv[1]))\n"
+        "except OSError as error: print(error.filename, error.strerror)"
+    )
+    prefix = HELD_TO_PERMISSIONS if os.getuid() == 0 else ()
+    done = subprocess.run([*prefix, sys.executable, "-c", read, package], capture_output=True, text=True, check=False)
+    locked.chmod(0o700)
+    named = package if closed == "." else locked
+    assert done.stdout == f"{named} Permission denied\n", done.stderr
+
+
 def test_a_volume_that_is_not_mounted_is_named(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"no model package '.*/lab': neither built in \(arm.*\) nor a folder"):
         load(tmp_path / "lab")
@@ -105,6 +143,16 @@ def test_a_secret_that_is_not_mounted_is_bad_settings(flags: tuple[str, ...]) ->
     assert "absent" in said or "TLS files" in said
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
+def test_a_secret_that_may_not_be_read_is_bad_settings(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key")
+    keys.chmod(0)
+    code, said = serve("--api-keys-file", str(keys), prefix=HELD_TO_PERMISSIONS if os.getuid() == 0 else ())
+    assert code == BAD_SETTINGS
+    assert f"api_keys_file {keys} cannot be read: Permission denied" in said
+
+
 def test_a_second_instance_on_the_same_ports_leaves_the_first_alone(tmp_path: Path) -> None:
     with private_service(str(tiny_compact(tmp_path)), device="cpu", threads=1) as first:
         for door, port in (("grpc_port", first.grpc), ("http_port", first.rest)):
@@ -118,9 +166,45 @@ def test_a_second_instance_on_the_same_ports_leaves_the_first_alone(tmp_path: Pa
             socket.create_connection((host, int(number)), timeout=10).close()
 
 
-def test_a_clock_that_was_never_set_is_told_and_a_set_one_is_not() -> None:
-    assert clock_fault(1_800_000_000.0) is None
-    said = clock_fault(3600.0)
-    assert said is not None
+@pytest.mark.parametrize(
+    ("now_s", "synchronised", "said"),
+    [
+        (1_800_000_000.0, True, None),
+        (1_800_000_000.0, None, None),  # a system that cannot be asked
+        (1_800_000_000.0, False, "nothing synchronises it.*NTP"),
+        (3600.0, None, "1970-01-01.*NTP.*Certificates"),
+    ],
+)
+def test_a_clock_that_cannot_be_trusted_is_told(now_s: float, synchronised: bool | None, said: str | None) -> None:
+    fault = clock.fault(now_s, synchronised)
+    assert fault is None if said is None else re.search(said, fault or "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_the_kernel_says_whether_the_clock_is_kept() -> None:
+    state = ctypes.CDLL(None).ntp_gettime(ctypes.create_string_buffer(1024))  # another call that tells it
+    assert clock.is_synchronised() == (state != 5)
+
+
+def test_a_service_starts_and_stops_well_on_a_clock_that_was_never_set(tmp_path: Path) -> None:
+    model = tiny_compact(tmp_path)
+    in_1970 = "import sys, time; time.time = lambda: 3600.0; from cli.main import main; sys.exit(main())"
+    flags = ("--model", str(model), "--device", "cpu", "--threads", "1", "--grpc-port", "0", "--http-port", "0")
+    with open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", in_1970, "serve", *flags, "--json", "--log-level", "warning"],
+            env={name: value for name, value in os.environ.items() if not name.startswith("PRESAGE_")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        process.terminate()
+        process.communicate(timeout=60)
+        log.seek(0)
+        (said,) = log.read().splitlines()
+    assert ready["models"] == [str(model)]
+    assert process.returncode == 0
     assert "1970-01-01" in said
-    assert "NTP" in said

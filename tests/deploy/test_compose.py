@@ -144,3 +144,21 @@ def test_the_robot_closes_the_loop_with_the_client_and_the_simulation_alone(
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("2 of 2 goals reached\n")
     assert done.stderr == ""
+
+
+def test_a_robot_without_its_key_or_its_service_says_so_in_one_line(tmp_path: Path) -> None:
+    for flags, code, said in (
+        (("--api-key-file", str(tmp_path / "absent")), 2, f"robot: {tmp_path}/absent cannot be read: No such file"),
+        (("--address", "127.0.0.1:1", "--wait-s", "0.5"), 1, "robot: "),
+    ):
+        done = subprocess.run(
+            [sys.executable, ROOT / "deploy/robot/simulated_robot.py", *flags],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'clients/python/src'}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(said)
