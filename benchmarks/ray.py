@@ -35,6 +35,7 @@ from simulation.tasks import make
 
 SIZE = presage.PlannerSettings(samples=16, iterations=1, elites=4, horizon=5)
 CALLERS = 8
+WARM_UP = 10  # calls of each kind that are not counted
 GRPC_PORT, HTTP_PORT = 50151, 8180
 
 
@@ -100,7 +101,7 @@ def measure(sides: dict[str, PrivateService], calls: int) -> dict[str, Any]:
             kinds["REST"][side] = _over_rest(stack.enter_context(http), goal.goal_id)
             kinds["control stream"][side] = _over_stream(loop)
         for kind, by_side in kinds.items():
-            for seed, jpeg in enumerate([*jpegs[:10], *jpegs]):
+            for seed, jpeg in enumerate([*jpegs[:1] * WARM_UP, *jpegs]):
                 for side, plan in by_side.items():
                     began = time.perf_counter()
                     plan(jpeg, seed)
@@ -114,7 +115,7 @@ def measure(sides: dict[str, PrivateService], calls: int) -> dict[str, Any]:
                 taken[crowd][side].append(1e3 * (time.perf_counter() - began) / len(batch))
     rows: dict[str, Any] = {}
     for kind, by_side in taken.items():
-        measured = {side: percentiles(ms[10:] if kind in kinds else ms) for side, ms in by_side.items()}
+        measured = {side: percentiles(ms[WARM_UP:] if kind in kinds else ms) for side, ms in by_side.items()}
         single, cluster = measured.values()
         rows[kind] = {**measured, "ratio": round(cluster["p50"] / single["p50"], 3)}
     return rows
