@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -19,8 +20,10 @@ import pytest
 import yaml
 
 from cli.private_service import private_service
+from model.package import read_package
 from server.settings import Settings
 from server.telemetry import Telemetry
+from tests.cli.commands import run_command
 from tests.server.conftest import tiny_compact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +170,38 @@ def test_the_training_asks_for_a_gpu_for_every_process() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == options["nproc-per-node"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(options["nnodes"])
     assert options["rdzv-endpoint"].startswith("presage-training-0.presage-training:")
+
+
+def test_the_training_runs_as_its_manifest_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two agents of one machine in place of two nodes, and one process of each in place of four with GPUs."""
+    sizes = yaml.safe_load((ROOT / "examples/training_template.yaml").read_text())
+    config = sizes | yaml.safe_load((FOLDER / "training/config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    models = tmp_path / "models"
+    episodes = ("--episodes", "8", "--steps", "12", "--image-size", "32", "--workers", "1")
+    assert run_command("data", "collect", "--out", str(models / "episodes/lab"), *episodes, "--json") == 0
+
+    (container,) = manifest("Job", "presage-training")["spec"]["template"]["spec"]["containers"]
+    here = {"/config/": f"{tmp_path}/", "/models/": f"{models}/", "--nproc-per-node=4": "--nproc-per-node=1"}
+    here["presage-training-0.presage-training:29500"] = f"127.0.0.1:{free_port()}"
+    words = " ".join(container["args"])
+    for written, meant in here.items():
+        assert written in words
+        words = words.replace(written, meant)
+    command = [sys.executable, "-m", "torch.distributed.run", *words.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w+") as log:
+        nodes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) for _ in range(2)]
+        try:
+            ended = [node.wait(timeout=240) for node in nodes]
+        finally:
+            for node in nodes:
+                node.kill()
+        log.seek(0)
+        assert ended == [0, 0], log.read()
+    made = read_package(models / "lab").config
+    assert made.name == "lab"
+    assert made.training["machine"].endswith(", 2 processes")
 
 
 def test_the_proxy_speaks_to_the_replicas_by_the_name_they_have() -> None:
