@@ -4,8 +4,9 @@
 #   docker build --build-arg DEVICE=cu130 .          the service on NVIDIA GPUs
 #   docker build --target client .                   the Python client alone, to build a robot's image on
 #   docker build --target robot .                    a simulated robot, for compose.yaml
-# What changes seldom comes first: torch, then what else is depended on, then the code. Stages that only make wheels
-# hand them over by bind mounts, so that the last layer of the service holds nothing but Presage; pip stays behind too.
+# What changes seldom comes first: torch, then what else is depended on, then the code. The last layer of the service
+# holds nothing but Presage; wheels and pip stay behind in the stages that use them. Any builder will do: there are no
+# mounts.
 ARG PYTHON=3.11
 ARG SERVICE_BASE=python:${PYTHON}-slim-bookworm
 # Debian 12's own Python 3.11 and nothing else: no shell, no package manager.
@@ -45,11 +46,16 @@ COPY server server
 COPY cli cli
 RUN /opt/pip/bin/pip wheel --no-deps --wheel-dir /wheels . ./clients/python
 
+# Presage alone, as the files that it adds to /opt/presage.
+FROM dependencies AS code
+COPY --from=wheel /wheels/presage_service-*.whl /wheels/
+RUN /opt/pip/bin/pip --python /opt/presage/bin/python install --no-deps --prefix /opt/code /wheels/presage_service-*.whl
+
 # The client and what it needs, as a folder to put on PYTHONPATH.
 FROM pip AS client-packages
 COPY constraints.txt ./
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    /opt/pip/bin/pip install --target /opt/presage-client -c constraints.txt /wheels/presage-[0-9]*.whl \
+COPY --from=wheel /wheels/presage-[0-9]*.whl /wheels/
+RUN /opt/pip/bin/pip install --target /opt/presage-client -c constraints.txt /wheels/presage-[0-9]*.whl \
     && find /opt/presage-client -type d -name tests -prune -exec rm -rf {} +
 
 FROM client-packages AS robot-packages
@@ -71,9 +77,7 @@ FROM ${SERVICE_BASE} AS service
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin presage \
     && mkdir /models
 COPY --from=dependencies /opt/presage /opt/presage
-RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    --mount=type=bind,from=wheel,source=/opt/pip,target=/opt/pip \
-    /opt/pip/bin/pip --python /opt/presage/bin/python install --no-cache-dir --no-deps /wheels/presage_service-*.whl
+COPY --from=code /opt/code /opt/presage
 ENV PATH=/opt/presage/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 # Everything written at run time (clip uploads, reports) goes to /tmp; the root file system may be mounted read-only.
