@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from server.listening import Addresses
     from server.settings import Settings
 
+# Files are `readable=False` for typer: it would tell of one that may not be read in a box, not in a line like the rest.
 _OTHERS = (
     "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
     "openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, limits.clip_bytes, limits.clip_frames, "
@@ -50,12 +51,16 @@ def serve(
         int | None, typer.Option("--http-port", min=0, max=65535, help="0 takes a free one. By default 8080.")
     ] = None,
     api_keys_file: Annotated[
-        Path | None, typer.Option("--api-keys-file", help="Accepted keys, one per line, plain or as sha256:<hex>.")
+        Path | None,
+        typer.Option("--api-keys-file", readable=False, help="Accepted keys, one per line, plain or as sha256:<hex>."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="PEM certificate chain; turns TLS on.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", readable=False, help="PEM certificate chain; turns TLS on.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", readable=False, help="PEM private key.")] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option("--tls-client-ca", help="PEM authority that signs clients' certificates.")
+        Path | None,
+        typer.Option("--tls-client-ca", readable=False, help="PEM authority that signs clients' certificates."),
     ] = None,
     insecure_public: Annotated[
         bool, typer.Option("--insecure-public", help="Serve callers from elsewhere without any authentication.")
@@ -70,7 +75,8 @@ def serve(
         bool | None, typer.Option("--record-images/--no-record-images", help="Keep what cameras saw.  [default: keep]")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML or TOML file with any of the settings, limits among them.")
+        Path | None,
+        typer.Option("--config", readable=False, help="YAML or TOML file with any of the settings, limits among them."),
     ] = None,
     others: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_OTHERS)] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="console or json.")] = None,

@@ -49,8 +49,10 @@ def load_keys(settings: Settings) -> Keys:
     if file is not None:
         try:
             content = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"api_keys_file {file} cannot be read: {error}") from None
+        except OSError as error:
+            raise SettingsError(f"api_keys_file {file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SettingsError(f"api_keys_file {file} must be UTF-8 text") from None
         found = [line.strip() for line in content.splitlines()]
         found = [line for line in found if line and not line.startswith("#")]
         if not found:
@@ -72,5 +74,5 @@ def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
         pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
         authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca is not None else None
     except OSError as error:
-        raise SettingsError(f"TLS files cannot be read: {error}") from None
+        raise SettingsError(f"TLS file {error.filename} cannot be read: {error.strerror}") from None
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)

@@ -78,9 +78,10 @@ async def listening(door: Door, settings: Settings, rest_socket: socket.socket) 
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
     """
+    credentials = auth.grpc_credentials(settings)  # before the REST door: it names the file at fault
     grpc_server = create_server(door, settings.reflection)
     rest_server = _rest_server(door, settings)
-    grpc_port = _open_grpc(grpc_server, settings)
+    grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
     serving = asyncio.create_task(rest_server.serve([rest_socket]))
     scheme = "https" if settings.tls_cert is not None else "http"
@@ -120,9 +121,9 @@ def bind(host: str, port: int, name: str) -> socket.socket:
     return bound
 
 
-def _open_grpc(server: grpc.aio.Server, settings: Settings) -> int:
+def _open_grpc(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
     """Listen; the port that was given."""
-    address, credentials = f"{_bracketed(settings.host)}:{settings.grpc_port}", auth.grpc_credentials(settings)
+    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
     try:
         if credentials is not None:
             return server.add_secure_port(address, credentials)
