@@ -57,8 +57,6 @@ async def serve(
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
     """
-    if (fault := clock.fault(time.time(), clock.is_synchronised())) is not None:
-        _log.warning("the clock cannot be trusted", why=fault)
     stop = asyncio.Event()
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
@@ -70,6 +68,8 @@ async def serve(
             door = create_door(application, settings, recorder, spans)
             async with listening(door, settings, rest_socket) as addresses:
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
+                if (fault := clock.fault(time.time(), clock.is_synchronised())) is not None:
+                    _log.warning("the clock cannot be trusted", why=fault)
                 if not settings.is_loopback and settings.tls_cert is None:
                     _log.warning("callers from elsewhere are served without TLS", host=settings.host)
                 if await _ready_before(stop, application, settings.startup_s):

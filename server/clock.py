@@ -23,7 +23,7 @@ def fault(now_s: float, synchronised: bool | None) -> str | None:
         shown = time.strftime("%Y-%m-%d", time.gmtime(now_s))
         return f"it says {shown}, before this release was written: is NTP running? Certificates may be refused"
     if synchronised is False:
-        return "nothing synchronises it, says the kernel: is NTP running? Times in logs may be off, plans are not"
+        return "nothing synchronises it: is NTP running? Times in logs may be off, plans are not"
     return None
 
 
