@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model package's name, or a package's folder.")]
-TaskOption = Annotated[str, typer.Option("--task", help="The robot: arm, arm-push, pusht, reacher or tworoom.")]
+TaskOption = Annotated[str, typer.Option("--task", help="The robot: arm, arm-push, cube, pusht, reacher or tworoom.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the start and goal pairs and every draw.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
 

@@ -110,10 +110,16 @@ def _probe_targets(batch: EpisodeBatch) -> Any:
     """Sine and cosine of each angle in turn, then positions as they are; None for a task whose state is not known."""
     import numpy as np
 
-    angles = {"arm": [0, 1], "arm-push": [0, 1], "pusht": [4], "reacher": [0, 1], "tworoom": []}.get(batch.task)
+    from simulation.cube import CUBE
+
+    angles = {"arm": [0, 1], "arm-push": [0, 1], "cube": [], "pusht": [4], "reacher": [0, 1], "tworoom": []}.get(
+        batch.task
+    )
     if angles is None:
         return None
     states = batch.states
+    if batch.task == "cube":
+        return states[..., CUBE].astype(np.float32)
     known = {"pusht": 5, "reacher": 2}.get(batch.task, states.shape[-1])  # the rest are speeds, which no image shows
     turned = [turn(states[..., angle]) for angle in angles for turn in (np.sin, np.cos)]
     positions = [states[..., entry] for entry in range(known) if entry not in angles]

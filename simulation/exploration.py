@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, pusht, reacher, tworoom
+from simulation import arm, arm_push, cube, pusht, reacher, tworoom
+from simulation.grasping import carry
 from simulation.pushing import PushExplorer, PushingStyle
 
 
@@ -170,6 +171,57 @@ def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: i
     return group
 
 
+# Metres: where the cube is carried to, and where the gripper roams.
+_CARRIED = np.array([[0.3, -0.3, 0.02], [0.55, 0.3, 0.15]])
+_ROAMED = np.array([[0.25, -0.35, 0.03], [0.6, 0.35, 0.3]])
+_CARRYING, _ROAMING = 40, 15  # most steps of each
+
+
+def explore_cube_unseen(
+    seed: int, indices: Sequence[int], steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Actions, proprioception and states of episodes in which the gripper carries the cube about, or lets it go and
+    roams; without pictures, which take far longer than all the rest."""
+    robot = cube.Cube(16)
+    actions = np.empty((len(indices), steps, 5), dtype=np.float32)
+    felt = np.empty((len(indices), steps + 1, 5), dtype=np.float32)
+    states = np.empty((len(indices), steps + 1, cube.WIDTH))
+    for number, rng in enumerate(episode_generators(seed, indices)):
+        robot.set_state(robot.random_state(rng))
+        noise = rng.normal(scale=0.2, size=(steps, 5)) * np.array([1.0, 1.0, 1.0, 1.0, 0.3])
+        drawn = rng.uniform(size=(steps + 1, 6))  # of each stretch: whether it roams, two places
+        stretch, left, roams, goal = -1, 0, False, np.zeros(3)
+        for step in range(steps + 1):
+            felt[number, step] = robot.proprioception
+            states[number, step] = state = robot.state
+            if step == steps:
+                break
+            if left == 0 or (not roams and np.linalg.norm(goal - state[cube.CUBE]) < 0.02):
+                stretch += 1
+                roams = bool(drawn[stretch, 0] < 0.3)
+                low, high = _ROAMED if roams else _CARRIED
+                goal, left = low + (high - low) * drawn[stretch, 1:4], _ROAMING if roams else _CARRYING
+                if not roams and drawn[stretch, 4] < 0.5:
+                    goal[2] = low[2]  # on the table
+            left -= 1
+            if roams:
+                action = np.array([*(goal - felt[number, step, :3]), 0.5 - drawn[stretch, 5], -1.0])
+            else:
+                action = carry(felt[number, step], state[cube.CUBE], state[cube.QUATERNION], goal)
+            limited = np.clip(action / cube.ACTION_HIGH, -1.0, 1.0) + noise[step]
+            actions[number, step] = np.clip(limited, -1.0, 1.0) * cube.ACTION_HIGH
+            robot.act(actions[number, step])
+    return actions, felt, states
+
+
+def explore_cube(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+    """Episodes in which the gripper carries the cube about, or lets it go and roams."""
+    actions, felt, states = explore_cube_unseen(seed, indices, steps)
+    robot = cube.Cube(image_size)
+    frames = np.stack([[robot.render_state(state) for state in episode] for episode in states])
+    return Group(frames, actions, felt, states)
+
+
 def explore_tworoom(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes of a robot that wanders smoothly, or heads with some noise for a place in either room."""
     generators = episode_generators(seed, indices)
@@ -219,6 +271,8 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
             return explore_arm(seed, indices, steps, image_size)
         case "arm-push":
             return explore_arm_push(seed, indices, steps, image_size)
+        case "cube":
+            return explore_cube(seed, indices, steps, image_size)
         case "pusht":
             return explore_pusht(seed, indices, steps, image_size)
         case "reacher":

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, reacher, tworoom
+from simulation import arm, arm_push, cube, reacher, tworoom
 from simulation.exploration import smooth_commands
+from simulation.grasping import carry
 from simulation.tasks import RobotTask
 
 Policy = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float32]]
@@ -37,6 +38,8 @@ def oracle_policy(robot: RobotTask, rng: np.random.Generator) -> Policy | None:
             return arm_oracle
         case "arm-push":
             return ArmPushOracle(rng)
+        case "cube":
+            return cube_oracle(robot)
         case "reacher":
             return reacher_oracle
         case "tworoom":
@@ -49,6 +52,16 @@ def arm_oracle(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> N
     """Turns each joint straight to its goal, as fast as the bounds allow; the shoulder goes the shorter way round."""
     remaining = np.array([arm.wrap_angle(goal_state[:1] - state[:1])[0], goal_state[1] - state[1]])
     return np.clip(remaining * arm.RATE_HZ, -arm.MAX_JOINT_SPEED, arm.MAX_JOINT_SPEED).astype(np.float32)
+
+
+def cube_oracle(robot: RobotTask) -> Policy:
+    """Takes hold of the cube and carries it to its goal; ``robot`` tells where its gripper is."""
+
+    def act(state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> NDArray[np.float32]:
+        action = carry(robot.proprioception, state[cube.CUBE], state[cube.QUATERNION], goal_state[cube.CUBE])
+        return np.clip(action, robot.action_low, robot.action_high).astype(np.float32)
+
+    return act
 
 
 # Of a spring and a damper at each joint of Reacher, in N m per rad and per rad/s: the shoulder, which swings both

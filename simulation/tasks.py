@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from simulation.arm import Arm
 from simulation.arm_push import ArmPush
+from simulation.cube import Cube
 from simulation.pusht import PushT
 from simulation.reacher import Reacher
 from simulation.tworoom import TwoRoom
 
-TASKS = ("arm", "arm-push", "pusht", "reacher", "tworoom")
+TASKS = ("arm", "arm-push", "cube", "pusht", "reacher", "tworoom")
 
 
 class RobotTask(Protocol):
@@ -85,13 +86,16 @@ class RobotTask(Protocol):
 def make(task: str, image_size: int = 64) -> RobotTask:
     """The robot called ``task``, seen at ``image_size`` x ``image_size`` pixels; ValueError for an unknown name.
 
-    ``pusht`` needs the extra ``sim`` and ``reacher`` the extra ``mujoco`` (``simulation.extras.MissingSimulator``).
+    ``pusht`` needs the extra ``sim``, ``reacher`` and ``cube`` the extra ``mujoco``
+    (``simulation.extras.MissingSimulator``).
     """
     match task:
         case "arm":
             return Arm(image_size)
         case "arm-push":
             return ArmPush(image_size)
+        case "cube":
+            return Cube(image_size)
         case "pusht":
             return PushT(image_size)
         case "reacher":

@@ -55,11 +55,11 @@ def test_help_loads_neither_torch_nor_the_service() -> None:
     ("arguments", "said"),
     [
         (("fly",), "No such command 'fly'"),
-        (("eval", "--task", "walk"), "must be one of arm, arm-push, pusht, reacher, tworoom, got 'walk'"),
+        (("eval", "--task", "walk"), "must be one of arm, arm-push, cube, pusht, reacher, tworoom, got 'walk'"),
         (("eval", "--episodes", "0"), "Invalid value for '--episodes'"),
         (("eval", "--device", "toaster"), "must be usable here, got 'toaster'"),
         (("demo", "--transport", "pigeon"), "must be grpc or rest, got 'pigeon'"),
-        (("demo", "--task", "walk"), "must be one of arm, arm-push, pusht, reacher, tworoom, got 'walk'"),
+        (("demo", "--task", "walk"), "must be one of arm, arm-push, cube, pusht, reacher, tworoom, got 'walk'"),
         (("embed", "clip.mp4", "--kind", "colour"), "must be one of pooled, per_frame, tokens, got 'colour'"),
         (("embed", "clip.mp4", "--fps", "2", "--frames", "3"), "must not be given together with --fps"),
         (("embed", "clip.mp4", "--out", "latents.txt"), "must end in .npy"),

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push, pusht, reacher, tworoom
+from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.episodes import HELD_OUT_SEED_START
 from simulation.manifest import Manifest, ManifestError, build_manifest, manifest_path, pair_count
 from simulation.tasks import TASKS, make
@@ -19,6 +19,7 @@ quiet = pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", 
 RULES = {
     "arm": arm.successes,
     "arm-push": arm_push.successes,
+    "cube": cube.successes,
     "pusht": pusht.successes,
     "reacher": reacher.successes,
     "tworoom": tworoom.successes,
@@ -40,7 +41,7 @@ def test_no_pair_is_solved_at_the_start(task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["arm", "arm-push", "reacher", "tworoom", pytest.param("pusht", marks=[needs_simulator, quiet])]
+    "task", ["arm", "arm-push", "cube", "reacher", "tworoom", pytest.param("pusht", marks=[needs_simulator, quiet])]
 )
 def test_every_state_can_be_set(task: str) -> None:
     require(task)
@@ -60,6 +61,7 @@ def test_the_arms_manifest_is_what_its_seeds_give() -> None:
     ("task", "count"),
     [
         ("arm-push", 40),
+        ("cube", 4),
         ("reacher", 8),
         ("tworoom", 400),
         pytest.param("pusht", 4, marks=[needs_simulator, quiet]),

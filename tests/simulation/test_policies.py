@@ -101,6 +101,8 @@ def test_every_task_can_be_made_by_name_and_an_unknown_one_cannot() -> None:
     for task in ("arm", "arm-push"):
         assert make(task, 32).name == task
         assert make(task, 32).render().shape == (32, 32, 3)
-    assert TASKS == ("arm", "arm-push", "pusht", "reacher", "tworoom")
-    with pytest.raises(ValueError, match="task: must be one of arm, arm-push, pusht, reacher, tworoom, got 'walk'"):
+    assert TASKS == ("arm", "arm-push", "cube", "pusht", "reacher", "tworoom")
+    with pytest.raises(
+        ValueError, match="task: must be one of arm, arm-push, cube, pusht, reacher, tworoom, got 'walk'"
+    ):
         make("walk", 32)
