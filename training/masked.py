@@ -191,7 +191,7 @@ def train(
     record |= {"effective_rank": round(line.effective_rank, 1)}
     if before:
         record["probe_r2_before"] = [round(value, 4) for value in before]
-        record["probe_r2"] = [round(value, 4) for value in probe(learner.target, held_out)]
+        record["probe_r2"] = [round(value, 4) for value in line.probe_r2]
     write_package(out, package_config(learner, footage, name, record), saved_weights(learner), f"# {name}\n")
     checkpoint.unlink(missing_ok=True)
     return out
