@@ -37,6 +37,8 @@ def _head(config: PackageConfig) -> list[str]:
         for name, unit, low, high in zip(action.names, action.units, action.low, action.high, strict=True):
             lines.append(f"| {name} | {unit} | {low:g} | {high:g} |")
         lines += ["", f"{action.rate_hz:g} actions a second; a model step takes a block of {action.block}."]
+    if config.proprioception_names:
+        lines += ["", f"Each observation brings proprioception too: {', '.join(config.proprioception_names)}."]
     return [*lines, ""]
 
 
