@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
@@ -26,10 +27,12 @@ from training.episodes import Episodes
 from training.objective import Learner, losses, losses_of_latents, make_learner
 from training.probe import linear_probe
 from training.ranks import ALONE, Ranks
+from training.slow_metric import change_basis, slow_basis
 from training.windows import Batch, Windows, batches
 
 CPU = torch.device("cpu")
 UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without
+SLOW_EPISODES = 512  # that tell how fast latents change
 PROBED_FRAMES = 12  # of each held-out episode: neighbours tell a probe little, and encoding them takes time
 
 
@@ -58,6 +61,9 @@ class CompactRecipe:
     residual: bool = False  # the predictor tells what changes
     proprioception: bool = False  # a prediction starts from the robot's own measurements too; the goal has none
     placed: bool = True  # the encoder's head reads a frame's tokens each in its place, not their mean
+    slow_floor: float = (
+        0.0  # above 0: in the end, latents' distances are made to count slow changes as much as fast ones
+    )
     bfloat16: bool = True  # matrix products only; losses and norms stay in float32
     seed: int = 0
     held_out: int = 128  # episodes kept for the probe
@@ -130,7 +136,7 @@ def train(
         _standardise(network, fitting)
     if recipe.frozen_encoder:
         parameters = list(network.predictor.parameters())
-        fitting = replace(fitting, frames=encoded(network, fitting, recipe))
+        fitting = replace(fitting, frames=encoded(network, fitting.frames, recipe))
     optimiser = _optimiser(parameters, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -177,6 +183,8 @@ def train(
             save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
     drawn.close()
     if ranks.first:
+        if recipe.slow_floor:
+            change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
         record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
         _write_trained(out, replace(config, training=record), network, initial, found)
         checkpoint.unlink(missing_ok=True)
@@ -230,6 +238,14 @@ def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Rank
 def _windows(recipe: CompactRecipe) -> Windows:
     unmeasured = UNMEASURED if recipe.proprioception else None
     return Windows(recipe.batch, recipe.horizon, recipe.block, recipe.latent, recipe.directions, unmeasured)
+
+
+def _model_steps(network: CompactNetwork, episodes: Episodes, recipe: CompactRecipe) -> Iterator[Tensor]:
+    """The latents `[steps, latent]` of some episodes, a model step apart."""
+    some = episodes.frames[:SLOW_EPISODES]
+    latents = some if recipe.frozen_encoder else encoded(network, some, recipe)
+    for row in range(len(latents)):
+        yield torch.from_numpy(latents[row, : episodes.steps_of(row) + 1 : recipe.block])
 
 
 def _standardise(network: CompactNetwork, episodes: Episodes) -> None:
@@ -310,13 +326,13 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 @torch.no_grad()
-def encoded(network: CompactNetwork, episodes: Episodes, recipe: CompactRecipe) -> Any:
+def encoded(network: CompactNetwork, episodes: NDArray[np.uint8], recipe: CompactRecipe) -> Any:
     """Latents `[episodes, steps + 1, latent]` of every frame, as the finished model will give them."""
     device = next(network.parameters()).device
     network.eval()
-    latents = np.empty((*episodes.frames.shape[:2], recipe.latent), np.float32)
+    latents = np.empty((*episodes.shape[:2], recipe.latent), np.float32)
     for row in range(len(latents)):
-        frames = to_network_input(torch.from_numpy(np.asarray(episodes.frames[row])).to(device))
+        frames = to_network_input(torch.from_numpy(np.array(episodes[row])).to(device))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
             latents[row] = network.encode(frames).float().cpu().numpy()
     network.train()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.train import as_training_episodes
+from cli.gathering import as_training_episodes
 from cli.training_config import read_config
 from model.catalog import BUILT_IN
 from model.compact.world_model import network_settings

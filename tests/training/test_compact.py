@@ -209,6 +209,23 @@ def test_what_a_robot_measures_tells_a_prediction_what_no_frame_shows(tmp_path: 
     assert (against - behind).abs().max() > 0.1
 
 
+def test_a_slow_basis_changes_what_is_far_and_nothing_else(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "plain")
+    run(replace(RECIPE, slow_floor=0.1), tmp_path / "slow")
+    plain, slow = (load(str(tmp_path / name), torch.device("cpu")) for name in ("plain", "slow"))
+    frames = torch.from_numpy(dot_episodes().frames[:8].reshape(-1, 32, 32, 3).copy())
+    before, after = plain.encode(frames), slow.encode(frames)
+    basis = torch.linalg.lstsq(before, after).solution
+    torch.testing.assert_close(before @ basis, after, rtol=0.05, atol=0.05)
+    scales = torch.linalg.svdvals(basis)
+    assert scales[0] / scales[-1] > 1.2
+    ahead = [
+        model.rollout(model.context([latents[0]], None), torch.ones(1, 1, 4, 2))
+        for model, latents in ((plain, before), (slow, after))
+    ]
+    torch.testing.assert_close(ahead[0] @ basis, ahead[1], rtol=0.05, atol=0.05)
+
+
 def test_proprioception_that_was_not_recorded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="proprioception must be recorded, got none in a dot"):
         run(replace(RECIPE, proprioception=True), tmp_path / "dot")
