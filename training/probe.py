@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def linear_probe(fit_x: Tensor, fit_y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[float, ...]:
-    """R2 per target of ridge regression fitted on one set of latents and scored on another.
+    """R2 per target of ridge regression fitted on one set of latents and scored on another; 0 for one that never varies.
 
     Inputs end in [..., features] and [..., targets]; leading axes are flattened.
     """
@@ -16,4 +16,5 @@ def linear_probe(fit_x: Tensor, fit_y: Tensor, test_x: Tensor, test_y: Tensor) -
     ridge = 1e-4 * len(with_one[0]) * torch.eye(with_one[0].shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(with_one[0].T @ with_one[0] + ridge, with_one[0].T @ targets[0])
     residual = (with_one[1] @ weights - targets[1]).square().mean(dim=0)
-    return tuple((1 - residual / targets[1].var(dim=0, unbiased=False)).tolist())
+    spread = targets[1].var(dim=0, unbiased=False)
+    return tuple(torch.where(spread > 0, 1 - residual / spread, 0.0).tolist())

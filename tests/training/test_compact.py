@@ -347,7 +347,8 @@ def test_a_constant_action_is_named() -> None:
 def test_a_linear_probe_finds_what_is_linear_and_nothing_else() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 6, generator=generator)
-    y = torch.stack([x @ torch.arange(6.0), torch.randn(400, generator=generator)], dim=1)
-    found, noise = linear_probe(x[:200], y[:200], x[200:], y[200:])
+    y = torch.stack([x @ torch.arange(6.0), torch.randn(400, generator=generator), torch.full((400,), 3.0)], dim=1)
+    found, noise, constant = linear_probe(x[:200], y[:200], x[200:], y[200:])
     assert found > 0.999
     assert noise < 0.1
+    assert constant == 0
