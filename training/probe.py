@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def linear_probe(fit_x: Tensor, fit_y: Tensor, test_x: Tensor, test_y: Tensor) -> tuple[float, ...]:
-    """R2 per target of ridge regression fitted on one set of latents and scored on another; 0 for one that never varies.
+    """R2 per target of ridge regression fitted on one set of latents, scored on another; 0 for what never varies there.
 
     Inputs end in [..., features] and [..., targets]; leading axes are flattened.
     """
