@@ -45,7 +45,10 @@ class LoadedModel(Protocol):
         ...
 
     def computing_in(self, dtype: torch.dtype) -> LoadedModel:
-        """The same model with its large matrix products in another precision; a family may keep its own."""
+        """The same model with its large matrix products in another precision; a family may keep its own.
+
+        With `torch.float8_e4m3fn` those of rollouts alone: what only embeds is in bfloat16 then.
+        """
         ...
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:  # noqa: F821  # a shape

@@ -59,7 +59,7 @@ class AppSettings:
     models: tuple[str, ...] = ("arm",)  # package names or folders, the default first
     devices: tuple[str, ...] = ("auto",)  # one engine process each: cpu, cuda, cuda:1, mps, or auto
     engine_threads: int = 0  # CPU threads of an engine; 0: as many as are measured to be fastest
-    precision: Precision = "auto"  # of models: bfloat16 where it is faster and chooses the same actions, or as said
+    precision: Precision = "auto"  # of models: as low as is faster and chooses the same actions, or as said
     graphs: Graphs = "auto"  # whether engines capture their rollouts as graphs; auto: on devices that have them
     max_sessions: int = 1024
     session_ttl_s: float = 600.0

@@ -138,7 +138,7 @@ def tune(
         if settings.precision == "auto":
             verdicts[name] = tuning.with_best_precision(model, own_search(model.package.config.planner))
         else:
-            asked = model.computing_in(getattr(torch, settings.precision))
+            asked = tuning.in_precision(model, settings.precision)
             verdicts[name] = asked, Verdict(asked.dtype, "as set")
     return torch.get_num_threads(), verdicts
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from model.catalog import LoadedModel
 
 Floats = NDArray[np.float32]
-Precision = Literal["auto", "float32", "bfloat16"]
-"""What a model computes in: bfloat16 where it is measured to be faster and to choose the same actions, or as said."""
+Precision = Literal["auto", "float32", "bfloat16", "float8"]
+"""What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]

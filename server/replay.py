@@ -28,7 +28,10 @@ from server.records import Recorded, RecordError
 from server.searches import Searches
 
 RECORD_BYTES = 512 * 1024 * 1024  # a larger one is no record of ours
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+}
 Verdict = Literal["same", "different", "not searched", "failed"]
 
 

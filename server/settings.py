@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     engine_threads: int = Field(
         default=0, ge=0, description="CPU threads of the engine; 0: as many as are measured to be fastest"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of models; auto: bfloat16 where it is faster and chooses the same actions"
+    precision: Literal["auto", "float32", "bfloat16", "float8"] = Field(
+        default="auto", description="of models; auto: the lowest that is faster and chooses the same actions"
     )
     graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"

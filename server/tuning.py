@@ -13,11 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from model.catalog import LoadedModel
+from model.float8 import E4M3, has_units
 from planner import named
 from planner.anytime import plan_in_time
 from planner.types import ActionSpace, PlanningError, Problem
@@ -125,30 +127,50 @@ class Work:
         return model.encode(self.frames) if self.actions is None else model.rollout(self.context, self.actions)
 
 
+def in_precision(model: LoadedModel, precision: str) -> LoadedModel:
+    """The model in the precision that was set. Raises RuntimeError where its device has no units for it."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": E4M3}[precision]
+    if dtype == E4M3 and not has_units(model.device):
+        rule = "needs a CUDA device of compute capability 8.9 or later (Ada, Hopper and newer)"
+        raise RuntimeError(f"precision float8 {rule}, got {model.device}; auto takes the best there is")
+    return model.computing_in(dtype)
+
+
 def with_best_precision(model: LoadedModel, size: SearchSize) -> tuple[LoadedModel, Verdict]:
-    """The model in bfloat16 where that is faster and agrees, else as it is."""
-    lowered = model.computing_in(torch.bfloat16)
-    if lowered.dtype == model.dtype:
-        return model, Verdict(model.dtype, "it is loaded so")
-    speedup, iteration_s = _speedup(model, lowered, size)
+    """The model in the lowest precision that is faster than the next and agrees with the model as it is."""
+    served, why = _lowered(model, model, torch.bfloat16, size)
+    if has_units(model.device) and model_calls.action_space(model) is not None:
+        lowest, of_lowest = _lowered(model, served, E4M3, size)
+        why = of_lowest if lowest is not served else f"{why}; {of_lowest}"
+        served = lowest
+    return served, Verdict(served.dtype, why)
+
+
+def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: SearchSize) -> tuple[LoadedModel, str]:
+    """The model in `dtype` where that is faster than `best` and agrees with `model`, else `best`; and why."""
+    lowered = model.computing_in(dtype)
+    if lowered.dtype == best.dtype:
+        return best, "it is loaded so"
+    own_s, best_s, lowered_s = _iterations_s((model, best, lowered), size)
+    name, than, speedup = _name(lowered), _name(model), best_s / lowered_s
     if speedup < LEAST_SPEEDUP:
-        return model, Verdict(model.dtype, f"bfloat16 is {speedup:.2f} times as fast here, not {LEAST_SPEEDUP}")
+        return best, f"{name} is {speedup:.2f} times as fast here, not {LEAST_SPEEDUP}"
     if model_calls.action_space(model) is None:
         cosine = _embedding_cosine(model, lowered)
         if not cosine >= LEAST_COSINE:
-            return model, Verdict(model.dtype, f"bfloat16 embeddings have a cosine of {cosine:.5f} to float32's")
-        return lowered, Verdict(lowered.dtype, f"{speedup:.2f} times as fast, cosine of embeddings {cosine:.5f}")
-    needed_s = PROBLEMS * size.iterations * iteration_s * (1 + 1 / speedup)
+            return best, f"{name} embeddings have a cosine of {cosine:.5f} to {than}'s"
+        return lowered, f"{speedup:.2f} times as fast, cosine of embeddings {cosine:.5f}"
+    needed_s = PROBLEMS * size.iterations * (own_s + lowered_s)
     if needed_s > GATE_S:
-        return model, Verdict(model.dtype, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}")
+        return best, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}"
     try:
         measured = agreement(model, lowered, size, imagined_problems(model, size))
     except PlanningError as error:
-        return model, Verdict(model.dtype, f"precisions could not be compared: {error}")
-    text = f"actions differ by {measured.gap:.4f} of their range, float32 cost {1 + measured.excess:.4f} of its plans'"
+        return best, f"precisions could not be compared: {error}"
+    text = f"actions differ by {measured.gap:.4f} of their range, {than} cost {1 + measured.excess:.4f} of its plans'"
     if not measured.holds:
-        return model, Verdict(model.dtype, f"bfloat16 does not agree: {text}")
-    return lowered, Verdict(lowered.dtype, f"{speedup:.2f} times as fast; {text}")
+        return best, f"{name} does not agree: {text}"
+    return lowered, f"{speedup:.2f} times as fast; {text}"
 
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
@@ -181,16 +203,20 @@ def imagined_problems(model: LoadedModel, size: SearchSize, count: int = PROBLEM
     return problems
 
 
-def _speedup(model: LoadedModel, lowered: LoadedModel, size: SearchSize) -> tuple[float, float]:
-    """How many times as fast `lowered` is, and what an iteration of the size takes as the model is."""
-    work = Work.of(model, size)
-    work.done_by(lowered)  # first runs build caches
-    own_s, lowered_s = [], []
-    for _ in range(5):  # in turns, so that whatever else the machine does hits both alike
-        own_s.append(_seconds(lambda: work.done_by(model)))
-        lowered_s.append(_seconds(lambda: work.done_by(lowered)))
-    own = statistics.median(own_s)
-    return own / statistics.median(lowered_s), own * size.samples / work.samples
+def _iterations_s(models: Sequence[LoadedModel], size: SearchSize) -> list[float]:
+    """What an iteration of the size takes with each of the models."""
+    work = Work.of(models[0], size)
+    taken: list[list[float]] = [[] for _ in models]
+    for model in models:
+        work.done_by(model)  # first runs build caches
+    for _ in range(5):  # in turns, so that whatever else the machine does hits all alike
+        for times, model in zip(taken, models, strict=True):
+            times.append(_seconds(partial(work.done_by, model)))
+    return [statistics.median(times) * size.samples / work.samples for times in taken]
+
+
+def _name(model: LoadedModel) -> str:
+    return "float8" if model.dtype == E4M3 else str(model.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()

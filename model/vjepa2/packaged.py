@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.catalog import ClipEmbedding
+from model.float8 import E4M3, quantise_linears
 from model.observation import CROP_POLICIES, CropPolicy, doubts
 from model.package import Package, PackageConfig, PackageError
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
@@ -30,7 +31,10 @@ class PackagedVJepa2:
     """Encoder and predictor of a package, ready on a device. Packages without actions embed and do not roll out."""
 
     def __init__(self, package: Package, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        """`dtype` None keeps the stored type on an accelerator and computes in float32 on a CPU."""
+        """`dtype` None keeps the stored type on an accelerator and computes in float32 on a CPU.
+
+        Of 8-bit floats the predictor's blocks are made; all else, the encoder too, is bfloat16 then.
+        """
         self.package = package
         self.device = device
         self.block = 1
@@ -52,13 +56,16 @@ class PackagedVJepa2:
             raise PackageError(f"{package.folder}: weights have an unknown key: {min(weights)}")
         dtype = dtype or (torch.float32 if device.type == "cpu" else None)
         for network in networks.values():
-            network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+            network.to(device=device, dtype=torch.bfloat16 if dtype == E4M3 else dtype).eval().requires_grad_(False)
         encoder, predictor = networks["encoder"], networks.get("action_predictor")
         assert isinstance(encoder, Encoder)
         self.encoder = encoder
         self.dtype = next(encoder.parameters()).dtype
         self.world_model: VJepa2WorldModel | None = None
         if isinstance(predictor, ActionPredictor):
+            if dtype == E4M3:
+                quantise_linears(predictor.predictor_blocks)
+                self.dtype = E4M3
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
 
     @classmethod

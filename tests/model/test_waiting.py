@@ -19,7 +19,7 @@ from tests.planner.pretended import DEVICE, carry, pretended_device
 SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=2, heads=2, mlp_hidden=48, grid=(2, 3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_a_compact_rollout_waits_for_nothing(
     dtype: torch.dtype, differentiated: bool, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import torch
 
 from model.catalog import LoadedModel, load
 from model.compact.world_model import CompactWorldModel
+from model.float8 import E4M3
 from server import tuning
 from server.engine_process import own_search
 from server.jobs import SearchSize
@@ -121,3 +122,32 @@ def test_lowering_keeps_latents_and_inputs_in_float32() -> None:
     own, other = model.rollout(context, actions), lowered.rollout(context, actions)
     assert other.dtype == torch.float32
     assert 0 < (own - other).abs().max() < 0.05 * own.abs().max()
+
+
+def test_8_bit_floats_are_judged_by_the_plans_they_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(tuning, "GATE_S", float("inf"))
+    monkeypatch.setattr(tuning, "has_units", lambda device: True)
+    arm = load("arm", CPU)
+    served, verdict = tuning.with_best_precision(arm, SIZE)
+    measured = tuning.agreement(arm, arm.computing_in(E4M3), SIZE, tuning.imagined_problems(arm, SIZE))
+    assert measured.gap > 0
+    assert (verdict.dtype == E4M3) == measured.holds
+    assert verdict.dtype == served.dtype
+    monkeypatch.setattr(tuning, "LARGEST_EXCESS", measured.excess)
+    monkeypatch.setattr(tuning, "LARGEST_GAP", measured.gap)
+    served, verdict = tuning.with_best_precision(arm, SIZE)
+    assert served.dtype == verdict.dtype == E4M3
+    monkeypatch.setattr(tuning, "LARGEST_GAP", 0.0)
+    served, verdict = tuning.with_best_precision(arm, SIZE)
+    assert served is arm
+    assert "bfloat16 does not agree" in verdict.why
+    assert "float8 does not agree" in verdict.why
+
+
+def test_a_precision_that_is_set_is_taken_where_the_device_has_units_for_it() -> None:
+    arm = load("arm", CPU)
+    assert tuning.in_precision(arm, "float32") is arm
+    assert tuning.in_precision(arm, "bfloat16").dtype is torch.bfloat16
+    with pytest.raises(RuntimeError, match="precision float8 needs a CUDA device .* got cpu"):
+        tuning.in_precision(arm, "float8")
