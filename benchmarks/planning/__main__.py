@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.planning import chart, compact, vjepa2
+from benchmarks.planning import accelerator, chart, compact, vjepa2
 from benchmarks.planning.problems import Served, arm_problems
-from benchmarks.planning.timing import Table
+from benchmarks.planning.timing import Table, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.catalog import load
@@ -77,6 +77,8 @@ def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]
         if found is not None:
             tables.append(found[0])
             ratios[name] = found[1]
+    if device.type == "cpu":
+        tables.append(accelerator.wanted({}))
     figures = {
         "quick": quick,
         "machine": describe_machine(),
@@ -101,11 +103,7 @@ def markdown(figures: dict[str, Any], tables: list[Table]) -> str:
         f"`{command}`, {figures['seconds']['all']:.0f} s. {machine}; {figures['threads']} threads; accelerator: "
         f"{figures['accelerator']}; commit {figures['commit']}. Medians of runs in turns.",
     ]
-    for table in tables:
-        lines += ["", f"## {table.title}", "", table.note, "", f"| {' | '.join(table.columns)} |"]
-        lines.append("|" + "---|" * len(table.columns))
-        lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in table.rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{written(table)}" for table in tables)]) + "\n"
 
 
 def _summary(ratios: dict[str, Any]) -> str:
@@ -127,12 +125,6 @@ def _vjepa2_scale(quick: bool, device: torch.device) -> tuple[int, int, tuple[in
     if device.type == "cpu":
         return (1, 4, (1, 2), 2) if quick else (4, 8, (1, 2, 4), 3)
     return (vjepa2.LAYERS, 64 if quick else 800, (1, 2) if quick else (1, 2, 4), 3)
-
-
-def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,6 +24,19 @@ class Table:
     rows: list[tuple[object, ...]]
 
 
+def written(table: Table) -> str:
+    """A table under its title."""
+    lines = [f"## {table.title}", "", table.note, "", f"| {' | '.join(table.columns)} |"]
+    lines.append("|" + "---|" * len(table.columns))
+    return "\n".join([*lines, *(f"| {' | '.join(_cell(value) for value in row)} |" for row in table.rows)])
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, float]:
     """Median milliseconds of each work, all of them run in turns after one run for warm-up."""
     for work in works.values():
@@ -43,8 +56,12 @@ def finished(result: object) -> None:
         result.flatten()[:1].cpu()
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048, seconds: float = 1.0) -> float:
-    """Operations a second of a square matrix product: the best of many, which is the machine's, not its company's."""
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int | None = None, seconds: float = 1.0) -> float:
+    """Operations a second of a square matrix product: the best of many, which is the machine's, not its company's.
+
+    The product is large enough that an accelerator takes a millisecond for it, beside which waiting for it is little.
+    """
+    size = size or (2048 if device.type == "cpu" else 8192)
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     finished(one @ other)
     best, end = float("inf"), time.perf_counter() + seconds
