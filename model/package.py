@@ -138,7 +138,11 @@ def write_package(folder: Path, config: PackageConfig, weights: Mapping[str, Ten
     """Write a package; each file is replaced as a whole, so a reader never meets half of one."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.new"
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # of a file made here; safetensors would keep it from all other users
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+    temporary.chmod(mode)
     os.replace(temporary, folder / WEIGHTS)
     replace_text(folder / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
     replace_text(folder / CARD, card)

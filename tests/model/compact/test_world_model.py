@@ -163,6 +163,12 @@ def test_a_package_survives_a_round_trip_through_its_files(tmp_path: Path) -> No
     assert read_package(tmp_path / "tiny").config == tiny_config()
 
 
+def test_whoever_may_read_a_packages_config_may_read_its_weights(tmp_path: Path) -> None:
+    CompactWorldModel.random(tmp_path / "tiny", tiny_config(), seed=0)
+    modes = {(tmp_path / "tiny" / name).stat().st_mode for name in ("config.json", "weights.safetensors", "README.md")}
+    assert len(modes) == 1
+
+
 def test_an_action_width_that_contradicts_the_block_is_refused(tmp_path: Path) -> None:
     config = tiny_config()
     wrong = replace(config, network={**config.network, "action_width": 6})
