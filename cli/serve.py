@@ -22,6 +22,16 @@ _OTHERS = (
     "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
 )
 
+RecordFolder = Annotated[
+    Path | None, typer.Option("--record", help="Folder for the flight recorder: every plan, to be made again.")
+]
+RecordBytes = Annotated[
+    int | None, typer.Option("--record-bytes", help="Of all its files; the oldest go.  [default: 1 GiB]")
+]
+RecordImages = Annotated[
+    bool | None, typer.Option("--record-images/--no-record-images", help="Keep what cameras saw.  [default: keep]")
+]
+
 
 def serve(
     models: Annotated[
@@ -65,15 +75,9 @@ def serve(
     insecure_public: Annotated[
         bool, typer.Option("--insecure-public", help="Serve callers from elsewhere without any authentication.")
     ] = False,
-    record: Annotated[
-        Path | None, typer.Option("--record", help="Folder for the flight recorder: every plan, to be made again.")
-    ] = None,
-    record_bytes: Annotated[
-        int | None, typer.Option("--record-bytes", help="Of all its files; the oldest go.  [default: 1 GiB]")
-    ] = None,
-    record_images: Annotated[
-        bool | None, typer.Option("--record-images/--no-record-images", help="Keep what cameras saw.  [default: keep]")
-    ] = None,
+    record: RecordFolder = None,
+    record_bytes: RecordBytes = None,
+    record_images: RecordImages = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", readable=False, help="YAML or TOML file with any of the settings, limits among them."),

@@ -127,16 +127,9 @@ def train(
     assert config.action is not None
     torch.manual_seed(recipe.seed)
     learner = make_learner(CompactConfig(**config.network), ActionNormalizer(config.action), device, ranks)
-    network, parameters = learner.network, list(learner.parameters())
-    if initial is not None:
-        start_from(network, initial)
-    elif recipe.frozen_encoder:
-        raise ValueError("frozen_encoder must have a package to start from (init_from), got none")
-    elif network.predictor.felt is not None:
-        _standardise(network, fitting)
-    if recipe.frozen_encoder:
-        parameters = list(network.predictor.parameters())
-        fitting = replace(fitting, frames=encoded(network, fitting.frames, recipe))
+    network = learner.network
+    fitting = _begun(network, fitting, recipe, initial)
+    parameters = list((network.predictor if recipe.frozen_encoder else learner).parameters())
     optimiser = _optimiser(parameters, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -189,6 +182,19 @@ def train(
         _write_trained(out, replace(config, training=record), network, initial, found)
         checkpoint.unlink(missing_ok=True)
     return out
+
+
+def _begun(network: CompactNetwork, fitting: Episodes, recipe: CompactRecipe, initial: Package | None) -> Episodes:
+    """Give the network its first weights; the episodes as it is trained on them, latents where it encodes no more."""
+    if initial is not None:
+        start_from(network, initial)
+    elif recipe.frozen_encoder:
+        raise ValueError("frozen_encoder must have a package to start from (init_from), got none")
+    elif network.predictor.felt is not None:
+        _standardise(network, fitting)
+    if not recipe.frozen_encoder:
+        return fitting
+    return replace(fitting, frames=encoded(network, fitting.frames, recipe))
 
 
 def _write_trained(
