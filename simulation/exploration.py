@@ -105,6 +105,25 @@ def explore_arm_push(seed: int, indices: Sequence[int], steps: int, image_size: 
     return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, proprioception, states)
 
 
+def _unfilled(robot: pusht.PushT | reacher.Reacher, episodes: int, steps: int) -> Group:
+    """Room for episodes of a robot that is simulated alone, one episode after another."""
+    size = robot.image_size
+    return Group(
+        np.empty((episodes, steps + 1, size, size, 3), dtype=np.uint8),
+        np.empty((episodes, steps, len(robot.action_names)), dtype=np.float32),
+        np.empty((episodes, steps + 1, len(robot.proprioception_names)), dtype=np.float32),
+        np.empty((episodes, steps + 1, len(robot.state))),
+    )
+
+
+def _note(group: Group, number: int, step: int, robot: pusht.PushT | reacher.Reacher) -> NDArray[np.float64]:
+    """Write down what a robot shows, feels and is at a step of an episode; its state."""
+    group.frames[number, step] = robot.render()
+    group.proprioception[number, step] = robot.proprioception
+    group.states[number, step] = state = robot.state
+    return state
+
+
 # Pixels. The block reaches 77 px from its centre and the pusher's radius is 15.
 _BLOCK_STYLE = PushingStyle(
     low=(45.0, 45.0), high=(467.0, 467.0), standoff=105.0, through=(0.0, 120.0), aside=60.0, arrived=15.0, roaming=0.25
@@ -115,21 +134,14 @@ _BLOCK_OUTWARDS = 190.0  # of the block's centre from the table's middle, along 
 def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes of Push-T in which the pusher pushes the block from every side, or moves about freely."""
     robot = pusht.PushT(image_size)
-    group = Group(
-        np.empty((len(indices), steps + 1, image_size, image_size, 3), dtype=np.uint8),
-        np.empty((len(indices), steps, 2), dtype=np.float32),
-        np.empty((len(indices), steps + 1, 4), dtype=np.float32),
-        np.empty((len(indices), steps + 1, 7)),
-    )
+    group = _unfilled(robot, len(indices), steps)
     for number, rng in enumerate(episode_generators(seed, indices)):
         robot.set_state(pusht.random_state(rng))
         explorer = PushExplorer(_BLOCK_STYLE, [rng], steps)
         noise = rng.normal(scale=8.0, size=(steps, 2))
         outwards = 0.0
         for step in range(steps + 1):
-            group.frames[number, step] = robot.render()
-            group.proprioception[number, step] = robot.proprioception
-            group.states[number, step] = state = robot.state
+            state = _note(group, number, step, robot)
             if step == steps:
                 break
             block = pusht.block_centres(state[None])
@@ -148,20 +160,13 @@ def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int
 def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes of Reacher under smooth random torques, starting at rest anywhere in its joint space."""
     robot = reacher.Reacher(image_size)
-    group = Group(
-        np.empty((len(indices), steps + 1, image_size, image_size, 3), dtype=np.uint8),
-        np.empty((len(indices), steps, 2), dtype=np.float32),
-        np.empty((len(indices), steps + 1, 4), dtype=np.float32),
-        np.empty((len(indices), steps + 1, 4)),
-    )
+    group = _unfilled(robot, len(indices), steps)
     for number, rng in enumerate(episode_generators(seed, indices)):
         robot.set_state(reacher.random_state(rng))
         torques = smooth_commands(rng, steps, 2) * reacher.MAX_TORQUE
         turned = 1.0  # the wrist's sign, changed where it presses on its limit: waiting there teaches nothing
         for step in range(steps + 1):
-            group.frames[number, step] = robot.render()
-            group.proprioception[number, step] = robot.proprioception
-            group.states[number, step] = state = robot.state
+            state = _note(group, number, step, robot)
             if step == steps:
                 break
             if abs(state[1]) >= reacher.WRIST_LIMIT and state[1] * torques[step, 1] * turned > 0:
