@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,8 +19,28 @@ from planner.types import PlanningError
 from planner.world_model import Actions, CostFunction, Latents, StepCosts
 
 Metric = Literal["l2", "l1", "cosine"]
+Residuals = Float[Tensor, "batch samples residuals"]
 
 TEMPORARY_ELEMENTS = 1 << 24  # of a difference of latents computed at once: 64 MiB in float32
+
+
+@runtime_checkable
+class SumOfSquares(Protocol):
+    """A cost that also tells what it is the sum of squares of, for searches that make use of that (`GaussNewton`)."""
+
+    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+        """Any number for each candidate, whose squares add up to its total cost."""
+        ...
+
+
+def residuals_of(cost: CostFunction, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+    """What a cost is the sum of squares of: its own answer, or else the root of each step's share (negative ones as 0).
+
+    The roots serve any cost, but one number a step says little of where to go; NaN where a share is NaN.
+    """
+    if isinstance(cost, SumOfSquares):
+        return cost.residuals(predicted, goal, actions)
+    return cost(predicted, goal, actions).float().clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,24 @@ class GoalDistance:
         if self.over == "discounted":
             distance = distance * self.discount ** torch.arange(horizon, device=distance.device)
         return distance
+
+    def residuals(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> Residuals:  # noqa: F821  # a shape
+        """Scaled differences of latents: as they are ("l2"), of unit length ("cosine"), or signed roots ("l1")."""
+        if self.over == "last":
+            predicted = predicted[:, :, -1:]
+        found = predicted.flatten(3) if predicted.ndim > 3 else predicted.unsqueeze(-1)
+        wanted = goal.reshape(goal.shape[0], 1, 1, -1)
+        if self.metric == "cosine":
+            unit = torch.nn.functional.normalize
+            residuals = (unit(found.float(), dim=-1) - unit(wanted.float(), dim=-1)) / math.sqrt(2)
+        else:
+            difference = (found - wanted).float()
+            rooted = difference if self.metric == "l2" else difference.sign() * difference.abs().sqrt()
+            residuals = rooted / math.sqrt(found.shape[-1])
+        if self.over == "discounted":
+            weights = self.discount ** torch.arange(residuals.shape[2], device=residuals.device)
+            residuals = residuals * weights.sqrt().unsqueeze(-1)
+        return residuals.flatten(2)
 
 
 def latent_distance(metric: Metric, latents: Latents, goal: Float[Tensor, "batch *latent"]) -> StepCosts:  # noqa: F821  # a shape
@@ -104,6 +142,10 @@ class ActionCost:
         effort = (actions / _scale(self.scale, actions)).square().mean(-1)
         return _per_step(effort, predicted.shape[2])
 
+    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+        """Every scaled number of every action."""
+        return (actions / _scale(self.scale, actions)).flatten(2) / math.sqrt(actions.shape[-1])
+
 
 @dataclass(frozen=True)
 class Smoothness:
@@ -120,6 +162,10 @@ class Smoothness:
     def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
         change = (actions.diff(dim=2) / _scale(self.scale, actions)).square().mean(-1)
         return _per_step(torch.nn.functional.pad(change, (1, 0)), predicted.shape[2])
+
+    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+        """Every scaled change."""
+        return (actions.diff(dim=2) / _scale(self.scale, actions)).flatten(2) / math.sqrt(actions.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -138,6 +184,13 @@ class WeightedSum:
     def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
         shares = [weight * cost(predicted, goal, actions) for weight, cost in self.terms]
         return torch.stack(shares).sum(0)
+
+    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+        """Those of its terms; with a weight below 0, which no square has, the root of each step's sum."""
+        if any(weight < 0 for weight, _ in self.terms):
+            return self(predicted, goal, actions).float().clamp(min=0).sqrt()
+        parts = [math.sqrt(weight) * residuals_of(cost, predicted, goal, actions) for weight, cost in self.terms]
+        return torch.cat(parts, dim=-1)
 
 
 def _per_step(per_action: Float[Tensor, "batch samples time"], horizon: int) -> StepCosts:

@@ -1,7 +1,8 @@
-"""Sampling to find the valley, gradient descent to reach its floor: the cross-entropy method, then Adam on its elites.
+"""Sampling to find the valley, then descent to its floor: the cross-entropy method, then its elites polished.
 
-Sampling needs many rollouts for its last digits, descent few; descent alone never leaves the valley it begins in. For
-world models whose `rollout` is differentiable. Both halves are the optimisers of `cem.py` and `gradient.py` unchanged.
+Sampling needs many rollouts for its last digits, descent few; descent alone never leaves the valley it begins in. Both
+halves are the optimisers of `cem.py` and of `gradient.py` (for models whose `rollout` is differentiable) or
+`gauss_newton.py` (for any) unchanged.
 """
 
 from __future__ import annotations
@@ -9,10 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from planner.anytime import plan_in_time
 from planner.cem import CEM
+from planner.gauss_newton import GaussNewton
 from planner.gradient import Gradient
+from planner.limits import project_within
 from planner.search import Search, finished_plan, why_over
+from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import CostFunction, WorldModel
 
@@ -21,12 +29,13 @@ from planner.world_model import CostFunction, WorldModel
 class Hybrid:
     """A few iterations of `search`, then all of `polish` from its best elites. The instance is its settings.
 
-    `polish` takes its starts from the elites that `search` keeps (`CEM.kept`), the best candidate among them; how it
-    would draw its own is not used. The elite spread of its plans is that of whichever half an iteration belongs to.
+    `polish` takes its starts from the elites that `search` keeps (`CEM.kept`), the best candidate among them, and the
+    warm start; how it would draw its own is not used. The elite spread of its plans is that of whichever half an
+    iteration belongs to.
     """
 
     search: CEM = field(default_factory=lambda: CEM(samples=100, iterations=2))
-    polish: Gradient = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
+    polish: Gradient | GaussNewton = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
 
     def __post_init__(self) -> None:
         for name in ("horizon", "cost"):
@@ -93,14 +102,24 @@ class Hybrid:
         return search.iterations >= self.search.iterations
 
     def _sample(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
-        """One iteration of the first half; whoever is through takes the best elites along, best first."""
+        """One iteration of the first half; whoever is through goes on with the starts that polish takes."""
         improved = self.search.improve(world_model, searches)
         return [
-            self.polish.descend_from(search, search.memory[0][: self.polish.starts])
-            if self._is_polishing(search)
-            else search
+            self.polish.descend_from(search, self._starts(search)) if self._is_polishing(search) else search
             for search in improved
         ]
+
+    def _starts(self, search: Search) -> Float[Tensor, "starts time action"]:
+        """The best elites, best first; the last of several is the warm start, where there is one.
+
+        It has been polished before: what is cheaper than it at first sight may lie in a shallower valley.
+        """
+        elites = search.memory[0][: self.polish.starts]
+        warm = search.problem.warm_start
+        if warm is None or self.polish.starts < 2:
+            return elites
+        warm = project_within(search.limits, to_device(warm.to(elites.dtype), elites.device))
+        return torch.cat([elites[:-1], warm.unsqueeze(0)])
 
     def _descend(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the second half, which counts its own from 0."""

@@ -12,12 +12,13 @@ from typing import Literal, get_args
 from planner.anytime import Optimiser
 from planner.cem import CEM
 from planner.cost import GoalDistance
+from planner.gauss_newton import GaussNewton
 from planner.gradient import Gradient
 from planner.hybrid import Hybrid
 from planner.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
-OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "vjepa2_ac"]
+OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
 """`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
 OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
 
@@ -41,6 +42,8 @@ def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: in
             return Gradient(starts=samples, iterations=iterations, horizon=horizon)
         case "hybrid":
             return _hybrid(samples, iterations, elites, horizon)
+        case "gauss_newton":
+            return _gauss_newton(samples, iterations, elites, horizon)
         case _:
             raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
 
@@ -53,6 +56,16 @@ def _hybrid(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
     search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
     starts = min(4, search.kept_count)
     return Hybrid(search, Gradient(starts=starts, iterations=iterations - sampling, step=0.2, horizon=horizon))
+
+
+def _gauss_newton(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
+    """One or two iterations sample, all others take Gauss-Newton steps, at first from the best two."""
+    if iterations < 2:
+        raise PlanningError("planner.iterations", "must be >= 2 for gauss_newton", iterations)
+    sampling = 1 if iterations < 8 else 2
+    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
+    polish = GaussNewton(starts=min(2, search.kept_count), iterations=iterations - sampling, horizon=horizon)
+    return Hybrid(search, polish)
 
 
 def cost(name: str) -> GoalDistance:

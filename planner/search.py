@@ -19,7 +19,7 @@ from planner.limits import Limits, project_within, stack_limits
 from planner.noise import Stream
 from planner.transfer import to_device
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
-from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
+from planner.world_model import Actions, CostFunction, Latents, StepCosts, WorldModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +123,13 @@ def stack(searches: Sequence[Search], block: int) -> SearchBatch:
 
 def evaluate(world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions) -> StepCosts:
     """Predict every candidate and price it; a candidate with a NaN or infinite cost gets an infinite one."""
+    return priced(world_model, cost, batch, candidates)[0]
+
+
+def priced(
+    world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions
+) -> tuple[StepCosts, Latents]:
+    """The same, and what was predicted."""
     predicted = world_model.rollout(batch.context, candidates)
     if candidates.requires_grad and not predicted.requires_grad:
         raise PlanningError("world_model.rollout", "must be differentiable in the actions", "no gradient")
@@ -131,7 +138,7 @@ def evaluate(world_model: WorldModel, cost: CostFunction, batch: SearchBatch, ca
     if step_costs.shape != wanted:
         raise PlanningError("cost", f"must return {wanted} [batch, samples, horizon]", tuple(step_costs.shape))
     finite = step_costs.sum(-1, keepdim=True).isfinite()
-    return torch.where(finite, step_costs, torch.inf)
+    return torch.where(finite, step_costs, torch.inf), predicted
 
 
 def keep_best(batch: SearchBatch, candidates: Actions, step_costs: StepCosts) -> tuple[Tensor, Tensor]:

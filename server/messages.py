@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
-OPTIMISERS = ("cem", "icem", "mppi", "gradient", "hybrid", "vjepa2_ac")
+OPTIMISERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
 """Names a request may ask for; `planner.named` makes them, where torch is."""
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from planner.cem import CEM
+from planner.gauss_newton import GaussNewton
 from planner.gradient import Gradient
 from planner.hybrid import Hybrid
 from planner.mppi import MPPI
 
-AnyOptimiser = CEM | MPPI | Gradient | Hybrid
+AnyOptimiser = CEM | MPPI | Gradient | GaussNewton | Hybrid
 
 SMALL = CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5)
 OPTIMISERS: dict[str, AnyOptimiser] = {
@@ -22,6 +23,8 @@ OPTIMISERS: dict[str, AnyOptimiser] = {
     "mppi": MPPI(samples=64, iterations=5, horizon=4),
     "gradient": Gradient(starts=4, iterations=10, horizon=4),
     "hybrid": Hybrid(replace(SMALL, iterations=2), Gradient(starts=3, iterations=8, horizon=4)),
+    "gauss-newton": GaussNewton(starts=3, iterations=6, horizon=4),
+    "sampling, then gauss-newton": Hybrid(replace(SMALL, iterations=1), GaussNewton(2, iterations=4, horizon=4)),
 }
 each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS.keys())
 

@@ -14,6 +14,7 @@ import torch
 from planner.anytime import Optimiser, plan_in_time
 from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, WeightedSum
+from planner.gauss_newton import GaussNewton
 from planner.gradient import Gradient
 from planner.hybrid import Hybrid
 from planner.mppi import MPPI
@@ -92,6 +93,7 @@ SYSTEMS = {"bowl": (bowl, 5), "obstacle": (obstacle, 4), "ripples": (ripples, 12
 def optimisers(system: System) -> dict[str, Optimiser]:
     """All of them, each with about the model steps that 8 iterations of 200 samples take."""
     horizon, cost = system.horizon, system.cost
+    entries = horizon * system.world.block * system.problem.space.dimensions
     return {
         "cem": CEM(horizon=horizon, cost=cost),
         "white cem": CEM(horizon=horizon, cost=cost, kept=0.0, noise=WhiteNoise()),
@@ -102,6 +104,10 @@ def optimisers(system: System) -> dict[str, Optimiser]:
         "hybrid": Hybrid(
             CEM(iterations=5, horizon=horizon, cost=cost),
             Gradient(starts=5, iterations=30, step=0.1, horizon=horizon, cost=cost),
+        ),
+        "gauss-newton": Hybrid(
+            CEM(iterations=4, horizon=horizon, cost=cost),
+            GaussNewton(starts=2, iterations=700 // (entries + 6), horizon=horizon, cost=cost),
         ),
     }
 
@@ -176,20 +182,23 @@ def test_nobody_beats_the_optimum_or_takes_more_than_its_share_of_steps(name: st
         ("mppi", 0.05),
         ("gradient", 1e-4),
         ("hybrid", 1e-3),
+        ("gauss-newton", 1e-6),
     ],
 )
 def test_everyone_comes_near_the_floor_of_a_bowl(kind: str, share: float) -> None:
     assert outcomes("bowl")[kind].worst <= share * bowl(0).optimum
 
 
-@pytest.mark.parametrize("kind", ["cem", "icem", "adaptive", "mppi", "gradient", "hybrid"])
+@pytest.mark.parametrize("kind", ["cem", "icem", "adaptive", "mppi", "gradient", "hybrid", "gauss-newton"])
 def test_everyone_gets_round_an_obstacle(kind: str) -> None:
     assert outcomes("obstacle")[kind].median <= 0.25 * least_round_the_disc()
 
 
-def test_descent_wins_in_a_bowl() -> None:
-    found = outcomes("bowl")
-    assert found["gradient"].worst < min(outcome.median for kind, outcome in found.items() if kind != "gradient")
+def test_gauss_newton_wins_in_a_bowl_and_descent_comes_next() -> None:
+    found = dict(outcomes("bowl"))
+    for kind in ("gauss-newton", "gradient"):
+        winner = found.pop(kind)
+        assert winner.worst < min(outcome.median for outcome in found.values())
 
 
 def test_of_the_samplers_mppi_wins_in_a_bowl() -> None:
@@ -215,10 +224,11 @@ def test_correlated_noise_wins_over_white_noise() -> None:
         assert outcomes(name)["cem"].median < outcomes(name)["white cem"].median
 
 
-def test_the_hybrid_wins_among_many_valleys_where_descent_alone_is_lost() -> None:
+def test_gauss_newton_wins_among_many_valleys_where_descent_alone_is_lost() -> None:
     found = outcomes("ripples")
-    assert found["hybrid"].worst < min(outcome.worst for kind, outcome in found.items() if kind != "hybrid")
-    assert found["gradient"].solved < found["cem"].solved <= found["hybrid"].solved
+    for winner, others in (("gauss-newton", found), ("hybrid", found.keys() - {"gauss-newton"})):
+        assert found[winner].worst < min(found[kind].worst for kind in others if kind != winner)
+    assert found["gradient"].solved < found["cem"].solved <= found["hybrid"].solved <= found["gauss-newton"].solved
 
 
 def test_samplers_win_where_there_is_no_slope() -> None:

@@ -237,7 +237,9 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimiser: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid" or "vjepa2_ac" (the published V-JEPA 2-AC rules)."""
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
+    rules).
+    """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the action entries to search over; the others stay at rest. Empty means the model's own choice."""
