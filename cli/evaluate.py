@@ -144,7 +144,12 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
     _check_suits(config, make(task, config.image.height))
     settings = config.planner
     optimiser = named.optimiser(
-        settings.optimiser, settings.samples, settings.iterations, settings.elites, settings.horizon
+        settings.optimiser,
+        settings.samples,
+        settings.iterations,
+        settings.elites,
+        settings.horizon,
+        settings.discount,
     )
     with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)

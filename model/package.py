@@ -63,6 +63,7 @@ class PlannerDefaults:
     execute: int = 5  # robot actions to take before planning again
     optimiser: str = "cem"  # one of planner.named.OPTIMISERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
+    discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
 
 
 @dataclass(frozen=True)

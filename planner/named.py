@@ -21,58 +21,75 @@ from planner.types import ActionSpace, PlanningError
 OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
 """`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
 OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
+LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 
 
-def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: int) -> Optimiser:
+def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimiser:
     """The named optimiser at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
 
-    Raises PlanningError for an unknown name or a size that its class refuses.
+    `discount` is the weight of each model step's distance to the goal, relative to the step before. Raises
+    PlanningError for an unknown name, or a size or a discount that its class refuses.
     """
+    priced = cost(name, discount)
     match name:
         case "cem":
-            return CEM(samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+            return CEM(samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced)
         case "icem":
-            return replace(CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+            return replace(
+                CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced
+            )
         case "vjepa2_ac":
             published = CEM.vjepa2_ac_paper()
             return replace(published, samples=samples, iterations=iterations, elites=elites, horizon=horizon)
         case "mppi":
-            return MPPI(samples=samples, iterations=iterations, horizon=horizon)
+            return MPPI(samples=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "gradient":
-            return Gradient(starts=samples, iterations=iterations, horizon=horizon)
+            return Gradient(starts=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "hybrid":
-            return _hybrid(samples, iterations, elites, horizon)
+            return _hybrid(samples, iterations, elites, horizon, priced)
         case "gauss_newton":
-            return _gauss_newton(samples, iterations, elites, horizon)
+            return _gauss_newton(samples, iterations, elites, horizon, priced)
         case _:
-            raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
+            raise AssertionError(name)  # refused above
 
 
-def _hybrid(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
+def _hybrid(samples: int, iterations: int, elites: int, horizon: int, cost: GoalDistance) -> Hybrid:
     """One or two iterations sample, all others polish the best four at most: polish is cheap, and wants to be long."""
     if iterations < 2:
         raise PlanningError("planner.iterations", "must be >= 2 for hybrid", iterations)
     sampling = 1 if iterations < 16 else 2
-    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
+    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon, cost=cost)
     starts = min(4, search.kept_count)
-    return Hybrid(search, Gradient(starts=starts, iterations=iterations - sampling, step=0.2, horizon=horizon))
+    polish = Gradient(starts=starts, iterations=iterations - sampling, step=0.2, horizon=horizon, cost=cost)
+    return Hybrid(search, polish)
 
 
-def _gauss_newton(samples: int, iterations: int, elites: int, horizon: int) -> Hybrid:
+def _gauss_newton(samples: int, iterations: int, elites: int, horizon: int, cost: GoalDistance) -> Hybrid:
     """One or two iterations sample, all others take Gauss-Newton steps, at first from the best two."""
     if iterations < 2:
         raise PlanningError("planner.iterations", "must be >= 2 for gauss_newton", iterations)
     sampling = 1 if iterations < 8 else 2
-    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon)
-    polish = GaussNewton(starts=min(2, search.kept_count), iterations=iterations - sampling, horizon=horizon)
+    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon, cost=cost)
+    starts = min(2, search.kept_count)
+    polish = GaussNewton(starts=starts, iterations=iterations - sampling, horizon=horizon, cost=cost)
     return Hybrid(search, polish)
 
 
-def cost(name: str) -> GoalDistance:
-    """What the named optimiser makes small. Raises PlanningError for an unknown name."""
-    smallest = optimiser(name, samples=3, iterations=2, elites=2, horizon=1).cost
-    assert isinstance(smallest, GoalDistance)
-    return smallest
+def cost(name: str, discount: float = 1.0) -> GoalDistance:
+    """What the named optimiser makes small. Raises PlanningError for a name or a discount that there is not."""
+    if name not in OPTIMISERS:
+        raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
+    if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
+        raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
+    if name == "vjepa2_ac":
+        if discount != 1:
+            raise PlanningError(
+                "planner.discount", "must be 1 for vjepa2_ac, which counts the last step alone", discount
+            )
+        published = CEM.vjepa2_ac_paper().cost
+        assert isinstance(published, GoalDistance)
+        return published
+    return GoalDistance() if discount == 1 else GoalDistance(over="discounted", discount=discount)
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:

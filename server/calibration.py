@@ -29,7 +29,9 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Errand:
     for first in range(0, len(job.moves), at_once):
         moves = job.moves[first : first + at_once]
         yield Piece(("encode", job.model), 2 * len(moves))
-        optimiser = named.optimiser(job.size.optimiser, job.size.samples, job.size.iterations, job.size.elites, 1)
+        optimiser = named.optimiser(
+            job.size.optimiser, job.size.samples, job.size.iterations, job.size.elites, horizon=1
+        )
         world = model_calls.world_model(model)
         searches = [optimiser.start(problem, model.block) for problem in _problems(model, moves, job.size)]
         running = dict(enumerate(searches))

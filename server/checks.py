@@ -14,6 +14,9 @@ import numpy as np
 from server.errors import Reason, ServiceError, invalid
 from server.jobs import Floats, SearchSize, ServedModel
 from server.messages import (
+    LAST_STEP_ALONE,
+    LEAST_DISCOUNT,
+    MOST_DISCOUNT,
     OPTIMISERS,
     Array,
     CalibrationMove,
@@ -169,8 +172,21 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     optimiser = defaults.optimiser if wanted.optimiser is None else wanted.optimiser
     if optimiser not in OPTIMISERS:
         raise invalid("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", optimiser)
+    if optimiser == "gauss_newton":
+        moved = horizon * served.reply.block * len(served.reply.action_names)
+        if moved * horizon > limits.iteration_steps:
+            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+            raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
+    discount = wanted.discount
+    if discount is None:
+        discount = 1.0 if optimiser == LAST_STEP_ALONE else defaults.discount
+    if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
+        raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
+    if optimiser == LAST_STEP_ALONE and discount != 1:
+        raise invalid("planner.discount", f"must be 1 for {optimiser}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
-    return SearchSize(samples, iterations, elites, horizon, optimiser, wanted.dimensions or defaults.dimensions)
+    dimensions = wanted.dimensions or defaults.dimensions
+    return SearchSize(samples, iterations, elites, horizon, optimiser, dimensions, discount)
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:

@@ -122,6 +122,7 @@ def decode_planner(message: models_pb2.PlannerSettings) -> messages.PlannerSetti
         horizon=message.horizon if message.HasField("horizon") else None,
         optimiser=message.optimiser if message.HasField("optimiser") else None,
         dimensions=tuple(message.dimensions),
+        discount=message.discount if message.HasField("discount") else None,
     )
 
 
@@ -200,6 +201,7 @@ def encode_planner(settings: messages.PlannerSettings) -> models_pb2.PlannerSett
         horizon=settings.horizon,
         optimiser=settings.optimiser,
         dimensions=settings.dimensions,
+        discount=settings.discount,
     )
 
 

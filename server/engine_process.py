@@ -182,6 +182,7 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
         defaults.horizon,
         defaults.optimiser,
         defaults.dimensions,
+        defaults.discount,
     )
 
 

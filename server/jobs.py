@@ -55,6 +55,7 @@ class SearchSize:
     horizon: int  # model steps
     optimiser: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
+    discount: float = 1.0  # weight of each step's distance, relative to the step before
 
     @property
     def steps_per_iteration(self) -> int:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
+LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
+LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMISERS
 OPTIMISERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
 """Names a request may ask for; `planner.named` makes them, where torch is."""
 
@@ -39,6 +41,7 @@ class PlannerSettings:
     horizon: int | None = None
     optimiser: str | None = None
     dimensions: tuple[str, ...] = ()  # empty: the model's
+    discount: float | None = None
 
 
 @dataclass(frozen=True)

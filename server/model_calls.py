@@ -74,7 +74,8 @@ def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:
 
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
-    return named.cost(model.package.config.planner.optimiser)
+    planner = model.package.config.planner
+    return named.cost(planner.optimiser, planner.discount)
 
 
 def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:

@@ -328,6 +328,7 @@ def _encode_planner(settings: messages.PlannerSettings) -> PlannerBody:
         horizon=settings.horizon,
         optimiser=settings.optimiser,
         dimensions=list(settings.dimensions),
+        discount=settings.discount,
     )
 
 

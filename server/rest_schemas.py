@@ -108,10 +108,19 @@ class PlannerBody(BaseModel):
     dimensions: list[Name] = Field(
         default=[], max_length=64, description="Names of the action entries to search over; the others stay at rest"
     )
+    discount: float | None = Field(
+        default=None, description="Weight of each model step's distance to the goal, relative to the step before"
+    )
 
     def decoded(self) -> messages.PlannerSettings:
         return messages.PlannerSettings(
-            self.samples, self.iterations, self.elites, self.horizon, self.optimiser, tuple(self.dimensions)
+            self.samples,
+            self.iterations,
+            self.elites,
+            self.horizon,
+            self.optimiser,
+            tuple(self.dimensions),
+            self.discount,
         )
 
 

@@ -178,7 +178,9 @@ class Searches:
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
-        optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon)
+        optimiser = named.optimiser(
+            size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount
+        )
         goal = model_calls.to_device(model, job.goal)
         goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below

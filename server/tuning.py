@@ -175,7 +175,7 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
     """Plan each problem with both, and price both plans with `model`."""
-    optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon)
+    optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount)
     gaps, costs, lowered_costs = [], 0.0, 0.0
     for problem in problems:
         own, other = (plan_in_time(optimiser, each, problem).actions for each in (model, lowered))

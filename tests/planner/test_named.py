@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -32,6 +34,19 @@ def test_the_published_search_keeps_its_rules() -> None:
     assert (chosen.noise, chosen.cost, chosen.gripper) == (paper.noise, paper.cost, paper.gripper)
     assert chosen.samples == 64
     assert named.cost("vjepa2_ac") == GoalDistance("l1", over="last")
+
+
+@pytest.mark.parametrize("name", [name for name in named.OPTIMISERS if name != "vjepa2_ac"])
+def test_a_discount_weighs_later_steps(name: str) -> None:
+    assert named.optimiser(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
+    assert named.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
+    assert named.optimiser(name, 48, 8, 6, 2).cost == GoalDistance()
+
+
+@pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
+def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
+    with pytest.raises(PlanningError, match=r"planner.discount must be"):
+        named.optimiser(name, 48, 8, 6, 2, discount)
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -41,7 +41,7 @@ async def test_a_plan_says_what_it_is_and_where_it_comes_from(application: Appli
     assert (reply.observation_sequence, reply.capture_time_ns, reply.epoch) == (9, 123_456_789, 0)
     made_by = reply.provenance
     assert (made_by.model, made_by.goal_id, made_by.weights_digest) == ("linear", goal, "0" * 64)
-    assert (made_by.planner, made_by.device, made_by.dtype) == (PlannerSettings(64, 6, 8, 3, "cem"), "cpu", "float32")
+    assert (made_by.planner, made_by.device, made_by.dtype) == (PlannerSettings(64, 6, 8, 3, "cem", discount=1.0), "cpu", "float32")
     times = reply.timings
     assert times.decode_ms == 0.25
     assert min(times.queue_ms, times.encode_ms, times.plan_ms) > 0
@@ -209,6 +209,18 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
         ({"planner": PlannerSettings(samples=1 << 31)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(samples=20_000, iterations=200, horizon=1)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(optimiser="annealing")}, Reason.INVALID_FIELD, "planner.optimiser"),
+        ({"planner": PlannerSettings(discount=0.0)}, Reason.INVALID_FIELD, "planner.discount"),
+        ({"planner": PlannerSettings(discount=float("nan"))}, Reason.INVALID_FIELD, "planner.discount"),
+        (
+            {"planner": PlannerSettings(optimiser="vjepa2_ac", discount=2.0)},
+            Reason.INVALID_FIELD,
+            "planner.discount",
+        ),
+        (
+            {"planner": PlannerSettings(optimiser="gauss_newton", samples=3, iterations=2, elites=2, horizon=200)},
+            Reason.TOO_LARGE,
+            "planner.horizon",
+        ),
         ({"planner": PlannerSettings(dimensions=("right", "up"))}, Reason.INVALID_FIELD, "planner.dimensions[1]"),
         ({"planner": PlannerSettings(dimensions=("down", "down"))}, Reason.INVALID_FIELD, "planner.dimensions[1]"),
         ({"budget_ms": 0.0}, Reason.INVALID_FIELD, "budget_ms"),

@@ -24,7 +24,7 @@ async def test_models_say_what_they_need_and_the_default_comes_first(application
     assert (model.image_height, model.image_width, model.crop_policy, model.cameras) == (SIDE, SIDE, "exact", 1)
     assert (model.action_names, model.action_low, model.action_high) == (ACTION.names, ACTION.low, ACTION.high)
     assert (model.rate_hz, model.block, model.latent_shape) == (10.0, 2, (2,))
-    assert model.planner == PlannerSettings(64, 6, 8, 3, "cem")
+    assert model.planner == PlannerSettings(64, 6, 8, 3, "cem", discount=1.0)
     assert model.execute == 5
     assert application.model("embedder").action_names == ()
     assert application.model("tiny").card.startswith("# tiny")

@@ -45,6 +45,15 @@ async def test_the_goals_distance_is_measured_as_the_search_does(application: Ap
     assert absolute.step_costs[:-1] == (0.0, 0.0)
 
 
+async def test_a_discount_weighs_later_steps_and_is_named(application: Application) -> None:
+    quick = PlannerSettings(samples=48, iterations=8, elites=6)
+    plain, ending = await plan(application, quick), await plan(application, replace(quick, discount=10.0))
+    assert (plain.provenance.planner.discount, ending.provenance.planner.discount) == (1.0, 10.0)
+    last = len(ending.step_costs) - 1
+    assert ending.step_costs[last] / 10.0**last <= plain.step_costs[last]
+    assert ending.goal_distance == pytest.approx(plain.goal_distance)  # of now, which nothing weighs
+
+
 async def test_entries_that_are_not_searched_rest(application: Application) -> None:
     reply = await plan(application, PlannerSettings(dimensions=("down",)))
     assert (reply.actions[:, 0] == 0).all()

@@ -128,6 +128,7 @@ def planner_message(settings: values.PlannerSettings | None) -> models_pb2.Plann
         horizon=chosen.horizon,
         optimiser=chosen.optimiser,
         dimensions=chosen.dimensions,
+        discount=chosen.discount,
     )
 
 
@@ -192,6 +193,7 @@ def planner_value(message: models_pb2.PlannerSettings) -> values.PlannerSettings
         horizon=message.horizon or None,
         optimiser=message.optimiser or None,
         dimensions=tuple(message.dimensions),
+        discount=message.discount if message.HasField("discount") else None,
     )
 
 

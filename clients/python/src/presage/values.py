@@ -58,6 +58,8 @@ class PlannerSettings:
     optimiser: str | None = None
     dimensions: tuple[str, ...] = ()
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
+    discount: float | None = None
+    """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):

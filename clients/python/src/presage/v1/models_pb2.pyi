@@ -229,6 +229,7 @@ class PlannerSettings(google.protobuf.message.Message):
     HORIZON_FIELD_NUMBER: builtins.int
     OPTIMISER_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
+    DISCOUNT_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -239,6 +240,10 @@ class PlannerSettings(google.protobuf.message.Message):
     optimiser: builtins.str
     """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
     rules).
+    """
+    discount: builtins.float
+    """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
+    plan ends counts more than the way there. "vjepa2_ac" counts the last step alone, and takes 1.
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -253,9 +258,12 @@ class PlannerSettings(google.protobuf.message.Message):
         horizon: builtins.int | None = ...,
         optimiser: builtins.str | None = ...,
         dimensions: collections.abc.Iterable[builtins.str] | None = ...,
+        discount: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "dimensions", b"dimensions", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_elites", b"_elites"]) -> typing.Literal["elites"] | None: ...
     @typing.overload
