@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,9 +47,8 @@ def read_config(config: str) -> TrainingConfig:
         content = {"task": "", **content}
     try:
         recipe = dict(mapping(content.get("recipe", {}), "recipe"))
-        recipe["planner"] = build(
-            PlannerDefaults, mapping(recipe.get("planner", {}), "recipe.planner"), "recipe.planner."
-        )
+        planner = {**asdict(CompactRecipe().planner), **mapping(recipe.get("planner", {}), "recipe.planner")}
+        recipe["planner"] = build(PlannerDefaults, planner, "recipe.planner.")
         content["recipe"] = build(CompactRecipe, recipe, "recipe.")
         built = build(TrainingConfig, content, "")
     except ValueError as error:

@@ -78,11 +78,14 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
 
 def _use(config: PackageConfig) -> list[str]:
     planner = config.planner
+    weighed = (
+        "" if planner.discount == 1 else f" (each step's distance weighs {planner.discount:g} times the last one's)"
+    )
     return [
         "## Use",
         "",
-        f"Planned with {planner.samples} samples x {planner.iterations} iterations over {planner.horizon} model steps, "
-        f"{planner.execute} actions executed before planning again. The model knows the robot, camera and drawing it "
-        "was trained on and nothing else.",
+        f"Planned by `{planner.optimiser}` with {planner.samples} samples x {planner.iterations} iterations over "
+        f"{planner.horizon} model steps{weighed}, {planner.execute} actions executed before planning again. The model "
+        "knows the robot, camera and drawing it was trained on and nothing else.",
         "",
     ]

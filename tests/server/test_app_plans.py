@@ -41,7 +41,11 @@ async def test_a_plan_says_what_it_is_and_where_it_comes_from(application: Appli
     assert (reply.observation_sequence, reply.capture_time_ns, reply.epoch) == (9, 123_456_789, 0)
     made_by = reply.provenance
     assert (made_by.model, made_by.goal_id, made_by.weights_digest) == ("linear", goal, "0" * 64)
-    assert (made_by.planner, made_by.device, made_by.dtype) == (PlannerSettings(64, 6, 8, 3, "cem", discount=1.0), "cpu", "float32")
+    assert (made_by.planner, made_by.device, made_by.dtype) == (
+        PlannerSettings(64, 6, 8, 3, "cem", discount=1.0),
+        "cpu",
+        "float32",
+    )
     times = reply.timings
     assert times.decode_ms == 0.25
     assert min(times.queue_ms, times.encode_ms, times.plan_ms) > 0
