@@ -78,9 +78,9 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
 
 def _use(config: PackageConfig) -> list[str]:
     planner = config.planner
-    weighed = (
-        "" if planner.discount == 1 else f" (each step's distance weighs {planner.discount:g} times the last one's)"
-    )
+    weighed = ""
+    if planner.discount != 1:
+        weighed = f", each step's distance {planner.discount:g} times as heavy as that of the step before"
     return [
         "## Use",
         "",
