@@ -86,8 +86,9 @@ class Hybrid:
 
     def iteration_steps(self, search: Search) -> int:
         """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
-        half = self.polish if self._is_polishing(search) else self.search
-        return half.iteration_steps(search)
+        if self._is_polishing(search):
+            return self.polish.iteration_steps(self._own(search))
+        return self.search.iteration_steps(search)
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`. Before `polish` has begun, only elites all alike end it."""
@@ -123,7 +124,9 @@ class Hybrid:
 
     def _descend(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the second half, which counts its own from 0."""
-        before = self.search.iterations
-        own = [replace(search, iterations=search.iterations - before) for search in searches]
-        improved = self.polish.improve(world_model, own)
-        return [replace(search, iterations=search.iterations + before) for search in improved]
+        improved = self.polish.improve(world_model, [self._own(search) for search in searches])
+        return [replace(search, iterations=search.iterations + self.search.iterations) for search in improved]
+
+    def _own(self, search: Search) -> Search:
+        """The search as the second half sees it."""
+        return replace(search, iterations=search.iterations - self.search.iterations)

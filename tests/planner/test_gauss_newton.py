@@ -103,6 +103,27 @@ def test_its_opening_moves_whole_model_steps_and_leaves_the_best_of_its_starts()
     assert optimiser.iteration_steps(search) == (1 + 8 * 2 + 5) * 4
 
 
+def test_after_sampling_an_iteration_still_evaluates_as_many_steps_as_it_says() -> None:
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted:
+        block: int = 2
+
+        def rollout(self, context: Context, actions: Actions) -> Latents:
+            asked.append(actions.shape[1] * 4)
+            return SPRING.rollout(context, actions)
+
+    hybrid = Hybrid(CEM(samples=16, iterations=2, elites=4, horizon=4), GaussNewton(starts=2, iterations=4, horizon=4))
+    search, told = hybrid.start(reach(), 2), []
+    while hybrid.stopped(search) is None:
+        told.append(hybrid.iteration_steps(search))
+        asked.clear()
+        (search,) = hybrid.improve(Counted(), [search])
+        assert sum(asked) == told[-1]
+    assert told == [64, 64, 112, 112, 88, 88]  # 16 samples; 2 x (1 + 8 + 5) in the opening; 1 + 16 + 5
+
+
 def test_standing_on_the_goal_it_stays() -> None:
     plan = GaussNewton(iterations=3, horizon=4).plan(integrator(), reach((0.0, 0.0)))
     assert plan.cost == 0
