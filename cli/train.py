@@ -148,11 +148,15 @@ def _finish(
         "steps": last.steps,
         "seconds": round(last.seconds, 1),
         "prediction_loss": last.prediction_loss,
+        "held_out_loss": last.held_out_loss,
         "probe_r2": list(last.probe_r2),
         "weights_digest": package.weights_digest,
     }
     probe = f", probe R2 {min(last.probe_r2):.3f} to {max(last.probe_r2):.3f}" if last.probe_r2 else ""
-    told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.prediction_loss:.4f}{probe}"
+    unlearnt = "" if last.held_out_loss is None else f" (held out {last.held_out_loss:.4f})"
+    told = (
+        f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.prediction_loss:.4f}{unlearnt}{probe}"
+    )
     then = f"measure it with: presage eval --model {folder} --task {chosen.task}"
     screen.result(value, f"{told}\n{then if chosen.task else f'serve it with: presage serve --model {folder}'}")
 
@@ -197,7 +201,8 @@ def _fit(
 def _told(line: TrainProgress) -> Told:
     losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
     probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
-    more = f", latent std {line.latent_std:.2f}{probe}, {line.compute_share:.1%} of the time computing"
+    unlearnt = "" if line.held_out_loss is None else f", held-out loss {line.held_out_loss:.4f}"
+    more = f", latent std {line.latent_std:.2f}{unlearnt}{probe}, {line.compute_share:.1%} of the time computing"
     return Told(f"{losses}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
 
 
@@ -228,6 +233,8 @@ def _write(writer: SummaryWriter, line: TrainProgress) -> None:
         "speed/frames_per_s": line.frames_per_s,
         "speed/compute_share": line.compute_share,
     }
+    if line.held_out_loss is not None:
+        values["loss/held_out"] = line.held_out_loss
     values |= {f"probe_r2/{number}": value for number, value in enumerate(line.probe_r2)}
     for name, value in values.items():
         writer.add_scalar(name, value, line.step)

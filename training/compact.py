@@ -24,11 +24,11 @@ from model.normalizer import ActionNormalizer
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.episodes import Episodes
-from training.objective import Learner, losses, losses_of_latents, make_learner
+from training.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
 from training.probe import linear_probe
 from training.ranks import ALONE, Ranks
 from training.slow_metric import change_basis, slow_basis
-from training.windows import Batch, Windows, batches
+from training.windows import Batch, Windows, batches, sample_batch
 
 CPU = torch.device("cpu")
 UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without
@@ -92,6 +92,8 @@ class TrainProgress:
     seconds: float
     frames_per_s: float = 0.0  # since this process began
     compute_share: float = 1.0  # of the time since then, in which no step waited for its windows
+    held_out_loss: float | None = None  # of predictions on held-out episodes, with each probe: far above the loss says
+    # that episodes are known by heart
 
 
 class DivergedError(ArithmeticError):
@@ -139,6 +141,7 @@ def train(
     first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
     began, waited = time.monotonic() - spent, 0.0
     drawn = batches(fitting, _windows(recipe), generator, ranks)
+    unseen = _unseen(held_out, recipe)
     for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, recipe.steps, recipe.warmup)
@@ -154,6 +157,7 @@ def train(
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
         found = probe(network, held_out) if probing and ranks.first else ()
+        unlearnt = held_out_loss(learner, unseen, bfloat16=recipe.bfloat16) if probing and unseen else None
         seconds = time.monotonic() - began
         rate = (step + 1 - first) / (seconds - spent)
         progress(
@@ -168,6 +172,7 @@ def train(
                 seconds,
                 frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
                 compute_share=1 - waited / (seconds - spent),
+                held_out_loss=unlearnt,
             )
         )
         if probing and not last and ranks.first:
@@ -179,6 +184,8 @@ def train(
         if recipe.slow_floor:
             change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
         record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
+        if unlearnt is not None:
+            record |= {"loss": round(prediction, 4), "held_out_loss": round(unlearnt, 4)}
         _write_trained(out, replace(config, training=record), network, initial, found)
         checkpoint.unlink(missing_ok=True)
     return out
@@ -239,6 +246,14 @@ def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Rank
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
     return torch.stack([loss.prediction.detach(), loss.regulariser.detach(), loss.inverse.detach(), spread])
+
+
+def _unseen(held_out: Episodes, recipe: CompactRecipe) -> Batch | None:
+    """The same windows of held-out episodes every time; None where no episode is long enough for one."""
+    try:
+        return sample_batch(held_out, _windows(recipe), torch.Generator().manual_seed(recipe.seed))
+    except ValueError:
+        return None
 
 
 def _windows(recipe: CompactRecipe) -> Windows:

@@ -16,6 +16,7 @@ from model.compact.network import CompactConfig, CompactNetwork, to_network_inpu
 from model.normalizer import ActionNormalizer
 from training.ranks import ALONE, Ranks, share_batch_norms
 from training.sigreg import sigreg
+from training.windows import Batch
 
 
 class Learner(nn.Module):
@@ -82,6 +83,21 @@ def losses_of_latents(
     with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         prediction = prediction_loss(learner.network, latents, blocks, felt)
     return Losses(prediction, latents.new_zeros(()), latents.new_zeros(()), latents)
+
+
+@torch.no_grad()
+def held_out_loss(learner: Learner, batch: Batch, *, bfloat16: bool) -> float:
+    """The prediction loss of windows that nothing is learnt from, of the network as it will be used (norms at rest)."""
+    device = next(learner.parameters()).device
+    frames, actions = batch.frames.to(device), batch.actions.to(device)
+    felt = None if batch.felt is None else batch.felt.to(device)
+    rows, times = frames.shape[:2]
+    learner.eval()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        latents = learner.network.encode(to_network_input(frames.flatten(0, 1))).float().unflatten(0, (rows, times))
+    loss = losses_of_latents(learner, latents, actions, felt=felt, bfloat16=bfloat16).prediction.item()
+    learner.train()
+    return loss
 
 
 def prediction_loss(

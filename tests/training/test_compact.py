@@ -153,6 +153,31 @@ def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None
     assert not torch.equal(polished["predictor.latent_out.weight"], first.weights()["predictor.latent_out.weight"])
 
 
+def test_what_is_known_by_heart_shows_in_the_loss_of_what_was_held_out(tmp_path: Path) -> None:
+    run(RECIPE, tmp_path / "first")
+    learning = replace(RECIPE, steps=300, frozen_encoder=True, learning_rate=3e-3, held_out=16, checkpoint_every=150)
+    ratios = {}
+    for name, count in (("four", 20), ("many", 216)):
+        log: list[TrainProgress] = []
+        made = tmp_path / name
+        train(
+            learning,
+            dot_episodes(count),
+            "dot",
+            made,
+            log.append,
+            provenance={},
+            initial=read_package(tmp_path / "first"),
+        )
+        assert [line.step for line in log if line.held_out_loss is not None] == [150, 300]
+        last = log[-1]
+        assert last.held_out_loss is not None
+        ratios[name] = last.held_out_loss / last.prediction_loss
+        told = read_package(made).config.training
+        assert (told["loss"], told["held_out_loss"]) == (round(last.prediction_loss, 4), round(last.held_out_loss, 4))
+    assert ratios["four"] > 2 * ratios["many"], ratios
+
+
 def test_a_residual_predictor_begins_with_nothing_changes_whatever_it_starts_from(tmp_path: Path) -> None:
     run(RECIPE, tmp_path / "first")
     first = read_package(tmp_path / "first")
