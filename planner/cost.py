@@ -40,7 +40,7 @@ def residuals_of(cost: CostFunction, predicted: Latents, goal: Tensor, actions: 
     """
     if isinstance(cost, SumOfSquares):
         return cost.residuals(predicted, goal, actions)
-    return cost(predicted, goal, actions).float().clamp(min=0).sqrt()
+    return _roots(cost(predicted, goal, actions))
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class GoalDistance:
         """Scaled differences of latents: as they are ("l2"), of unit length ("cosine"), or signed roots ("l1")."""
         if self.over == "last":
             predicted = predicted[:, :, -1:]
-        found = predicted.flatten(3) if predicted.ndim > 3 else predicted.unsqueeze(-1)
-        wanted = goal.reshape(goal.shape[0], 1, 1, -1)
+        found, wanted = _side_by_side(predicted, goal)
         if self.metric == "cosine":
             unit = torch.nn.functional.normalize
             residuals = (unit(found.float(), dim=-1) - unit(wanted.float(), dim=-1)) / math.sqrt(2)
@@ -115,8 +114,7 @@ def check_metric(field: str, metric: str) -> None:
 
 
 def _distance(metric: Metric, latents: Latents, goal: Tensor) -> StepCosts:
-    flat = latents.flatten(3) if latents.ndim > 3 else latents.unsqueeze(-1)
-    target = goal.reshape(goal.shape[0], 1, 1, -1)
+    flat, target = _side_by_side(latents, goal)
     if metric == "cosine":
         similarity: Tensor = torch.cosine_similarity(flat.float(), target.float(), dim=-1)
         return 1 - similarity
@@ -188,9 +186,19 @@ class WeightedSum:
     def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
         """Those of its terms; with a weight below 0, which no square has, the root of each step's sum."""
         if any(weight < 0 for weight, _ in self.terms):
-            return self(predicted, goal, actions).float().clamp(min=0).sqrt()
+            return _roots(self(predicted, goal, actions))
         parts = [math.sqrt(weight) * residuals_of(cost, predicted, goal, actions) for weight, cost in self.terms]
         return torch.cat(parts, dim=-1)
+
+
+def _roots(step_costs: StepCosts) -> Residuals:
+    return step_costs.float().clamp(min=0).sqrt()
+
+
+def _side_by_side(latents: Latents, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [batch, samples, horizon, numbers] and a goal [batch, 1, 1, numbers] that goes with them."""
+    flat = latents.flatten(3) if latents.ndim > 3 else latents.unsqueeze(-1)
+    return flat, goal.reshape(goal.shape[0], 1, 1, -1)
 
 
 def _per_step(per_action: Float[Tensor, "batch samples time"], horizon: int) -> StepCosts:

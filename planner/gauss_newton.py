@@ -18,8 +18,22 @@ from torch import Tensor
 from planner.anytime import plan_in_time
 from planner.cost import GoalDistance, residuals_of
 from planner.limits import project_within
-from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
-from planner.search import Search, SearchBatch, advance, begin, finished_plan, keep_best, priced, stack, why_over
+from planner.noise import Noise, TimeCorrelatedNoise
+from planner.search import (
+    Search,
+    SearchBatch,
+    advance,
+    begin,
+    check_settings,
+    check_spreads,
+    drawn_starts,
+    finished_plan,
+    keep_best,
+    priced,
+    spread_of,
+    stack,
+    why_over,
+)
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
@@ -49,31 +63,21 @@ class GaussNewton:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        for name in ("starts", "iterations", "horizon"):
-            if getattr(self, name) < 1:
-                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        check_settings(starts=self.starts, iterations=self.iterations, horizon=self.horizon)
+        check_spreads(self.initial_std, self.converged_below)
         if self.opening < 0:
             raise PlanningError("opening", "must be >= 0", self.opening)
         if not 0 < self.nudge <= 1:
             raise PlanningError("nudge", "must be above 0 and at most 1", self.nudge)
         if not self.damping or not all(math.isfinite(each) and each > 0 for each in self.damping):
             raise PlanningError("damping", "must be one or more finite numbers > 0", self.damping)
-        entries = (self.initial_std,) if isinstance(self.initial_std, (int, float)) else self.initial_std
-        if not all(math.isfinite(entry) and entry >= 0 for entry in entries):
-            raise PlanningError("initial_std", "must be finite and >= 0", self.initial_std)
-        if not self.converged_below >= 0:
-            raise PlanningError("converged_below", "must be >= 0", self.converged_below)
 
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Draw the starts; the first is the warm start, or mid-range. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std)
-        mean, std = search.distribution.mean, search.distribution.std
-        shape = NoiseShape(self.starts, self.horizon, block, problem.space.dimensions)
-        actions = mean + std * self.noise([search.stream], shape, mean.device)[0]
-        actions[0] = mean
-        return self.descend_from(search, project_within(search.limits, actions))
+        return self.descend_from(search, drawn_starts(search, self.noise, self.starts))
 
     def descend_from(self, search: Search, starts: Float[Tensor, "starts time action"]) -> Search:
         """The search with these sequences, inside its limits, to step from."""
@@ -117,9 +121,7 @@ class GaussNewton:
         tried_costs, _ = priced(world_model, self.cost, batch, tried)
         best = keep_best(batch, torch.cat([points, tried], dim=1), torch.cat([told, tried_costs], dim=1))
         chosen, lowest = _best_of_each(tried, tried_costs, starts=points.shape[1])
-        size = (chosen - points).abs().mean(1) / (2 * batch.half_range)
-        free = batch.half_range > 0
-        size = torch.where(free, size, 0.0).sum((-2, -1)) / free.sum((-2, -1)).clamp(min=1)
+        size = spread_of((chosen - points).abs().mean(1), batch.half_range)
         before = told.sum(-1)
         better = lowest < before
         caution = torch.where(better, 1.0, (caution * MORE_CAUTIOUS).clamp(max=MOST_DAMPED))

@@ -17,8 +17,22 @@ from torch import Tensor
 from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within, tied
-from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
-from planner.search import Search, SearchBatch, advance, begin, evaluate, finished_plan, keep_best, stack, why_over
+from planner.noise import Noise, TimeCorrelatedNoise
+from planner.search import (
+    Search,
+    SearchBatch,
+    advance,
+    begin,
+    check_settings,
+    check_spreads,
+    drawn_starts,
+    evaluate,
+    finished_plan,
+    keep_best,
+    spread_of,
+    stack,
+    why_over,
+)
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
@@ -43,30 +57,20 @@ class Gradient:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        for name in ("starts", "iterations", "horizon"):
-            if getattr(self, name) < 1:
-                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        check_settings(starts=self.starts, iterations=self.iterations, horizon=self.horizon)
+        check_spreads(self.initial_std, self.converged_below)
         if not (math.isfinite(self.step) and self.step > 0):
             raise PlanningError("step", "must be finite and > 0", self.step)
         for name in ("momentum", "memory"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlanningError(name, "must be at least 0 and below 1", getattr(self, name))
-        entries = (self.initial_std,) if isinstance(self.initial_std, (int, float)) else self.initial_std
-        if not all(math.isfinite(entry) and entry >= 0 for entry in entries):
-            raise PlanningError("initial_std", "must be finite and >= 0", self.initial_std)
-        if not self.converged_below >= 0:
-            raise PlanningError("converged_below", "must be >= 0", self.converged_below)
 
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
         """Draw the starts; the first is the warm start, or mid-range. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std)
-        mean, std = search.distribution.mean, search.distribution.std
-        shape = NoiseShape(self.starts, self.horizon, block, problem.space.dimensions)
-        actions = mean + std * self.noise([search.stream], shape, mean.device)[0]
-        actions[0] = mean
-        return self.descend_from(search, project_within(search.limits, actions))
+        return self.descend_from(search, drawn_starts(search, self.noise, self.starts))
 
     def descend_from(self, search: Search, starts: Float[Tensor, "starts time action"]) -> Search:
         """The search with these sequences, inside its limits, to step from."""
@@ -80,9 +84,7 @@ class Gradient:
         with torch.no_grad():
             best = keep_best(batch, actions, step_costs)
             moved, first, second = self._step(batch, slope, [search.iterations for search in searches])
-            free = batch.half_range > 0
-            change = (moved - actions).abs().mean(1) / (2 * batch.half_range)
-            size = torch.where(free, change, 0.0).sum((-2, -1)) / free.sum((-2, -1)).clamp(min=1)
+            size = spread_of((moved - actions).abs().mean(1), batch.half_range)
             return advance(searches, (best[0], batch.std), best, size, (moved, first, second))
 
     def iteration_steps(self, search: Search) -> int:

@@ -15,7 +15,19 @@ from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.limits import project_within
 from planner.noise import Noise, NoiseShape, TimeCorrelatedNoise
-from planner.search import Search, advance, begin, evaluate, finished_plan, keep_best, spread_of, stack, why_over
+from planner.search import (
+    Search,
+    advance,
+    begin,
+    check_settings,
+    check_spreads,
+    evaluate,
+    finished_plan,
+    keep_best,
+    spread_of,
+    stack,
+    why_over,
+)
 from planner.types import Plan, PlanningError, Problem, StopReason
 from planner.world_model import CostFunction, WorldModel
 
@@ -39,18 +51,12 @@ class MPPI:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        for name in ("samples", "iterations", "horizon"):
-            if getattr(self, name) < 1:
-                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        check_settings(samples=self.samples, iterations=self.iterations, horizon=self.horizon)
+        check_spreads(self.initial_std, self.converged_below)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise PlanningError("temperature", "must be finite and > 0", self.temperature)
         if not 0 < self.narrowing <= 1:
             raise PlanningError("narrowing", "must be above 0 and at most 1", self.narrowing)
-        entries = (self.initial_std,) if isinstance(self.initial_std, (int, float)) else self.initial_std
-        if not all(math.isfinite(entry) and entry >= 0 for entry in entries):
-            raise PlanningError("initial_std", "must be finite and >= 0", self.initial_std)
-        if not self.converged_below >= 0:
-            raise PlanningError("converged_below", "must be >= 0", self.converged_below)
 
     plan = plan_in_time
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 from planner.anytime import Optimiser
@@ -31,9 +32,10 @@ def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: in
     PlanningError for an unknown name, or a size or a discount that its class refuses.
     """
     priced = cost(name, discount)
+    sampling = partial(CEM, samples=samples, elites=elites, horizon=horizon, cost=priced)
     match name:
         case "cem":
-            return CEM(samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced)
+            return sampling(iterations=iterations)
         case "icem":
             return replace(
                 CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced
@@ -46,33 +48,23 @@ def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: in
         case "gradient":
             return Gradient(starts=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "hybrid":
-            return _hybrid(samples, iterations, elites, horizon, priced)
+            polish = Gradient(starts=4, step=0.2, horizon=horizon, cost=priced)
+            return _hybrid(sampling(), polish, iterations, long=16)  # a descent is cheap, and wants to be long
         case "gauss_newton":
-            return _gauss_newton(samples, iterations, elites, horizon, priced)
+            return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
         case _:
             raise AssertionError(name)  # refused above
 
 
-def _hybrid(samples: int, iterations: int, elites: int, horizon: int, cost: GoalDistance) -> Hybrid:
-    """One or two iterations sample, all others polish the best four at most: polish is cheap, and wants to be long."""
+def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: int) -> Hybrid:
+    """One iteration samples (two of `long` or more), all others polish, from no more starts than there are elites."""
     if iterations < 2:
-        raise PlanningError("planner.iterations", "must be >= 2 for hybrid", iterations)
-    sampling = 1 if iterations < 16 else 2
-    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon, cost=cost)
-    starts = min(4, search.kept_count)
-    polish = Gradient(starts=starts, iterations=iterations - sampling, step=0.2, horizon=horizon, cost=cost)
-    return Hybrid(search, polish)
-
-
-def _gauss_newton(samples: int, iterations: int, elites: int, horizon: int, cost: GoalDistance) -> Hybrid:
-    """One or two iterations sample, all others take Gauss-Newton steps, at first from the best two."""
-    if iterations < 2:
-        raise PlanningError("planner.iterations", "must be >= 2 for gauss_newton", iterations)
-    sampling = 1 if iterations < 8 else 2
-    search = CEM(samples=samples, iterations=sampling, elites=elites, horizon=horizon, cost=cost)
-    starts = min(2, search.kept_count)
-    polish = GaussNewton(starts=starts, iterations=iterations - sampling, horizon=horizon, cost=cost)
-    return Hybrid(search, polish)
+        raise PlanningError("planner.iterations", "must be >= 2 to sample and then polish", iterations)
+    sampling = 1 if iterations < long else 2
+    starts = min(polish.starts, search.kept_count)
+    return Hybrid(
+        replace(search, iterations=sampling), replace(polish, starts=starts, iterations=iterations - sampling)
+    )
 
 
 def cost(name: str, discount: float = 1.0) -> GoalDistance:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from planner.constraints import limits_of
 from planner.limits import Limits, project_within, stack_limits
-from planner.noise import Stream
+from planner.noise import Noise, NoiseShape, Stream
 from planner.transfer import to_device
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
 from planner.world_model import Actions, CostFunction, Latents, StepCosts, WorldModel
@@ -100,6 +100,31 @@ def begin(
         best_actions=start,
         best_step_costs=torch.full((horizon,), torch.inf, device=device),
     )
+
+
+def check_settings(**counts: int) -> None:
+    """Raises PlanningError for a count below 1, by its name."""
+    for name, count in counts.items():
+        if count < 1:
+            raise PlanningError(name, "must be >= 1", count)
+
+
+def check_spreads(initial_std: float | tuple[float, ...], converged_below: float) -> None:
+    """Raises PlanningError for spreads that no search can begin or end with."""
+    entries = (initial_std,) if isinstance(initial_std, (int, float)) else initial_std
+    if not all(math.isfinite(entry) and entry >= 0 for entry in entries):
+        raise PlanningError("initial_std", "must be finite and >= 0", initial_std)
+    if not converged_below >= 0:
+        raise PlanningError("converged_below", "must be >= 0", converged_below)
+
+
+def drawn_starts(search: Search, noise: Noise, count: int) -> Float[Tensor, "starts time action"]:
+    """Sequences drawn around a search's mean and inside its limits; the first is the mean."""
+    mean, std = search.distribution.mean, search.distribution.std
+    shape = NoiseShape(count, mean.shape[0] // search.block, search.block, mean.shape[1])
+    actions = mean + std * noise([search.stream], shape, mean.device)[0]
+    actions[0] = mean
+    return project_within(search.limits, actions)
 
 
 def stack(searches: Sequence[Search], block: int) -> SearchBatch:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,25 +156,23 @@ def train(
         optimiser.step()
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
-        found = probe(network, held_out) if probing and ranks.first else ()
-        unlearnt = held_out_loss(learner, unseen, bfloat16=recipe.bfloat16) if probing and unseen else None
+        found, unlearnt = _measured(learner, held_out, unseen, recipe) if probing and ranks.first else ((), None)
         seconds = time.monotonic() - began
         rate = (step + 1 - first) / (seconds - spent)
-        progress(
-            TrainProgress(
-                step + 1,
-                recipe.steps,
-                prediction,
-                regulariser,
-                inverse,
-                spread,
-                found,
-                seconds,
-                frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
-                compute_share=1 - waited / (seconds - spent),
-                held_out_loss=unlearnt,
-            )
+        line = TrainProgress(
+            step + 1,
+            recipe.steps,
+            prediction,
+            regulariser,
+            inverse,
+            spread,
+            found,
+            seconds,
+            frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
+            compute_share=1 - waited / (seconds - spent),
+            held_out_loss=unlearnt,
         )
+        progress(line)
         if probing and not last and ranks.first:
             generator_then = torch.Generator()
             generator_then.set_state(batch.state)  # the generator itself is a batch ahead
@@ -183,10 +181,8 @@ def train(
     if ranks.first:
         if recipe.slow_floor:
             change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
-        record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source, "seconds": round(seconds, 1)}
-        if unlearnt is not None:
-            record |= {"loss": round(prediction, 4), "held_out_loss": round(unlearnt, 4)}
-        _write_trained(out, replace(config, training=record), network, initial, found)
+        record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source}
+        _write_trained(out, replace(config, training=record), network, initial, line)
         checkpoint.unlink(missing_ok=True)
     return out
 
@@ -205,13 +201,15 @@ def _begun(network: CompactNetwork, fitting: Episodes, recipe: CompactRecipe, in
 
 
 def _write_trained(
-    out: Path, config: PackageConfig, network: CompactNetwork, initial: Package | None, probe_r2: Sequence[float]
+    out: Path, config: PackageConfig, network: CompactNetwork, initial: Package | None, last: TrainProgress
 ) -> None:
-    """The finished package, with what it began from and how its probe did."""
-    record = dict(config.training)
+    """The finished package, with what it began from and how its last step did."""
+    record = {**config.training, "seconds": round(last.seconds, 1)}
+    if last.held_out_loss is not None:
+        record |= {"loss": round(last.prediction_loss, 4), "held_out_loss": round(last.held_out_loss, 4)}
     if initial is not None:
         record["initialised_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
-    record["probe_r2"] = [round(value, 4) for value in probe_r2]
+    record["probe_r2"] = [round(value, 4) for value in last.probe_r2]
     card = f"# {config.name}\n\nTrained; not evaluated yet.\n"
     write_package(out, replace(config, training=record), saved_weights(network), card)
 
@@ -246,6 +244,14 @@ def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Rank
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
     return torch.stack([loss.prediction.detach(), loss.regulariser.detach(), loss.inverse.detach(), spread])
+
+
+def _measured(
+    learner: Learner, held_out: Episodes, unseen: Batch | None, recipe: CompactRecipe
+) -> tuple[tuple[float, ...], float | None]:
+    """How well held-out latents tell the probe's targets, and the loss of held-out windows."""
+    loss = None if unseen is None else held_out_loss(learner, unseen, bfloat16=recipe.bfloat16)
+    return probe(learner.network, held_out), loss
 
 
 def _unseen(held_out: Episodes, recipe: CompactRecipe) -> Batch | None:

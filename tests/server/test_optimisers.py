@@ -10,7 +10,16 @@ import pytest
 
 from planner import named
 from server.app import Application
-from server.messages import OPTIMISERS, GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest
+from server.messages import (
+    LEAST_DISCOUNT,
+    MOST_DISCOUNT,
+    OPTIMISERS,
+    GoalRequest,
+    Observation,
+    PlannerSettings,
+    PlanReply,
+    PlanRequest,
+)
 from tests.server.linear import frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,6 +35,7 @@ async def plan(application: Application, settings: PlannerSettings, model: str =
 
 async def test_the_service_offers_the_planners_names() -> None:
     assert OPTIMISERS == named.OPTIMISERS
+    assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (named.LEAST_DISCOUNT, named.MOST_DISCOUNT)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
