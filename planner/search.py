@@ -19,7 +19,7 @@ from planner.limits import Limits, project_within, stack_limits
 from planner.noise import Noise, NoiseShape, Stream
 from planner.transfer import to_device
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
-from planner.world_model import Actions, CostFunction, Latents, StepCosts, WorldModel
+from planner.world_model import Actions, Alike, CostFunction, Latents, StepCosts, WorldModel, shared_rollout
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +152,13 @@ def evaluate(world_model: WorldModel, cost: CostFunction, batch: SearchBatch, ca
 
 
 def priced(
-    world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions
+    world_model: WorldModel, cost: CostFunction, batch: SearchBatch, candidates: Actions, alike: Alike | None = None
 ) -> tuple[StepCosts, Latents]:
-    """The same, and what was predicted."""
-    predicted = world_model.rollout(batch.context, candidates)
+    """The same, and what was predicted; once for what candidates are known to have in common."""
+    if alike is None:
+        predicted = world_model.rollout(batch.context, candidates)
+    else:
+        predicted = shared_rollout(world_model, batch.context, candidates, alike)
     if candidates.requires_grad and not predicted.requires_grad:
         raise PlanningError("world_model.rollout", "must be differentiable in the actions", "no gradient")
     step_costs = cost(predicted, batch.goal, candidates).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +30,26 @@ class WorldModel(Protocol):
         context[b]. Never mixes batch or sample entries: company does not change a prediction beyond float rounding.
         """
         ...
+
+
+Alike: TypeAlias = tuple[tuple[int, ...], ...]
+"""Which samples do the same: entry [sample][model step] is the first sample with the same actions at that step."""
+
+
+@runtime_checkable
+class SharingWorldModel(WorldModel, Protocol):
+    """One that predicts once what several samples have in common. A world model need not be."""
+
+    def rollout_shared(self, context: Context, actions: Actions, alike: Alike) -> Latents:
+        """`rollout` of samples that do the same where `alike` says so, which is not looked into again."""
+        ...
+
+
+def shared_rollout(world_model: WorldModel, context: Context, actions: Actions, alike: Alike) -> Latents:
+    """The rollout of samples that are alike in parts, computed once where the world model can."""
+    if isinstance(world_model, SharingWorldModel):
+        return world_model.rollout_shared(context, actions, alike)
+    return world_model.rollout(context, actions)
 
 
 class CostFunction(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from model.catalog import LoadedModel, load
+from model.memory import keep_memory
 from model.package import PackageConfig, PackageError, PlannerDefaults
 from planner.world_model import WorldModel
 from server import graphs, model_calls, tuning
@@ -55,7 +56,7 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(settings.nice)  # where both want a core the front has it: replies leave on time, and health is answered
-    tuning.keep_memory()
+    keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     channel = EngineChannel(end)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model.catalog import ClipEmbedding, LoadedModel
 from model.package import Package
+from planner.world_model import Alike, shared_rollout
 from server import records
 from server.jobs import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.records import Recorded, RecordError
@@ -188,3 +189,6 @@ class _Blind:
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
         return self._model.rollout(context, actions)
+
+    def rollout_shared(self, context: tuple[Tensor, ...], actions: Tensor, alike: Alike) -> Tensor:
+        return shared_rollout(self._model, context, actions, alike)

@@ -7,7 +7,6 @@ while serving.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import statistics
 import time
@@ -34,8 +33,6 @@ LEAST_SPEEDUP = 1.2
 LARGEST_GAP = 0.05  # of an action's range, mean over what would be executed; another seed moves `arm` by 0.09
 LARGEST_EXCESS = 0.03  # of float32's own cost, over all problems; another seed changes each by 0.15 with `arm`
 LEAST_COSINE = 0.999  # of embeddings, where a model does not act
-KEPT_BYTES, MAPPED_BYTES = 512 << 20, 64 << 20
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,6 @@ class Agreement:
     @property
     def holds(self) -> bool:
         return self.gap <= LARGEST_GAP and self.excess <= LARGEST_EXCESS
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed, within bounds, instead of asking the system anew for every activation.
-
-    Without it a float32 rollout of 300 samples with `arm` takes 9500 page faults, a sixth of its time.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return
-    mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def fastest_threads(work: Callable[[], object], available: int) -> int:

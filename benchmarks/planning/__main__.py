@@ -18,6 +18,7 @@ from benchmarks.planning.timing import Table, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.catalog import load
+from model.memory import keep_memory
 from server import tuning
 from server.engine_process import own_search
 
@@ -53,7 +54,7 @@ def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]
     device = torch.device("cuda" if device_name == "auto" and torch.cuda.is_available() else "cpu")
     if device_name != "auto":
         device = torch.device(device_name)
-    tuning.keep_memory()
+    keep_memory()
     arm = load("arm", torch.device("cpu"))
     work = tuning.Work.of(arm, own_search(arm.package.config.planner))
     torch.set_num_threads(tuning.fastest_threads(lambda: work.done_by(arm), tuning.available_cpus()))

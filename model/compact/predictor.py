@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.compact.sharing import Sharing
 from model.float8 import E4M3, quantise_linears
 from model.layers import Attention, Mlp
+from model.packed import pack_linears
 
 
 class Felt(nn.Module):
@@ -58,12 +60,26 @@ class AdaptiveBlock(nn.Module):
         x: Float[Tensor, "batch steps width"],
         condition: Float[Tensor, "batch steps width"],
         mask: Tensor,
+        shared: Sharing | None = None,
     ) -> Float[Tensor, "batch steps width"]:
+        """With `shared`, `condition` holds different action blocks, and `x` the ends of different beginnings."""
         lowered = condition.dtype  # of the matrices; sums and norms stay in the precision of `x`
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).chunk(6, dim=-1)
-        x = x + gate1 * self.attn((self.norm1(x) * (1 + scale1) + shift1).to(lowered), mask=mask)
+        modulation = self.modulation(condition)
+        if shared is not None:
+            modulation = modulation.index_select(1, shared.block_of)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        x = x + gate1 * self._attend((self.norm1(x) * (1 + scale1) + shift1).to(lowered), mask, shared)
         output: Tensor = x + gate2 * self.mlp((self.norm2(x) * (1 + scale2) + shift2).to(lowered))
         return output
+
+    def _attend(self, x: Tensor, mask: Tensor, shared: Sharing | None) -> Tensor:
+        """Attention over the steps of each sample."""
+        if shared is None:
+            return self.attn(x, mask=mask)  # type: ignore[no-any-return]  # a module's call
+        batch, samples = len(x), len(shared.beginning_of) // len(mask)
+        of_samples = self.attn.qkv(x).index_select(1, shared.beginning_of).view(batch * samples, len(mask), -1)
+        mixed = self.attn.mix(*self.attn.heads_of(of_samples), mask)
+        return self.attn.proj(mixed.view(batch, -1, x.shape[-1]).index_select(1, shared.rows))  # type: ignore[no-any-return]
 
 
 class Predictor(nn.Module):
@@ -114,6 +130,8 @@ class Predictor(nn.Module):
         self.action_in[2].to(between)
         if dtype == E4M3:
             quantise_linears(self.blocks)
+        for part in (self.blocks, self.action_in):
+            pack_linears(part)
 
     def forward(
         self,
@@ -122,17 +140,42 @@ class Predictor(nn.Module):
         felt: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch steps latent"]:
         """Latents after each action block; `actions` in network units, at most `horizon` steps."""
-        steps = actions.shape[1]
+        steps = self._checked(actions.shape[1])
+        x = self._start(latent, felt) + self.step[:steps]
+        return self._predicted(latent, x, actions, self.causal[:steps, :steps])
+
+    def forward_shared(
+        self,
+        latent: Float[Tensor, "batch latent"],
+        actions: Float[Tensor, "batch samples steps block"],
+        felt: Float[Tensor, "batch numbers"] | None,
+        shared: Sharing,
+    ) -> Float[Tensor, "batch samples steps latent"]:
+        """`forward` of several samples for each latent, with what they share computed once."""
+        samples, steps = actions.shape[1], self._checked(actions.shape[2])
+        x = self._start(latent, felt) + self.step.index_select(0, shared.steps)
+        blocks = actions.flatten(1, 2).index_select(1, shared.action_rows)
+        found = self._predicted(latent, x, blocks, self.causal[:steps, :steps], shared)
+        return found.index_select(1, shared.beginning_of).view(len(found), samples, steps, -1)
+
+    def _checked(self, steps: int) -> int:
         if steps > self.horizon:
             raise ValueError(f"steps must be at most {self.horizon} in one call, got {steps}")
-        enlarge, mix = self.action_in[:2], self.action_in[2]
-        condition = F.silu(mix(enlarge(actions).to(mix.weight.dtype)))
-        start = self.latent_in(latent)
+        return steps
+
+    def _start(self, latent: Tensor, felt: Tensor | None) -> Float[Tensor, "batch 1 width"]:
+        start: Tensor = self.latent_in(latent)
         if self.felt is not None:
             start = start + self.felt(felt)
-        x = start.unsqueeze(1) + self.step[:steps]
+        return start.unsqueeze(1)
+
+    def _predicted(
+        self, latent: Tensor, x: Tensor, actions: Tensor, mask: Tensor, shared: Sharing | None = None
+    ) -> Float[Tensor, "batch steps latent"]:
+        enlarge, mix = self.action_in[:2], self.action_in[2]
+        condition = F.silu(mix(enlarge(actions).to(mix.weight.dtype)))
         for block in self.blocks:
-            x = block(x, condition, self.causal[:steps, :steps])
+            x = block(x, condition, mask, shared)
         output: Tensor = self.latent_out(self.norm(x))
         return latent.unsqueeze(1) + output if self.residual else output
 

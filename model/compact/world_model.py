@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
+from model.compact.sharing import sharing
 from model.memory import to_device
 from model.normalizer import ActionNormalizer
 from model.observation import CROP_POLICIES, CropPolicy, doubts, fit
@@ -134,14 +135,36 @@ class CompactWorldModel:
     ) -> Float[Tensor, "batch samples horizon latent"]:
         """Predicted latents after every action block; actions in robot units, in which it can be differentiated."""
         latent, *measured = context
+        batch, samples = actions.shape[:2]
+        start = latent.repeat_interleave(samples, dim=0)
+        felt = measured[0].repeat_interleave(samples, dim=0) if measured else None
+        predicted = self._network.predict(start, self._blocks(actions).flatten(0, 1), felt)
+        return predicted.reshape(batch, samples, *predicted.shape[1:])
+
+    def rollout_shared(
+        self,
+        context: tuple[Tensor, ...],
+        actions: Float[Tensor, "batch samples time action"],
+        alike: tuple[tuple[int, ...], ...],
+    ) -> Float[Tensor, "batch samples horizon latent"]:
+        """`rollout`, where entry [sample][model step] of `alike` is the first sample with the same actions then.
+
+        What samples share up to where they part is computed once, within the steps that one call predicts.
+        """
+        blocks = self._blocks(actions)
+        if blocks.shape[2] > self._network.config.horizon:
+            return self.rollout(context, actions)
+        latent, *measured = context
+        felt = measured[0] if measured else None
+        return self._network.predict_shared(latent, blocks, felt, sharing(alike, latent.device))
+
+    def _blocks(self, actions: Tensor) -> Float[Tensor, "batch samples steps block"]:
+        """Network units, the actions of a model step side by side."""
         batch, samples, time, width = actions.shape
         if time % self.block:
             raise ValueError(f"actions: time must be a multiple of the block {self.block}, got {time}")
-        blocks = self._normalizer(actions).reshape(batch * samples, time // self.block, self.block * width)
-        start = latent.repeat_interleave(samples, dim=0)
-        felt = measured[0].repeat_interleave(samples, dim=0) if measured else None
-        predicted = self._network.predict(start, blocks, felt)
-        return predicted.reshape(batch, samples, *predicted.shape[1:])
+        normal: Tensor = self._normalizer(actions)
+        return normal.reshape(batch, samples, time // self.block, self.block * width)
 
 
 def read_config(config: PackageConfig) -> CompactConfig:

@@ -14,6 +14,7 @@ from model.catalog import ClipEmbedding
 from model.float8 import E4M3, quantise_linears
 from model.observation import CROP_POLICIES, CropPolicy, doubts
 from model.package import Package, PackageConfig, PackageError
+from model.packed import pack_linears
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
@@ -61,11 +62,13 @@ class PackagedVJepa2:
         assert isinstance(encoder, Encoder)
         self.encoder = encoder
         self.dtype = next(encoder.parameters()).dtype
+        pack_linears(encoder.blocks)
         self.world_model: VJepa2WorldModel | None = None
         if isinstance(predictor, ActionPredictor):
             if dtype == E4M3:
                 quantise_linears(predictor.predictor_blocks)
                 self.dtype = E4M3
+            pack_linears(predictor.predictor_blocks)
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
 
     @classmethod

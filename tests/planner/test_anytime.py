@@ -52,6 +52,16 @@ def test_an_unsteady_machine_is_given_more_room() -> None:
         assert world.now <= deadline
 
 
+def test_a_first_iteration_that_had_to_warm_up_is_forgotten() -> None:
+    clock = IterationClock()
+    clock.observe(0.5)
+    assert clock.estimate_s > 0.5
+    clock.observe(0.01)
+    assert clock.estimate_s < 0.02
+    clock.observe(0.5)  # not the first: it may happen again
+    assert clock.estimate_s > 0.1
+
+
 def test_most_of_the_time_there_is_gets_used() -> None:
     world = SlowWorld([0.01])
     plan = SETTINGS.plan(world, reach(), deadline=100.2, clock=world.clock)

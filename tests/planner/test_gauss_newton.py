@@ -15,7 +15,7 @@ from planner.gauss_newton import MORE_CAUTIOUS, GaussNewton
 from planner.gradient import Gradient
 from planner.hybrid import Hybrid
 from planner.types import PlanningError
-from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts
+from planner.world_model import Actions, Alike, Context, CostFunction, Latents, StepCosts
 from tests.planner.problems import LinearWorld, integrator, least_squares, reach, space
 
 SPRING = LinearWorld(torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2)
@@ -66,6 +66,46 @@ def test_the_model_is_asked_for_no_gradient() -> None:
             return integrator().rollout(context, actions)
 
     assert GaussNewton(horizon=4).plan(Opaque(), reach()).cost < 0.13
+
+
+@dataclass
+class Sharing:
+    """Says that it computes what is alike once, and looks whether it is alike."""
+
+    inner: LinearWorld
+    asked: int = 0
+
+    @property
+    def block(self) -> int:
+        return self.inner.block
+
+    def rollout(self, context: Context, actions: Actions) -> Latents:
+        return self.inner.rollout(context, actions)
+
+    def rollout_shared(self, context: Context, actions: Actions, alike: Alike) -> Latents:
+        steps = actions.unflatten(2, (-1, self.block))
+        assert (len(alike), len(alike[0])) == steps.shape[1:3]
+        firsts = steps[:, torch.tensor(alike), torch.arange(steps.shape[2])]
+        assert torch.equal(firsts, steps)
+        assert any(first != sample for sample, firsts in enumerate(alike) for first in firsts)
+        self.asked += 1
+        return self.inner.rollout(context, actions)
+
+
+@pytest.mark.parametrize("limits", [{}, {"slew": 0.3}, {"dwell": (2, 1)}, {"max_norm": 0.7}])
+@pytest.mark.parametrize("committed", [0, 3])
+def test_what_is_called_alike_is_alike_within_all_limits(limits: dict[str, Any], committed: int) -> None:
+    asked = reach(
+        space=space(**limits),
+        previous_action=torch.tensor([0.1, -0.1]),
+        held=(1.0, 1.0) if "dwell" in limits else None,
+        committed=torch.full((committed, 2), 0.1) if committed else None,
+    )
+    world = Sharing(SPRING)
+    optimiser = GaussNewton(starts=3, iterations=4, horizon=4)
+    shared = optimiser.plan(world, asked)
+    assert world.asked == 4
+    assert torch.equal(shared.actions, optimiser.plan(SPRING, asked).actions)
 
 
 def test_where_every_step_went_wrong_it_stays_and_tries_smaller_ones() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.catalog import load
 from model.compact import CompactConfig, CompactNetwork, CompactWorldModel
+from model.compact.sharing import sharing
 from model.package import PackageError, read_package
 from tests.model.compact.packages import tiny_config
 
@@ -110,6 +111,45 @@ def test_company_changes_a_prediction_by_rounding_only(model: CompactWorldModel)
     for robot in range(3):
         alone = model.rollout((latents[robot : robot + 1],), given[robot : robot + 1])
         torch.testing.assert_close(together[robot : robot + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def alike_at_random(samples: int, steps: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Every step of a sample is its own, or an earlier sample's."""
+    drawn = torch.rand(samples, steps, generator=torch.Generator().manual_seed(seed))
+    firsts: list[tuple[int, ...]] = []
+    for sample in range(samples):
+        chosen = [int(drawn[sample, step] * 2 * (sample + 1)) for step in range(steps)]
+        firsts.append(tuple(sample if at >= sample else firsts[at][step] for step, at in enumerate(chosen)))
+    return tuple(firsts)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])  # 6 are predicted in two calls
+@pytest.mark.parametrize("felt", [False, True])
+def test_what_samples_share_is_predicted_as_for_each_alone(tmp_path: Path, steps: int, felt: bool) -> None:
+    config = tiny_config()
+    if felt:
+        config = replace(config, proprioception_names=("p",), network={**config.network, "proprioception": 1})
+    world_model = CompactWorldModel.random(tmp_path / "tiny", config, seed=0)
+    with torch.no_grad():
+        for block in world_model._network.predictor.blocks:
+            block.modulation.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    latents = world_model.encode(frames(2))
+    context = (latents, torch.tensor([[0.3], [torch.nan]])) if felt else (latents,)
+    for seed in range(5):
+        alike = alike_at_random(9, steps, seed)
+        given = actions(2, 9, 2 * steps).view(2, 9, steps, 2, 2)
+        rows, columns = torch.tensor(alike), torch.arange(steps)
+        given = given[:, rows, columns].flatten(2, 3)
+        shared = world_model.rollout_shared(context, given, alike)
+        torch.testing.assert_close(shared, world_model.rollout(context, given), rtol=1e-4, atol=1e-5)
+
+
+def test_what_samples_share_is_computed_once() -> None:
+    nudged = [(0,) * 5, *(tuple(1 + at if step == at else 0 for step in range(5)) for at in range(5))]
+    shared = sharing(tuple(nudged), CPU)
+    assert shared.action_rows.tolist() == [0, 1, 2, 3, 4, 5, 11, 17, 23, 29]  # the first sample's, and one each
+    assert len(shared.rows) == 5 + 5 + 4 + 3 + 2 + 1  # from where each parts from the first
+    assert shared.beginning_of.view(6, 5)[2].tolist() == [0, *range(10, 14)]
 
 
 def test_a_clip_embeds_as_its_frames(model: CompactWorldModel) -> None:
