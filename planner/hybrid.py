@@ -30,12 +30,13 @@ class Hybrid:
     """A few iterations of `search`, then all of `polish` from its best elites. The instance is its settings.
 
     `polish` takes its starts from the elites that `search` keeps (`CEM.kept`), the best candidate among them, and the
-    warm start; how it would draw its own is not used. The elite spread of its plans is that of whichever half an
-    iteration belongs to.
+    warm start; it draws its own only where nothing is sampled. The elite spread of its plans is that of whichever half
+    an iteration belongs to.
     """
 
     search: CEM = field(default_factory=lambda: CEM(samples=100, iterations=2))
     polish: Gradient | GaussNewton = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
+    search_when_warm: bool = True  # False: a warm start is polished at once, and all the time there is goes into that
 
     def __post_init__(self) -> None:
         for name in ("horizon", "cost"):
@@ -60,7 +61,7 @@ class Hybrid:
 
     @property
     def iterations(self) -> int:
-        """Of both halves."""
+        """Of both halves: the most a search runs."""
         return self.search.iterations + self.polish.iterations
 
     @property
@@ -71,8 +72,8 @@ class Hybrid:
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
-        """Set up the first half's search. Raises PlanningError on a bad problem."""
-        return self.search.start(problem, block)
+        """Set up the first half's search, or the second's. Raises PlanningError on a bad problem."""
+        return (self.search if self._sampled(problem) else self.polish).start(problem, block)
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
         """One iteration for all searches: one rollout for those still sampling, one for those already descending."""
@@ -92,15 +93,20 @@ class Hybrid:
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`. Before `polish` has begun, only elites all alike end it."""
-        below = self.polish.converged_below if search.iterations > self.search.iterations else 0.0
-        return why_over(search, self.iterations, below)
+        sampled = self._sampled(search.problem)
+        below = self.polish.converged_below if search.iterations > sampled else 0.0
+        return why_over(search, sampled + self.polish.iterations, below)
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate or descended sequence ever evaluated."""
         return finished_plan(search, reason)
 
     def _is_polishing(self, search: Search) -> bool:
-        return search.iterations >= self.search.iterations
+        return search.iterations >= self._sampled(search.problem)
+
+    def _sampled(self, problem: Problem) -> int:
+        """Iterations of the first half."""
+        return self.search.iterations if self.search_when_warm or problem.warm_start is None else 0
 
     def _sample(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the first half; whoever is through goes on with the starts that polish takes."""
@@ -125,8 +131,8 @@ class Hybrid:
     def _descend(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the second half, which counts its own from 0."""
         improved = self.polish.improve(world_model, [self._own(search) for search in searches])
-        return [replace(search, iterations=search.iterations + self.search.iterations) for search in improved]
+        return [replace(search, iterations=search.iterations + self._sampled(search.problem)) for search in improved]
 
     def _own(self, search: Search) -> Search:
         """The search as the second half sees it."""
-        return replace(search, iterations=search.iterations - self.search.iterations)
+        return replace(search, iterations=search.iterations - self._sampled(search.problem))

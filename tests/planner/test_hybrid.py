@@ -7,6 +7,7 @@ import torch
 
 from planner.cem import CEM
 from planner.cost import GoalDistance
+from planner.gauss_newton import GaussNewton
 from planner.gradient import Gradient
 from planner.gripper import GripperRules
 from planner.hybrid import Hybrid
@@ -38,6 +39,31 @@ def test_its_second_half_descends_from_the_best_elites() -> None:
         (alone,) = POLISH.improve(integrator(), [alone])
     assert torch.equal(search.memory[0], alone.memory[0])
     assert hybrid.stopped(search) == "iterations"
+
+
+@pytest.mark.parametrize("polish", [POLISH, GaussNewton(starts=2, iterations=6, horizon=4)])
+def test_a_warm_start_is_polished_at_once_where_sampling_it_is_not_wanted(polish: Gradient | GaussNewton) -> None:
+    always = Hybrid(SEARCH, polish)
+    warmly = replace(always, search_when_warm=False)
+    assert warmly.plan(integrator(), reach()).iteration_costs == always.plan(integrator(), reach()).iteration_costs
+    warm = reach(warm_start=0.5 * torch.ones(4, 2))
+    plan = warmly.plan(integrator(), warm)
+    alone = polish.plan(integrator(), warm)
+    assert (plan.iterations, plan.stop_reason) == (6, "iterations")
+    assert plan.iteration_costs == alone.iteration_costs
+    assert torch.equal(plan.actions, alone.actions)
+
+
+def test_searches_with_and_without_a_warm_start_go_together() -> None:
+    hybrid = Hybrid(SEARCH, POLISH, search_when_warm=False)
+    problems = [reach(), reach(seed=1, warm_start=0.5 * torch.ones(4, 2))]
+    searches = [hybrid.start(problem, 1) for problem in problems]
+    for _ in range(POLISH.iterations):
+        searches = hybrid.improve(integrator(), searches)
+    assert [hybrid.stopped(search) for search in searches] == [None, "iterations"]
+    alone = hybrid.plan(integrator(), problems[1])
+    torch.testing.assert_close(hybrid.finish(searches[1], "iterations").actions, alone.actions, rtol=0, atol=1e-5)
+    assert searches[0].iteration_costs == pytest.approx(hybrid.plan(integrator(), problems[0]).iteration_costs[:6])
 
 
 def test_polish_takes_fewer_steps_to_the_floor_than_more_sampling() -> None:
