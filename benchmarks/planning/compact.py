@@ -29,7 +29,7 @@ ENDLESS = replace(FULL, iterations=100_000)
 # about what fits into 100 ms on two cores
 DESCENDING = Hybrid(CEM(samples=100, iterations=1, elites=8), Gradient(starts=4, iterations=20, step=0.2))
 STEPPING = Hybrid(
-    CEM(samples=100, iterations=2, elites=8), GaussNewton(starts=2, iterations=20, opening=1), search_when_warm=False
+    CEM(samples=100, iterations=2, elites=8), GaussNewton(starts=4, iterations=20, opening=1), search_when_warm=False
 )
 PARETO = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton")
 

@@ -1,7 +1,10 @@
-"""Free memory as the system tells it, read from a folder laid out like one."""
+"""Free memory as the system tells it, read from a folder laid out like one; and memory that is kept."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,20 @@ def test_the_least_that_is_known_is_free(tmp_path: Path, files: dict[str, str], 
 
 def test_this_machine_has_some() -> None:
     assert free_memory(CPU) > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keeps memory with the GNU C library alone")
+def test_kept_memory_is_used_again_without_the_systems_help() -> None:
+    program = (
+        "import resource, torch\n"
+        "from model.memory import keep_memory\n"
+        "keep_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def work(): return torch.empty(10 << 20).fill_(1)\n"
+        "for _ in range(30): work()\n"
+        "before = faults()\n"
+        "for _ in range(10): work()\n"
+        "print(faults() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 10_240  # what one of the ten tensors has pages
