@@ -43,5 +43,6 @@ def sharing(alike: tuple[tuple[int, ...], ...], device: torch.device) -> Sharing
     rows = [row for _, row in beginnings.values()]
     steps = [len(firsts) - 1 for firsts in beginnings]
     action_rows = [row for _, row in blocks.values()]
-    indices = (torch.tensor(each, device=device) for each in (action_rows, rows, steps, block_of, beginning_of))
-    return Sharing(*indices)
+    with torch.inference_mode(False):  # kept while serving, they must also do where rollouts are differentiated
+        indices = (torch.tensor(each, device=device) for each in (action_rows, rows, steps, block_of, beginning_of))
+        return Sharing(*indices)

@@ -144,6 +144,21 @@ def test_what_samples_share_is_predicted_as_for_each_alone(tmp_path: Path, steps
         torch.testing.assert_close(shared, world_model.rollout(context, given), rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_shared_while_serving_can_be_differentiated_later(model: CompactWorldModel) -> None:
+    context = model.context(list(model.encode(frames(1))), None)
+    alike = ((0, 0), (0, 1), (0, 2))
+    given = actions(1, 3, 4)
+    given[:, 1:, :2] = given[:, :1, :2]
+    with torch.inference_mode():
+        model.rollout_shared(context, given, alike)
+    slopes = []
+    for rollout in (lambda a: model.rollout(context, a), lambda a: model.rollout_shared(context, a, alike)):
+        asked = given.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(rollout(asked)[:, :, 1].square().sum(), asked)
+        slopes.append(torch.cat([slope[:, :, :2].sum(1), slope[:, :, 2:].flatten(1, 2)], dim=1))
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-5)
+
+
 def test_what_samples_share_is_computed_once() -> None:
     nudged = [(0,) * 5, *(tuple(1 + at if step == at else 0 for step in range(5)) for at in range(5))]
     shared = sharing(tuple(nudged), CPU)
