@@ -115,9 +115,10 @@ class GaussNewton:
         """See what each move does to every sequence, and take the best of a few steps that should follow from it."""
         batch = stack(searches, world_model.block)
         points, caution = batch.memory
-        moves = self._moves(batch, searches, together)
+        nudged = self._nudged(batch, searches, together)
+        moves = nudged - points.unsqueeze(2)
         alike = self._alike(batch, searches, together)
-        told, (here, added) = self._changes(world_model, batch, points, moves, alike)
+        told, (here, added) = self._changes(world_model, batch, points, nudged, alike)
         steps = self._steps(batch, points, moves, here, added, caution)  # [batch, starts, dampings, time, action]
         tried = project_within(batch.limits, steps.flatten(1, 2))
         tried_costs, _ = priced(world_model, self.cost, batch, tried)
@@ -135,10 +136,10 @@ class GaussNewton:
             for search, row in zip(improved, cheapest, strict=True)
         ]
 
-    def _moves(
+    def _nudged(
         self, batch: SearchBatch, searches: Sequence[Search], together: bool
     ) -> Float[Tensor, "batch starts moves time action"]:
-        """How each sequence changes when one thing is nudged towards the middle of its range, as far as limits let it.
+        """Each sequence with one thing nudged towards the middle of its range, as far as limits let it.
 
         A thing is a dimension of one action, or of all actions of a model step together.
         """
@@ -152,7 +153,7 @@ class GaussNewton:
         off = (points - middle).view(*points.shape[:2], -1, block, action).mean(3).repeat_interleave(block, dim=2)
         inwards = torch.where(off > 0, -self.nudge, self.nudge) * batch.half_range.unsqueeze(1)
         nudged = points.unsqueeze(2) + inwards.unsqueeze(2) * units
-        return project_within(batch.limits, nudged.flatten(1, 2)).view_as(nudged) - points.unsqueeze(2)
+        return project_within(batch.limits, nudged.flatten(1, 2)).view_as(nudged)
 
     def _alike(self, batch: SearchBatch, searches: Sequence[Search], together: bool) -> Alike:
         """What sequences and their nudged copies have in common: all but a step, or all up to it if others follow."""
@@ -162,11 +163,11 @@ class GaussNewton:
         return _nudged(batch.memory[0].shape[1], steps, self.horizon, followed)
 
     def _changes(
-        self, world_model: WorldModel, batch: SearchBatch, points: Actions, moves: Tensor, alike: Alike
+        self, world_model: WorldModel, batch: SearchBatch, points: Actions, nudged: Tensor, alike: Alike
     ) -> tuple[StepCosts, tuple[Tensor, Tensor]]:
-        """Step costs of each sequence; its residuals [batch, starts, r], and what each move adds to them."""
+        """Step costs of each sequence; its residuals [batch, starts, r], and what each nudge adds to them."""
         starts = points.shape[1]
-        candidates = torch.cat([points.unsqueeze(2), points.unsqueeze(2) + moves], dim=2).flatten(1, 2)
+        candidates = torch.cat([points.unsqueeze(2), nudged], dim=2).flatten(1, 2)
         step_costs, predicted = priced(world_model, self.cost, batch, candidates, alike)
         residuals = residuals_of(self.cost, predicted, batch.goal, candidates)
         residuals = residuals.view(len(points), starts, -1, residuals.shape[-1])
