@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.linears import replace_linears
+
 E4M3 = torch.float8_e4m3fn
 """Four bits of exponent and three of mantissa: numbers up to 448, each known to a sixteenth of itself."""
 LEAST_WEIGHTS = 1 << 16
@@ -82,11 +84,7 @@ class _Product(torch.autograd.Function):
 
 def quantise_linears(network: nn.Module) -> None:
     """Put a `Float8Linear` in the place of every linear layer inside that is large enough."""
-    for name, child in network.named_children():
-        if isinstance(child, nn.Linear) and _fits(child):
-            setattr(network, name, Float8Linear(child))
-        else:
-            quantise_linears(child)
+    replace_linears(network, lambda layer: Float8Linear(layer) if _fits(layer) else None)
 
 
 def _fits(layer: nn.Linear) -> bool:

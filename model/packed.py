@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.linears import replace_linears
+
 NEEDED = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 
 
@@ -53,13 +55,12 @@ class PackedLinear(nn.Module):
 
 def pack_linears(network: nn.Module) -> None:
     """Put a `PackedLinear` in the place of every bfloat16 linear layer inside that lies on the processor."""
-    if not can_pack():
-        return
-    for name, child in network.named_children():
-        if isinstance(child, nn.Linear) and child.weight.dtype == torch.bfloat16 and child.weight.device.type == "cpu":
-            setattr(network, name, PackedLinear(child))
-        else:
-            pack_linears(child)
+    if can_pack():
+        replace_linears(network, lambda layer: PackedLinear(layer) if _fits(layer) else None)
+
+
+def _fits(layer: nn.Linear) -> bool:
+    return layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu"
 
 
 def _differentiated(x: Tensor) -> bool:

@@ -25,6 +25,7 @@ from planner.search import (
     SearchBatch,
     advance,
     begin,
+    check_settings,
     evaluate,
     finished_plan,
     keep_best,
@@ -67,9 +68,7 @@ class CEM:
     gripper: GripperRules | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "iterations", "horizon"):
-            if getattr(self, name) < 1:
-                raise PlanningError(name, "must be >= 1", getattr(self, name))
+        check_settings(samples=self.samples, iterations=self.iterations, horizon=self.horizon)
         if not 2 <= self.elites <= self.samples:
             raise PlanningError("elites", f"must be 2 to samples ({self.samples})", self.elites)
         for name in (

@@ -115,9 +115,10 @@ class GaussNewton:
         """See what each move does to every sequence, and take the best of a few steps that should follow from it."""
         batch = stack(searches, world_model.block)
         points, caution = batch.memory
-        nudged = self._nudged(batch, searches, together)
+        free = _free(together, searches)
+        nudged = self._nudged(batch, free)
         moves = nudged - points.unsqueeze(2)
-        alike = self._alike(batch, searches, together)
+        alike = self._alike(batch, free)
         told, (here, added) = self._changes(world_model, batch, points, nudged, alike)
         steps = self._steps(batch, points, moves, here, added, caution)  # [batch, starts, dampings, time, action]
         tried = project_within(batch.limits, steps.flatten(1, 2))
@@ -136,18 +137,16 @@ class GaussNewton:
             for search, row in zip(improved, cheapest, strict=True)
         ]
 
-    def _nudged(
-        self, batch: SearchBatch, searches: Sequence[Search], together: bool
-    ) -> Float[Tensor, "batch starts moves time action"]:
+    def _nudged(self, batch: SearchBatch, free: Sequence[bool]) -> Float[Tensor, "batch starts moves time action"]:
         """Each sequence with one thing nudged towards the middle of its range, as far as limits let it.
 
-        A thing is a dimension of one action, or of all actions of a model step together.
+        A thing is a dimension of one action, or of all actions of a model step together: whichever `free` counts.
         """
         points = batch.memory[0]
         time, action = points.shape[-2:]
-        block = searches[0].block if together else 1
+        block = time * action // len(free)  # actions that are moved together
         units = torch.eye(time * action).view(time // block, block, action, time, action).sum(1).flatten(0, 1)
-        units = units[[place for place, is_free in enumerate(_free(together, searches)) if is_free]]
+        units = units[[place for place, is_free in enumerate(free) if is_free]]
         units = to_device(units, points.device)
         middle = (batch.limits.low + batch.limits.high) / 2  # [batch, 1, time, action]
         off = (points - middle).view(*points.shape[:2], -1, block, action).mean(3).repeat_interleave(block, dim=2)
@@ -155,12 +154,12 @@ class GaussNewton:
         nudged = points.unsqueeze(2) + inwards.unsqueeze(2) * units
         return project_within(batch.limits, nudged.flatten(1, 2)).view_as(nudged)
 
-    def _alike(self, batch: SearchBatch, searches: Sequence[Search], together: bool) -> Alike:
+    def _alike(self, batch: SearchBatch, free: Sequence[bool]) -> Alike:
         """What sequences and their nudged copies have in common: all but a step, or all up to it if others follow."""
-        rows_per_step = searches[0].problem.space.dimensions * (1 if together else searches[0].block)
-        steps = tuple(row // rows_per_step for row, is_free in enumerate(_free(together, searches)) if is_free)
+        per_step = len(free) // self.horizon
+        steps = tuple(place // per_step for place, is_free in enumerate(free) if is_free)
         followed = batch.limits.slew is not None or batch.limits.dwell is not None
-        return _nudged(batch.memory[0].shape[1], steps, self.horizon, followed)
+        return _apart_in(batch.memory[0].shape[1], steps, self.horizon, followed)
 
     def _changes(
         self, world_model: WorldModel, batch: SearchBatch, points: Actions, nudged: Tensor, alike: Alike
@@ -207,7 +206,7 @@ class GaussNewton:
 
 
 @lru_cache(maxsize=64)
-def _nudged(starts: int, steps: tuple[int, ...], horizon: int, followed: bool) -> Alike:
+def _apart_in(starts: int, steps: tuple[int, ...], horizon: int, followed: bool) -> Alike:
     """Each start, then its copies, one for each of `steps`: they differ there, and afterwards if that is `followed`."""
     alike: list[tuple[int, ...]] = []
     for _ in range(starts):

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.compact.predictor import Predictor
-from model.compact.sharing import Sharing
 from model.compact.stem import ConvStem
 from model.vjepa2.encoder import Encoder, EncoderConfig
 
@@ -106,17 +105,6 @@ class CompactNetwork(nn.Module):
             predicted.append(self.predictor(latent, part, felt))
             latent, felt = predicted[-1][:, -1], None
         return predicted[0] if len(predicted) == 1 else torch.cat(predicted, dim=1)
-
-    def predict_shared(
-        self,
-        latent: Float[Tensor, "batch latent"],
-        actions: Float[Tensor, "batch samples steps block"],
-        felt: Float[Tensor, "batch numbers"] | None,
-        shared: Sharing,
-    ) -> Float[Tensor, "batch samples steps latent"]:
-        """`predict` of several samples for each latent, at most `horizon` steps, with what they share computed once."""
-        predicted: Tensor = self.predictor.forward_shared(latent, actions, felt, shared)
-        return predicted
 
 
 def to_network_input(frames: Tensor) -> Float[Tensor, "batch 3 height w"]:

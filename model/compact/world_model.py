@@ -156,7 +156,8 @@ class CompactWorldModel:
             return self.rollout(context, actions)
         latent, *measured = context
         felt = measured[0] if measured else None
-        return self._network.predict_shared(latent, blocks, felt, sharing(alike, latent.device))
+        predicted: Tensor = self._network.predictor.forward_shared(latent, blocks, felt, sharing(alike, latent.device))
+        return predicted
 
     def _blocks(self, actions: Tensor) -> Float[Tensor, "batch samples steps block"]:
         """Network units, the actions of a model step side by side."""
