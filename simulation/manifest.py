@@ -2,7 +2,7 @@
 
 A pair is two states 25 (or 50, or 75) steps apart in an episode gathered with a seed that training never uses. Pairs
 that already count as solved at the start are left out, and their number is kept. Images are drawn from the states when
-needed.
+needed. Where nothing better is known than what the episode did, its actions from start to goal are kept with the pair.
 
 ``python -m simulation.manifest TASK[:OFFSET]...`` writes the files again.
 """
@@ -24,7 +24,8 @@ from simulation.exploration import explore, explore_cube_unseen
 FORMAT = "presage-manifest/1"
 OFFSET = 25  # steps from start to goal
 OFFSETS = (25, 50, 75)  # those that manifests are kept for
-DIGITS = 4  # kept of every number of a state
+DIGITS = 4  # kept of every number of a state or an action
+REPLAYED = ("pusht",)  # tasks whose oracle repeats the episode that a goal was taken from
 FOLDER = Path(__file__).parent / "manifests"
 _CANDIDATES_MOST = 100_000
 
@@ -52,6 +53,7 @@ class Manifest:
     starts: NDArray[np.float64]  # [pairs, S]
     goals: NDArray[np.float64]  # [pairs, S]
     offset: int = OFFSET  # steps from start to goal
+    actions: NDArray[np.float64] | None = None  # [pairs, offset, A], what led from start to goal, where it is kept
 
     def __post_init__(self) -> None:
         if self.starts.ndim != 2 or self.starts.shape != self.goals.shape:
@@ -83,7 +85,8 @@ class Manifest:
             raise ManifestError(f"{path.name}: not a manifest of {task} in the format {FORMAT}")
         numbers = np.array(held["pairs"], dtype=np.float64)  # [pairs, 2 S]
         starts, goals = np.split(numbers, 2, axis=1)
-        return cls(task, held["seed"], held["initially_solved_excluded"], starts, goals, offset)
+        actions = np.array(held["actions"]).reshape(len(starts), offset, -1) if "actions" in held else None
+        return cls(task, held["seed"], held["initially_solved_excluded"], starts, goals, offset, actions)
 
     def to_json(self) -> str:
         """The text of the manifest's file, one pair on a line."""
@@ -95,9 +98,16 @@ class Manifest:
             "offset": self.offset,
             "initially_solved_excluded": self.initially_solved_excluded,
         }
-        rows = np.concatenate([self.starts, self.goals], axis=1).tolist()
-        pairs = ",\n".join("    " + json.dumps([round(number, DIGITS) for number in row]) for row in rows)
-        return json.dumps(head, indent=2)[:-2] + f',\n  "pairs": [\n{pairs}\n  ]\n}}\n'
+        text = json.dumps(head, indent=2)[:-2] + _rows("pairs", np.concatenate([self.starts, self.goals], axis=1))
+        if self.actions is not None:
+            text += _rows("actions", self.actions.reshape(len(self), -1))
+        return text + "\n}\n"
+
+
+def _rows(name: str, rows: NDArray[np.float64]) -> str:
+    """One more entry of a JSON object, a row on a line."""
+    lines = ",\n".join("    " + json.dumps([round(number, DIGITS) for number in row]) for row in rows.tolist())
+    return f',\n  "{name}": [\n{lines}\n  ]'
 
 
 def manifest_path(task: str, offset: int = OFFSET) -> Path:
@@ -114,12 +124,14 @@ def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START, offse
     """Gathers episodes until ``pairs`` pairs are found; asking for fewer gives the first of the same."""
     starts: list[NDArray[np.float64]] = []
     goals: list[NDArray[np.float64]] = []
+    acted: list[NDArray[np.float64]] = []
     solved, looked_at = 0, 0
     while looked_at < _CANDIDATES_MOST:
         indices = range(looked_at, looked_at + min(GROUP, max(4, pairs - len(starts))))
         looked_at = indices.stop
-        states = np.round(_explored(task, seed, indices, episode_steps(offset)), DIGITS)
-        for index, episode in zip(indices, states, strict=True):
+        explored = _explored(task, seed, indices, episode_steps(offset))
+        states, actions = (np.round(part.astype(np.float64), DIGITS) for part in explored)
+        for index, episode, commands in zip(indices, states, actions, strict=True):
             step = int(np.random.default_rng([seed, index, offset]).integers(0, OFFSET + 1))
             start, goal = episode[step], episode[step + offset]
             if _solved(task, start, goal):
@@ -127,15 +139,20 @@ def build_manifest(task: str, pairs: int, seed: int = HELD_OUT_SEED_START, offse
                 continue
             starts.append(start)
             goals.append(goal)
+            acted.append(commands[step : step + offset])
             if len(starts) == pairs:
-                return Manifest(task, seed, solved, np.stack(starts), np.stack(goals), offset)
+                kept = np.stack(acted) if task in REPLAYED else None
+                return Manifest(task, seed, solved, np.stack(starts), np.stack(goals), offset, kept)
     raise ManifestError(f"pairs: only {len(starts)} of {pairs} found for {task} in {_CANDIDATES_MOST} episodes")
 
 
-def _explored(task: str, seed: int, indices: range, steps: int) -> NDArray[np.float64]:
+def _explored(task: str, seed: int, indices: range, steps: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """States and actions of some episodes."""
     if task == "cube":  # whose pictures take minutes that nothing here looks at
-        return explore_cube_unseen(seed, indices, steps)[2]
-    return explore(task, seed, indices, steps, image_size=16).states
+        actions, _, states = explore_cube_unseen(seed, indices, steps)
+        return states, actions
+    group = explore(task, seed, indices, steps, image_size=16)
+    return group.states, group.actions
 
 
 def _solved(task: str, start: NDArray[np.float64], goal: NDArray[np.float64]) -> bool:

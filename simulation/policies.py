@@ -1,7 +1,7 @@
 """Policies to compare a planner with: one that acts at random, and oracles that look at the simulator's own state.
 
-An oracle is a ceiling, not a competitor: it is told the states of the robot and of the goal, where a planner is shown
-two images. Policies that gather episodes are in ``simulation.exploration``.
+An oracle is a ceiling, not a competitor: it is told the states of the robot and of the goal, or even what once led from
+one to the other, where a planner is shown two images. Policies that gather episodes are in ``simulation.exploration``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from simulation import arm, arm_push, cube, reacher, tworoom
 from simulation.exploration import smooth_commands
 from simulation.grasping import carry
+from simulation.manifest import OFFSETS, Manifest
 from simulation.tasks import RobotTask
 
 Policy = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float32]]
@@ -32,7 +33,7 @@ def random_policy(robot: RobotTask, rng: np.random.Generator) -> Policy:
 
 
 def oracle_policy(robot: RobotTask, rng: np.random.Generator) -> Policy | None:
-    """The oracle of a task, for one episode; None for ``pusht``, which has none."""
+    """The oracle of a task, for one episode; None for a robot of another name, which has none."""
     match robot.name:
         case "arm":
             return arm_oracle
@@ -40,6 +41,8 @@ def oracle_policy(robot: RobotTask, rng: np.random.Generator) -> Policy | None:
             return ArmPushOracle(rng)
         case "cube":
             return cube_oracle(robot)
+        case "pusht":
+            return PushTReplay()
         case "reacher":
             return reacher_oracle
         case "tworoom":
@@ -62,6 +65,32 @@ def cube_oracle(robot: RobotTask) -> Policy:
         return np.clip(action, robot.action_low, robot.action_high).astype(np.float32)
 
     return act
+
+
+class PushTReplay:
+    """Repeats the actions of the held-out episode that the goal was taken from, then stays where it is.
+
+    ValueError for a goal that is in none of the manifests.
+    """
+
+    def __init__(self) -> None:
+        self._remaining: list[NDArray[np.float32]] | None = None
+
+    def __call__(self, state: NDArray[np.float64], goal_state: NDArray[np.float64]) -> NDArray[np.float32]:
+        if self._remaining is None:
+            self._remaining = list(_recorded_pushes(goal_state)[::-1])
+        return self._remaining.pop() if self._remaining else np.zeros(2, np.float32)
+
+
+def _recorded_pushes(goal_state: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The actions ``[steps, 2]`` that led to a held-out goal of Push-T."""
+    for offset in OFFSETS:
+        manifest = Manifest.load("pusht", offset)
+        assert manifest.actions is not None
+        found = np.flatnonzero((manifest.goals == goal_state).all(axis=1))
+        if len(found):
+            return manifest.actions[found[0]].astype(np.float32)
+    raise ValueError(f"goal_state: must be one of the manifests of pusht, got {goal_state.tolist()}")
 
 
 # Of a spring and a damper at each joint of Reacher, in N m per rad and per rad/s: the shoulder, which swings both

@@ -10,7 +10,7 @@ import pytest
 
 from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.episodes import HELD_OUT_SEED_START
-from simulation.manifest import Manifest, ManifestError, build_manifest, manifest_path, pair_count
+from simulation.manifest import REPLAYED, Manifest, ManifestError, build_manifest, manifest_path, pair_count
 from simulation.tasks import TASKS, make
 from tests.simulation.simulators import require
 
@@ -72,6 +72,9 @@ def test_the_first_pairs_of_a_manifest_are_what_its_seeds_give(task: str, count:
     built, committed = build_manifest(task, count), Manifest.load(task)
     np.testing.assert_allclose(built.starts, committed.starts[:count], atol=1e-3)
     np.testing.assert_allclose(built.goals, committed.goals[:count], atol=1e-3)
+    assert (built.actions is None) == (committed.actions is None) == (task not in REPLAYED)
+    if built.actions is not None and committed.actions is not None:
+        np.testing.assert_allclose(built.actions, committed.actions[:count], atol=1e-3)
 
 
 def test_a_choice_of_pairs_follows_its_seed_and_repeats_none() -> None:
@@ -94,7 +97,7 @@ def test_more_pairs_than_there_are_is_an_error_that_says_how_many(count: int) ->
 
 @pytest.mark.parametrize("offset", [50, 75])
 def test_goals_further_ahead_have_pairs_of_their_own(offset: int) -> None:
-    for task in ("arm", "arm-push", "reacher", "tworoom"):
+    for task in ("arm", "arm-push", "pusht", "reacher", "tworoom"):
         manifest = Manifest.load(task, offset)
         assert (len(manifest), manifest.offset) == (pair_count(task, offset), offset)
         assert not RULES[task](manifest.starts, manifest.goals).any()

@@ -12,7 +12,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from simulation import pusht
+from simulation.attempts import attempt
 from simulation.extras import MissingSimulator
+from simulation.manifest import OFFSETS, Manifest
+from simulation.policies import PushTReplay, oracle_policy
 from simulation.pusht import PushT
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
@@ -141,3 +144,26 @@ def test_importing_the_simulation_loads_no_simulator_and_sets_no_video_driver() 
     )
     environment = {"PATH": "", "PYTHONPATH": ":".join(path or "." for path in sys.path)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+@needs_simulator
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_the_oracle_repeats_what_led_to_held_out_goals_and_then_stays(offset: int) -> None:
+    robot, manifest = PushT(16), Manifest.load("pusht", offset)
+    pairs = manifest.pairs(10, 0)
+    tries = []
+    for pair in pairs:
+        policy = oracle_policy(robot, np.random.default_rng(0))
+        assert policy is not None
+        tries.append(attempt(robot, policy, pair.start_state, pair.goal_state, offset + 1))
+    assert all(one.success for one in tries)
+    assert manifest.actions is not None
+    repeated = oracle_policy(robot, np.random.default_rng(0))
+    assert repeated is not None
+    first = [repeated(robot.state, pairs[0].goal_state) for _ in range(offset + 1)]
+    np.testing.assert_array_equal(first, [*manifest.actions[pairs[0].index].astype(np.float32), [0.0, 0.0]])
+
+
+def test_the_oracle_knows_no_goals_but_the_held_out_ones() -> None:
+    with pytest.raises(ValueError, match="goal_state: must be one of the manifests of pusht"):
+        PushTReplay()(STATE, STATE)
