@@ -46,7 +46,7 @@ def serve(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="float32, bfloat16, float8; auto: the fastest that plans alike."),
+        typer.Option("--precision", help="float32, bfloat16, float8, int8; auto: the fastest that plans alike."),
     ] = None,
     graphs: Annotated[
         str | None, typer.Option("--graphs", help="on, off, or auto: rollouts as graphs on CUDA devices.")

@@ -47,7 +47,8 @@ class LoadedModel(Protocol):
     def computing_in(self, dtype: torch.dtype) -> LoadedModel:
         """The same model with its large matrix products in another precision; a family may keep its own.
 
-        With `torch.float8_e4m3fn` those of rollouts alone: what only embeds is in bfloat16 then.
+        With `torch.float8_e4m3fn` those of rollouts alone, with `torch.int8` those of encoders that only embed, and
+        bfloat16 otherwise: integers have no slope, which some searches ask for.
         """
         ...
 

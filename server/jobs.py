@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model.catalog import LoadedModel
 
 Floats = NDArray[np.float32]
-Precision = Literal["auto", "float32", "bfloat16", "float8"]
+Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 """What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""

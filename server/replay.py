@@ -31,7 +31,7 @@ from server.searches import Searches
 RECORD_BYTES = 512 * 1024 * 1024  # a larger one is no record of ours
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8)
 }
 Verdict = Literal["same", "different", "not searched", "failed"]
 

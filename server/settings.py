@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     engine_threads: int = Field(
         default=0, ge=0, description="CPU threads of the engine; 0: as many as are measured to be fastest"
     )
-    precision: Literal["auto", "float32", "bfloat16", "float8"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float8", "int8"] = Field(
         default="auto", description="of models; auto: the lowest that is faster and chooses the same actions"
     )
     graphs: Literal["auto", "on", "off"] = Field(

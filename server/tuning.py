@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.catalog import LoadedModel
 from model.float8 import E4M3, has_units
+from model.int8 import has_vnni
 from planner import named
 from planner.anytime import plan_in_time
 from planner.types import ActionSpace, PlanningError, Problem
@@ -113,21 +114,32 @@ class Work:
 
 def in_precision(model: LoadedModel, precision: str) -> LoadedModel:
     """The model in the precision that was set. Raises RuntimeError where its device has no units for it."""
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": E4M3}[precision]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": E4M3, "int8": torch.int8}[precision]
     if dtype == E4M3 and not has_units(model.device):
         rule = "needs a CUDA device of compute capability 8.9 or later (Ada, Hopper and newer)"
         raise RuntimeError(f"precision float8 {rule}, got {model.device}; auto takes the best there is")
+    if dtype == torch.int8 and not has_vnni(model.device):
+        rule = "needs a processor with VNNI"
+        raise RuntimeError(f"precision int8 {rule}, got {model.device}; auto takes the best there is")
     return model.computing_in(dtype)
 
 
 def with_best_precision(model: LoadedModel, size: SearchSize) -> tuple[LoadedModel, Verdict]:
     """The model in the lowest precision that is faster than the next and agrees with the model as it is."""
     served, why = _lowered(model, model, torch.bfloat16, size)
-    if has_units(model.device) and model_calls.action_space(model) is not None:
-        lowest, of_lowest = _lowered(model, served, E4M3, size)
+    eight_bits = _eight_bits(model)
+    if eight_bits is not None:
+        lowest, of_lowest = _lowered(model, served, eight_bits, size)
         why = of_lowest if lowest is not served else f"{why}; {of_lowest}"
         served = lowest
     return served, Verdict(served.dtype, why)
+
+
+def _eight_bits(model: LoadedModel) -> torch.dtype | None:
+    """The 8-bit numbers worth trying: floats for rollouts, integers for encoders; None without units for them."""
+    if model_calls.action_space(model) is not None:
+        return E4M3 if has_units(model.device) else None
+    return torch.int8 if has_vnni(model.device) else None
 
 
 def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: SearchSize) -> tuple[LoadedModel, str]:

@@ -116,9 +116,13 @@ def _summary(ratios: dict[str, Any]) -> str:
         f"overshoot p99 {ratios['punctual']:.2f} ms",
         f"robots batched {ratios['company']:.2f}x",
         "V-JEPA 2-AC " + ", ".join(f"{name.replace('_', ' ')} {ratio:.1f}x" for name, ratio in plans.items()),
-        f"clip {ratios['clip']:.1f}x transformers" if "clip" in ratios else "clip: transformers is not installed",
+        f"clip {_clip(ratios['clip'])} transformers" if "clip" in ratios else "clip: transformers is not installed",
     ]
     return "; ".join(parts)
+
+
+def _clip(ratios: dict[str, float]) -> str:
+    return ", ".join(f"{ratio:.1f}x in {name}" for name, ratio in ratios.items())
 
 
 def _vjepa2_scale(quick: bool, device: torch.device) -> tuple[int, int, tuple[int, ...], int]:

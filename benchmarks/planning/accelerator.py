@@ -87,7 +87,7 @@ def measure(device: torch.device, scale: Scale) -> tuple[Figures, list[Table]]:
     figures |= _predictor(device, scale)
     clip = vjepa2.embeddings(device, scale.clip_layers, scale.repeats) if scale.clip_layers else None
     if clip is not None:
-        table, figures["clip"] = clip
+        table, figures["clip"] = clip[0], clip[1]["bfloat16"]
         alike = [float(str(row[2])) for row in table.rows if row[0] == "transformers, bfloat16"]
         figures |= {"clip_alike": figures["clip"] / alike[0]} if alike else {}
     figures |= _arm(device, scale)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.baselines.vjepa2_ac import PublishedLoop
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
+from model.int8 import has_vnni, quantise_linears
 from model.packed import pack_linears
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
@@ -25,6 +26,7 @@ from planner.types import Problem
 
 LAYERS = 24
 CLIP_FRAMES, CLIP_SIZE = 16, 256
+LOWERED = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +94,11 @@ def problem(device: torch.device) -> Problem:
     return Problem(context, goal, vjepa2_ac_space(), seed=0)
 
 
-def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, float] | None:
-    """Embedding a clip with ViT-L, against `transformers`; None where it is not installed."""
+def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, dict[str, float]] | None:
+    """Embedding a clip with ViT-L, against `transformers`; None where it is not installed.
+
+    Ratios are by precision: bfloat16, and 8-bit integers where the device has units for them.
+    """
     try:
         from transformers import VJEPA2Config, VJEPA2Model
     except ImportError:
@@ -121,6 +126,16 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
         return tokens
 
     works: dict[str, Work] = {"theirs": of_theirs, "float32": exact, "bfloat16": fast}
+    if has_vnni(device):
+        quantised = copy.deepcopy(ours).to(torch.bfloat16)
+        quantise_linears(quantised.blocks)
+
+        @torch.inference_mode()
+        def in_integers() -> Tensor:
+            tokens: Tensor = quantised(video.to(torch.bfloat16))
+            return tokens
+
+        works["int8"] = in_integers
     if device.type != "cpu":  # where who embeds for a living would lower theirs as well
         their_lowered = copy.deepcopy(theirs).to(torch.bfloat16)
 
@@ -132,15 +147,32 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
         works["theirs, lowered"] = of_their_lowered
     ms = interleaved(works, repeats)
     rate, counted = matrix_rate(torch.bfloat16, device), operations(exact)
+    own = exact().flatten(0, 1)
+    near = {
+        name: float(torch.cosine_similarity(own, tokens().flatten(0, 1).float(), dim=-1).min())  # type: ignore[attr-defined]
+        for name, tokens in works.items()
+        if name in LOWERED
+    }
+    ratios = {name: ms["theirs"] / ms[name] for name in near}
     rows: list[tuple[object, ...]] = [
-        ("transformers, float32", ms["theirs"], 1.0),
-        *(("transformers, bfloat16", ms[name], ms["theirs"] / ms[name]) for name in ms if name == "theirs, lowered"),
-        ("Presage, float32", ms["float32"], ms["theirs"] / ms["float32"]),
-        ("Presage, bfloat16", ms["bfloat16"], ms["theirs"] / ms["bfloat16"]),
-        (f"floor at {rate / 1e9:.0f} GFLOP/s", 1e3 * counted / rate, ms["theirs"] * rate / counted / 1e3),
+        ("transformers, float32", ms["theirs"], 1.0, ""),
+        *(
+            ("transformers, bfloat16", ms[name], ms["theirs"] / ms[name], "")
+            for name in ms
+            if name == "theirs, lowered"
+        ),
+        ("Presage, float32", ms["float32"], ms["theirs"] / ms["float32"], ""),
+        *((f"Presage, {name}", ms[name], ratios[name], f"{cosine:.5f}") for name, cosine in near.items()),
+        (
+            f"floor of bfloat16 at {rate / 1e9:.0f} GFLOP/s",
+            1e3 * counted / rate,
+            ms["theirs"] * rate / counted / 1e3,
+            "",
+        ),
     ]
     note = f"{CLIP_FRAMES} frames of {CLIP_SIZE} px, {layers} of 24 layers, random weights, {device.type}."
-    return Table("Clip embedding, ViT-L", note, ("", "ms", "times as fast"), rows), ms["theirs"] / ms["bfloat16"]
+    columns = ("", "ms", "times as fast", "least cosine of a token to float32")
+    return Table("Clip embedding, ViT-L", note, columns, rows), ratios
 
 
 def planned(optimiser: CEM, model: Acting, problem: Problem) -> Callable[[], Tensor]:

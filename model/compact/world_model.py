@@ -79,7 +79,8 @@ class CompactWorldModel:
         return cls(package, network, device, dtype)
 
     def computing_in(self, dtype: torch.dtype) -> CompactWorldModel:
-        """The same package with its predictor in another precision."""
+        """The same package with its predictor in another precision; bfloat16 for 8-bit integers: it is too narrow."""
+        dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         return self if dtype == self.dtype else self.from_package(self.package, self.device, dtype)
 
     @classmethod

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from model import float8, int8
 from model.catalog import ClipEmbedding
-from model.float8 import E4M3, quantise_linears
 from model.observation import CROP_POLICIES, CropPolicy, doubts
 from model.package import Package, PackageConfig, PackageError
 from model.packed import pack_linears
@@ -34,7 +34,8 @@ class PackagedVJepa2:
     def __init__(self, package: Package, device: torch.device, dtype: torch.dtype | None = None) -> None:
         """`dtype` None keeps the stored type on an accelerator and computes in float32 on a CPU.
 
-        Of 8-bit floats the predictor's blocks are made; all else, the encoder too, is bfloat16 then.
+        Of 8-bit floats the predictor's blocks are made, of 8-bit integers the encoder's where nothing acts; all else is
+        bfloat16 then.
         """
         self.package = package
         self.device = device
@@ -56,18 +57,22 @@ class PackagedVJepa2:
         if weights:
             raise PackageError(f"{package.folder}: weights have an unknown key: {min(weights)}")
         dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+        between = torch.bfloat16 if dtype in (float8.E4M3, torch.int8) else dtype
         for network in networks.values():
-            network.to(device=device, dtype=torch.bfloat16 if dtype == E4M3 else dtype).eval().requires_grad_(False)
+            network.to(device=device, dtype=between).eval().requires_grad_(False)
         encoder, predictor = networks["encoder"], networks.get("action_predictor")
         assert isinstance(encoder, Encoder)
         self.encoder = encoder
         self.dtype = next(encoder.parameters()).dtype
-        pack_linears(encoder.blocks)
         self.world_model: VJepa2WorldModel | None = None
+        if dtype == torch.int8 and predictor is None:
+            int8.quantise_linears(encoder.blocks)
+            self.dtype = dtype
+        pack_linears(encoder.blocks)
         if isinstance(predictor, ActionPredictor):
-            if dtype == E4M3:
-                quantise_linears(predictor.predictor_blocks)
-                self.dtype = E4M3
+            if dtype == float8.E4M3:
+                float8.quantise_linears(predictor.predictor_blocks)
+                self.dtype = dtype
             pack_linears(predictor.predictor_blocks)
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
 

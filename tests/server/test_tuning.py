@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,13 +12,29 @@ import torch
 from model.catalog import LoadedModel, load
 from model.compact.world_model import CompactWorldModel
 from model.float8 import E4M3
+from model.int8 import has_vnni
+from model.package import write_package
+from model.vjepa2.config import EncoderConfig
+from model.vjepa2.imported import package_config
 from server import tuning
 from server.engine_process import own_search
 from server.jobs import SearchSize
+from tests.model.vjepa2.tiny import encoder, published
 from tests.server.linear import CONFIGS, GAIN, Linear
 
 CPU = torch.device("cpu")
 SIZE = SearchSize(samples=48, iterations=4, elites=6, horizon=3)
+
+
+@pytest.fixture(scope="module")
+def wide_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package that only embeds, with layers wide enough for 8-bit integers."""
+    shape = EncoderConfig(width=256, depth=2, heads=4, mlp_hidden=256, patch=8)
+    model = replace(published(acts=False), encoder=shape, predictor=None)
+    weights = {f"encoder.{name}": weight for name, weight in encoder(shape).state_dict().items()}
+    folder = tmp_path_factory.mktemp("packages") / "wide"
+    write_package(folder, package_config(model, "a test", "none", torch.float32), weights, "# wide\n")
+    return folder
 
 
 class Coarse:
@@ -143,6 +160,39 @@ def test_8_bit_floats_are_judged_by_the_plans_they_choose(monkeypatch: pytest.Mo
     assert served is arm
     assert "bfloat16 does not agree" in verdict.why
     assert "float8 does not agree" in verdict.why
+
+
+@pytest.mark.skipif(not has_vnni(CPU), reason="this processor has no VNNI")
+def test_8_bit_integers_are_judged_by_the_embeddings_of_an_encoder(
+    wide_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    model = load(str(wide_encoder), CPU)
+    size = own_search(model.package.config.planner)
+    served, verdict = tuning.with_best_precision(model, size)
+    cosine, nearer = (
+        tuning._embedding_cosine(model, model.computing_in(dtype)) for dtype in (torch.int8, torch.bfloat16)
+    )
+    assert cosine < nearer < 1
+    assert (verdict.dtype == torch.int8) == (cosine >= tuning.LEAST_COSINE)
+    monkeypatch.setattr(tuning, "LEAST_COSINE", cosine)
+    served, verdict = tuning.with_best_precision(model, size)
+    assert served.dtype == verdict.dtype == torch.int8
+    monkeypatch.setattr(tuning, "LEAST_COSINE", (nearer + cosine) / 2)
+    served, verdict = tuning.with_best_precision(model, size)
+    assert served.dtype == torch.bfloat16
+    assert "int8 embeddings have a cosine of" in verdict.why
+    assert tuning.in_precision(model, "int8").dtype == torch.int8
+
+
+def test_8_bit_integers_are_refused_by_name_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "has_vnni", lambda device: False)
+    with pytest.raises(RuntimeError, match="precision int8 needs a processor with VNNI, got cpu"):
+        tuning.in_precision(load("arm", CPU), "int8")
+
+
+def test_a_model_that_plans_is_in_bfloat16_where_8_bit_integers_are_asked_for() -> None:
+    assert load("arm", CPU).computing_in(torch.int8).dtype == torch.bfloat16
 
 
 def test_a_precision_that_is_set_is_taken_where_the_device_has_units_for_it() -> None:
