@@ -26,7 +26,6 @@ from planner.types import Problem
 
 LAYERS = 24
 CLIP_FRAMES, CLIP_SIZE = 16, 256
-LOWERED = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +124,7 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
         tokens: Tensor = lowered(video.to(torch.bfloat16))
         return tokens
 
-    works: dict[str, Work] = {"theirs": of_theirs, "float32": exact, "bfloat16": fast}
+    lower: dict[str, Callable[[], Tensor]] = {"bfloat16": fast}
     if has_vnni(device):
         quantised = copy.deepcopy(ours).to(torch.bfloat16)
         quantise_linears(quantised.blocks)
@@ -135,7 +134,8 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
             tokens: Tensor = quantised(video.to(torch.bfloat16))
             return tokens
 
-        works["int8"] = in_integers
+        lower["int8"] = in_integers
+    works: dict[str, Work] = {"theirs": of_theirs, "float32": exact, **lower}
     if device.type != "cpu":  # where who embeds for a living would lower theirs as well
         their_lowered = copy.deepcopy(theirs).to(torch.bfloat16)
 
@@ -149,11 +149,10 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
     rate, counted = matrix_rate(torch.bfloat16, device), operations(exact)
     own = exact().flatten(0, 1)
     near = {
-        name: float(torch.cosine_similarity(own, tokens().flatten(0, 1).float(), dim=-1).min())  # type: ignore[attr-defined]
-        for name, tokens in works.items()
-        if name in LOWERED
+        name: torch.cosine_similarity(own, tokens().flatten(0, 1).float(), dim=-1).min().item()
+        for name, tokens in lower.items()
     }
-    ratios = {name: ms["theirs"] / ms[name] for name in near}
+    ratios = {name: ms["theirs"] / ms[name] for name in lower}
     rows: list[tuple[object, ...]] = [
         ("transformers, float32", ms["theirs"], 1.0, ""),
         *(
