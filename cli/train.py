@@ -202,10 +202,11 @@ def _fit(
 
 def _told(line: TrainProgress) -> Told:
     losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
+    labels = f" labels {line.label_loss:.3f}" if line.label_loss else ""
     probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
     unlearnt = "" if line.held_out_loss is None else f", held-out loss {line.held_out_loss:.4f}"
     more = f", latent std {line.latent_std:.2f}{unlearnt}{probe}, {line.compute_share:.1%} of the time computing"
-    return Told(f"{losses}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
+    return Told(f"{losses}{labels}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
 
 
 @contextmanager
@@ -237,6 +238,8 @@ def _write(writer: SummaryWriter, line: TrainProgress) -> None:
     }
     if line.held_out_loss is not None:
         values["loss/held_out"] = line.held_out_loss
+    if line.label_loss:
+        values["loss/labels"] = line.label_loss
     values |= {f"probe_r2/{number}": value for number, value in enumerate(line.probe_r2)}
     for name, value in values.items():
         writer.add_scalar(name, value, line.step)

@@ -52,6 +52,7 @@ class CompactRecipe:
     regulariser: float = 0.3  # weight of SIGReg
     frozen_encoder: bool = False  # train the predictor alone, on latents encoded once; starts from a package
     inverse: float = 0.2  # weight of inverse dynamics: which actions led from one latent to the next
+    labels: float = 0.0  # weight of telling what the probe looks for (`Episodes.probe_targets`) from each latent
     directions: int = 1024
     latent: int = 128
     encoder_width: int = 128
@@ -60,6 +61,7 @@ class CompactRecipe:
     predictor_depth: int = 3
     residual: bool = False  # the predictor tells what changes
     proprioception: bool = False  # a prediction starts from the robot's own measurements too; the goal has none
+    normed_stem: bool = False  # a batch norm after each of the encoder's convolutions
     placed: bool = True  # the encoder's head reads a frame's tokens each in its place, not their mean
     slow_floor: float = (
         0.0  # above 0: in the end, latents' distances are made to count slow changes as much as fast ones
@@ -94,6 +96,7 @@ class TrainProgress:
     compute_share: float = 1.0  # of the time since then, in which no step waited for its windows
     held_out_loss: float | None = None  # of predictions on held-out episodes, with each probe: far above the loss says
     # that episodes are known by heart
+    label_loss: float = 0.0  # the share of the labels' variance that latents do not tell; 0 where there are none
 
 
 class DivergedError(ArithmeticError):
@@ -128,7 +131,10 @@ def train(
     config = package_config(recipe, fitting, name)
     assert config.action is not None
     torch.manual_seed(recipe.seed)
-    learner = make_learner(CompactConfig(**config.network), ActionNormalizer(config.action), device, ranks)
+    fitting = labelled(fitting) if recipe.labels and not recipe.frozen_encoder else fitting
+    learner = make_learner(
+        CompactConfig(**config.network), ActionNormalizer(config.action), device, ranks, fitting.label_count()
+    )
     network = learner.network
     fitting = _begun(network, fitting, recipe, initial)
     parameters = list((network.predictor if recipe.frozen_encoder else learner).parameters())
@@ -149,8 +155,8 @@ def train(
         told, batch, waited_now = _accumulated(learner, drawn, recipe, ranks)
         waited += waited_now
         ranks.average_gradients(parameters)
-        prediction, regulariser, inverse, spread = ranks.mean(told).tolist()
-        if not math.isfinite(prediction + regulariser + inverse):
+        prediction, regulariser, inverse, labels, spread = ranks.mean(told).tolist()
+        if not math.isfinite(prediction + regulariser + inverse + labels):
             raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
         torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
         optimiser.step()
@@ -171,6 +177,7 @@ def train(
             frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
             compute_share=1 - waited / (seconds - spent),
             held_out_loss=unlearnt,
+            label_loss=labels,
         )
         progress(line)
         if probing and not last and ranks.first:
@@ -220,9 +227,9 @@ def _optimiser(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> t
 
 def _accumulated(
     learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, ranks: Ranks
-) -> tuple[Float[Tensor, "4"], Batch, float]:
+) -> tuple[Float[Tensor, "5"], Batch, float]:
     """Add one step's gradients; its batches' mean losses, the last batch, and the seconds waited for batches."""
-    told, waited = torch.zeros(4, device=next(learner.parameters()).device), 0.0
+    told, waited = torch.zeros(5, device=next(learner.parameters()).device), 0.0
     for _ in range(recipe.accumulate):
         asked = time.monotonic()
         batch = next(drawn)
@@ -231,19 +238,22 @@ def _accumulated(
     return told, batch, waited
 
 
-def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "4"]:
-    """Add one batch's gradients; its three losses and the latents' spread."""
+def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "5"]:
+    """Add one batch's gradients; its four losses and the latents' spread."""
     device = next(learner.parameters()).device
     given = [part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)]
     felt = None if batch.felt is None else batch.felt.to(device, non_blocking=True)
     if recipe.frozen_encoder:
         loss = losses_of_latents(learner, *given[:2], felt=felt, bfloat16=recipe.bfloat16)
     else:
-        loss = losses(learner, *given, felt=felt, bfloat16=recipe.bfloat16, ranks=ranks)
+        labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+        loss = losses(learner, *given, felt=felt, labels=labels, bfloat16=recipe.bfloat16, ranks=ranks)
     total = loss.prediction + recipe.regulariser * loss.regulariser + recipe.inverse * loss.inverse
+    total = total + recipe.labels * loss.labels
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
-    return torch.stack([loss.prediction.detach(), loss.regulariser.detach(), loss.inverse.detach(), spread])
+    parts = (loss.prediction, loss.regulariser, loss.inverse, loss.labels, spread)
+    return torch.stack([part.detach() for part in parts])
 
 
 def _measured(
@@ -273,6 +283,17 @@ def _model_steps(network: CompactNetwork, episodes: Episodes, recipe: CompactRec
     latents = some if recipe.frozen_encoder else encoded(network, some, recipe)
     for row in range(len(latents)):
         yield torch.from_numpy(latents[row, : episodes.steps_of(row) + 1 : recipe.block])
+
+
+def labelled(episodes: Episodes) -> Episodes:
+    """Episodes whose probe targets, of mean 0 and variance 1, are labels; ValueError where there are none."""
+    targets = episodes.probe_targets
+    if targets is None:
+        raise ValueError(f"labels: episodes must say what latents are to tell, got none in {episodes.source}")
+    recorded = np.concatenate([targets[row, : episodes.steps_of(row) + 1] for row in range(len(targets))])
+    spread = recorded.std(axis=0)
+    labels = (targets - recorded.mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)
+    return replace(episodes, labels=labels.astype(np.float32))
 
 
 def _standardise(network: CompactNetwork, episodes: Episodes) -> None:
@@ -329,6 +350,7 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
         residual=recipe.residual,
         proprioception=episodes.recorded_proprioception().shape[-1] if recipe.proprioception else 0,
         horizon=recipe.horizon,
+        normed_stem=recipe.normed_stem,
     )
     if recipe.placed:
         network = replace(network, placed_tokens=(height // network.patch) * (width // network.patch))

@@ -26,6 +26,7 @@ class Episodes:
     rate_hz: float
     source: str  # where they come from, for the model card
     probe_targets: NDArray[np.float32] | None = None  # [episodes, steps + 1, targets]: what a linear probe should find
+    labels: NDArray[np.float32] | None = None  # [episodes, steps + 1, labels]: what latents are trained to tell
     lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
     proprioception: NDArray[np.float32] | None = None  # [episodes, steps + 1, numbers] as recorded
     proprioception_names: tuple[str, ...] = ()
@@ -59,6 +60,10 @@ class Episodes:
             return self.proprioception.reshape(-1, self.proprioception.shape[-1])
         return self.proprioception[np.arange(self.proprioception.shape[1]) <= self.lengths[:, None]]
 
+    def label_count(self) -> int:
+        """Numbers that latents are trained to tell of a frame."""
+        return 0 if self.labels is None else self.labels.shape[-1]
+
     def steps_of(self, row: int) -> int:
         """Recorded steps of one episode; it has one frame more."""
         return self.actions.shape[1] if self.lengths is None else int(self.lengths[row])
@@ -90,7 +95,7 @@ class Episodes:
 
     def _take(self, rows: slice) -> Episodes:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        for name in ("frames", "actions", "probe_targets", "lengths", "proprioception"):
+        for name in ("frames", "actions", "probe_targets", "labels", "lengths", "proprioception"):
             values[name] = None if values[name] is None else values[name][rows]
         return Episodes(**values)
 

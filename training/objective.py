@@ -1,6 +1,7 @@
 """What a compact model is trained to do: predict the next latents, keep them Gaussian, and tell the actions between.
 
-One batch's losses; the loop around them is in `training.compact`.
+Where recordings say more of a frame than its pixels, latents can be made to tell it too. One batch's losses; the loop
+around them is in `training.compact`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from training.windows import Batch
 
 
 class Learner(nn.Module):
-    """What is trained: the network that will be kept, and the inverse-dynamics head that will not."""
+    """What is trained: the network that will be kept, and the heads that will not: inverse dynamics, and what tells
+    `labels` numbers from one latent by a straight line."""
 
-    def __init__(self, config: CompactConfig, normalizer: ActionNormalizer) -> None:
+    def __init__(self, config: CompactConfig, normalizer: ActionNormalizer, labels: int = 0) -> None:
         super().__init__()
         self.network = CompactNetwork(config)
         self.normalizer = normalizer
         self.inverse = nn.Sequential(nn.Linear(2 * config.latent, 256), nn.GELU(), nn.Linear(256, config.action_width))
+        self.labelling = nn.Linear(config.latent, labels) if labels else None
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Losses:
     regulariser: Tensor
     inverse: Tensor
     latents: Tensor
+    labels: Tensor  # 0 where there are none
 
 
 def losses(
@@ -46,6 +50,7 @@ def losses(
     directions: Float[Tensor, "latent directions"],
     *,
     felt: Float[Tensor, "batch times numbers"] | None = None,
+    labels: Float[Tensor, "batch times labels"] | None = None,
     bfloat16: bool,
     ranks: Ranks = ALONE,
 ) -> Losses:
@@ -53,7 +58,8 @@ def losses(
 
     Targets are not detached: the encoder is pulled towards what can be predicted, SIGReg keeps it from giving up, and
     inverse dynamics makes it keep what the actions move (without it the sign of the arm's elbow comes last). `felt` is
-    proprioception, NaN where it was not measured. With `bfloat16`, matrix products are; the rest stays in float32.
+    proprioception, NaN where it was not measured; `labels` have mean 0 and variance 1. With `bfloat16`, matrix products
+    are; the rest stays in float32.
     """
     batch, times = frames.shape[:2]
     images = to_network_input(frames.flatten(0, 1)).contiguous(memory_format=torch.channels_last)
@@ -62,11 +68,13 @@ def losses(
         latents = learner.network.encode(images).float().unflatten(0, (batch, times))
         prediction = prediction_loss(learner.network, latents, blocks, felt)
         guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1)).float()
+        told = None if learner.labelling is None else learner.labelling(latents).float()
     return Losses(
         prediction=prediction,
         regulariser=sigreg(latents.transpose(0, 1), directions, ranks),
         inverse=F.mse_loss(guessed, blocks),
         latents=latents,
+        labels=latents.new_zeros(()) if told is None or labels is None else F.mse_loss(told, labels),
     )
 
 
@@ -82,7 +90,8 @@ def losses_of_latents(
     blocks = learner.normalizer(actions).reshape(*latents.shape[:1], latents.shape[1] - 1, -1)
     with torch.autocast(latents.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         prediction = prediction_loss(learner.network, latents, blocks, felt)
-    return Losses(prediction, latents.new_zeros(()), latents.new_zeros(()), latents)
+    nothing = latents.new_zeros(())
+    return Losses(prediction, nothing, nothing, latents, nothing)
 
 
 @torch.no_grad()
@@ -122,9 +131,11 @@ def prediction_loss(
     return (errors / starts).mean()
 
 
-def make_learner(config: CompactConfig, normalizer: ActionNormalizer, device: torch.device, ranks: Ranks) -> Learner:
+def make_learner(
+    config: CompactConfig, normalizer: ActionNormalizer, device: torch.device, ranks: Ranks, labels: int = 0
+) -> Learner:
     """A fresh learner, laid out for speed and, with several processes, counting the rows of all of them."""
-    learner = Learner(config, normalizer).to(device)
+    learner = Learner(config, normalizer, labels).to(device)
     share_batch_norms(learner, ranks)
     learner.network.to(memory_format=torch.channels_last)
     return learner

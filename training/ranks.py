@@ -123,12 +123,15 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-class SharedBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the rows of all processes, on any device (torch's own works on CUDA alone)."""
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the rows, or the pixels of the images, of all processes, on any device (torch's: CUDA alone)."""
 
     def __init__(self, features: int, ranks: Ranks) -> None:
         super().__init__(features)
         self.ranks = ranks
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Whatever has channels as its second axis."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -137,24 +140,26 @@ class SharedBatchNorm(nn.BatchNorm1d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        rows = x.float()
-        mean = self.ranks.mean_with_gradient(rows.mean(dim=0))
-        variance = self.ranks.mean_with_gradient((rows - mean).square().mean(dim=0))
+        rows = x.to(self.running_mean.dtype).movedim(1, -1)
+        others = tuple(range(rows.ndim - 1))
+        mean = self.ranks.mean_with_gradient(rows.mean(dim=others))
+        variance = self.ranks.mean_with_gradient((rows - mean).square().mean(dim=others))
         with torch.no_grad():
-            count = len(x) * self.ranks.world
+            count = rows[..., 0].numel() * self.ranks.world
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach() * (count / max(count - 1, 1)), self.momentum)
-        return ((rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)
+        normal = (rows - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return normal.movedim(-1, 1).to(x.dtype)
 
 
 def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:
-    """Make every one-dimensional batch norm of a network count the rows of all processes; names of weights stay."""
+    """Make every batch norm of a network count the rows or images of all processes; names of weights stay."""
     if ranks.world == 1:
         return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm1d:
-                shared = SharedBatchNorm(child.num_features, ranks)
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                shared = SharedBatchNorm(child.num_features, ranks).to(child.weight)
                 shared.load_state_dict(child.state_dict())
                 setattr(module, name, shared)

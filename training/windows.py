@@ -41,6 +41,7 @@ class Batch:
     directions: Float[Tensor, "latent directions"]
     state: Tensor
     felt: Float[Tensor, "batch times numbers"] | None = None  # proprioception; NaN where it is hidden
+    labels: Float[Tensor, "batch times labels"] | None = None
 
 
 def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE) -> Batch:
@@ -67,6 +68,7 @@ def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generato
         directions,
         generator.get_state(),
         felt,
+        None if episodes.labels is None else torch.from_numpy(episodes.labels[rows[:, None], shown]),
     )
 
 

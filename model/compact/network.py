@@ -33,6 +33,7 @@ class CompactConfig:
     horizon: int = 5  # model steps predicted in one call
     residual: bool = False  # the predictor tells what changes: what no action moves is carried over as it is
     proprioception: int = 0  # numbers a robot measures of itself, given beside the latent that a prediction starts from
+    normed_stem: bool = False  # a batch norm after each of the encoder's convolutions
     placed_tokens: int = 0  # a frame's tokens, which the head then reads each in its place; 0: it reads their mean
 
 
@@ -54,7 +55,7 @@ class CompactNetwork(nn.Module):
                 positions="interleaved",
                 fused_attention=False,
             ),
-            stem=ConvStem(width, config.patch, config.tubelet),
+            stem=ConvStem(width, config.patch, config.tubelet, normed=config.normed_stem),
         )
         # The transformer ends in a layer norm, under which no latent can be an isotropic Gaussian: a batch norm sets
         # its scale free again.

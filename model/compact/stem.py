@@ -10,9 +10,12 @@ from torch.nn import functional as F
 
 
 class ConvStem(nn.Module):
-    """Stride-2 convolutions down to one token per patch; frames of a tubelet enter side by side as channels."""
+    """Stride-2 convolutions down to one token per patch; frames of a tubelet enter side by side as channels.
 
-    def __init__(self, width: int, patch: int, tubelet: int, base: int = 32) -> None:
+    With `normed`, a batch norm follows each: how a thing is turned is learnt so (decision 13).
+    """
+
+    def __init__(self, width: int, patch: int, tubelet: int, base: int = 32, normed: bool = False) -> None:
         super().__init__()
         if patch < 2 or patch & (patch - 1):
             raise ValueError(f"patch must be a power of two for a convolutional stem, got {patch}")
@@ -22,6 +25,7 @@ class ConvStem(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1) for narrow, wide in itertools.pairwise(channels)
         )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(wide) for wide in channels[1:] if normed)
 
     def forward(self, video: Float[Tensor, "batch 3 time height w"]) -> Float[Tensor, "batch tokens width"]:
         batch, colours, time, height, w = video.shape
@@ -30,4 +34,6 @@ class ConvStem(nn.Module):
         x = pairs.reshape(batch * steps, self.tubelet * colours, height, w)
         for index, convolution in enumerate(self.convolutions):
             x = convolution(x if index == 0 else F.gelu(x))
+            if self.norms:
+                x = self.norms[index](x)
         return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1])

@@ -12,13 +12,13 @@ import torch
 from model.compact.network import CompactConfig
 from model.normalizer import ActionNormalizer
 from tests.training.test_compact import RECIPE, dot_episodes
-from training.compact import TrainProgress, package_config, train
+from training.compact import TrainProgress, labelled, package_config, train
 from training.objective import losses, make_learner
-from training.ranks import Ranks, joined
+from training.ranks import Ranks, joined, share_batch_norms
 from training.sigreg import _EppsPulley
 from training.windows import Windows, sample_batch
 
-SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2)
+SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2, labels=1.0)
 
 
 def main(folder: Path) -> None:
@@ -26,6 +26,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as ranks:
         torch.save(statistic(ranks), folder / f"statistic{ranks.rank}.pt")
+        torch.save(normed_images(ranks), folder / f"images{ranks.rank}.pt")
         torch.save(gradients(ranks), folder / f"gradients{ranks.rank}.pt")
         log: list[TrainProgress] = []
         train(SHARED, dot_episodes(), "dot", folder / "dot", log.append, provenance={}, ranks=ranks)
@@ -40,18 +41,31 @@ def statistic(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
     return value.detach(), torch.autograd.grad(value, own)[0]
 
 
+def normed_images(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images behind a batch norm in double precision, and the slope at this process's own."""
+    everybody = torch.randn(6, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3)).double()
+    share_batch_norms(network, ranks)
+    own = everybody[ranks.part(6)].requires_grad_()
+    normed = network(own)
+    return normed.detach(), torch.autograd.grad((normed.square() * own.detach()).sum(), own)[0]
+
+
 def gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
     """Of every weight of a fresh network, for one batch, as an optimiser would get them."""
-    episodes = dot_episodes()
+    episodes = labelled(dot_episodes())
     config = package_config(SHARED, episodes, "dot")
     assert config.action is not None
     torch.manual_seed(3)
     normalizer = ActionNormalizer(config.action)
-    learner = make_learner(CompactConfig(**config.network), normalizer, torch.device("cpu"), ranks)
+    learner = make_learner(
+        CompactConfig(**config.network), normalizer, torch.device("cpu"), ranks, episodes.label_count()
+    )
     windows = Windows(batch=16, horizon=2, block=2, latent=16, directions=64)
     batch = sample_batch(episodes, windows, torch.Generator().manual_seed(4), ranks)
-    found = losses(learner, batch.frames, batch.actions, batch.directions, bfloat16=False, ranks=ranks)
-    (found.prediction + 0.3 * found.regulariser + 0.2 * found.inverse).backward()
+    given = (batch.frames, batch.actions, batch.directions)
+    found = losses(learner, *given, labels=batch.labels, bfloat16=False, ranks=ranks)
+    (found.prediction + 0.3 * found.regulariser + 0.2 * found.inverse + found.labels).backward()
     ranks.average_gradients(learner.parameters())
     return {name: weight.grad for name, weight in learner.named_parameters() if weight.grad is not None}
 

@@ -12,7 +12,16 @@ import torch
 from model.catalog import load
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from training.compact import CompactRecipe, DivergedError, TrainProgress, probe, schedule, start_from, train
+from training.compact import (
+    CompactRecipe,
+    DivergedError,
+    TrainProgress,
+    labelled,
+    probe,
+    schedule,
+    start_from,
+    train,
+)
 from training.episodes import Episodes
 from training.objective import Losses, losses
 from training.probe import linear_probe
@@ -249,6 +258,54 @@ def test_a_slow_basis_changes_what_is_far_and_nothing_else(tmp_path: Path) -> No
         for model, latents in ((plain, before), (slow, after))
     ]
     torch.testing.assert_close(ahead[0] @ basis, ahead[1], rtol=0.05, atol=0.05)
+
+
+def test_latents_can_be_told_what_no_action_moves(tmp_path: Path) -> None:
+    """How bright the dot is stays as it is, and hardly counts in a prediction; labelled, it is told well."""
+    rng = np.random.default_rng(1)
+    dots = dot_episodes(count=256)
+    bright = rng.uniform(0.3, 1.0, (256, 1)).astype(np.float32)
+    episodes = replace(
+        dots,
+        frames=(dots.frames * bright[..., None, None, None]).astype(np.uint8),
+        probe_targets=np.repeat(bright[:, None], dots.frames.shape[1], axis=1),
+    )
+    recipe = replace(RECIPE, steps=120, learning_rate=3e-3, held_out=64, checkpoint_every=120)
+    plain = run(recipe, tmp_path / "plain", episodes=episodes)
+    told = run(replace(recipe, labels=3.0), tmp_path / "told", episodes=episodes)
+    assert all(line.label_loss == 0 for line in plain)
+    first, last = (np.mean([line.label_loss for line in part]) for part in (told[:10], told[-10:]))
+    assert last < 0.6 * first
+    assert told[-1].probe_r2[0] > 0.9 > plain[-1].probe_r2[0]
+    assert read_package(tmp_path / "told").weights().keys() == read_package(tmp_path / "plain").weights().keys()
+
+
+def test_labels_are_measured_in_their_own_spread_where_they_were_recorded() -> None:
+    episodes = replace(dot_episodes(3, 4), lengths=np.array([4, 2, 3]))
+    assert episodes.probe_targets is not None
+    targets = np.concatenate([100.0 + 7.0 * episodes.probe_targets, np.full((3, 5, 1), 5.0)], axis=2)
+    targets[1, 3:], targets[2, 4:] = 1e9, np.nan  # never recorded
+    labels = labelled(replace(episodes, probe_targets=targets.astype(np.float32))).labels
+    assert labels is not None
+    recorded = np.concatenate([labels[0], labels[1, :3], labels[2, :4]])
+    np.testing.assert_allclose(recorded.mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(recorded.std(axis=0), [1.0, 1.0, 0.0], atol=1e-5)
+    with pytest.raises(ValueError, match="labels: episodes must say what latents are to tell, got none in a dot"):
+        labelled(replace(episodes, probe_targets=None))
+
+
+def test_a_normed_stem_is_part_of_the_package(tmp_path: Path) -> None:
+    run(replace(RECIPE, normed_stem=True), tmp_path / "dot")
+    weights = read_package(tmp_path / "dot").weights()
+    norms = [name for name in weights if "patch_embed.norms" in name and "running" in name]
+    assert len(norms) == 8  # mean and variance after each of four convolutions
+    network = CompactNetwork(CompactConfig(**read_package(tmp_path / "dot").config.network))
+    network.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
+    frames = torch.rand(3, 3, 32, 32)
+    model = load(str(tmp_path / "dot"), torch.device("cpu"))
+    shown = (frames * 255).to(torch.uint8).permute(0, 2, 3, 1)
+    alone = torch.cat([model.encode(frame[None]) for frame in shown])
+    torch.testing.assert_close(model.encode(shown), alone)  # at rest, no frame depends on its company
 
 
 def test_proprioception_that_was_not_recorded_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     halves = [torch.load(together / f"statistic{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close([half[0] for half in halves], [value, value], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.cat([half[1] for half in halves], dim=1) / 2, slopes, rtol=1e-12, atol=1e-12)
+    whole = torch.load(alone / "images0.pt", weights_only=True)
+    parts = [torch.load(together / f"images{rank}.pt", weights_only=True) for rank in range(2)]
+    for one, two in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(two), one, rtol=1e-12, atol=1e-12)
     expected = torch.load(alone / "gradients0.pt", weights_only=True)
     log = json.loads((alone / "log0.json").read_text())
     for rank in range(2):
@@ -57,11 +61,14 @@ def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
         Ranks(0, 5).part(12)
 
 
-def test_a_shared_batch_norm_alone_is_torchs() -> None:
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(torch.nn.BatchNorm1d, (16, 5)), (torch.nn.BatchNorm2d, (16, 5, 3, 2))], ids=["rows", "images"]
+)
+def test_a_shared_batch_norm_alone_is_torchs(norm: type[torch.nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    shared, plain = SharedBatchNorm(5, ALONE), torch.nn.BatchNorm1d(5)
+    shared, plain = SharedBatchNorm(5, ALONE), norm(5)
     for scale in (1.0, 3.0):
-        x = scale * torch.randn(16, 5) + 2
+        x = scale * torch.randn(shape) + 2
         torch.testing.assert_close(shared(x), plain(x))
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], value)
