@@ -18,7 +18,7 @@ from training.ranks import Ranks, joined, share_batch_norms
 from training.sigreg import _EppsPulley
 from training.windows import Windows, sample_batch
 
-SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2, labels=1.0)
+SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2, normed_stem=False, labels=1.0)
 
 
 def main(folder: Path) -> None:
