@@ -18,6 +18,7 @@ import presage
 
 COMMANDS = ("velocities", "positions", "accelerations", "effort")
 REMEMBERED = 1000  # observations that a plan may still come for
+SERVICE_REMEMBERS = 16  # plans of a session that an observation may count its actions from
 
 
 @dataclass(frozen=True)
@@ -246,13 +247,14 @@ class Bridge:
                 self._trouble = f"nothing is known of {', '.join(missing)}: is proprioception published?"
                 return
             now = self._clock()
-            executed, committed = self._progress(now, episode)
+            followed = None if self._forgotten() else self._followed
+            executed, committed = _progress(followed, now, episode)
             observation = presage.Observation(
                 (frame.data,), [self._felt[name] for name in wanted] or None, frame.stamp_ns
             )
-            followed = self._followed.plan if self._followed is not None else None
+            counted_from = None if followed is None else followed.plan
             try:
-                sequence = episode.loop.send(observation, executed=executed, committed=committed, plan=followed)
+                sequence = episode.loop.send(observation, executed=executed, committed=committed, plan=counted_from)
             except presage.PresageError as error:  # the loop has ended: `maintain` begins another
                 self._give_up(error)
                 return
@@ -347,17 +349,12 @@ class Bridge:
         rest = self.settings.stop or (0.0,) * len(self._names)
         return Trajectory(None, self._frame_id, self._names, (0.0,), (tuple(rest),))
 
-    def _progress(self, now: float, episode: _Episode) -> tuple[int, int]:
-        """Actions of the followed plan executed by now, and those that will be while the next one is made."""
-        followed, spec = self._followed, episode.model.action
-        if followed is None or spec is None:
-            return 0, 0
-        length = len(followed.plan.plan.actions)
-        if followed.stopped_after_s is not None:
-            return min(length, int(followed.stopped_after_s * spec.rate_hz)), 0
-        executed = min(length, int((now - followed.seen_at) * spec.rate_hz))
-        meanwhile = int(np.ceil(followed.plan.round_trip_s * spec.rate_hz))
-        return executed, min(length - executed, meanwhile)
+    def _forgotten(self) -> bool:
+        """Whether so many plans were refused since the followed one that the service may not know it any more."""
+        if self._followed is None or self._judged is None:
+            return False
+        since = self._judged.plan.observation_sequence - self._followed.plan.plan.observation_sequence
+        return since >= SERVICE_REMEMBERS // 2  # others are on their way
 
     def _give_up(self, error: presage.PresageError) -> None:
         """The loop has ended for good; closing it takes time, so its threads are left to end by themselves."""
@@ -365,6 +362,19 @@ class Bridge:
         self._counts.failed += 1
         self._episode = self._followed = self._judged = None
         self._seen.clear()
+
+
+def _progress(followed: _Followed | None, now: float, episode: _Episode) -> tuple[int, int]:
+    """Actions of the followed plan executed by now, and those that will be while the next one is made."""
+    spec = episode.model.action
+    if followed is None or spec is None:
+        return 0, 0
+    length = len(followed.plan.plan.actions)
+    if followed.stopped_after_s is not None:
+        return min(length, int(followed.stopped_after_s * spec.rate_hz)), 0
+    executed = min(length, int((now - followed.seen_at) * spec.rate_hz))
+    meanwhile = int(np.ceil(followed.plan.round_trip_s * spec.rate_hz))
+    return executed, min(length - executed, meanwhile)
 
 
 def _check_model(model: presage.Model, settings: BridgeSettings) -> presage.ActionSpec:
