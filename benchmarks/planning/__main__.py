@@ -116,7 +116,9 @@ def _summary(ratios: dict[str, Any]) -> str:
         f"overshoot p99 {ratios['punctual']:.2f} ms",
         f"robots batched {ratios['company']:.2f}x",
         "V-JEPA 2-AC " + ", ".join(f"{name.replace('_', ' ')} {ratio:.1f}x" for name, ratio in plans.items()),
-        f"clip {_clip(ratios['clip'])} transformers" if "clip" in ratios else "clip: transformers is not installed",
+        f"clip against transformers {_clip(ratios['clip'])}"
+        if "clip" in ratios
+        else "clip: transformers is not installed",
     ]
     return "; ".join(parts)
 
