@@ -243,11 +243,13 @@ def test_a_wrong_plan_is_refused_and_the_robot_stopped(ros: Any, address: str, f
         assert set_goal(node, png(GOAL)).success
         eventually(planning(robot))
         loop = node.bridge._episode.loop
-        latest, spoilt = loop.latest, {}
+        latest, spoilt = loop.latest, (None, None)
 
         def wrong() -> Any:
-            newest = latest()
-            return spoilt.setdefault(id(newest), replace(newest, plan=fault(newest.plan)))
+            nonlocal spoilt  # by the plan itself: a later one may get the id of one that is gone
+            if (newest := latest()) is not spoilt[0]:
+                spoilt = newest, replace(newest, plan=fault(newest.plan))
+            return spoilt[1]
 
         loop.latest = wrong
         eventually(stopping(robot))

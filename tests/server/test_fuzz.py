@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -41,8 +40,8 @@ PICTURE = linear.frame(0.2, 0.4)
 SEEN = proto_observation(PICTURE)
 FELT = observation_pb2.Observation(images=[proto_image(PICTURE)], proprioception=proto_tensor(np.zeros(1, np.float32)))
 ACTIONS = proto_tensor(np.full((4, 2), 0.1, np.float32))
-# Bytes: caches fill, allocators keep some. What makes the cases lives in this process too, and keeps 25 KiB of each;
-# a service in a process of its own grew by 0.6 MiB in 3977 cases.
+# Bytes: caches fill. What makes the cases lives in this process too, and keeps 25 KiB of each; a service in a process
+# of its own grew by 0.6 MiB in 3977 cases.
 LARGEST_GROWTH = 64 * 2**20 + CASES * 32 * 2**10
 
 
@@ -147,7 +146,7 @@ async def test_every_grpc_call_answers_or_refuses_by_name(target: Target, tmp_pa
     clip = clips.write(tmp_path / "clip.mp4", clips.moving_square(3, 32, 32)).read_bytes()
     valid = templates(target.known, clip)
     each = max(4, CASES // len(methods()))
-    files, memory = fuzzing.open_files(), fuzzing.resident_bytes(os.getpid())
+    files, memory = fuzzing.open_files(), fuzzing.kept_bytes()
     with grpc.insecure_channel(target.service.addresses.grpc) as channel:
         seen: Counter[str] = Counter()
         for method in methods():
@@ -227,7 +226,7 @@ async def _rests(target: Target, files: int, memory: int) -> None:
     assert application.engine_restarts == 0
     assert application.ready
     assert fuzzing.open_files() <= files + 20
-    assert fuzzing.resident_bytes(os.getpid()) - memory < LARGEST_GROWTH
+    assert fuzzing.kept_bytes() - memory < LARGEST_GROWTH
 
 
 # REST
@@ -236,7 +235,7 @@ async def _rests(target: Target, files: int, memory: int) -> None:
 @on_one_loop
 async def test_every_rest_route_answers_as_its_document_says(target: Target) -> None:
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-    files, memory = fuzzing.open_files(), fuzzing.resident_bytes(os.getpid())
+    files, memory = fuzzing.open_files(), fuzzing.kept_bytes()
     document = (await target.service.rest.get("/openapi.json")).json()
     schema = schemathesis.openapi.from_dict(document)
     operations = [found.ok() for found in schema.get_all_operations()]
