@@ -8,6 +8,8 @@ result is good enough is for others to say.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from model.linears import replace_linears
 
 LEAST_WIDTH = 256
 """Of a layer worth quantising: a narrower one takes longer to quantise its input for than it gains."""
+AT_ONCE = 1 << 21
+"""Numbers worked on at once where there is more than one thing to do with them: 4 MB, which are then in a cache."""
 NEEDED = ("qlinear_prepack", "qlinear_pointwise")
 
 # A row's largest entry becomes 126, not 127: the factor is rounded to bfloat16, and so is what it is multiplied with.
@@ -42,11 +46,27 @@ def quantise(rows: Float[Tensor, "rows width"]) -> tuple[Int8[Tensor, "rows widt
 
     A row with a NaN or an infinite entry has a NaN for its factor.
     """
-    largest = rows.abs().amax(dim=-1, keepdim=True)  # 0.9 ms for 2048 x 4096; both aminmax and a norm take 10
-    factor = (_LARGEST / largest.float().clamp(min=_TINY)).to(rows.dtype)
-    whole = (rows * factor).round_().to(torch.int8)
-    scale = factor.float().reciprocal()
-    return whole, torch.where(largest.isfinite(), scale, torch.nan).to(rows.dtype)
+    whole, scales = rows.new_empty(rows.shape, dtype=torch.int8), []
+    for given, place in _parts(rows, whole):
+        largest = _largest(given)
+        factor = (_LARGEST / largest.float().clamp(min=_TINY)).to(rows.dtype)
+        place.copy_((given * factor).round_())
+        scales.append(torch.where(largest.isfinite(), factor.float().reciprocal(), torch.nan).to(rows.dtype))
+    return whole, torch.cat(scales)
+
+
+def _parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of each after the other, as many as make `AT_ONCE` numbers of the first."""
+    at_once = max(1, AT_ONCE // rows[0].shape[1])
+    return zip(*(torch.split(each, at_once) for each in rows), strict=True)
+
+
+def _largest(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows 1"]:
+    """The largest absolute entry of every row; NaN, or infinity, where there is one."""
+    if rows.dtype != torch.bfloat16:
+        return rows.abs().amax(dim=-1, keepdim=True)
+    # Without signs these numbers are ordered as their bits are, and comparing those takes a third of the time.
+    return rows.view(torch.int16).bitwise_and(0x7FFF).amax(dim=-1, keepdim=True).view(rows.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -69,16 +89,26 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach(), persistent=False)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        return self._product(x, None)
+
+    def gelu(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        """The exact GELU of what `forward` gives."""
+        return self._product(x, torch.ops.aten.gelu_)
+
+    def _product(self, x: Tensor, afterwards: Callable[[Tensor], Tensor] | None) -> Tensor:
         whole, row_scale = quantise(x.detach().flatten(0, -2))
         rows = whole.view(torch.uint8).bitwise_xor_(_RAISED)
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, 0, self.weight, self.scale, self.zero, self.raised, 1.0, 0, x.dtype, "none", [], ""
         )
         # Scales of rows come last, the operator knows one for all; in place, since fresh memory takes longer to fill.
-        if self.bias is None:
-            product.mul_(row_scale)
-        else:
-            torch.addcmul(self.bias, product, row_scale, out=product)
+        for part, scale in _parts(product, row_scale):
+            if self.bias is None:
+                part.mul_(scale)
+            else:
+                torch.addcmul(self.bias, part, scale, out=part)
+            if afterwards is not None:
+                afterwards(part)
         return product.view(*x.shape[:-1], -1)
 
 

@@ -16,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.int8 import Int8Linear
 from model.packed import PackedLinear
+from model.pieces import attention_in_pieces, favours_pieces, rotate_in_pieces
 
 RotaryStyle = Literal["tiled", "interleaved"]
 KeyValue = tuple[Tensor, Tensor]
@@ -94,44 +96,6 @@ def table_dtype(activations: torch.dtype) -> torch.dtype:
     return torch.float64 if activations == torch.float64 else torch.float32
 
 
-PIECE = 1 << 20
-"""Scores `attention_in_pieces` computes at once: 2 MB, what a core's own cache holds."""
-
-
-def favours_pieces(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `attention_in_pieces` is the faster: bfloat16 on a processor, enough keys, and no gradient wanted."""
-    if queries.device.type != "cpu" or queries.dtype != torch.bfloat16 or keys.shape[2] < 64:
-        return False
-    return not (torch.is_grad_enabled() and any(part.requires_grad for part in (queries, keys, values)))
-
-
-def attention_in_pieces(
-    queries: Float[Tensor, "batch heads queries head_dim"],
-    keys: Float[Tensor, "batch heads keys head_dim"],
-    values: Float[Tensor, "batch heads keys head_dim"],
-) -> Float[Tensor, "batch heads queries head_dim"]:
-    """Attention as plain matrix products, of as many heads and queries at once as the cache holds. Without gradient.
-
-    The fused kernel multiplies bfloat16 at the rate of float32 where the processor has no matrix tiles: 16 heads of 64
-    over 2048 tokens take it 266 ms of one AVX512-bf16 core, and 152 ms in pieces (a ViT-L block: 519 and 426 ms).
-    Scores are rounded to bfloat16, as wherever attention is not fused. `python -m benchmarks.planning` times encoders.
-    """
-    batch, heads, length, head_dim = queries.shape
-    count = keys.shape[2]
-    # contiguous: oneDNN copies views for every piece anew
-    lanes = [part.reshape(batch * heads, -1, head_dim).contiguous() for part in (queries, keys, values)]
-    mixed = torch.empty_like(lanes[0])
-    at_once, rows = max(1, PIECE // (length * count)), max(1, PIECE // count)
-    scores = queries.new_empty(min(at_once, batch * heads), min(rows, length), count)
-    parts = [torch.split(lane, at_once) for lane in (*lanes, mixed)]
-    for asking, looked_at, given, answers in zip(*parts, strict=True):
-        for asked, answer in zip(torch.split(asking, rows, dim=1), torch.split(answers, rows, dim=1), strict=True):
-            piece = scores[: len(asked), : asked.shape[1]]
-            torch.baddbmm(piece, asked, looked_at.transpose(1, 2), beta=0, alpha=head_dim**-0.5, out=piece)
-            torch.bmm(piece.softmax(dim=-1), given, out=answer)
-    return mixed.view(batch, heads, length, head_dim)
-
-
 class Attention(nn.Module):
     """Multi-head attention with one projection for queries, keys and values."""
 
@@ -159,6 +123,10 @@ class Attention(nn.Module):
         qkv = projected.view(*projected.shape[:2], 3, self.heads, self.head_dim)
         if rotary is None:
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.fused and rotary.cos.ndim == 2 and favours_pieces(qkv.shape[1], qkv):
+            queries, keys, values = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+            for lanes in (queries, keys):
+                rotate_in_pieces(lanes.flatten(0, 1), rotary.cos, rotary.sin)
         else:
             queries, keys = rotary.rotate(qkv[:, :, :2]).permute(2, 0, 3, 1, 4).unbind(0)
             values = qkv[:, :, 2].transpose(1, 2)
@@ -175,7 +143,7 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """The same before it is projected."""
-        if self.fused and mask is None and favours_pieces(queries, keys, values):
+        if self.fused and mask is None and favours_pieces(keys.shape[2], queries, keys, values):
             mixed = attention_in_pieces(queries, keys, values)
         elif self.fused:
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
@@ -201,7 +169,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        hidden = self.fc1.gelu(x) if isinstance(self.fc1, PackedLinear) else F.gelu(self.fc1(x))
+        hidden = self.fc1.gelu(x) if isinstance(self.fc1, (PackedLinear, Int8Linear)) else F.gelu(self.fc1(x))
         output: Tensor = self.fc2(hidden)
         return output
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from model import int8
 from model.int8 import Int8Linear, has_vnni, quantise, quantise_linears
 from model.packed import pack_linears
 from model.vjepa2.config import EncoderConfig
@@ -50,6 +52,16 @@ def test_a_product_is_near_the_exact_one_for_rows_of_every_size(shape: tuple[int
     error = (found.double() - wanted).square().mean(-1).sqrt()
     # Two roundings by steps of about a 42nd of the root mean square each, and what bfloat16 leaves of the sum.
     assert bool((error <= 0.02 * product.square().mean(-1).sqrt() + 0.004 * wanted.abs().amax(-1)).all())
+
+
+@needs_vnni
+def test_rows_that_are_worked_on_in_parts_come_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    product, given = Int8Linear(layer(256, 320)), rows(10, 256)
+    whole = product(given), product.gelu(given)
+    monkeypatch.setattr(int8, "AT_ONCE", 3 * 320)
+    assert torch.equal(product(given), whole[0])
+    assert torch.equal(product.gelu(given), whole[1])
+    assert torch.equal(whole[1], F.gelu(whole[0]))
 
 
 @needs_vnni

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from model.layers import Attention, Block, RotaryCache, attention_in_pieces, grid_positions, rotary_table
+from model.layers import Attention, Block, RotaryCache, grid_positions, rotary_table
 from tests.model.vjepa2.reference_files import fixture, worst
 
 
@@ -108,15 +108,6 @@ def test_fused_and_plain_attention_agree_in_value_and_gradient(masked: bool) -> 
     assert one.grad is not None
     assert other.grad is not None
     assert worst(one.grad, other.grad) <= 1e-4
-
-
-@pytest.mark.parametrize(("batch", "heads", "queries", "keys"), [(1, 2, 700, 2000), (7, 2, 300, 300), (2, 2, 1, 65)])
-def test_attention_in_pieces_is_attention(batch: int, heads: int, queries: int, keys: int) -> None:
-    """Also where heads or queries do not fill their last piece, and for views of one projection."""
-    query = torch.randn(batch, queries, heads, 8, dtype=torch.float64).transpose(1, 2)
-    key, value = torch.randn(2, batch, keys, heads, 8, dtype=torch.float64).transpose(2, 3)
-    expected = torch.softmax(query @ key.transpose(-2, -1) * 8**-0.5, dim=-1) @ value
-    assert worst(attention_in_pieces(query, key, value), expected) <= 1e-12
 
 
 def test_attention_in_bfloat16_keeps_its_values_and_its_gradient() -> None:
