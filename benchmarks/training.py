@@ -25,7 +25,7 @@ from cli.gathering import as_training_episodes
 from model.compact.network import CompactConfig, to_network_input
 from model.normalizer import ActionNormalizer
 from simulation.episodes import collect
-from training.compact import CompactRecipe, package_config
+from training.compact_recipe import CompactRecipe, package_config
 from training.episodes import Episodes
 from training.objective import Learner, losses, make_learner, prediction_loss
 from training.ranks import ALONE

@@ -12,7 +12,7 @@ import yaml
 from cli.choices import checked_task
 from cli.failures import CommandError
 from model.package import PlannerDefaults
-from training.compact import CompactRecipe
+from training.compact_recipe import CompactRecipe
 
 Built = TypeVar("Built")
 FAMILIES = ("compact", "masked", "action-conditioned")

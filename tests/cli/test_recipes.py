@@ -14,7 +14,7 @@ from model.compact.world_model import network_settings
 from model.compact.world_model import read_config as read_network
 from model.package import read_package
 from simulation.episodes import collect
-from training.compact import package_config
+from training.compact_recipe import package_config
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 

@@ -9,7 +9,7 @@ import typer
 
 from cli.failures import CommandError
 from cli.training_config import TrainingConfig, read_config
-from training.compact import CompactRecipe
+from training.compact_recipe import CompactRecipe
 
 
 def test_a_task_alone_takes_the_defaults() -> None:

@@ -11,8 +11,10 @@ import torch
 
 from model.compact.network import CompactConfig
 from model.normalizer import ActionNormalizer
-from tests.training.test_compact import RECIPE, dot_episodes
-from training.compact import TrainProgress, labelled, package_config, train
+from tests.training.dots import RECIPE, dot_episodes
+from training.beginning import labelled
+from training.compact import TrainProgress, train
+from training.compact_recipe import package_config
 from training.objective import losses, make_learner
 from training.ranks import Ranks, joined, share_batch_norms
 from training.sigreg import _EppsPulley

@@ -13,7 +13,7 @@ from PIL import Image
 from model.catalog import load
 from model.package import read_package
 from model.video import write_clip
-from tests.training.test_compact import dot_episodes
+from tests.training.dots import dot_episodes
 from training.collapse import content, effective_rank, feature_std
 from training.datasets.clip_files import read_footage
 from training.datasets.dataset import DatasetError
