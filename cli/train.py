@@ -38,7 +38,14 @@ SHARED = "episodes"  # folder in OUT of what is gathered for several processes, 
 
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG_OR_TASK", help="A YAML file, or a task's name.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the package to write; resumes what lies there.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder of the package to write; resumes what lies there.",
+            show_default="runs/NAME of the file or the task",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Recorded episodes; otherwise the config's dataset, or they are gathered first."),
@@ -67,6 +74,7 @@ def train(
 
     from cli.training_config import family_of, read_config
 
+    out = out or Path("runs") / Path(config).stem
     family = family_of(config)
     chosen = read_config(config) if family == "compact" else None
 

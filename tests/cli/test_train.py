@@ -41,6 +41,15 @@ def test_a_config_makes_a_package_and_the_same_one_again(tmp_path: Path, capsys:
     assert model.encode(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 16)
 
 
+def test_a_package_that_is_given_no_folder_is_named_after_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    assert run_command("train", str(tmp_path / "tiny.yaml"), "--json") == 0
+    assert read_package(tmp_path / "runs" / "tiny").config.name == "tiny"
+
+
 def test_a_training_leaves_its_curves_for_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     (tmp_path / "tiny.yaml").write_text(TINY)
