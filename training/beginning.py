@@ -36,7 +36,7 @@ def labelled(episodes: Episodes) -> Episodes:
     targets = episodes.probe_targets
     if targets is None:
         raise ValueError(f"labels: episodes must say what latents are to tell, got none in {episodes.source}")
-    recorded = np.concatenate([targets[row, : episodes.steps_of(row) + 1] for row in range(len(targets))])
+    recorded = episodes.recorded(targets)
     spread = recorded.std(axis=0)
     labels = (targets - recorded.mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)
     return replace(episodes, labels=labels.astype(np.float32))

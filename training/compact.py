@@ -94,8 +94,7 @@ def train(
     )
     network = learner.network
     fitting = begin(network, fitting, recipe, initial)
-    parameters = list((network.predictor if recipe.frozen_encoder else learner).parameters())
-    optimiser = _optimiser(parameters, recipe)
+    optimiser = _optimiser(list((network.predictor if recipe.frozen_encoder else learner).parameters()), recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
@@ -106,17 +105,11 @@ def train(
     drawn = batches(fitting, _windows(recipe), generator, ranks)
     unseen = _unseen(held_out, recipe)
     for step in range(first, recipe.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-        optimiser.zero_grad(set_to_none=True)
-        told, batch, waited_now = _accumulated(learner, drawn, recipe, ranks)
+        told, batch, waited_now = _step(step, learner, optimiser, drawn, recipe, ranks)
         waited += waited_now
-        ranks.average_gradients(parameters)
-        prediction, regulariser, inverse, labels, spread = ranks.mean(told).tolist()
+        prediction, regulariser, inverse, labels, spread = told
         if not math.isfinite(prediction + regulariser + inverse + labels):
             raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
-        optimiser.step()
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
         found, unlearnt = _measured(learner, held_out, unseen, recipe) if probing and ranks.first else ((), None)
@@ -167,6 +160,26 @@ def _write_trained(
 
 def _optimiser(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+
+
+def _step(
+    step: int,
+    learner: Learner,
+    optimiser: torch.optim.AdamW,
+    drawn: Iterator[Batch],
+    recipe: CompactRecipe,
+    ranks: Ranks,
+) -> tuple[list[float], Batch, float]:
+    """One step of the optimiser: the mean losses of its batches, the last batch, and the seconds waited for batches."""
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    told, batch, waited = _accumulated(learner, drawn, recipe, ranks)
+    ranks.average_gradients(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
+    optimiser.step()
+    return ranks.mean(told).tolist(), batch, waited
 
 
 def _accumulated(

@@ -56,9 +56,13 @@ class Episodes:
         """`[all frames, numbers]`; ValueError where there is none."""
         if self.proprioception is None or not self.proprioception.shape[-1]:
             raise ValueError(f"proprioception must be recorded, got none in {self.source}")
+        return self.recorded(self.proprioception)
+
+    def recorded(self, of_frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`[all frames, numbers]` of an array `[episodes, steps + 1, numbers]`."""
         if self.lengths is None:
-            return self.proprioception.reshape(-1, self.proprioception.shape[-1])
-        return self.proprioception[np.arange(self.proprioception.shape[1]) <= self.lengths[:, None]]
+            return of_frames.reshape(-1, of_frames.shape[-1])
+        return of_frames[np.arange(of_frames.shape[1]) <= self.lengths[:, None]]
 
     def label_count(self) -> int:
         """Numbers that latents are trained to tell of a frame."""

@@ -11,86 +11,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import presage
 
-COMMANDS = ("velocities", "positions", "accelerations", "effort")
+from presage_ros.followed import Followed
+from presage_ros.values import BridgeSettings, Frame, Report, Trajectory
+
 REMEMBERED = 1000  # observations that a plan may still come for
-SERVICE_REMEMBERS = 16  # plans of a session that an observation may count its actions from
-
-
-@dataclass(frozen=True)
-class BridgeSettings:
-    """How the bridge plans, and when it stops.
-
-    `command`: the field of a trajectory point that actions are. `stop`: the action, in robot units, that leaves the
-    robot at rest; empty means zeros, which only rates can mean.
-    """
-
-    model: str = ""  # the service's default
-    budget_ms: float = 80.0  # to think for each plan
-    stale_after_s: float = 0.5  # since the image a plan was made from came in
-    max_image_age_s: float = 0.5  # of an image when it comes in, by its stamp
-    call_timeout_s: float = 5.0
-    command: str = "velocities"
-    stop: tuple[float, ...] = ()
-    planner: presage.PlannerSettings = field(default_factory=presage.PlannerSettings)
-
-    def __post_init__(self) -> None:
-        for name in ("budget_ms", "stale_after_s", "max_image_age_s", "call_timeout_s"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        if self.command not in COMMANDS:
-            raise ValueError(f"command must be one of {', '.join(COMMANDS)}, got {self.command}")
-        if self.command == "positions" and not self.stop:
-            raise ValueError("stop must be given where command is positions: zeros would be a place to go to")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image as the camera's driver published it. `age_s`: its stamp against the node's clock, when it came in."""
-
-    data: bytes  # a JPEG, PNG or WebP file
-    stamp_ns: int
-    age_s: float
-    frame_id: str = ""
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What goes out. `stamp_ns`: when what it was planned from was captured; None for a stop: now.
-
-    `times_s` [points] count from the stamp; `points` [points][action], robot units.
-    """
-
-    stamp_ns: int | None
-    frame_id: str
-    names: tuple[str, ...]
-    times_s: tuple[float, ...]
-    points: tuple[tuple[float, ...], ...]
-
-    @property
-    def is_stop(self) -> bool:
-        return self.stamp_ns is None
-
-
-@dataclass(frozen=True)
-class Report:
-    """How things stand. `trouble` is "" while all is well."""
-
-    stopped: bool = True
-    trouble: str = "no goal"
-    connected: bool = False
-    goal_id: str = ""
-    goal_distance: float = float("nan")  # of the newest plan's image
-    plans: int = 0
-    failed: int = 0  # observations without a plan
-    refused: int = 0  # plans that were late, or broke the model's bounds
-    old_images: int = 0
-    round_trip_ms: float = float("nan")
 
 
 @dataclass
@@ -109,16 +38,6 @@ class _Counts:
     failed: int = 0
     refused: int = 0
     old_images: int = 0
-
-
-@dataclass
-class _Followed:
-    """The plan that went out last."""
-
-    plan: presage.ControlPlan
-    seen_at: float  # when its image came in
-    stopped_after_s: float | None = None  # how far into it, once it was stopped
-    fresh_until: float = field(default=0.0)
 
 
 class Bridge:
@@ -140,7 +59,7 @@ class Bridge:
         self._goal_number = 0
         self._felt: dict[str, float] = {}
         self._seen: OrderedDict[int, tuple[float, Frame]] = OrderedDict()  # when, by sequence
-        self._followed: _Followed | None = None
+        self._followed: Followed | None = None
         self._judged: presage.ControlPlan | None = None
         self._counts = _Counts()
         self._trouble = "no goal"
@@ -247,8 +166,10 @@ class Bridge:
                 self._trouble = f"nothing is known of {', '.join(missing)}: is proprioception published?"
                 return
             now = self._clock()
-            followed = None if self._forgotten() else self._followed
-            executed, committed = _progress(followed, now, episode)
+            followed = self._followed
+            if followed is not None and followed.forgotten(self._judged):
+                followed = None
+            executed, committed = (0, 0) if followed is None else followed.progress(now)
             observation = presage.Observation(
                 (frame.data,), [self._felt[name] for name in wanted] or None, frame.stamp_ns
             )
@@ -334,7 +255,7 @@ class Bridge:
             return None
         for sequence in [number for number in self._seen if number < newest.plan.observation_sequence]:
             del self._seen[sequence]
-        self._followed = _Followed(newest, seen_at, fresh_until=fresh_until)
+        self._followed = Followed(newest, seen_at, fresh_until, spec.rate_hz)
         self._counts.plans += 1
         self._trouble = ""
         return Trajectory(
@@ -349,32 +270,12 @@ class Bridge:
         rest = self.settings.stop or (0.0,) * len(self._names)
         return Trajectory(None, self._frame_id, self._names, (0.0,), (tuple(rest),))
 
-    def _forgotten(self) -> bool:
-        """Whether so many plans were refused since the followed one that the service may not know it any more."""
-        if self._followed is None or self._judged is None:
-            return False
-        since = self._judged.plan.observation_sequence - self._followed.plan.plan.observation_sequence
-        return since >= SERVICE_REMEMBERS // 2  # others are on their way
-
     def _give_up(self, error: presage.PresageError) -> None:
         """The loop has ended for good; closing it takes time, so its threads are left to end by themselves."""
         self._trouble = str(error)
         self._counts.failed += 1
         self._episode = self._followed = self._judged = None
         self._seen.clear()
-
-
-def _progress(followed: _Followed | None, now: float, episode: _Episode) -> tuple[int, int]:
-    """Actions of the followed plan executed by now, and those that will be while the next one is made."""
-    spec = episode.model.action
-    if followed is None or spec is None:
-        return 0, 0
-    length = len(followed.plan.plan.actions)
-    if followed.stopped_after_s is not None:
-        return min(length, int(followed.stopped_after_s * spec.rate_hz)), 0
-    executed = min(length, int((now - followed.seen_at) * spec.rate_hz))
-    meanwhile = int(np.ceil(followed.plan.round_trip_s * spec.rate_hz))
-    return executed, min(length - executed, meanwhile)
 
 
 def _check_model(model: presage.Model, settings: BridgeSettings) -> presage.ActionSpec:

@@ -23,8 +23,9 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from presage_ros.bridge import Bridge, BridgeSettings, Frame, Trajectory
+from presage_ros.bridge import Bridge
 from presage_ros.reaching import Reaching
+from presage_ros.values import BridgeSettings, Frame, Trajectory
 
 FEEDBACK_S = 0.1
 
