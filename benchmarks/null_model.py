@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
+from model.interface import ClipEmbedding
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
-from server.__main__ import serve
-from server.listening import Addresses
-from server.settings import load as load_settings
-from server.telemetry import configure_logging
+from server.config import load as load_settings
+from server.observability.metrics import configure_logging
+from server.serving import serve
+from server.transport.listeners import Addresses
 
 SIDE = 256
 CONFIG = PackageConfig(
@@ -43,7 +43,7 @@ CONFIG = PackageConfig(
 
 
 class NullModel:
-    """Satisfies `model.catalog.LoadedModel`."""
+    """Satisfies `model.interface.LoadedModel`."""
 
     def __init__(self) -> None:
         self.package = Package(CONFIG, Path("nowhere"), "0" * 64)

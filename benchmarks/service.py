@@ -31,11 +31,11 @@ from benchmarks import null_model, service_load
 from benchmarks.service_load import NullService, null_service, seen
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.app import Application, AppSettings
-from server.messages import GoalRequest, Observation, PlannerSettings, PlanRequest
-from training.evaluation import action_space
+from server.service.application import Application, AppSettings
+from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanRequest
+from training.evaluation.closed_loop import action_space
 
 SAMPLES, ITERATIONS, ELITES, HORIZON = 16, 1, 4, 5
 

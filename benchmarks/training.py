@@ -21,16 +21,16 @@ from torch.nn import functional as F
 
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from cli.gathering import as_training_episodes
+from cli.train.training_data import as_training_episodes
 from model.compact.network import CompactConfig, to_network_input
 from model.normalizer import ActionNormalizer
 from simulation.episodes import collect
-from training.compact_recipe import CompactRecipe, package_config
-from training.episodes import Episodes
-from training.objective import Learner, losses, make_learner, prediction_loss
-from training.ranks import ALONE
-from training.sigreg import epps_pulley_reference
-from training.windows import Batch, Windows, batches, sample_batch
+from training.compact.objective import Learner, losses, make_learner, prediction_loss
+from training.compact.recipe import CompactRecipe, package_config
+from training.compact.sigreg import epps_pulley_reference
+from training.compact.windows import Batch, Windows, batches, sample_batch
+from training.data.episodes import Episodes
+from training.distributed import ALONE
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def measure(steps: int, batch: int, device: torch.device) -> dict[str, object]:
 
 
 def our_loop(episodes: Episodes, recipe: CompactRecipe, windows: Windows, device: torch.device) -> Callable[[], Timed]:
-    """One step of `training.compact`: bfloat16 products, channels last, windows drawn ahead, the fast SIGReg."""
+    """One step of `training.compact.train`: bfloat16 products, channels last, windows drawn ahead, the fast SIGReg."""
     learner, optimiser = _fresh(episodes, recipe, device, plain=False)
     drawn = batches(episodes, windows, torch.Generator().manual_seed(0))
 

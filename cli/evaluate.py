@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
-from cli.failures import CommandError
-from cli.screen import Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.options import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
+from cli.output import Screen, open_screen
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from model.catalog import LoadedModel
+    from model.interface import LoadedModel
     from model.package import PackageConfig
     from simulation.tasks import RobotTask
-    from training.evaluation import Episode, Evaluation
+    from training.evaluation.closed_loop import Episode, Evaluation
 
 DIAGNOSED = 64  # episodes of open-loop prediction
 
@@ -54,9 +54,9 @@ def evaluate(
 
     import torch
 
-    from model.catalog import load
+    from model.registry import load
     from simulation.manifest import Manifest
-    from training.card import record_score
+    from training.model_card import record_score
 
     if threads:
         torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def evaluate(
 
 def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: int) -> dict[str, Any]:
     """The numbers of an evaluation under their fixed names; rates are 0 to 1, times are of single plans."""
-    from training.evaluation import success_rate
+    from training.evaluation.closed_loop import success_rate
 
     low, high = evaluation.interval
     median, slow = evaluation.plan_ms(50), evaluation.plan_ms(95)
@@ -103,7 +103,7 @@ def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
     """How far ahead the model predicts, and whether its cost tells true actions from others, on held-out episodes."""
     from simulation.episodes import HELD_OUT_SEED_START
     from simulation.exploration import explore
-    from training.diagnostics import open_loop, plan_worthiness
+    from training.evaluation.diagnostics import open_loop, plan_worthiness
 
     config = model.package.config
     ahead = config.planner.horizon * model.block
@@ -135,15 +135,15 @@ def _write_report(
 def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
     from rich.progress import TextColumn
 
-    from planner import named
+    from planner import registry
     from simulation.policies import oracle_policy, random_policy
     from simulation.tasks import make
-    from training.evaluation import evaluate
+    from training.evaluation.closed_loop import evaluate
 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
     settings = config.planner
-    optimiser = named.optimiser(
+    optimiser = registry.optimiser(
         settings.optimiser,
         settings.samples,
         settings.iterations,

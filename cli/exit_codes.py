@@ -12,20 +12,20 @@ from collections.abc import Callable
 # Where the errors that users can cause are defined. A module that was never imported cannot have raised its own.
 _FORESEEN = (
     ("model.package", "PackageError"),
-    ("model.video_probe", "VideoDecodeError"),
-    ("model.checkpoint", "CheckpointError"),
+    ("model.video.probe", "VideoDecodeError"),
+    ("model.checkpoints.importer", "CheckpointError"),
     ("planner.types", "PlanningError"),
     ("presage.errors", "PresageError"),
-    ("server.listening", "StartError"),
-    ("server.records", "RecordError"),
+    ("server.transport.listeners", "StartError"),
+    ("server.recording.records", "RecordError"),
     ("server.errors", "ServiceError"),
-    ("server.settings", "SettingsError"),
+    ("server.config", "SettingsError"),
     ("simulation.episodes", "EpisodeError"),
-    ("training.datasets.dataset", "DatasetError"),
+    ("training.data.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
     ("simulation.extras", "MissingSimulator"),
-    ("training.compact", "DivergedError"),
-    ("training.ranks", "FirstProcessError"),
+    ("training.compact.train", "DivergedError"),
+    ("training.distributed", "FirstProcessError"),
 )
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from cli.failures import CommandError
+from cli.exit_codes import CommandError
 
 STOP_S = 15.0  # after SIGTERM a service may finish what it is doing; then it is killed
 

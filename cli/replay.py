@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
-    from model.catalog import LoadedModel
-    from server.replay import Outcome
+    from model.interface import LoadedModel
+    from server.worker.replay import Outcome
 
 
 def replay(
@@ -28,7 +28,7 @@ def replay(
     json_: JsonFlag = False,
 ) -> None:
     """Make every recorded plan again, with its model, seed and warm start; exit 1 where actions differ or one fails."""
-    from server import replay as replaying
+    from server.worker import replay as replaying
 
     recording = replaying.read(file)
     if not recording.records:
@@ -48,12 +48,12 @@ def replay(
 
 def _load(wanted: tuple[str, ...], device: str) -> dict[str, LoadedModel]:
     """The models by their own names. Raises PackageError."""
-    from model import catalog
-    from server.engine_process import device as device_named
+    from model import registry
+    from server.worker.process import device as device_named
 
     if not wanted:
         raise CommandError("the file names no models: name them with --model")
-    loaded = [catalog.load(name, device_named(device)) for name in wanted]
+    loaded = [registry.load(name, device_named(device)) for name in wanted]
     return {model.package.config.name: model for model in loaded}
 
 

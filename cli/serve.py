@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.screen import JsonFlag, open_screen
+from cli.output import JsonFlag, open_screen
 
 if TYPE_CHECKING:
-    from server.listening import Addresses
-    from server.settings import Settings
+    from server.config import Settings
+    from server.transport.listeners import Addresses
 
 # Files are `readable=False` for typer: it would tell of one that may not be read in a box, not in a line like the rest.
 _OTHERS = (
@@ -88,7 +88,7 @@ def serve(
     json_: JsonFlag = False,
 ) -> None:
     """Serve world models over gRPC and REST until SIGTERM or Ctrl-C. Every setting is also a PRESAGE_* variable."""
-    from server.settings import load
+    from server.config import load
 
     flags = {
         **_named(others or []),
@@ -117,8 +117,8 @@ def _run(settings: Settings, json_: bool) -> None:
     """Serve until stopped, and say where once the doors are open."""
     import asyncio
 
-    from server.__main__ import serve as serve_until_stopped
-    from server.telemetry import configure_logging
+    from server.observability.metrics import configure_logging
+    from server.serving import serve as serve_until_stopped
 
     configure_logging(settings.log_format, settings.log_level)
     screen = open_screen(json_)
@@ -132,7 +132,7 @@ def _run(settings: Settings, json_: bool) -> None:
 
 def _named(pairs: list[str]) -> dict[str, object]:
     """NAME=VALUE pairs as settings, those of limits in a folder of their own. Raises SettingsError."""
-    from server.settings import SettingsError
+    from server.config import SettingsError
 
     settings: dict[str, object] = {}
     limits: dict[str, str] = {}

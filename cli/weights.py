@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.checkpoint import Inspection
+    from model.checkpoints.importer import Inspection
+    from model.checkpoints.published import PublishedModel
     from model.package import Package
-    from model.vjepa2.published import PublishedModel
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -32,8 +32,8 @@ def inspect(
     json_: JsonFlag = False,
 ) -> None:
     """Say what weights are, without running them: nothing in a file is executed."""
-    from model.catalog import BUILT_IN, built_in
     from model.package import CONFIG, WEIGHTS, read_package
+    from model.registry import BUILT_IN, built_in
 
     folder = BUILT_IN / path if path in built_in() else Path(path)
     screen = open_screen(json_)
@@ -45,7 +45,7 @@ def inspect(
         screen.result(value, _package_table(value))
         return
 
-    from model.checkpoint import inspect_checkpoint
+    from model.checkpoints.importer import inspect_checkpoint
 
     value = _checkpoint_value(inspect_checkpoint(folder))
     screen.result(value, _checkpoint_table(value))
@@ -67,7 +67,7 @@ def import_weights(
 
     import torch
 
-    from model.checkpoint import import_checkpoint
+    from model.checkpoints.importer import import_checkpoint
 
     with _byte_progress(screen) as bars:
         bar = bars.add_task("importing", total=None)
@@ -92,7 +92,7 @@ def import_weights(
 
 def list_published(json_: JsonFlag = False) -> None:
     """List the published models that can be downloaded and imported, with licences as far as known."""
-    from model.vjepa2.published import PUBLISHED
+    from model.checkpoints.published import PUBLISHED
 
     screen = open_screen(json_)
     values = [_published_value(model) for model in PUBLISHED]
@@ -109,9 +109,9 @@ def pull(
     json_: JsonFlag = False,
 ) -> None:
     """Download a published model's file; run again, it goes on where it was cut off."""
-    from model.download import DownloadError
-    from model.download import pull as download
-    from model.vjepa2.published import ADDRESS, PUBLISHED, by_name
+    from model.checkpoints.download import DownloadError
+    from model.checkpoints.download import pull as download
+    from model.checkpoints.published import ADDRESS, PUBLISHED, by_name
 
     names = [model.name for model in PUBLISHED]
     if name not in names:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.catalog import LoadedModel
-from model.memory import to_device
+from model.interface import LoadedModel
+from model.runtime.memory import to_device
 
 HORIZONTAL = ("x", "y")
 """Names of the action entries that turn; they must be the first two."""

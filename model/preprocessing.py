@@ -1,7 +1,7 @@
 """Camera frames to network input: crop by a named policy, resize, normalise.
 
-Takes decoded RGB frames; decoding files is `model.video` and the service's codec. The policies are not interchangeable:
-a model sees the world as it was trained to only through its own.
+Takes decoded RGB frames; decoding files is `model.video.decode` and the service's codec. The policies are not
+interchangeable: a model sees the world as it was trained to only through its own.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Literal, get_args
 
 from planner.anytime import Optimiser
-from planner.cem import CEM
 from planner.cost import GoalDistance
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
-from planner.mppi import MPPI
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
+from planner.optimizers.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
 OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]

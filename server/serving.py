@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from server import clock
-from server import settings as reading
-from server.app import Application, AppSettings
+from server import config as reading
+from server.config import Settings, SettingsError, server_version
+from server.engine.messages import Loader
 from server.errors import ServiceError
-from server.jobs import Loader
-from server.listening import Addresses, StartError, bind, create_door, listening
-from server.recorder import Recorder, RecorderSettings
-from server.settings import Settings, SettingsError, server_version
-from server.telemetry import configure_logging
+from server.observability import ntp
+from server.observability.metrics import configure_logging
+from server.recording.recorder import Recorder, RecorderSettings
+from server.service.application import Application, AppSettings
+from server.transport.listeners import Addresses, StartError, bind, create_door, listening
 
 if TYPE_CHECKING:
-    from server.otel import OtelSpans
+    from server.observability.opentelemetry import OtelSpans
 
 _log = structlog.get_logger()
 
@@ -52,7 +51,7 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready` is told the addresses once work is welcome.
 
-    `loader` is another way to load a model than model.catalog's.
+    `loader` is another way to load a model than model.registry's.
 
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
@@ -68,7 +67,7 @@ async def serve(
             door = create_door(application, settings, recorder, spans)
             async with listening(door, settings, rest_socket) as addresses:
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
-                if (fault := clock.fault(time.time(), clock.is_synchronised())) is not None:
+                if (fault := ntp.fault(time.time(), ntp.is_synchronised())) is not None:
                     _log.warning("the clock cannot be trusted", why=fault)
                 if not settings.is_loopback and settings.tls_cert is None:
                     _log.warning("callers from elsewhere are served without TLS", host=settings.host)
@@ -107,7 +106,7 @@ def spans_of(settings: Settings) -> OtelSpans | None:
     if not settings.otlp_endpoint:
         return None
     try:
-        from server.otel import OtelSpans
+        from server.observability.opentelemetry import OtelSpans
 
         return OtelSpans.to(settings.otlp_endpoint, server_version())
     except ImportError as error:
@@ -177,7 +176,3 @@ def main() -> int:
         _log.error("bad settings", why=str(error))
         return 2
     return run(settings)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.grasping import carry
 from simulation.pushing import PushExplorer, PushingStyle
+from simulation.robots import arm, arm_push, cube, pusht, reacher, tworoom
 
 
 class Group(NamedTuple):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, cube, reacher, tworoom
 from simulation.exploration import smooth_commands
 from simulation.grasping import carry
 from simulation.manifest import OFFSETS, Manifest
+from simulation.robots import arm, arm_push, cube, reacher, tworoom
 from simulation.tasks import RobotTask
 
 Policy = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float32]]

@@ -9,7 +9,6 @@ import importlib.metadata
 import re
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
@@ -17,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 SAFE_FROM = {
     "certifi": ("2024.7.4", "CVE-2024-39689"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.layers import Attention
+from model.layers.transformer import Attention
 from model.vjepa2.action_predictor import ActionPredictor
 
 CONDITIONS = 2  # action and pose, before the patches of a frame

@@ -23,15 +23,15 @@ from benchmarks.planning.problems import arm_problems
 from benchmarks.planning.timing import Table, interleaved, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from model.catalog import load
-from model.float8 import has_units, quantise_linears
+from model.layers.float8 import has_units, quantise_linears
+from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from planner.anytime import plan_in_time
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.types import Plan
 from planner.world_model import WorldModel
-from server import graphs
-from server.jobs import SearchSize
+from server.engine.messages import SearchSize
+from server.worker import cuda_graphs
 
 NOT_MEASURED = "not measured here"
 Figures = dict[str, float]
@@ -118,7 +118,7 @@ def _arm(device: torch.device, scale: Scale) -> Figures:
     """Plans with `arm` as an engine would make them: with graphs and without, of many robots and of one."""
     arm, search = load("arm", device), scale.arm
     size = SearchSize(search.samples, search.iterations, search.elites, search.horizon)
-    captured, _ = graphs.searched(arm, size, "on", max_batch=scale.robots, max_steps=1 << 20)
+    captured, _ = cuda_graphs.searched(arm, size, "on", max_batch=scale.robots, max_steps=1 << 20)
     problems = [each.problem for each in arm_problems(arm, scale.robots)]
 
     def one(world: WorldModel) -> torch.Tensor:

@@ -11,14 +11,14 @@ import torch
 from benchmarks.baselines.compact import PlainLoop, load_network
 from benchmarks.planning.problems import ArmProblem, Served, problem_of
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
-from planner import named
+from planner import registry
 from planner.anytime import Pace, plan_in_time
-from planner.cem import CEM
 from planner.cost import GoalDistance
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
 from planner.noise import Stream
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.receding import warm_start
 from planner.types import Plan, Problem
 from simulation.tasks import make
@@ -210,7 +210,7 @@ def pareto(served: Served, problems: list[ArmProblem], scale: Scale) -> Table:
     for name in PARETO:
         for samples, iterations in scale.pareto:
             starts = max(2, samples // 25) if name == "gradient" else samples  # a gradient costs more, so fewer of them
-            optimiser = named.optimiser(name, starts, iterations, max(2, samples // 10), 5)
+            optimiser = registry.optimiser(name, starts, iterations, max(2, samples // 10), 5)
             costs, taken = [], []
             for each in chosen:
                 began = time.perf_counter()

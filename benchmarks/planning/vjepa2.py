@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.baselines.vjepa2_ac import PublishedLoop
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
-from model.int8 import has_vnni, quantise_linears
-from model.packed import pack_linears
+from model.layers.int8 import has_vnni, quantise_linears
+from model.layers.prepacked_linear import pack_linears
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.rollout import normalise, rollout
-from planner.cem import CEM
-from planner.published import vjepa2_ac_space
+from planner.optimizers.cem import CEM
 from planner.types import Problem
+from planner.vjepa2_ac import vjepa2_ac_space
 
 LAYERS = 24
 CLIP_FRAMES, CLIP_SIZE = 16, 256

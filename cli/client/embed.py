@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.failures import CommandError
-from cli.remote import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect, read_image
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect, read_image
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
     from presage import Client, ClipEmbedding, Embedding, Goal

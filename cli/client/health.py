@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cli.failures import CommandError
-from cli.remote import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect
-from cli.screen import JsonFlag, open_screen
+from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, open_screen
 
 
 def health(

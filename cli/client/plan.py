@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.remote import (
+from cli.client_options import (
     DEFAULT_ADDRESS,
     AddressOption,
     ApiKeyOption,
@@ -22,7 +22,7 @@ from cli.remote import (
     read_image,
     timings_value,
 )
-from cli.screen import JsonFlag, open_screen
+from cli.output import JsonFlag, open_screen
 
 if TYPE_CHECKING:
     from presage import ActionSpec, Plan

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cli.choices import TaskOption, checked_task, workers_for
-from cli.failures import CommandError
-from cli.screen import JsonFlag, open_screen
+from cli.exit_codes import CommandError
+from cli.options import TaskOption, checked_task, workers_for
+from cli.output import JsonFlag, open_screen
 
 
 def collect(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, open_screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from training.datasets.inspection import Inspection
+    from training.data.inspection import Inspection
 
 
 def inspect(
@@ -29,9 +29,9 @@ def inspect(
     """Say what a dataset holds and what is wrong with it, episode by episode; exit code 1 where something is."""
     screen = open_screen(json_)
 
-    from cli.recordings import open_recordings
-    from training.datasets.dataset import ReadOptions
-    from training.datasets.inspection import inspect as look_through
+    from cli.data.recordings import open_recordings
+    from training.data.dataset import ReadOptions
+    from training.data.inspection import inspect as look_through
 
     dataset = open_recordings(path, ReadOptions(camera, proprioception, rate_hz))
     with screen.progress() as bars:
@@ -51,7 +51,7 @@ def _shown(found: Inspection) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    from cli.recordings import SHOWN
+    from cli.data.recordings import SHOWN
 
     summary = found.summary()
     about = Table(title=f"{summary['path']}: {summary['format']}", show_header=False)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.screen import Screen
-from model.observation import CropPolicy
-from training.datasets.dataset import FRAMES_AT_ONCE, Dataset, DatasetHeader, Episode, ReadOptions
+from cli.output import Screen
+from model.preprocessing import CropPolicy
+from training.data.dataset import FRAMES_AT_ONCE, Dataset, DatasetHeader, Episode, ReadOptions
 
 if TYPE_CHECKING:
     from simulation.episodes import EpisodeBatch
-    from training.datasets.store import Skipped
-    from training.episodes import Episodes
+    from training.data.episodes import Episodes
+    from training.data.frame_store import Skipped
 
 SHOWN = 20  # problems told one by one on a screen
 
 
 class CollectedEpisodes:
-    """A folder that `presage data collect` made. Satisfies `training.datasets.dataset.Dataset`."""
+    """A folder that `presage data collect` made. Satisfies `training.data.dataset.Dataset`."""
 
     def __init__(self, path: Path, batch: EpisodeBatch) -> None:
         self._batch = batch
@@ -56,7 +56,7 @@ def open_recordings(path: Path, options: ReadOptions) -> Dataset:
 
         return CollectedEpisodes(path, open_episodes(path))
 
-    from training.datasets.opening import open_dataset
+    from training.data.opening import open_dataset
 
     return open_dataset(path, options)
 
@@ -70,7 +70,7 @@ def load_recordings(
     crop_policy: CropPolicy = "planning_antialiased",
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """Episodes to train on; those that cannot be used are counted, and named on stderr with the reason."""
-    from training.datasets.loading import load_episodes
+    from training.data.loading import load_episodes
 
     dataset = open_recordings(path, options)
     with screen.progress() as bars:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.choices import ModelOption, SeedOption, TaskOption, checked_task
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.options import ModelOption, SeedOption, TaskOption, checked_task
+from cli.output import JsonFlag, Screen, open_screen
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -89,7 +89,7 @@ def _tries(task: str, episodes: int, seed: int) -> tuple[Try, ...]:
     """The pairs and seeds that `presage eval` would use for the same task, number and seed."""
     from cli.demo.robot import Try
     from simulation.manifest import Manifest
-    from training.statistics import episode_seed
+    from training.evaluation.statistics import episode_seed
 
     return tuple(
         Try(
@@ -105,7 +105,7 @@ def _tries(task: str, episodes: int, seed: int) -> tuple[Try, ...]:
 
 
 def _drive(screen: Screen, job: Job, model: str) -> RobotReport:
-    from cli.demo.live import Board
+    from cli.demo.progress_table import Board
     from cli.demo.robot_process import run_robot
 
     title = f"{model} drives {job.task} over {'gRPC' if job.transport == 'grpc' else 'REST'}"
@@ -115,9 +115,9 @@ def _drive(screen: Screen, job: Job, model: str) -> RobotReport:
 
 def _send_clip(transport: str, address: str, robot: RobotReport, report: Path) -> ClipRecord:
     """The longest successful episode (or the longest) as an MP4 file beside the report, embedded by the service."""
-    from cli.demo.doors import DoorError, open_door
     from cli.demo.record import ClipRecord
-    from model.video import write_clip
+    from cli.demo.transport import DoorError, open_door
+    from model.video.decode import write_clip
 
     shown = max(robot.episodes, key=lambda episode: (episode.success, episode.steps))
     path = report / "episode.mp4"

@@ -10,7 +10,7 @@ from cli.demo import charts
 from cli.demo.episode_card import episode_card, strip
 from cli.demo.pictures import file_uri
 from cli.demo.record import DemoRecord
-from training.statistics import percentile
+from training.evaluation.statistics import percentile
 
 STYLE = Path(__file__).with_name("report.css")
 DOORS = {"grpc": "gRPC", "rest": "REST"}

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.demo.doors import DEADLINE_S, READY_S, Answer, ClipAnswer, DoorError, Frame, ModelFacts
+from cli.demo.transport import DEADLINE_S, READY_S, Answer, ClipAnswer, DoorError, Frame, ModelFacts
 
 
 class RestDoor:

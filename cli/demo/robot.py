@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.demo.doors import Answer, Door, DoorError, ModelFacts, open_door
+from cli.demo.transport import Answer, Door, DoorError, ModelFacts, open_door
 from simulation.attempts import attempt
 from simulation.policies import random_policy
 from simulation.tasks import RobotTask, make

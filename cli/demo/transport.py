@@ -107,7 +107,7 @@ def open_door(transport: str, address: str) -> Door:
     """The door for a transport: "grpc" at host:port, or "rest" at http://host:port."""
     if transport == "grpc":
         return GrpcDoor(address)
-    from cli.demo.rest_door import RestDoor
+    from cli.demo.rest_transport import RestDoor
 
     return RestDoor(address)
 

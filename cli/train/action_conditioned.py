@@ -7,23 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.failures import CommandError
-from cli.recordings import load_recordings
-from cli.screen import Screen
-from cli.train import provenance
-from cli.training_config import build, mapping, read_yaml
-from cli.training_progress import Told, follow
-from model.observation import CROP_POLICIES, CropPolicy
+from cli.data.recordings import load_recordings
+from cli.exit_codes import CommandError
+from cli.output import Screen
+from cli.train.command import provenance
+from cli.train.config import build, mapping, read_yaml
+from cli.train.progress import Told, follow
 from model.package import PlannerDefaults
-from training.action_conditioned import ActionConditionedRecipe
-from training.datasets.dataset import ReadOptions
+from model.preprocessing import CROP_POLICIES, CropPolicy
+from training.action_conditioned.train import ActionConditionedRecipe
+from training.data.dataset import ReadOptions
 
 if TYPE_CHECKING:
     import torch
 
     from model.package import Package
-    from training.action_conditioned import ActionConditionedProgress
-    from training.episodes import Episodes
+    from training.action_conditioned.train import ActionConditionedProgress
+    from training.data.episodes import Episodes
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def train_action_conditioned(
     import shutil
 
     from model.package import read_package, write_package
-    from training.card import card
-    from training.datasets.store import remove_frames
+    from training.data.frame_store import remove_frames
+    from training.model_card import card
 
     encoder = _encoder(Path(chosen.encoder))
     image = encoder.config.image
@@ -127,7 +127,7 @@ def _fit(
     device: torch.device,
 ) -> tuple[Path, ActionConditionedProgress]:
     """The finished package's folder and the last line of its log."""
-    from training.action_conditioned import train
+    from training.action_conditioned.train import train
 
     def fit(advance: Callable[[ActionConditionedProgress], None]) -> Path:
         return train(

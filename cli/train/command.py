@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import DeviceOption, calm_threads, checked_device
-from cli.failures import CommandError
-from cli.gathering import training_episodes
-from cli.screen import JsonFlag, Screen, open_screen, silent_screen
-from cli.training_progress import Told, follow
+from cli.exit_codes import CommandError
+from cli.options import DeviceOption, calm_threads, checked_device
+from cli.output import JsonFlag, Screen, open_screen, silent_screen
+from cli.train.progress import Told, follow
+from cli.train.training_data import training_episodes
 
 if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from cli.training_config import TrainingConfig
-    from training.compact import TrainProgress
-    from training.datasets.loading import Skipped
-    from training.episodes import Episodes
-    from training.ranks import Ranks
+    from cli.train.config import TrainingConfig
+    from training.compact.train import TrainProgress
+    from training.data.episodes import Episodes
+    from training.data.loading import Skipped
+    from training.distributed import Ranks
 
 SHARED = "episodes"  # folder in OUT of what is gathered for several processes, until the training ends
 
@@ -72,7 +72,7 @@ def train(
     calm_threads()
     screen = open_screen(json_)
 
-    from cli.training_config import family_of, read_config
+    from cli.train.config import family_of, read_config
 
     out = out or Path("runs") / Path(config).stem
     family = family_of(config)
@@ -80,9 +80,9 @@ def train(
 
     import torch
 
-    from model.memory import keep_memory
+    from model.runtime.memory import keep_memory
     from training.checkpoint import CHECKPOINT
-    from training.ranks import joined
+    from training.distributed import joined
 
     if resume and not (out / CHECKPOINT).is_file():
         raise CommandError(f"{out / CHECKPOINT} is not there: nothing to resume; leave --resume out to start")
@@ -121,15 +121,15 @@ def _train_otherwise(
     seed: int | None,
     device: torch.device,
 ) -> None:
-    """The families that `training.compact` does not train; in one process."""
+    """The families that `training.compact.train` does not train; in one process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CommandError(f"family {family} trains in one process: start it without torchrun")
     if family == "masked":
-        from cli.train_masked import train_masked
+        from cli.train.masked import train_masked
 
         train_masked(screen, config, out, data, steps, seed, device)
     else:
-        from cli.train_action_conditioned import train_action_conditioned
+        from cli.train.action_conditioned import train_action_conditioned
 
         train_action_conditioned(screen, config, out, data, steps, seed, device)
 
@@ -143,8 +143,8 @@ def _finish(
     last: TrainProgress,
 ) -> None:
     from model.package import read_package, write_package
-    from training.card import card
-    from training.datasets.store import remove_frames
+    from training.data.frame_store import remove_frames
+    from training.model_card import card
 
     remove_frames(folder)
     shutil.rmtree(folder / SHARED, ignore_errors=True)
@@ -181,8 +181,8 @@ def _fit(
     tensorboard: bool,
 ) -> tuple[Path, TrainProgress]:
     """The finished package's folder and the last line of its log."""
-    from model.catalog import find
-    from training.compact import train
+    from model.registry import find
+    from training.compact.train import train
 
     initial = find(config.init_from) if config.init_from else None
 

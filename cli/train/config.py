@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from cli.choices import checked_task
-from cli.failures import CommandError
+from cli.exit_codes import CommandError
+from cli.options import checked_task
 from model.package import PlannerDefaults
-from training.compact_recipe import CompactRecipe
+from training.compact.recipe import CompactRecipe
 
 Built = TypeVar("Built")
 FAMILIES = ("compact", "masked", "action-conditioned")

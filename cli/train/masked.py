@@ -7,23 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.choices import checked_task
-from cli.failures import CommandError
-from cli.gathering import training_episodes
-from cli.recordings import tell_skipped
-from cli.screen import Screen
-from cli.train import provenance
-from cli.training_config import TrainingConfig, build, mapping, read_yaml
-from cli.training_progress import Told, follow
-from training.masked import MaskedRecipe
+from cli.data.recordings import tell_skipped
+from cli.exit_codes import CommandError
+from cli.options import checked_task
+from cli.output import Screen
+from cli.train.command import provenance
+from cli.train.config import TrainingConfig, build, mapping, read_yaml
+from cli.train.progress import Told, follow
+from cli.train.training_data import training_episodes
+from training.masked.train import MaskedRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from training.datasets.store import Skipped
-    from training.episodes import Episodes
-    from training.footage import Footage
-    from training.masked import MaskedProgress
+    from training.data.episodes import Episodes
+    from training.data.frame_store import Skipped
+    from training.data.video_dataset import Footage
+    from training.masked.train import MaskedProgress
 
 PROBED = "probed"  # beside the checkpoint: frames of episodes that are for the probe alone
 
@@ -101,8 +101,8 @@ def train_masked(
     import shutil
 
     from model.package import read_package, write_package
-    from training.card import card
-    from training.datasets.store import remove_frames
+    from training.data.frame_store import remove_frames
+    from training.model_card import card
 
     footage, held_out, skipped = _footage(screen, chosen, recipe, data, out)
     folder, last = _fit(screen, replace(chosen, recipe=recipe), footage, held_out, out, device)
@@ -135,7 +135,7 @@ def _footage(
     screen: Screen, config: MaskedTraining, recipe: MaskedRecipe, data: Path | None, out: Path
 ) -> tuple[Footage, Episodes | None, tuple[Skipped, ...]]:
     """What to train on, and episodes kept apart for the probe."""
-    from training.footage import from_episodes
+    from training.data.video_dataset import from_episodes
 
     files, left_out = _files(screen, config, out) if config.footage else (None, ())
     if files is not None and not (config.dataset or config.task or data):
@@ -152,7 +152,7 @@ def _footage(
 
 
 def _files(screen: Screen, config: MaskedTraining, out: Path) -> tuple[Footage, tuple[Skipped, ...]]:
-    from training.datasets.clip_files import read_footage
+    from training.data.video_folder import read_footage
 
     paths = [Path(path) for path in config.footage]
     with screen.progress() as bars:
@@ -172,7 +172,7 @@ def _fit(
     screen: Screen, config: MaskedTraining, footage: Footage, held_out: Episodes | None, out: Path, device: torch.device
 ) -> tuple[Path, MaskedProgress]:
     """The finished package's folder and the last line of its log."""
-    from training.masked import train
+    from training.masked.train import train
 
     def fit(advance: Callable[[MaskedProgress], None]) -> Path:
         return train(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cli.failures import CommandError
-from cli.screen import Screen
+from cli.exit_codes import CommandError
+from cli.output import Screen
 
 LOG_EVERY = 50  # steps, where nobody watches the bar
 

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.choices import workers_for
-from cli.screen import Screen
+from cli.options import workers_for
+from cli.output import Screen
 
 if TYPE_CHECKING:
-    from cli.training_config import TrainingConfig
+    from cli.train.config import TrainingConfig
     from simulation.episodes import EpisodeBatch
-    from training.datasets.loading import Skipped
-    from training.episodes import Episodes
+    from training.data.episodes import Episodes
+    from training.data.loading import Skipped
 
 
 def training_episodes(
@@ -33,8 +33,8 @@ def training_episodes(
     if (path / "episodes.json").is_file():
         return _open(path), ()
 
-    from cli.recordings import load_recordings
-    from training.datasets.dataset import ReadOptions
+    from cli.data.recordings import load_recordings
+    from training.data.dataset import ReadOptions
 
     options = ReadOptions(config.camera, config.proprioception, config.rate_hz)
     return load_recordings(screen, path, options, config.image_size, out)
@@ -89,7 +89,7 @@ def _open(folder: Path) -> Episodes:
 
 def as_training_episodes(batch: EpisodeBatch) -> Episodes:
     """Recorded episodes as training sees them, with what a probe of the latents should find."""
-    from training.episodes import Episodes
+    from training.data.episodes import Episodes
 
     return Episodes(
         frames=batch.frames,
@@ -110,7 +110,7 @@ def _probe_targets(batch: EpisodeBatch) -> Any:
     """Sine and cosine of each angle in turn, then positions as they are; None for a task whose state is not known."""
     import numpy as np
 
-    from simulation.cube import CUBE
+    from simulation.robots.cube import CUBE
 
     angles = {"arm": [0, 1], "arm-push": [0, 1], "cube": [], "pusht": [4], "reacher": [0, 1], "tworoom": []}.get(
         batch.task

@@ -8,8 +8,8 @@ from deploy.ray.replica import Replica
 from deploy.ray.routing import StickyRouter
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from server import settings as reading
-from server.settings import Settings
+from server import config as reading
+from server.config import Settings
 
 
 class RayReplica(Replica):

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from deploy.ray.context import Aborted, ReplicaContext
 from deploy.ray.wire import Called, Kind, methods
-from server.__main__ import app_settings
-from server.app import Application
-from server.grpc_calls import DoorInterceptor
-from server.grpc_service import add_services
-from server.listening import create_door
-from server.rest import create_app
-from server.settings import Settings
-from server.telemetry import configure_logging
+from server.config import Settings
+from server.observability.metrics import configure_logging
+from server.service.application import Application
+from server.serving import app_settings
+from server.transport.grpc.interceptor import DoorInterceptor
+from server.transport.grpc.service import add_services
+from server.transport.listeners import create_door
+from server.transport.rest.routes import create_app
 
 
 class _Details(NamedTuple):

@@ -1,6 +1,6 @@
 """Download of published weight files: resumed where a cut left off, checked for size and digest, put in place whole.
 
-Says nothing of what is in the file beyond "these may be weights": reading it is `model.checkpoint`.
+Says nothing of what is in the file beyond "these may be weights": reading it is `model.checkpoints.importer`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import httpx
 
-from model.vjepa2.published import ADDRESS, PublishedModel
+from model.checkpoints.published import ADDRESS, PublishedModel
 
 Progress = Callable[[int, "int | None"], None]
 """Told bytes on disk, and bytes in all where the server says so."""

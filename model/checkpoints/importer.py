@@ -1,7 +1,7 @@
 """Foreign checkpoints: what a file holds, and its import as a slim model package. All fits, or nothing is written.
 
 Reads Meta's `.pt` files and Hugging Face's folders of the V-JEPA 2 family. Opening the bytes safely is
-`model.vjepa2.weight_files`; packages of our own are `model.package`.
+`model.checkpoints.weight_files`; packages of our own are `model.package`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.checkpoints.published import PUBLISHED, PublishedModel
+from model.checkpoints.safetensors_writer import Progress, stream_safetensors
+from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_prefix
+from model.checkpoints.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
 from model.package import CARD, CONFIG, WEIGHTS, replace_text
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.huggingface import Piece, described, pieces
-from model.vjepa2.imported import card, package_config, parts
-from model.vjepa2.published import PUBLISHED, PublishedModel
-from model.vjepa2.reference import CheckpointError, first_misfit, strip_prefix
-from model.vjepa2.stream import Progress, stream_safetensors
-from model.vjepa2.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
+from model.vjepa2.package_config import card, package_config, parts
 
 __all__ = [
     "Checkpoint",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.vjepa2.weight_files import SAFETENSORS_TYPES, TensorSpec
+from model.checkpoints.weight_files import SAFETENSORS_TYPES, TensorSpec
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""

@@ -1,6 +1,6 @@
 """Published weights by name: prefixes stripped, loaded strictly or not at all.
 
-Knows dictionaries of tensors, not files; reading files is `model.checkpoint`.
+Knows dictionaries of tensors, not files; reading files is `model.checkpoints.importer`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Files of weights, opened without trusting them: what they hold first, the tensors themselves when asked for.
 
-Knows `.pt` archives and safetensors files; which network the tensors belong to is `model.checkpoint`. Nothing is
-unpickled but tensors and plain containers, and nothing is read into memory as a whole: every `load` maps the file
-afresh, so that what was read before can be given back to the system.
+Knows `.pt` archives and safetensors files; which network the tensors belong to is `model.checkpoints.importer`.
+Nothing is unpickled but tensors and plain containers, and nothing is read into memory as a whole: every `load` maps the
+file afresh, so that what was read before can be given back to the system.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.vjepa2.reference import CheckpointError
+from model.checkpoints.state_dict import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.compact.sharing import Sharing
-from model.float8 import E4M3, quantise_linears
-from model.layers import Attention, Mlp
-from model.packed import pack_linears
+from model.layers.float8 import E4M3, quantise_linears
+from model.layers.prepacked_linear import pack_linears
+from model.layers.transformer import Attention, Mlp
 
 
 class Felt(nn.Module):

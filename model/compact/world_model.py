@@ -1,4 +1,4 @@
-"""A compact package in use: frames and robot actions in, latents out. Satisfies `model.catalog.LoadedModel`."""
+"""A compact package in use: frames and robot actions in, latents out. Satisfies `model.interface.LoadedModel`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.compact.sharing import sharing
-from model.memory import to_device
+from model.interface import ClipEmbedding
 from model.normalizer import ActionNormalizer
-from model.observation import CROP_POLICIES, CropPolicy, doubts, fit
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
+from model.preprocessing import CROP_POLICIES, CropPolicy, doubts, fit
+from model.runtime.memory import to_device
 
 FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
 

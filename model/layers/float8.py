@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.linears import replace_linears
+from model.layers.replace_linear import replace_linears
 
 E4M3 = torch.float8_e4m3fn
 """Four bits of exponent and three of mantissa: numbers up to 448, each known to a sixteenth of itself."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from model.linears import replace_linears
+from model.layers.replace_linear import replace_linears
 
 LEAST_WIDTH = 256
 """Of a layer worth quantising: a narrower one takes longer to quantise its input for than it gains."""

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.int8 import Int8Linear
-from model.packed import PackedLinear
-from model.pieces import attention_in_pieces, favours_pieces, rotate_in_pieces
+from model.layers.blocked_attention import attention_in_pieces, favours_pieces, rotate_in_pieces
+from model.layers.int8 import Int8Linear
+from model.layers.prepacked_linear import PackedLinear
 
 RotaryStyle = Literal["tiled", "interleaved"]
 KeyValue = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.memory import free_memory
+from model.runtime.memory import free_memory
 
 Function = Callable[..., Tensor]
 Context = tuple[Tensor, ...]

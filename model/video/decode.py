@@ -3,8 +3,8 @@
 Two readers stand behind `decode`. decord jumps to the frames that are asked for; it is used where it is installed
 (it has no wheel for aarch64), where jumping is known to land and where it saves work. PyAV reads from the beginning,
 is right for every container it opens and notices damage that decord paints over. Not here: limits and file checks
-(`model/video_probe.py`), crops and colours for a network (`model/observation.py`), and isolation. A damaged file can
-abort the whole process that decodes it, so a service calls `decode` through `model/video_worker.py`.
+(`model/video/probe.py`), crops and colours for a network (`model/preprocessing.py`), and isolation. A damaged file can
+abort the whole process that decodes it, so a service calls `decode` through `model/video/decoder_worker.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from model.video_probe import (
+from model.video.probe import (
     ClipDescription,
     ClipIndex,
     ClipLimits,

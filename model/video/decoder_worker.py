@@ -3,7 +3,7 @@
 `ClipDecoder` is what a service holds. Each worker is a fresh interpreter that imports this module and nothing of the
 program that started it (never torch: it is ready in a fraction of a second). Requests and answers are JSON, so
 nothing a worker says after it parsed a stranger's file is unpickled; frames come through a window of shared memory
-that has no name and therefore cannot be left behind. Not here: decoding itself (`model/video.py`). POSIX only.
+that has no name and therefore cannot be left behind. Not here: decoding itself (`model/video/decode.py`). POSIX only.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from typing import Any, get_args
 
 import numpy as np
 
-from model.video import Clip, ClipDescription, ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord
-from model.video_probe import Reason
+from model.video.decode import Clip, ClipDescription, ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord
+from model.video.probe import Reason
 
 DecodeFunction = Callable[[Path, FrameSampling, "tuple[int, int] | None", ClipLimits], Clip]
 
 _WINDOW_BYTES = 8 * 2**20
 _MAX_MESSAGE_BYTES = 64 * 2**20  # an answer is a few hundred bytes and a number for each frame
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import model.video_worker as w; w.serve(sys.argv[2:])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import model.video.decoder_worker as w; w.serve(sys.argv[2:])"
 )
 
 
@@ -74,9 +75,9 @@ class ClipDecoder:
         limits: ClipLimits | None = None,
         timeout_s: float = 60.0,
     ) -> Clip:
-        """As `model.video.decode`, elsewhere. `timeout_s` covers waiting for a free worker and decoding.
+        """As `model.video.decode.decode`, elsewhere. `timeout_s` covers waiting for a free worker and decoding.
 
-        Raises what `model.video.decode` does; VideoDecodeError("timeout") when the time is over and
+        Raises what `model.video.decode.decode` does; VideoDecodeError("timeout") when the time is over and
         VideoDecodeError("decoder_crashed") when the worker died, after both of which a fresh worker takes its place;
         RuntimeError once the decoder is closed.
         """

@@ -1,8 +1,8 @@
 """What a clip file says about itself before its frames are decoded: its frames' times, its size, whether it is whole.
 
 Here are the limits that refuse a file early (a decompression bomb, a forged header, an hour of footage) and the one
-error every reader of clips raises. Not here: turning a clip into frames (`model/video.py`) and keeping a decoder that
-crashes away from the service (`model/video_worker.py`). Probing parses a stranger's file, so a service that
+error every reader of clips raises. Not here: turning a clip into frames (`decode.py`) and keeping a decoder that
+crashes away from the service (`model/video/decoder_worker.py`). Probing parses a stranger's file, so a service that
 receives files from outside does it in a worker too: what `decode` returns there carries the description.
 """
 

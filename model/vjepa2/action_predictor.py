@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import (
+from model.checkpoints.state_dict import CheckpointError, load_strict, refuse_unknown, strip_prefixes
+from model.layers.transformer import (
     Block,
     RotaryCache,
     RotaryTable,
@@ -25,7 +26,6 @@ from model.layers import (
     table_dtype,
 )
 from model.vjepa2.config import HARMLESS, image_size
-from model.vjepa2.reference import CheckpointError, load_strict, refuse_unknown, strip_prefixes
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.published import BY_FIXTURES, PublishedModel
+from model.checkpoints.state_dict import CheckpointError
+from model.checkpoints.weight_files import TensorSpec
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictorConfig
-from model.vjepa2.published import BY_FIXTURES, PublishedModel
-from model.vjepa2.reference import CheckpointError
-from model.vjepa2.weight_files import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A V-JEPA 2 package in use. Satisfies `model.catalog.LoadedModel`, with or without an action-conditioned predictor."""
+"""A loaded V-JEPA 2 package (`model.interface.LoadedModel`), with or without an action-conditioned predictor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model import float8, int8
-from model.catalog import ClipEmbedding
-from model.observation import CROP_POLICIES, CropPolicy, doubts
+from model.checkpoints.state_dict import CheckpointError, load_strict
+from model.interface import ClipEmbedding
+from model.layers import float8, int8
+from model.layers.prepacked_linear import pack_linears
 from model.package import Package, PackageConfig, PackageError
-from model.packed import pack_linears
+from model.preprocessing import CROP_POLICIES, CropPolicy, doubts
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.poses import pose_doubts
-from model.vjepa2.reference import CheckpointError, load_strict
 from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
 
 Config = TypeVar("Config")

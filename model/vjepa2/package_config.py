@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from model.checkpoints.published import PublishedModel
 from model.package import WEIGHTS, ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor
-from model.vjepa2.packaged import Network, describe
+from model.vjepa2.model import Network, describe
 from model.vjepa2.poses import POSE_NAMES
-from model.vjepa2.published import PublishedModel
 
 
 def parts(model: PublishedModel) -> dict[str, tuple[str, Network]]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.observation import ObservationError
+from model.preprocessing import ObservationError
 
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 Poses = Float[Tensor, "*batch 7"]

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import Block, Mlp, initialise_blocks
+from model.checkpoints.state_dict import load_strict, refuse_unknown, strip_prefixes
+from model.layers.transformer import Block, Mlp, initialise_blocks
 from model.vjepa2.config import HARMLESS
-from model.vjepa2.reference import load_strict, refuse_unknown, strip_prefixes
 
 
 @dataclass(frozen=True)

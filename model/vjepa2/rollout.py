@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.graphs import being_captured
-from model.layers import Block, KeyValue
-from model.memory import free_memory
+from model.layers.transformer import Block, KeyValue
+from model.runtime.cuda_graphs import being_captured
+from model.runtime.memory import free_memory
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.poses import compose
 

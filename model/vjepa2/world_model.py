@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.memory import to_device
-from model.observation import CropPolicy, prepare
+from model.preprocessing import CropPolicy, prepare
+from model.runtime.memory import to_device
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.poses import check_poses, difference

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planner.anytime import plan_in_time
-from planner.cem import CEM
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
 from planner.limits import project_within
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
 from planner.search import Search, finished_plan, why_over
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from server.engine.messages import Pace, SearchSize
 from server.errors import Reason, ServiceError
-from server.jobs import Pace, SearchSize
 
 SHRINKAGES = (1, 2, 4)  # a search short of time gets a half or a quarter of its samples before it is refused
 WANTED_ITERATIONS = 3  # with fewer, a smaller search makes better use of the same time

@@ -15,8 +15,8 @@ import struct
 import threading
 from collections.abc import Iterator
 
-from server.jobs import FromEngine, ToEngine
-from server.wire import pack, unpack
+from server.engine.messages import FromEngine, ToEngine
+from server.engine.serialization import pack, unpack
 
 _PART = struct.Struct("<IQI")
 _AT_ONCE = 4 * 1024 * 1024  # a message up to this size is one part, handed to the socket in one go: a millisecond

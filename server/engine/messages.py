@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import Reason
-from server.messages import EmbeddingKind, Frame, ModelReply
+from server.values.calls import EmbeddingKind, Frame, ModelReply
 
 if TYPE_CHECKING:
-    from model.catalog import LoadedModel
+    from model.interface import LoadedModel
 
 Floats = NDArray[np.float32]
 Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
@@ -39,7 +39,7 @@ class EngineSettings:
     graphs: Graphs
     max_batch: int  # searches in one rollout
     max_iteration_steps: int  # samples x horizon in one rollout
-    loader: Loader | None  # None: model.catalog.load
+    loader: Loader | None  # None: model.registry.load
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
     startup_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck

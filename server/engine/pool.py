@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from server.engine import Engine
+from server.engine.admission import Admission, ReplyMargin, too_late
+from server.engine.messages import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
+from server.engine.supervisor import Engine
 from server.errors import Reason, ServiceError, invalid
-from server.jobs import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
-from server.scheduler import Admission, ReplyMargin, too_late
 
 LAG_LOOK_S = 0.05  # how often the front looks how late it wakes
 LAG_HALF_LIFE_S = 0.1

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from server import jobs, messages
+from server.engine import messages as jobs
+from server.engine.messages import FromEngine, ToEngine
 from server.errors import Reason
-from server.jobs import FromEngine, ToEngine
+from server.values import calls
 
 _COUNT, _SIZE = struct.Struct("<I"), struct.Struct("<Q")
 _KIND = "#"  # the key that says what an object is; dictionaries are written as their items
@@ -30,7 +31,7 @@ _KINDS: dict[str, type[Any]] = {
         *(jobs.PlanDone, jobs.EncodeDone, jobs.EmbedDone, jobs.RolloutDone, jobs.SurpriseDone),
         *(jobs.CalibrateDone,),
         *(jobs.SearchSize, jobs.ServedModel, jobs.Start, jobs.Move, jobs.Pace),
-        *(messages.ModelReply, messages.PlannerSettings),
+        *(calls.ModelReply, calls.PlannerSettings),
     )
 }
 _FIELDS = {name: tuple(field.name for field in fields(kind)) for name, kind in _KINDS.items()}

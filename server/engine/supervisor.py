@@ -16,9 +16,8 @@ from multiprocessing.context import SpawnProcess
 
 import structlog
 
-from server.channel import FrontChannel
-from server.errors import Reason, ServiceError
-from server.jobs import (
+from server.engine.ipc import FrontChannel
+from server.engine.messages import (
     Alive,
     Cancel,
     Done,
@@ -34,6 +33,7 @@ from server.jobs import (
     ServedModel,
     Submit,
 )
+from server.errors import Reason, ServiceError
 
 _log = structlog.get_logger()
 
@@ -237,7 +237,7 @@ def _run(end: socket.socket, settings: EngineSettings) -> None:
     # beside a training took 21 s so, 3.3 s with this. It has to be said before torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    from server.engine_process import run
+    from server.worker.process import run
 
     run(end, settings)
 

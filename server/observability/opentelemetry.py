@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from server.tracing import TraceContext
+from server.observability.tracing import TraceContext
 
 _given: ContextVar[TraceContext] = ContextVar("presage_span")
 

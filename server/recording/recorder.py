@@ -19,8 +19,8 @@ from typing import IO
 import structlog
 from mcap.writer import Writer
 
-from server import records
-from server.records import PlanRecord
+from server.recording import records
+from server.recording.records import PlanRecord
 
 MIB = 1024 * 1024
 WAITING_RECORDS, WAITING_BYTES = 256, 64 * MIB  # more is dropped

@@ -13,10 +13,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from server import wire
-from server.jobs import Done, FromEngine, PlanDone, PlanJob, Submit, ToEngine
-from server.messages import PlanReply, PlanRequest
-from server.wire import WireError
+from server.engine import serialization
+from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, Submit, ToEngine
+from server.engine.serialization import WireError
+from server.values.calls import PlanReply, PlanRequest
 
 VERSION = 1
 TOPIC = "/presage/plan"
@@ -130,7 +130,7 @@ def _asked(record: PlanRecord) -> dict[str, Any]:
 
 
 def _written(message: ToEngine | FromEngine) -> dict[str, Any]:
-    text, *arrays = wire.pieces(message)
+    text, *arrays = serialization.pieces(message)
     return {"message": json.loads(bytes(text)), "arrays": [base64.b64encode(array).decode() for array in arrays]}
 
 
@@ -140,4 +140,4 @@ def _read(value: dict[str, Any]) -> ToEngine | FromEngine:
     except binascii.Error as error:
         raise WireError(f"an array is not base64: {error}") from error
     text = memoryview(json.dumps(value["message"]).encode())
-    return wire.unpack(bytearray(b"".join(wire.framed([text, *arrays]))))
+    return serialization.unpack(bytearray(b"".join(serialization.framed([text, *arrays]))))

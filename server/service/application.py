@@ -10,15 +10,21 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from server import checks
-from server.checks import SearchLimits
-from server.clips import Clips, ClipSettings
-from server.embedding_calls import EmbeddingCalls, describe
+from server.engine.messages import EngineSettings, Graphs, Loader, Precision
+from server.engine.pool import Lanes
 from server.errors import invalid
-from server.goals import GoalCache
-from server.jobs import EngineSettings, Graphs, Loader, Precision
-from server.lanes import Lanes
-from server.messages import (
+from server.recording.recorder import Recorder
+from server.service import validation
+from server.service.clips import Clips, ClipSettings
+from server.service.embedding import EmbeddingCalls, describe
+from server.service.goals import GoalCache
+from server.service.planning import PlanCalls
+from server.service.prediction import PredictionCalls
+from server.service.session import Session
+from server.service.session_table import SessionTable
+from server.service.stages import Stages
+from server.service.validation import SearchLimits
+from server.values.calls import (
     CalibrateRequest,
     DistanceReply,
     DistanceRequest,
@@ -41,12 +47,6 @@ from server.messages import (
     SurpriseReply,
     SurpriseRequest,
 )
-from server.plan_calls import PlanCalls
-from server.prediction_calls import PredictionCalls
-from server.recorder import Recorder
-from server.session import Session
-from server.session_table import SessionTable
-from server.stages import Stages
 
 MIB = 1024 * 1024
 HOUSEKEEPING_S = 2.0
@@ -80,7 +80,7 @@ class AppSettings:
     startup_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
     reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
     server_version: str = ""  # named in every plan's provenance
-    loader: Loader | None = None  # another way to load a model; None: model.catalog.load
+    loader: Loader | None = None  # another way to load a model; None: model.registry.load
 
 
 class Application:
@@ -189,12 +189,12 @@ class Application:
     async def create_session(self, request: SessionRequest) -> SessionReply:
         """Open a session."""
         served = self._lanes.model(request.model)
-        checks.can_predict(served)
-        checks.seed(request.seed)
+        validation.can_predict(served)
+        validation.seed(request.seed)
         most = self._settings.max_session_ttl_s
         if not 0 <= request.ttl_s <= most:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
-        checks.stages(request)
+        validation.stages(request)
         for index, stage in enumerate(request.stages):
             self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id")
         if request.goal_id:

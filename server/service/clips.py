@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from model.video import Clip, ClipLimits, VideoDecodeError
-from model.video import FrameSampling as Sampling
-from model.video_worker import ClipDecoder
+from model.video.decode import Clip, ClipLimits, VideoDecodeError
+from model.video.decode import FrameSampling as Sampling
+from model.video.decoder_worker import ClipDecoder
 from server.errors import Reason, ServiceError, invalid
-from server.messages import FrameSampling, ModelReply
+from server.values.calls import FrameSampling, ModelReply
 
 T = TypeVar("T")
 

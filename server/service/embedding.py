@@ -6,13 +6,14 @@ import time
 
 import numpy as np
 
-from server import checks
-from server.clips import Clips
+from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
+from server.engine.pool import Lanes
 from server.errors import invalid
-from server.goals import Goal, GoalCache, content_id
-from server.jobs import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
-from server.lanes import Lanes
-from server.messages import (
+from server.service import validation
+from server.service.clips import Clips
+from server.service.goals import Goal, GoalCache, content_id
+from server.service.prediction import require_numbers
+from server.values.calls import (
     Array,
     EmbedClipRequest,
     EmbedImagesRequest,
@@ -22,7 +23,6 @@ from server.messages import (
     GoalRequest,
     ModelReply,
 )
-from server.prediction_calls import require_numbers
 
 
 class EmbeddingCalls:
@@ -39,11 +39,11 @@ class EmbeddingCalls:
             raise invalid("source", "must be exactly one of image and latent", given)
         content: Array
         if request.latent is not None:
-            checks.latent(request.latent, model, "latent")
+            validation.latent(request.latent, model, "latent")
             content = np.ascontiguousarray(request.latent, np.float32)
         else:
             assert request.image is not None
-            checks.frame(request.image, model, "image")
+            validation.frame(request.image, model, "image")
             content = request.image
         goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
         goal = self._goals.find(goal_id)
@@ -57,9 +57,9 @@ class EmbeddingCalls:
     async def images(self, request: EmbedImagesRequest, deadline: float | None) -> EmbedReply:
         """See `Application.embed_images`."""
         model = self._lanes.model(request.model).reply
-        checks.image_count(request.images, self._max_images)
+        validation.image_count(request.images, self._max_images)
         for index, image in enumerate(request.images):
-            checks.frame(image, model, f"images[{index}]")
+            validation.frame(image, model, f"images[{index}]")
         job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
         done = await self._lanes.run(job, deadline)
         assert isinstance(done, EmbedDone)

@@ -6,9 +6,9 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from server.engine.messages import Floats
 from server.errors import Reason, ServiceError, invalid
-from server.jobs import Floats
-from server.messages import Array
+from server.values.calls import Array
 
 
 @dataclass(frozen=True)

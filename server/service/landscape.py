@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from server.engine.messages import Floats, ServedModel
 from server.errors import invalid
-from server.jobs import Floats, ServedModel
-from server.messages import LandscapeReply, LandscapeRequest
+from server.values.calls import LandscapeReply, LandscapeRequest
 
 MOST_POINTS = 33
 COLOURS = np.array(  # dark blue, teal, green, yellow: even in brightness, so that prints in grey read alike

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from server.engine.messages import SearchSize, ServedModel
+from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
-from server.jobs import SearchSize, ServedModel
-from server.lanes import Planned
-from server.messages import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
-from server.session import CurrentPlan
+from server.service.session import CurrentPlan
+from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
 
 
 @dataclass(frozen=True)

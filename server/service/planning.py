@@ -12,20 +12,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from server import checks, tracing
-from server.checks import SearchLimits
+from server.engine.admission import too_late
+from server.engine.messages import Floats, PlanJob, ServedModel, Start
+from server.engine.pool import Lanes, Planned
 from server.errors import Reason, ServiceError, invalid
-from server.goals import GoalCache
-from server.jobs import Floats, PlanJob, ServedModel, Start
-from server.lanes import Lanes, Planned
-from server.messages import Observation, PlanReply, PlanRequest
-from server.plan_replies import Asked, found, left_over
-from server.recorder import Recorder
-from server.records import PlanRecord
-from server.scheduler import too_late
-from server.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
-from server.session_table import SessionTable
-from server.stages import Pursuit
+from server.observability import tracing
+from server.recording.recorder import Recorder
+from server.recording.records import PlanRecord
+from server.service import validation
+from server.service.goals import GoalCache
+from server.service.plan_replies import Asked, found, left_over
+from server.service.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
+from server.service.session_table import SessionTable
+from server.service.stages import Pursuit
+from server.service.validation import SearchLimits
+from server.values.calls import Observation, PlanReply, PlanRequest
 
 
 class PlanCalls:
@@ -46,7 +47,7 @@ class PlanCalls:
 
     async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> PlanReply:
         """See `Application.plan`."""
-        checks.plan(request)
+        validation.plan(request)
         if not request.session_id:
             return await self._plan(request, None, deadline, received, decode_ms)
         session = self._sessions.get(request.session_id, received)
@@ -75,8 +76,8 @@ class PlanCalls:
         self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
     ) -> PlanReply:
         served = self._lanes.model(session.model if session is not None else request.model)
-        size = checks.search_size(request.planner, served, self._limits)
-        checks.observation(request.observation, served.reply)
+        size = validation.search_size(request.planner, served, self._limits)
+        validation.observation(request.observation, served.reply)
         place, pursued, follows = Place(0), Pursuit(request.goal_id), Continuation()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)

@@ -7,11 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from server import checks
-from server.checks import SearchLimits
-from server.errors import Reason, ServiceError
-from server.goals import GoalCache
-from server.jobs import (
+from server.engine.messages import (
     CalibrateDone,
     CalibrateJob,
     EmbedDone,
@@ -24,9 +20,16 @@ from server.jobs import (
     SurpriseDone,
     SurpriseJob,
 )
-from server.landscape import draw, grid, landscape
-from server.lanes import Lanes
-from server.messages import (
+from server.engine.pool import Lanes
+from server.errors import Reason, ServiceError
+from server.service import validation
+from server.service.goals import GoalCache
+from server.service.landscape import draw, grid, landscape
+from server.service.planning import start_of
+from server.service.session import Session
+from server.service.session_table import SessionTable
+from server.service.validation import SearchLimits
+from server.values.calls import (
     Array,
     CalibrateRequest,
     Calibration,
@@ -43,9 +46,6 @@ from server.messages import (
     SurpriseReply,
     SurpriseRequest,
 )
-from server.plan_calls import start_of
-from server.session import Session
-from server.session_table import SessionTable
 
 
 class PredictionCalls:
@@ -60,10 +60,10 @@ class PredictionCalls:
     async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> RolloutReply:
         """See `Application.rollout`."""
         session, served = self._asked(request.session_id, request.model, now)
-        checks.can_predict(served)
-        checks.observation(request.observation, served.reply)
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
         actions = np.asarray(request.actions, np.float32)
-        checks.candidates(actions[None], served.reply, self._limits, "actions")
+        validation.candidates(actions[None], served.reply, self._limits, "actions")
         goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
         done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
         assert done.latents is not None
@@ -73,10 +73,10 @@ class PredictionCalls:
     async def score(self, request: ScoreRequest, deadline: float | None, now: float) -> ScoreReply:
         """See `Application.score`."""
         session, served = self._asked(request.session_id, request.model, now)
-        checks.can_predict(served)
-        checks.observation(request.observation, served.reply)
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
         candidates = np.asarray(request.candidates, np.float32)
-        checks.candidates(candidates, served.reply, self._limits, "candidates")
+        validation.candidates(candidates, served.reply, self._limits, "candidates")
         goal = self._goal(request.goal_id, session, served)
         done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
         assert done.step_costs is not None
@@ -85,9 +85,9 @@ class PredictionCalls:
     async def distance(self, request: DistanceRequest, deadline: float | None, now: float) -> DistanceReply:
         """See `Application.distance`."""
         session, served = self._asked(request.session_id, request.model, now)
-        checks.image_count(request.images, self._max_images)
+        validation.image_count(request.images, self._max_images)
         for index, image in enumerate(request.images):
-            checks.frame(image, served.reply, f"images[{index}]")
+            validation.frame(image, served.reply, f"images[{index}]")
         goal = self._goal(request.goal_id, session, served)
         job = EmbedImagesJob(served.reply.name, request.images, "pooled", goal)
         done = await self._lanes.run(job, deadline)
@@ -98,9 +98,9 @@ class PredictionCalls:
     async def surprise(self, request: SurpriseRequest, deadline: float | None, now: float) -> SurpriseReply:
         """See `Application.surprise`."""
         session, served = self._asked(request.session_id, request.model, now)
-        checks.can_predict(served)
+        validation.can_predict(served)
         actions = np.asarray(request.actions, np.float32)
-        checks.steps_seen(request.observations, actions, served.reply, self._limits, self._max_images)
+        validation.steps_seen(request.observations, actions, served.reply, self._limits, self._max_images)
         felt = [seen.proprioception for seen in request.observations if seen.proprioception is not None]
         job = SurpriseJob(
             model=served.reply.name,
@@ -120,11 +120,11 @@ class PredictionCalls:
     async def landscape(self, request: LandscapeRequest, deadline: float | None, now: float) -> LandscapeReply:
         """See `Application.landscape`."""
         session, served = self._asked(request.session_id, request.model, now)
-        checks.can_predict(served)
-        checks.observation(request.observation, served.reply)
-        checks.action_entries(request.dimensions, served.reply, "dimensions")
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
+        validation.action_entries(request.dimensions, served.reply, "dimensions")
         asked = grid(request, served)
-        checks.candidates(asked.candidates, served.reply, self._limits, "points")
+        validation.candidates(asked.candidates, served.reply, self._limits, "points")
         goal = self._goal(request.goal_id, session, served)
         done = await self._predict(request.observation, session, served, asked.candidates, goal, True, deadline)
         assert done.step_costs is not None
@@ -139,8 +139,8 @@ class PredictionCalls:
         """See `Application.calibrate`."""
         session = self._sessions.get(request.session_id, now)
         served = self._lanes.model(session.model)
-        search = checks.can_predict(served)
-        checks.moves(request.moves, served.reply)
+        search = validation.can_predict(served)
+        validation.moves(request.moves, served.reply)
         moves = tuple(
             Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
             for move in request.moves

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from server.engine.messages import Floats
 from server.errors import Reason, invalid
-from server.jobs import Floats
-from server.messages import Calibration, PlanReply, SessionReply
-from server.stages import Pursuit, Stages, pursuit
-from server.statistics import RunningStatistics
+from server.service.stages import Pursuit, Stages, pursuit
+from server.service.surprise import RunningStatistics
+from server.values.calls import Calibration, PlanReply, SessionReply
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
 JUDGED_FROM = 8  # errors of predictions that must be known before another is judged

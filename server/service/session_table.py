@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.errors import Reason, ServiceError, invalid
-from server.session import Session
+from server.service.session import Session
 
 
 class SessionTable:

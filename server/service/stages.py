@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from server.messages import GoalStage
+from server.values.calls import GoalStage
 
 MOST_STAGES = 16
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from server.engine.messages import Floats, SearchSize, ServedModel
 from server.errors import Reason, ServiceError, invalid
-from server.jobs import Floats, SearchSize, ServedModel
-from server.messages import (
+from server.service.stages import MOST_STAGES
+from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
     MOST_DISCOUNT,
@@ -27,7 +28,6 @@ from server.messages import (
     PlanRequest,
     SessionRequest,
 )
-from server.stages import MOST_STAGES
 
 MOST_MOVES = 64
 LEAST_ACROSS = 0.1

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import grpc
 
+from server.config import Settings, SettingsError
 from server.errors import Reason, ServiceError
-from server.settings import Settings, SettingsError
 
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 

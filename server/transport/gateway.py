@@ -16,15 +16,15 @@ from typing import Literal
 
 import structlog
 
-from server import tracing
-from server.app import Application
-from server.auth import Keys
+from server.config import Limits
 from server.errors import Reason, ServiceError
-from server.health import Lifecycle
-from server.settings import Limits
-from server.telemetry import Telemetry
-from server.tracing import SpanSink, TraceContext
-from server.uploads import Uploads
+from server.observability import tracing
+from server.observability.metrics import Telemetry
+from server.observability.tracing import SpanSink, TraceContext
+from server.service.application import Application
+from server.transport.auth import Keys
+from server.transport.health import Lifecycle
+from server.transport.uploads import Uploads
 
 Transport = Literal["grpc", "rest", "openpi"]
 

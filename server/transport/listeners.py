@@ -18,17 +18,17 @@ import grpc
 import structlog
 import uvicorn
 
-from server import auth
-from server.app import Application
-from server.door import Door
-from server.grpc_service import create_server
-from server.health import Lifecycle
-from server.recorder import Recorder
-from server.rest import create_app
-from server.settings import Settings, SettingsError, server_version
-from server.telemetry import Telemetry
-from server.tracing import SpanSink
-from server.uploads import Uploads
+from server.config import Settings, SettingsError, server_version
+from server.observability.metrics import Telemetry
+from server.observability.tracing import SpanSink
+from server.recording.recorder import Recorder
+from server.service.application import Application
+from server.transport import auth
+from server.transport.gateway import Door
+from server.transport.grpc.service import create_server
+from server.transport.health import Lifecycle
+from server.transport.rest.routes import create_app
+from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
 

@@ -18,8 +18,8 @@ from typing import BinaryIO, TypeVar
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from server.config import MIB
 from server.errors import Reason, ServiceError, invalid
-from server.settings import MIB
 
 CHUNK_BYTES = MIB
 _Piece = TypeVar("_Piece")

@@ -18,7 +18,7 @@ EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
 LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMISERS
 OPTIMISERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
-"""Names a request may ask for; `planner.named` makes them, where torch is."""
+"""Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
 @dataclass(frozen=True)

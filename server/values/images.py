@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from server.errors import Reason, ServiceError, invalid
-from server.messages import Frame
+from server.values.calls import Frame
 
 PixelFormat = Literal["rgb8", "bgr8", "mono8"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import Reason, invalid
-from server.messages import Array
+from server.values.calls import Array
 
 MAX_RANK = 8
 ElementType = Literal["uint8", "int32", "int64", "float16", "float32", "float64"]

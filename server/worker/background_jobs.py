@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.catalog import LoadedModel
-from model.memory import to_device
-from server import model_calls
-from server.calibration import calibrate
-from server.failures import failed
-from server.jobs import (
+from model.interface import LoadedModel
+from model.runtime.memory import to_device
+from server.engine.messages import (
     CalibrateJob,
     Done,
     EmbedClipJob,
@@ -35,8 +32,11 @@ from server.jobs import (
     SurpriseDone,
     SurpriseJob,
 )
-from server.pieces import Errand, Piece
-from server.searches import Searches
+from server.worker import model_adapter
+from server.worker.calibration import calibrate
+from server.worker.failures import failed
+from server.worker.job import Errand, Piece
+from server.worker.plan_scheduler import Searches
 
 FRAMES_AT_ONCE = 32
 
@@ -122,8 +122,8 @@ def encode(model: LoadedModel, job: EncodeJob) -> Errand:
     parts = []
     for part in _parts(len(job.frames), FRAMES_AT_ONCE):
         yield Piece(("encode", job.model), part.stop - part.start)
-        parts.append(model_calls.encode_frames(model, job.frames[part]))
-    return EncodeDone(model_calls.to_host(torch.cat(parts)))
+        parts.append(model_adapter.encode_frames(model, job.frames[part]))
+    return EncodeDone(model_adapter.to_host(torch.cat(parts)))
 
 
 def embed_images(model: LoadedModel, job: EmbedImagesJob) -> Errand:
@@ -131,7 +131,7 @@ def embed_images(model: LoadedModel, job: EmbedImagesJob) -> Errand:
     latents, tokens = [], []
     for part in _parts(len(job.frames), FRAMES_AT_ONCE):
         yield Piece(("encode", job.model), part.stop - part.start)
-        latents.append(model_calls.encode_frames(model, job.frames[part]))
+        latents.append(model_adapter.encode_frames(model, job.frames[part]))
     if job.kind == "tokens" and latents[0].ndim == 2:
         for frame in job.frames:
             yield Piece(("clip", job.model), 1)
@@ -145,7 +145,7 @@ def embed_images(model: LoadedModel, job: EmbedImagesJob) -> Errand:
             embedding = per_frame
         case "pooled":
             embedding = per_frame.mean(0)
-    return EmbedDone(model_calls.to_host(embedding), _to_goal(model, together, job.goal), ())
+    return EmbedDone(model_adapter.to_host(embedding), _to_goal(model, together, job.goal), ())
 
 
 def embed_clip(model: LoadedModel, job: EmbedClipJob) -> Errand:
@@ -160,22 +160,22 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob) -> Errand:
             yield Piece(("encode", job.model), part.stop - part.start)
             parts.append(model.encode(frames[part]))
         latents = torch.cat(parts)
-    cost = model_calls.cost_of(model)
-    steps = model_calls.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    cost = model_adapter.cost_of(model)
+    steps = model_adapter.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
     chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
-    return EmbedDone(model_calls.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
+    return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
 
 
 def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
     """Where candidates lead, and what that costs: a number of them at a time."""
     yield Piece(("encode", job.model), 1)
-    latent = model_calls.encode_frames(model, job.start.frames[:1])[0]
-    context = model_calls.context_of(model, job.start, latent)
-    goal = None if job.goal is None else model_calls.to_device(model, job.goal)[None]
-    world = model_calls.world_model(model)
+    latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
+    context = model_adapter.context_of(model, job.start, latent)
+    goal = None if job.goal is None else model_adapter.to_device(model, job.goal)[None]
+    world = model_adapter.world_model(model)
     candidates = torch.from_numpy(job.candidates)
     horizon = candidates.shape[1] // model.block
-    cost = model_calls.cost_of(model)
+    cost = model_adapter.cost_of(model)
     if not job.costs_only:
         cost = replace(cost, over="sum")  # how far each predicted latent is, whatever the search makes of it
     latents, costs = [], []
@@ -185,9 +185,9 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> Errand:
         with torch.no_grad():
             predicted = world.rollout(context, actions)
             if goal is not None:
-                costs.append(model_calls.to_host(cost(predicted, goal, actions)[0]))
+                costs.append(model_adapter.to_host(cost(predicted, goal, actions)[0]))
             if not job.costs_only:
-                latents.append(model_calls.to_host(predicted[0]))
+                latents.append(model_adapter.to_host(predicted[0]))
     return RolloutDone(_joined(latents), _joined(costs))
 
 
@@ -196,26 +196,26 @@ def surprise(model: LoadedModel, job: SurpriseJob) -> Errand:
     encoded = []
     for part in _parts(len(job.frames), FRAMES_AT_ONCE):
         yield Piece(("encode", job.model), part.stop - part.start)
-        encoded.append(model_calls.encode_frames(model, job.frames[part]))
-    seen, cost = torch.cat(encoded), model_calls.cost_of(model)
-    actions = model_calls.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
+        encoded.append(model_adapter.encode_frames(model, job.frames[part]))
+    seen, cost = torch.cat(encoded), model_adapter.cost_of(model)
+    actions = model_adapter.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
     errors: list[float] = []
     for step, taken in enumerate(actions):
         yield Piece(("rollout", job.model, 1), 1)
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
         felt = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
-            start = model_calls.context(model, list(seen[back]), felt, job.turn_rad)
-            predicted = model_calls.world_model(model).rollout(start, taken[None, None])[0, 0]
-        errors += model_calls.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
+            start = model_adapter.context(model, list(seen[back]), felt, job.turn_rad)
+            predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
+        errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))
 
 
 def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[float, ...]:
     if goal is None:
         return ()
-    cost = model_calls.cost_of(model)
-    return tuple(model_calls.distances(cost, latents, model_calls.to_device(model, goal)[None]).tolist())
+    cost = model_adapter.cost_of(model)
+    return tuple(model_adapter.distances(cost, latents, model_adapter.to_device(model, goal)[None]).tolist())
 
 
 def _parts(count: int, at_once: int) -> Iterator[slice]:

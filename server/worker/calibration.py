@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from model.catalog import LoadedModel
-from model.turned import fit_turn
-from planner import named
+from model.camera_yaw import fit_turn
+from model.interface import LoadedModel
+from planner import registry
 from planner.types import Problem
-from server import model_calls
+from server.engine.messages import CalibrateDone, CalibrateJob, Move, SearchSize
 from server.errors import Reason, invalid
-from server.jobs import CalibrateDone, CalibrateJob, Move, SearchSize
-from server.pieces import Errand, Piece
+from server.worker import model_adapter
+from server.worker.job import Errand, Piece
 
 
 def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Errand:
@@ -29,10 +29,10 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Errand:
     for first in range(0, len(job.moves), at_once):
         moves = job.moves[first : first + at_once]
         yield Piece(("encode", job.model), 2 * len(moves))
-        optimiser = named.optimiser(
+        optimiser = registry.optimiser(
             job.size.optimiser, job.size.samples, job.size.iterations, job.size.elites, horizon=1
         )
-        world = model_calls.world_model(model)
+        world = model_adapter.world_model(model)
         searches = [optimiser.start(problem, model.block) for problem in _problems(model, moves, job.size)]
         running = dict(enumerate(searches))
         while running:
@@ -55,15 +55,15 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Errand:
 
 def _problems(model: LoadedModel, moves: Sequence[Move], size: SearchSize) -> list[Problem]:
     """One step from each move's image before toward its image after, not turned yet."""
-    space = model_calls.action_space(model)
+    space = model_adapter.action_space(model)
     assert space is not None
-    before = model_calls.encode_frames(model, [move.before.frames[0] for move in moves])
-    after = model_calls.encode_frames(model, [move.after for move in moves])
+    before = model_adapter.encode_frames(model, [move.before.frames[0] for move in moves])
+    after = model_adapter.encode_frames(model, [move.after for move in moves])
     return [
         Problem(
-            context=model_calls.context_of(model, replace(move.before, turn_rad=0.0), seen),
+            context=model_adapter.context_of(model, replace(move.before, turn_rad=0.0), seen),
             goal=goal,
-            space=named.searched(space, size.dimensions),
+            space=registry.searched(space, size.dimensions),
             seed=number,
         )
         for number, (move, seen, goal) in enumerate(zip(moves, before, after, strict=True))

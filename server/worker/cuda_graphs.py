@@ -1,14 +1,14 @@
-"""What an engine captures as graphs while it starts: rollouts of each model's own search. How is `model.graphs`."""
+"""CUDA graphs captured at engine start: rollouts of each model's own search, by `model.runtime.cuda_graphs`."""
 
 from __future__ import annotations
 
 import torch
 
-from model.catalog import LoadedModel
-from model.graphs import CudaGraphs, Graphed, rehearsed
+from model.interface import LoadedModel
+from model.runtime.cuda_graphs import CudaGraphs, Graphed, rehearsed
 from planner.world_model import WorldModel
-from server import model_calls
-from server.jobs import Graphs, SearchSize
+from server.engine.messages import Graphs, SearchSize
+from server.worker import model_adapter
 
 ROBOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 """Searches in one rollout that are captured; a number between two of them takes the larger one's graph."""
@@ -21,7 +21,7 @@ def searched(
 
     A model that cannot be captured plans all the same, only slower.
     """
-    world = model_calls.world_model(model)
+    world = model_adapter.world_model(model)
     if graphs == "off":
         return world, "no graphs: they are off"
     if model.package.config.action is None:
@@ -46,7 +46,7 @@ def _resting(model: LoadedModel, size: SearchSize) -> tuple[tuple[torch.Tensor, 
     latent = model.encode(torch.zeros(1, image.height, image.width, 3, dtype=torch.uint8))[0]
     felt = None
     if config.proprioception_names:
-        felt = model_calls.to_host(torch.zeros(config.history, len(config.proprioception_names)))
-    context = model_calls.context(model, [latent] * config.history, felt, turn_rad=0.0)
+        felt = model_adapter.to_host(torch.zeros(config.history, len(config.proprioception_names)))
+    context = model_adapter.context(model, [latent] * config.history, felt, turn_rad=0.0)
     time = size.horizon * model.block
     return context, torch.zeros(1, size.samples, time, len(config.action.names), device=model.device)

@@ -6,10 +6,10 @@ import logging
 
 import torch
 
-from model.observation import ObservationError
+from model.preprocessing import ObservationError
 from planner.types import PlanningError
+from server.engine.messages import Failed
 from server.errors import Reason, ServiceError
-from server.jobs import Failed
 
 log = logging.getLogger("presage.engine")
 

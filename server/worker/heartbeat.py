@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.jobs import Alive
+from server.engine.messages import Alive
 
 OVERDUE_FACTOR = 20.0  # this many times what was predicted, and
 OVERDUE_LEAST_S = 30.0  # at least this long: a busy machine is no fault of the engine

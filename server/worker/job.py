@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass
 
-from server.jobs import Result
+from server.engine.messages import Result
 
 
 @dataclass(frozen=True)

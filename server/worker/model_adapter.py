@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import memory
-from model.catalog import LoadedModel
-from model.turned import Turned, rotation, turns
-from planner import named
+from model.camera_yaw import Turned, rotation, turns
+from model.interface import LoadedModel
+from model.runtime import memory
+from planner import registry
 from planner.cost import GoalDistance
 from planner.types import ActionSpace
 from planner.world_model import CostFunction, WorldModel
-from server.jobs import Floats, Start
-from server.messages import Frame
+from server.engine.messages import Floats, Start
+from server.values.calls import Frame
 
 
 def action_space(model: LoadedModel) -> ActionSpace | None:
@@ -75,7 +75,7 @@ def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
     planner = model.package.config.planner
-    return named.cost(planner.optimiser, planner.discount)
+    return registry.cost(planner.optimiser, planner.discount)
 
 
 def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.catalog import LoadedModel
-from planner import named
+from model.interface import LoadedModel
+from planner import registry
 from planner.anytime import IterationClock, Optimiser
 from planner.receding import of_length
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
-from server import model_calls
-from server.durations import Durations
+from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob
 from server.errors import Reason
-from server.failures import failed
-from server.jobs import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob
-from server.pulse import Pulse
+from server.worker import model_adapter
+from server.worker.failures import failed
+from server.worker.heartbeat import Pulse
+from server.worker.timing import Durations
 
 
 @dataclass(eq=False)
@@ -80,8 +80,8 @@ class Searches:
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
         self._max_batch, self._max_steps = max_batch, max_iteration_steps
-        self._worlds = worlds or {name: model_calls.world_model(model) for name, model in models.items()}
-        spaces = {name: model_calls.action_space(model) for name, model in models.items()}
+        self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
+        spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
         self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
         self._running: dict[int, Running] = {}
@@ -158,8 +158,8 @@ class Searches:
         try:
             with self.pulse.work(self.durations.predict(("encode", model), len(batch))):
                 frames = [job.start.frames[0] for job in batch.values()]
-                latents = model_calls.encode_frames(self._models[model], frames)
-                on_host = model_calls.to_host(latents)
+                latents = model_adapter.encode_frames(self._models[model], frames)
+                on_host = model_adapter.to_host(latents)
         except Exception as error:
             if len(batch) == 1:
                 self._send(failed(next(iter(batch)), error))
@@ -178,22 +178,22 @@ class Searches:
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
-        optimiser = named.optimiser(
+        optimiser = registry.optimiser(
             size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount
         )
-        goal = model_calls.to_device(model, job.goal)
-        goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
+        goal = model_adapter.to_device(model, job.goal)
+        goal_distance = model_adapter.distances(optimiser.cost, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
-            goal = model_calls.to_device(model, job.goal)
-            goal_distance = model_calls.distances(optimiser.cost, latent[None], goal[None]).item()
+            goal = model_adapter.to_device(model, job.goal)
+            goal_distance = model_adapter.distances(optimiser.cost, latent[None], goal[None]).item()
         space = self._spaces[job.model]
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
-            context=model_calls.context_of(model, job.start, latent),
+            context=model_adapter.context_of(model, job.start, latent),
             goal=goal,
-            space=named.searched(space, size.dimensions),
+            space=registry.searched(space, size.dimensions),
             seed=job.seed,
             warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
@@ -207,7 +207,7 @@ class Searches:
             latent=on_host,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
-            warnings=model_calls.doubts(model, job.start),
+            warnings=model_adapter.doubts(model, job.start),
             began=times[0],
             encoded=times[1],
             shapes=tuple(tuple(part.shape) for part in problem.context),
@@ -276,7 +276,7 @@ class Searches:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
         done = PlanDone(
-            actions=model_calls.to_host(plan.actions),
+            actions=model_adapter.to_host(plan.actions),
             step_costs=plan.step_costs,
             cost=plan.cost,
             goal_distance=running.goal_distance,

@@ -17,15 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.catalog import LoadedModel
-from model.float8 import E4M3, has_units
-from model.int8 import has_vnni
-from planner import named
+from model.interface import LoadedModel
+from model.layers.float8 import E4M3, has_units
+from model.layers.int8 import has_vnni
+from planner import registry
 from planner.anytime import plan_in_time
 from planner.types import ActionSpace, PlanningError, Problem
 from planner.world_model import CostFunction
-from server import model_calls
-from server.jobs import SearchSize
+from server.engine.messages import SearchSize
+from server.worker import model_adapter
 
 PROBLEMS = 8  # imagined by a model to compare precisions on
 GATE_S = 20.0  # what their plans may take together: a shorter search than the model's own would prove little
@@ -93,7 +93,7 @@ class Work:
 
     @classmethod
     def of(cls, model: LoadedModel, size: SearchSize) -> Work:
-        frames, space = _noise_image(model), model_calls.action_space(model)
+        frames, space = _noise_image(model), model_adapter.action_space(model)
         if space is None:
             return cls(frames)
         context = _context(model, model.encode(frames)[0])
@@ -137,7 +137,7 @@ def with_best_precision(model: LoadedModel, size: SearchSize) -> tuple[LoadedMod
 
 def _eight_bits(model: LoadedModel) -> torch.dtype | None:
     """The 8-bit numbers worth trying: floats for rollouts, integers for encoders; None without units for them."""
-    if model_calls.action_space(model) is not None:
+    if model_adapter.action_space(model) is not None:
         return E4M3 if has_units(model.device) else None
     return torch.int8 if has_vnni(model.device) else None
 
@@ -151,7 +151,7 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
     name, than, speedup = _name(lowered), _name(model), best_s / lowered_s
     if speedup < LEAST_SPEEDUP:
         return best, f"{name} is {speedup:.2f} times as fast here, not {LEAST_SPEEDUP}"
-    if model_calls.action_space(model) is None:
+    if model_adapter.action_space(model) is None:
         cosine = _embedding_cosine(model, lowered)
         if not cosine >= LEAST_COSINE:
             return best, f"{name} embeddings have a cosine of {cosine:.5f} to {than}'s"
@@ -171,7 +171,9 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
     """Plan each problem with both, and price both plans with `model`."""
-    optimiser = named.optimiser(size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount)
+    optimiser = registry.optimiser(
+        size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount
+    )
     gaps, costs, lowered_costs = [], 0.0, 0.0
     for problem in problems:
         own, other = (plan_in_time(optimiser, each, problem).actions for each in (model, lowered))
@@ -184,9 +186,9 @@ def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, proble
 
 def imagined_problems(model: LoadedModel, size: SearchSize, count: int = PROBLEMS) -> list[Problem]:
     """Problems that need no pictures: goals where random actions lead by the model, each start the last one's goal."""
-    space = model_calls.action_space(model)
+    space = model_adapter.action_space(model)
     assert space is not None
-    space = named.searched(space, size.dimensions)
+    space = registry.searched(space, size.dimensions)
     latent = model.encode(_noise_image(model))[0]
     problems = []
     for seed in range(count):

@@ -16,15 +16,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from model.catalog import LoadedModel, load
-from model.memory import keep_memory
+from model.interface import LoadedModel
 from model.package import PackageConfig, PackageError, PlannerDefaults
+from model.registry import load
+from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
-from server import graphs, model_calls, tuning
-from server.channel import EngineChannel
-from server.errands import Errands
-from server.failures import failed
-from server.jobs import (
+from server.engine.ipc import EngineChannel
+from server.engine.messages import (
     Cancel,
     Done,
     EngineSettings,
@@ -40,10 +38,13 @@ from server.jobs import (
     Submit,
     ToEngine,
 )
-from server.messages import Frame, ModelReply, PlannerSettings
-from server.pulse import Pulse, beating
-from server.searches import Searches
-from server.tuning import Verdict, Work
+from server.values.calls import Frame, ModelReply, PlannerSettings
+from server.worker import cuda_graphs, model_adapter, precision
+from server.worker.background_jobs import Errands
+from server.worker.failures import failed
+from server.worker.heartbeat import Pulse, beating
+from server.worker.plan_scheduler import Searches
+from server.worker.precision import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
@@ -87,7 +88,7 @@ def _load_and_describe(
         worlds, described = {}, []
         for name, (model, verdict) in verdicts.items():
             size = own_search(model.package.config.planner)
-            worlds[name], told = graphs.searched(
+            worlds[name], told = cuda_graphs.searched(
                 model, size, settings.graphs, settings.max_batch, settings.max_iteration_steps
             )
             described.append(describe(name, model, verdict, told))
@@ -133,13 +134,13 @@ def tune(
     first = next(iter(models.values()))
     if not settings.threads and first.device.type == "cpu":
         work = Work.of(first, own_search(first.package.config.planner))
-        torch.set_num_threads(tuning.fastest_threads(lambda: work.done_by(first), tuning.available_cpus()))
+        torch.set_num_threads(precision.fastest_threads(lambda: work.done_by(first), precision.available_cpus()))
     verdicts: dict[str, tuple[LoadedModel, Verdict]] = {}
     for name, model in models.items():
         if settings.precision == "auto":
-            verdicts[name] = tuning.with_best_precision(model, own_search(model.package.config.planner))
+            verdicts[name] = precision.with_best_precision(model, own_search(model.package.config.planner))
         else:
-            asked = tuning.in_precision(model, settings.precision)
+            asked = precision.in_precision(model, settings.precision)
             verdicts[name] = asked, Verdict(asked.dtype, "as set")
     return torch.get_num_threads(), verdicts
 
@@ -252,7 +253,7 @@ class Engine:
         for name, model in self._models.items():
             config = model.package.config
             frame = _black(config)
-            goal = model_calls.to_host(model_calls.encode_frames(model, [frame])[0])
+            goal = model_adapter.to_host(model_adapter.encode_frames(model, [frame])[0])
             if config.action is None:
                 continue
             size = replace(own_search(config.planner), iterations=WARM_UP_ITERATIONS)

@@ -20,13 +20,13 @@ from mcap.records import Channel, Message, Metadata
 from mcap.stream_reader import StreamReader
 from torch import Tensor
 
-from model.catalog import ClipEmbedding, LoadedModel
+from model.interface import ClipEmbedding, LoadedModel
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
-from server import records
-from server.jobs import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
-from server.records import Recorded, RecordError
-from server.searches import Searches
+from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
+from server.recording import records
+from server.recording.records import Recorded, RecordError
+from server.worker.plan_scheduler import Searches
 
 RECORD_BYTES = 512 * 1024 * 1024  # a larger one is no record of ours
 _DTYPES = {
@@ -150,7 +150,7 @@ def _compared(
 
 
 class _Blind:
-    """A model that has seen already: every picture is the recorded latent. Satisfies `model.catalog.LoadedModel`."""
+    """A model that has seen already: every picture is the recorded latent. Satisfies `model.interface.LoadedModel`."""
 
     def __init__(self, model: LoadedModel, latent: Floats) -> None:
         self._model = model

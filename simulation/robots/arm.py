@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.drawing import Color, blank, draw_capsules, draw_discs
+from simulation.robots.drawing import Color, blank, draw_capsules, draw_discs
 
 RATE_HZ = 10.0
 LINK_LENGTHS = (0.5, 0.4)  # metres

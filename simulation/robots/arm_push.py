@@ -1,4 +1,4 @@
-"""The planar arm of ``simulation.arm`` with a puck on the table, to be pushed to the place a goal shows.
+"""The planar arm of ``simulation.robots.arm`` with a puck on the table, to be pushed to the place a goal shows.
 
 Contact is quasi-static and without friction: the second link moves the puck out of its way, along the contact normal,
 and the puck rests when nothing pushes it. The first link passes above the table and touches nothing.
@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm
-from simulation.drawing import Color, blank, draw_discs
+from simulation.robots import arm
+from simulation.robots.drawing import Color, blank, draw_discs
 
 PUCK_RADIUS = 0.12  # metres
 CONTACT = arm.LINK_RADII[1] + PUCK_RADIUS  # distance of the puck's centre from the link's axis when they touch
@@ -106,8 +106,8 @@ class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     """The arm and the puck as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[q1, q2, x, y]``, joint angles in rad and the puck's centre in metres from the base. Actions and
-    observations are those of ``simulation.arm.Arm``: the puck is seen, never measured. Reward is always 0 and episodes
-    never end by themselves.
+    observations are those of ``simulation.robots.arm.Arm``: the puck is seen, never measured. Reward is always 0 and
+    episodes never end by themselves.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(arm.RATE_HZ)}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulation.extras import package_folder
-from simulation.mujoco_stage import EXTRA, load_mujoco, stage
+from simulation.robots.mujoco_stage import EXTRA, load_mujoco, stage
 
 RATE_HZ = 20.0
 SUCCESS_TOLERANCE = 0.04  # metres

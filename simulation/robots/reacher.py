@@ -13,9 +13,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.arm import checked_action, wrap_angle
 from simulation.extras import package_folder
-from simulation.mujoco_stage import EXTRA, load_mujoco, stage
+from simulation.robots.arm import checked_action, wrap_angle
+from simulation.robots.mujoco_stage import EXTRA, load_mujoco, stage
 
 RATE_HZ = 25.0  # two physics steps of 0.02 s, as the published world models drive it
 MAX_TORQUE = 0.05  # N m, each joint; against the damping it turns a joint at up to 5 rad/s

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.drawing import Color, blank, draw_boxes, draw_discs
+from simulation.robots.drawing import Color, blank, draw_boxes, draw_discs
 
 RATE_HZ = 10.0
 SIDE = 2.0  # metres of the square floor; the origin is its lower left corner, x to the right and y up in the image

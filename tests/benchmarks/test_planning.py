@@ -13,7 +13,7 @@ from benchmarks.planning import __main__ as command
 from benchmarks.planning import chart, compact, vjepa2
 from benchmarks.planning.problems import Served, arm_problems
 from benchmarks.planning.timing import interleaved, matrix_rate, operations
-from model.catalog import load
+from model.registry import load
 
 CPU = torch.device("cpu")
 SCALE = compact.Scale(1, 2, 2, (1, 2), ((20, 2),), ((20, 2),))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli import failures
-from tests.cli.commands import run_command
+from cli import exit_codes
+from tests.support.cli.commands import run_command
 
 COMMANDS = (
     (),
@@ -155,7 +155,7 @@ def test_an_error_of_our_own_keeps_its_traceback() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        failures.run(broken)
+        exit_codes.run(broken)
 
 
 def test_collected_episodes_are_the_same_for_the_same_seed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_collected_episodes_are_the_same_for_the_same_seed(capsys: pytest.Captur
 
 
 def test_an_image_is_told_from_a_clip_by_its_first_bytes(tmp_path: Path) -> None:
-    from cli.embed import _is_image
+    from cli.client.embed import _is_image
 
     for name in ("a.png", "a.jpg", "a.webp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)

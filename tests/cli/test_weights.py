@@ -14,15 +14,16 @@ import pytest
 import torch
 import typer
 
-from cli import failures
+from cli import exit_codes
 from cli.weights import list_published, pull
-from model.observation import CROP_POLICIES
-from model.vjepa2.published import PUBLISHED
-from tests.cli.commands import run_command
+from model.checkpoints.published import PUBLISHED
+from model.preprocessing import CROP_POLICIES
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
 
 CONTENT = b"PK\x03\x04" + bytes(100_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+PAGE = ROOT / "docs" / "models.md"
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -52,7 +53,7 @@ def run(*arguments: str) -> int:
     app.command("list")(list_published)
     app.command("pull")(pull)
     try:
-        return failures.run(lambda: app(list(arguments), prog_name="presage weights"))
+        return exit_codes.run(lambda: app(list(arguments), prog_name="presage weights"))
     except SystemExit as ended:
         return int(ended.code or 0)
 

@@ -7,9 +7,9 @@ from typing import Any, Iterator
 import numpy as np
 import pytest
 
-from tests.client.blocking import Connect, connector
-from tests.client.protocol_server import Running, running
-from tests.client.protocol_service import SIZE
+from tests.support.client.blocking import Connect, connector
+from tests.support.client.protocol_server import Running, running
+from tests.support.client.protocol_service import SIZE
 
 
 @pytest.fixture

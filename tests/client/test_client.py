@@ -8,9 +8,9 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_server import Running
-from tests.client.protocol_service import SIZE, expected_actions
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_server import Running
+from tests.support.client.protocol_service import SIZE, expected_actions
 
 
 def test_a_model_says_what_a_robot_must_know(client: Any) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running
 
 
 def test_a_clip_goes_up_in_chunks_with_its_digest(client: Any, server: Running, tmp_path: Path) -> None:

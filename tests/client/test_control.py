@@ -10,10 +10,10 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running, running
-from tests.client.protocol_service import expected_actions
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running, running
+from tests.support.client.protocol_service import expected_actions
 
 PATIENCE_S = 20.0  # for things that take milliseconds on a machine that has nothing else to do
 

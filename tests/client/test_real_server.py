@@ -19,13 +19,13 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import connector
+from tests.support.client.blocking import connector
+from tests.support.paths import ROOT
 
 if sys.version_info < (3, 10):
     pytest.skip("the service needs Python 3.10", allow_module_level=True)
-pytest.importorskip("server.__main__", reason="the service is not installed here")
+pytest.importorskip("server.serving", reason="the service is not installed here")
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
 PATIENCE_S = 60.0
 SIZE = 32

@@ -10,9 +10,9 @@ import pytest
 from presage.robot import PlanFollower
 from presage.values import ControlPlan
 
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running
-from tests.client.protocol_service import ACTION, HORIZON, expected_actions
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running
+from tests.support.client.protocol_service import ACTION, HORIZON, expected_actions
 
 HOLD = np.array([9.0, 9.0], np.float32)
 

@@ -17,9 +17,9 @@ import torch
 
 from cli.private_service import private_service
 from model.package import PackageError
-from server import clock
-from server.engine_process import load_all
-from server.jobs import EngineSettings
+from server.engine.messages import EngineSettings
+from server.observability import ntp
+from server.worker.process import load_all
 from tests.server.conftest import tiny_compact
 
 FAILED, BAD_SETTINGS = 1, 2
@@ -176,14 +176,14 @@ def test_a_second_instance_on_the_same_ports_leaves_the_first_alone(tmp_path: Pa
     ],
 )
 def test_a_clock_that_cannot_be_trusted_is_told(now_s: float, synchronised: bool | None, said: str | None) -> None:
-    fault = clock.fault(now_s, synchronised)
+    fault = ntp.fault(now_s, synchronised)
     assert fault is None if said is None else re.search(said, fault or "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
 def test_the_kernel_says_whether_the_clock_is_kept() -> None:
     state = ctypes.CDLL(None).ntp_gettime(ctypes.create_string_buffer(1024))  # another call that tells it
-    assert clock.is_synchronised() == (state != 5)
+    assert ntp.is_synchronised() == (state != 5)
 
 
 def test_a_service_starts_and_stops_well_on_a_clock_that_was_never_set(tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ import yaml
 
 from cli.private_service import private_service
 from model.package import read_package
-from server.settings import Settings
-from server.telemetry import Telemetry
-from tests.cli.commands import run_command
+from server.config import Settings
+from server.observability.metrics import Telemetry
 from tests.server.conftest import tiny_compact
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
 FILES = sorted(
     path for path in FOLDER.rglob("*.yaml") if path.name not in ("envoy.yaml", "config.yaml", "kustomization.yaml")

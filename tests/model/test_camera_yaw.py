@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.camera_yaw import Turned, fit_turn, rotation, turns
 from model.compact import CompactWorldModel
-from model.turned import Turned, fit_turn, rotation, turns
-from tests.model.compact.packages import tiny_config
+from tests.support.model.compact_packages import tiny_config
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.observation import CROP_POLICIES, CropPolicy, ObservationError, doubts, fit, prepare
-from tests.model.vjepa2.reference_files import fixture, worst
+from model.preprocessing import CROP_POLICIES, CropPolicy, ObservationError, doubts, fit, prepare
+from tests.support.model.reference_files import fixture, worst
 
 PUBLISHED: dict[CropPolicy, str] = {
     "planning": "ac_notebook",

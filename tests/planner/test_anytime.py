@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from planner.anytime import IterationClock, Pace
-from planner.cem import CEM
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
+from planner.optimizers.cem import CEM
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents
-from tests.planner.problems import integrator, reach
+from tests.support.planner.problems import integrator, reach
 
 SETTINGS = CEM(samples=16, iterations=50, elites=4, horizon=4)
 

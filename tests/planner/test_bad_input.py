@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.anytime import plan_in_time
-from planner.hybrid import Hybrid
+from planner.optimizers.hybrid import Hybrid
 from planner.types import ActionSpace, PlanningError
 from planner.world_model import Actions, Context, Latents
-from tests.planner.every import OPTIMISERS, SMALL, AnyOptimiser, changed, each_optimiser
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.every_optimizer import OPTIMISERS, SMALL, AnyOptimiser, changed, each_optimiser
+from tests.support.planner.problems import integrator, reach, space
 
 
 @dataclass(frozen=True)

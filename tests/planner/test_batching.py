@@ -11,8 +11,8 @@ from torch import Tensor
 from planner.anytime import Optimiser, plan_in_time
 from planner.search import Search
 from planner.types import Plan, PlanningError, Problem
-from tests.planner.every import OPTIMISERS, SMALL
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.every_optimizer import OPTIMISERS, SMALL
+from tests.support.planner.problems import integrator, reach, space
 
 WORLD = integrator(block=3)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from planner.noise import ColouredNoise, Noise, NoiseShape, Stream, TimeCorrelatedNoise, WhiteNoise
 from planner.types import PlanningError
-from tests.planner.recordings import RecordedNoise
+from tests.support.planner.recordings import RecordedNoise
 
 CPU = torch.device("cpu")
 SHAPE = NoiseShape(samples=20000, horizon=4, block=3, action=2)

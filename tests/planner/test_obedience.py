@@ -15,8 +15,8 @@ from planner.constraints import project
 from planner.receding import held_for, warm_start
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
-from tests.planner.every import OPTIMISERS, SMALL, AnyOptimiser, changed
 from tests.planner.test_constraints import spaces, violations
+from tests.support.planner.every_optimizer import OPTIMISERS, SMALL, AnyOptimiser, changed
 
 TINY: dict[str, AnyOptimiser] = {
     name: changed(optimiser, iterations=3, horizon=3) for name, optimiser in OPTIMISERS.items()

@@ -7,18 +7,18 @@ import math
 import pytest
 import torch
 
-from planner import named
-from planner.cem import CEM
+from planner import registry
 from planner.cost import GoalDistance
+from planner.optimizers.cem import CEM
 from planner.types import ActionSpace, PlanningError, Problem
-from tests.planner.problems import integrator, space
+from tests.support.planner.problems import integrator, space
 
 SPACE = ActionSpace(("x", "y", "grip"), ("m", "m", "1"), (-1.0, -1.0, 0.0), (1.0, 1.0, 2.0), 10.0)
 
 
-@pytest.mark.parametrize("name", named.OPTIMISERS)
+@pytest.mark.parametrize("name", registry.OPTIMISERS)
 def test_every_name_plans_toward_the_goal(name: str) -> None:
-    optimiser = named.optimiser(name, samples=48, iterations=8, elites=6, horizon=2)
+    optimiser = registry.optimiser(name, samples=48, iterations=8, elites=6, horizon=2)
     assert (optimiser.iterations, optimiser.horizon) == (8, 2)
     problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, -0.1]), space(), seed=3)
     plan = optimiser.plan(integrator(), problem)
@@ -28,42 +28,42 @@ def test_every_name_plans_toward_the_goal(name: str) -> None:
 
 
 def test_the_published_search_keeps_its_rules() -> None:
-    chosen = named.optimiser("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
+    chosen = registry.optimiser("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
     paper = CEM.vjepa2_ac_paper()
     assert isinstance(chosen, CEM)
     assert (chosen.noise, chosen.cost, chosen.gripper) == (paper.noise, paper.cost, paper.gripper)
     assert chosen.samples == 64
-    assert named.cost("vjepa2_ac") == GoalDistance("l1", over="last")
+    assert registry.cost("vjepa2_ac") == GoalDistance("l1", over="last")
 
 
-@pytest.mark.parametrize("name", [name for name in named.OPTIMISERS if name != "vjepa2_ac"])
+@pytest.mark.parametrize("name", [name for name in registry.OPTIMISERS if name != "vjepa2_ac"])
 def test_a_discount_weighs_later_steps(name: str) -> None:
-    assert named.optimiser(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
-    assert named.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
-    assert named.optimiser(name, 48, 8, 6, 2).cost == GoalDistance()
+    assert registry.optimiser(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
+    assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
+    assert registry.optimiser(name, 48, 8, 6, 2).cost == GoalDistance()
 
 
 @pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
 def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
     with pytest.raises(PlanningError, match=r"planner.discount must be"):
-        named.optimiser(name, 48, 8, 6, 2, discount)
+        registry.optimiser(name, 48, 8, 6, 2, discount)
 
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.optimiser must be one of cem, .*got annealing"):
-        named.optimiser("annealing", 10, 1, 2, 1)
+        registry.optimiser("annealing", 10, 1, 2, 1)
 
 
 def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:
-    assert named.searched(SPACE, ()) == SPACE
-    assert named.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
+    assert registry.searched(SPACE, ()) == SPACE
+    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
 
 
 def test_what_the_space_holds_stays_held() -> None:
     holding = ActionSpace(SPACE.names, SPACE.units, SPACE.low, SPACE.high, 10.0, frozen=(None, None, 0.5))
-    assert named.searched(holding, ("x", "grip")).frozen == (None, 0.0, 0.5)
+    assert registry.searched(holding, ("x", "grip")).frozen == (None, 0.0, 0.5)
 
 
 def test_an_unknown_dimension_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
-        named.searched(SPACE, ("x", "z"))
+        registry.searched(SPACE, ("x", "z"))

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from planner.anytime import Optimiser
-from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
-from planner.hybrid import Hybrid
 from planner.noise import ColouredNoise
+from planner.optimizers.cem import CEM
+from planner.optimizers.hybrid import Hybrid
 from planner.transfer import to_device
 from planner.types import ActionSpace, Problem
 from planner.world_model import CostFunction
-from tests.planner.every import OPTIMISERS, SMALL, changed
-from tests.planner.pretended import DEVICE, over, pretended_device
-from tests.planner.problems import integrator
+from tests.support.planner.every_optimizer import OPTIMISERS, SMALL, changed
+from tests.support.planner.pretended import DEVICE, over, pretended_device
+from tests.support.planner.problems import integrator
 
 CPU = torch.device("cpu")
 EVERYTHING = WeightedSum(

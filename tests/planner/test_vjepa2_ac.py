@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from planner.cem import CEM
 from planner.gripper import GripperRules
+from planner.optimizers.cem import CEM
 from planner.types import PlanningError, Problem
 from planner.world_model import Actions, Context, Latents
-from tests.planner.problems import reach
-from tests.planner.recordings import recorded_search
+from tests.support.paths import SHARED
+from tests.support.planner.problems import reach
+from tests.support.planner.recordings import recorded_search
 
-FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "parity" / "fixtures" / "cem_toy.pt"
+FIXTURE = SHARED / "parity" / "fixtures" / "cem_toy.pt"
 CASES = ["h1", "h2_notebook", "h4_defaults", "h2_axis_fixed", "h3_close_gripper1"]
 
 

@@ -12,9 +12,9 @@ import pytest_asyncio
 from model.compact.network import CompactConfig
 from model.compact.world_model import CompactWorldModel
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from server.app import Application, AppSettings
-from tests.server import linear
-from tests.server.doors import Service, open_service
+from server.service.application import Application, AppSettings
+from tests.support.server import linear
+from tests.support.server.transports import Service, open_service
 
 SETTINGS = AppSettings(
     models=("linear",),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.__main__ import app_settings
-from server.settings import Limits, Settings, SettingsError, load
+from server.config import Limits, Settings, SettingsError, load
+from server.serving import app_settings
 
 
 @pytest.fixture(autouse=True)

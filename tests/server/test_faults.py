@@ -22,13 +22,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2
 
-from server.app import HOUSEKEEPING_S, Application, AppSettings
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
-from tests.model import clips
-from tests.server import linear
+from server.service.application import HOUSEKEEPING_S, Application, AppSettings
+from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.doors import (
+from tests.server.engine.test_supervisor import ENDLESS, HERE, plan, started
+from tests.server.transport.grpc.test_service import goal, session
+from tests.support.model import clips
+from tests.support.server import linear
+from tests.support.server.transports import (
     Refusal,
     Service,
     eventually,
@@ -40,8 +42,6 @@ from tests.server.doors import (
     read_status,
     rest_refusal,
 )
-from tests.server.test_engine import ENDLESS, HERE, plan, started
-from tests.server.test_grpc import goal, session
 
 SEEN = linear.frame(0.2, 0.4)
 GOAL = GoalRequest(image=linear.frame(0.5, 0.4))
@@ -205,7 +205,7 @@ def decoders() -> list[int]:
             continue
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == os.getpid() and b"model.video_worker" in (entry / "cmdline").read_bytes():
+            if parent == os.getpid() and b"model.video.decoder_worker" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue

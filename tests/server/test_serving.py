@@ -22,13 +22,12 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import goals_pb2, goals_pb2_grpc, models_pb2, planning_pb2, planning_pb2_grpc
 
-from model import catalog
-from server.listening import StartError, bind
-from server.recorder import files
-from server.replay import read, replay
-from tests.server.doors import proto_image, proto_observation
-
-ROOT = Path(__file__).resolve().parents[2]
+from model import registry
+from server.recording.recorder import files
+from server.transport.listeners import StartError, bind
+from server.worker.replay import read, replay
+from tests.support.paths import ROOT
+from tests.support.server.transports import proto_image, proto_observation
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -97,7 +96,7 @@ async def test_a_server_announces_itself_serves_records_and_leaves_on_sigterm(
     assert kept.is_whole
     assert plan.job is not None
     assert plan.job.start.frames == ()
-    model = catalog.load(*kept.models, torch.device("cpu"))
+    model = registry.load(*kept.models, torch.device("cpu"))
     (outcome,) = replay(kept, {"tiny": model}, tolerance=1e-4)
     assert outcome.verdict == "same", outcome
 

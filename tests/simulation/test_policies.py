@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push
 from simulation.attempts import attempt
 from simulation.exploration import smooth_commands, tip_velocity_to_joints
 from simulation.manifest import Manifest
 from simulation.policies import arm_oracle, oracle_policy, push_costs, random_policy
+from simulation.robots import arm, arm_push
 from simulation.tasks import TASKS, make
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.one_of_two import main
-from training.ranks import ALONE, Ranks, SharedBatchNorm
+from tests.support.training.one_of_two import main
+from training.distributed import ALONE, Ranks, SharedBatchNorm
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "tests.training.one_of_two", str(together)]
+    command = [sys.executable, "-m", "tests.support.training.one_of_two", str(together)]
     running = [subprocess.Popen(command, env={**shared, "RANK": str(rank)}) for rank in range(2)]
     assert [process.wait(timeout=240) for process in running] == [0, 0]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from model.catalog import load
 from model.compact import CompactWorldModel
 from model.package import read_package
-from tests.model.compact.packages import tiny_config
-from training.card import card, record_score
+from model.registry import load
+from tests.support.model.compact_packages import tiny_config
+from training.model_card import card, record_score
 
 SCORE = {
     "task": "arm",

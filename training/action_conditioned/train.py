@@ -2,7 +2,8 @@
 
 Teacher forcing (the next frame from all true ones before it) plus a short rollout (predictions fed back), both as mean
 absolute errors of layer-normed latents; arXiv 2506.09985, section 3. Actions are changes of pose, so recordings need
-poses and no commands. Encodings come from `training.encodings`; the result is a package of the V-JEPA 2 family.
+poses and no commands. Encodings come from `training.action_conditioned.encoding_cache`; the result is a package of the
+V-JEPA 2 family.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from torch.nn import functional as F
 
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
-from model.vjepa2.packaged import PackagedVJepa2, describe
+from model.vjepa2.model import PackagedVJepa2, describe
 from model.vjepa2.poses import POSE_NAMES, check_poses, difference
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import encode_frames
+from training.action_conditioned.encoding_cache import EncodingCache
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
-from training.encodings import EncodingCache
-from training.episodes import Episodes
+from training.data.episodes import Episodes
 from training.schedule import warmup_stable_decay
 
 POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")

@@ -10,9 +10,9 @@ import torch
 from model.compact.network import CompactNetwork
 from model.compact.world_model import network_settings, read_config
 from model.package import Package
-from training.compact_recipe import CompactRecipe
-from training.episodes import Episodes
-from training.latents import encoded
+from training.compact.latents import encoded
+from training.compact.recipe import CompactRecipe
+from training.data.episodes import Episodes
 
 
 def begin(network: CompactNetwork, fitting: Episodes, recipe: CompactRecipe, initial: Package | None) -> Episodes:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.compact.network import CompactNetwork, to_network_input
-from training.episodes import Episodes
-from training.probe import linear_probe
+from training.data.episodes import Episodes
+from training.linear_probe import linear_probe
 
 PROBED_FRAMES = 12  # of each held-out episode: neighbours tell a probe little, and encoding them takes time
 

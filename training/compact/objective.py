@@ -1,7 +1,7 @@
 """What a compact model is trained to do: predict the next latents, keep them Gaussian, and tell the actions between.
 
 Where recordings say more of a frame than its pixels, latents can be made to tell it too. One batch's losses; the loop
-around them is in `training.compact`.
+around them is in `training.compact.train`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.normalizer import ActionNormalizer
-from training.ranks import ALONE, Ranks, share_batch_norms
-from training.sigreg import sigreg
-from training.windows import Batch
+from training.compact.sigreg import sigreg
+from training.compact.windows import Batch
+from training.distributed import ALONE, Ranks, share_batch_norms
 
 
 class Learner(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from model.compact.network import CompactConfig
 from model.compact.world_model import network_settings
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from training.episodes import Episodes
+from training.data.episodes import Episodes
 
 
 @dataclass(frozen=True)

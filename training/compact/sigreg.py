@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.ranks import ALONE, Ranks
+from training.distributed import ALONE, Ranks
 
 KNOTS = 17
 LARGEST_KNOT = 3.0

@@ -1,7 +1,7 @@
 """Training of the compact family, end to end from pixels: predict the next latents, keep them Gaussian (SIGReg).
 
-The loop. What it is told is a recipe (`training.compact_recipe`), what it begins with `training.beginning`; losses are
-`training.objective`'s. Networks live in `model.compact`, episodes come in as values, and the result is a package.
+The training loop. Settings are a `recipe`, first weights come from `initialization`, losses from `objective`. Networks
+live in `model.compact`, episodes come in as values, and the result is a package.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from model.compact.network import CompactConfig, CompactNetwork
 from model.compact.world_model import saved_weights
 from model.normalizer import ActionNormalizer
 from model.package import Package, PackageConfig, write_package
-from training.beginning import begin, labelled
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
-from training.compact_recipe import CompactRecipe, package_config
-from training.episodes import Episodes
-from training.latents import encoded, probe
-from training.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
-from training.ranks import ALONE, Ranks
+from training.compact.initialization import begin, labelled
+from training.compact.latent_whitening import change_basis, slow_basis
+from training.compact.latents import encoded, probe
+from training.compact.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
+from training.compact.recipe import CompactRecipe, package_config
+from training.compact.windows import Batch, Windows, batches, sample_batch
+from training.data.episodes import Episodes
+from training.distributed import ALONE, Ranks
 from training.schedule import warmup_cosine
-from training.slow_metric import change_basis, slow_basis
-from training.windows import Batch, Windows, batches, sample_batch
 
 CPU = torch.device("cpu")
 UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from training.episodes import Episodes
-from training.ranks import ALONE, Ranks
-from training.sigreg import random_directions
+from training.compact.sigreg import random_directions
+from training.data.episodes import Episodes
+from training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)

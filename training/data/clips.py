@@ -13,17 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.video_probe import VideoDecodeError, survey
-from training.datasets.dataset import (
-    DatasetError,
-    DatasetHeader,
-    Episode,
-    ReadOptions,
-    as_table,
-    chosen_camera,
-    numbered,
-)
-from training.datasets.pictures import CLIP_LIMITS, STAMP_SLACK_S, frames_at
+from model.video.probe import VideoDecodeError, survey
+from training.data.dataset import DatasetError, DatasetHeader, Episode, ReadOptions, as_table, chosen_camera, numbered
+from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, frames_at
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 TABLES = (".npy", ".csv")
@@ -31,7 +23,7 @@ MAX_TABLE_BYTES = 256 * 2**20
 
 
 class ClipFolder:
-    """A folder of clips and actions. Satisfies `training.datasets.dataset.Dataset`."""
+    """A folder of clips and actions. Satisfies `training.data.dataset.Dataset`."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Raises DatasetError: no clip, or none that can be read and has actions."""

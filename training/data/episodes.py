@@ -30,7 +30,7 @@ class Episodes:
     lengths: NDArray[np.int64] | None = None  # [episodes] recorded steps; None: all of them, in every episode
     proprioception: NDArray[np.float32] | None = None  # [episodes, steps + 1, numbers] as recorded
     proprioception_names: tuple[str, ...] = ()
-    crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.observation`)
+    crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.preprocessing`)
 
     def __post_init__(self) -> None:
         episodes, steps = self.actions.shape[:2]

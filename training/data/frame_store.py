@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.observation import CropPolicy, fit
-from training.datasets.dataset import DatasetError
+from model.preprocessing import CropPolicy, fit
+from training.data.dataset import DatasetError
 
 FRAMES, LISTING = "frames.raw", "frames.json"
 Progress = Callable[[int, int], None]

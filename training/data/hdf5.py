@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets.dataset import (
+from training.data.dataset import (
     FRAMES_AT_ONCE,
     DatasetError,
     DatasetHeader,
@@ -30,7 +30,7 @@ from training.datasets.dataset import (
     chosen_camera,
     numbered,
 )
-from training.datasets.pictures import decoded_images
+from training.data.pictures import decoded_images
 
 if TYPE_CHECKING:
     import h5py
@@ -52,7 +52,7 @@ class _Place:
 
 
 class Hdf5:
-    """HDF5 recordings, open for reading one episode at a time. Satisfies `training.datasets.dataset.Dataset`."""
+    """HDF5 recordings, open for reading one episode at a time. Satisfies `training.data.dataset.Dataset`."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """`path` is a file, or a folder of files with an episode each. Raises DatasetError."""

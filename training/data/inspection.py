@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets.dataset import Dataset, DatasetError, DatasetHeader, Episode
+from training.data.dataset import Dataset, DatasetError, DatasetHeader, Episode
 
 CONSTANT = 1e-8  # standard deviation below which a number is taken not to vary
 

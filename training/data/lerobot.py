@@ -17,16 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets.dataset import (
-    DatasetError,
-    DatasetHeader,
-    Episode,
-    ReadOptions,
-    as_table,
-    chosen_camera,
-    numbered,
-)
-from training.datasets.pictures import decoded_images, frames_at
+from training.data.dataset import DatasetError, DatasetHeader, Episode, ReadOptions, as_table, chosen_camera, numbered
+from training.data.pictures import decoded_images, frames_at
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -59,7 +51,7 @@ class _Place:
 
 
 class LeRobot:
-    """A LeRobot dataset's folder, open for reading. Satisfies `training.datasets.dataset.Dataset`."""
+    """A LeRobot dataset's folder, open for reading. Satisfies `training.data.dataset.Dataset`."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Raises DatasetError: a description that is not one, a version not known, no action, no such camera."""

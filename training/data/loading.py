@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.observation import CropPolicy
-from training.datasets.dataset import Dataset, DatasetError, Episode
-from training.datasets.inspection import problems
-from training.datasets.store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.episodes import Episodes
+from model.preprocessing import CropPolicy
+from training.data.dataset import Dataset, DatasetError, Episode
+from training.data.episodes import Episodes
+from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
+from training.data.inspection import problems
 
 
 def load_episodes(

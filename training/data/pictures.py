@@ -1,7 +1,7 @@
 """Frames out of video files and encoded images, in batches at their recorded size. Choosing and scaling is elsewhere.
 
 Recordings are trusted no further than files from a stranger: containers, pixels and bytes are limited before anything
-is decoded, in `model.video_probe` for clips and here for images.
+is decoded, in `model.video.probe` for clips and here for images.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.video_probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, upright_turn
-from training.datasets.dataset import FRAMES_AT_ONCE, DatasetError
+from model.video.probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, upright_turn
+from training.data.dataset import FRAMES_AT_ONCE, DatasetError
 
 CLIP_LIMITS = ClipLimits(max_bytes=16 * 2**30, max_seconds=24 * 3600, max_frames=10**7)
 STAMP_SLACK_S = 0.002  # Matroska rounds stamps to milliseconds

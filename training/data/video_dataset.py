@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.episodes import Episodes
+from training.data.episodes import Episodes
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Footage:
     frames: NDArray[np.uint8]  # [all frames, size, size, 3] RGB, maybe a map of a file
     starts: NDArray[np.int64]  # [clips] where each begins in it
     lengths: NDArray[np.int64]  # [clips] frames of each
-    crop_policy: str  # how the frames were made of what a camera gives (`model.observation`)
+    crop_policy: str  # how the frames were made of what a camera gives (`model.preprocessing`)
     source: str  # where they come from, for the model card
 
     def __post_init__(self) -> None:

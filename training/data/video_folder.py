@@ -1,4 +1,4 @@
-"""Folders of videos and images as footage, subfolders too. No actions: those belong to `training.datasets.clips`."""
+"""Folders of videos and images as footage, subfolders too. No actions: those belong to `training.data.clips`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.observation import CropPolicy
-from model.video_probe import ClipIndex, VideoDecodeError, survey
-from training.datasets.clips import SUFFIXES
-from training.datasets.dataset import DatasetError
-from training.datasets.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
-from training.datasets.store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.footage import Footage
+from model.preprocessing import CropPolicy
+from model.video.probe import ClipIndex, VideoDecodeError, survey
+from training.data.clips import SUFFIXES
+from training.data.dataset import DatasetError
+from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
+from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
+from training.data.video_dataset import Footage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_IMAGE_BYTES = 64 * 2**20

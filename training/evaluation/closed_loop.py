@@ -19,13 +19,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.catalog import LoadedModel
+from model.interface import LoadedModel
 from model.package import PackageError
-from planner import named
+from planner import registry
 from planner.anytime import Optimiser, plan_in_time
 from planner.receding import warm_start
 from planner.types import ActionSpace, Plan, Problem
-from training.statistics import episode_seed, percentile, plan_seed, wilson_interval
+from training.evaluation.statistics import episode_seed, percentile, plan_seed, wilson_interval
 
 State = NDArray[np.float64]
 Policy = Callable[[State, State], NDArray[np.float32]]
@@ -220,7 +220,7 @@ def action_space(model: LoadedModel) -> ActionSpace:
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
     space = ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz)
-    return named.searched(space, model.package.config.planner.dimensions)
+    return registry.searched(space, model.package.config.planner.dimensions)
 
 
 def _starts_solved(robot: Robot, pair: Pair) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.catalog import LoadedModel
+from model.interface import LoadedModel
 from planner.cost import GoalDistance
 
 CANDIDATES_AT_ONCE = 64  # bounds memory

@@ -2,7 +2,7 @@
 
 I-JEPA on images and V-JEPA on clips (arXiv 2301.08243, 2404.08471, 2506.09985). No actions and no labels: the result
 is a package of the V-JEPA 2 family that embeds, and that action-conditioned training builds upon. Which tokens are
-hidden is `training.masks`, what is watched meanwhile `training.collapse`.
+hidden is `training.masked.masks`, what is watched meanwhile `training.masked.collapse_metrics`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.observation import IMAGENET_MEAN, IMAGENET_STD
 from model.package import ImageSpec, PackageConfig, write_package
+from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from model.vjepa2.encoder import Encoder, EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
-from model.vjepa2.packaged import describe
+from model.vjepa2.model import describe
 from model.vjepa2.rollout import normalise
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
-from training.collapse import content, effective_rank, feature_std
-from training.episodes import Episodes
-from training.footage import Footage, random_crop
-from training.masks import PUBLISHED, draw_masks
-from training.probe import linear_probe
+from training.data.episodes import Episodes
+from training.data.video_dataset import Footage, random_crop
+from training.linear_probe import linear_probe
+from training.masked.collapse_metrics import content, effective_rank, feature_std
+from training.masked.masks import PUBLISHED, draw_masks
 from training.schedule import warmup_stable_decay
 
 
@@ -222,7 +222,7 @@ def draw_batch(
 
 
 def to_network_input(clips: UInt8[Tensor, "batch frames size size 3"]) -> Float[Tensor, "batch 3 frames size size"]:
-    """Colours scaled as `model.observation.prepare` scales them."""
+    """Colours scaled as `model.preprocessing.prepare` scales them."""
     mean, std = (torch.tensor(values).mul(255).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (clips.movedim(-1, 1).float() - mean) / std
 

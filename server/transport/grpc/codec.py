@@ -13,12 +13,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
-from server import messages
+from server.config import Limits
 from server.errors import Reason, ServiceError, invalid
-from server.images import EncodedImage, ImageSource, PixelFormat, RawImage
-from server.messages import Array
-from server.settings import Limits
-from server.tensors import DTYPES, ElementType, array, floats
+from server.values import calls
+from server.values.calls import Array
+from server.values.images import EncodedImage, ImageSource, PixelFormat, RawImage
+from server.values.tensors import DTYPES, ElementType, array, floats
 
 _ELEMENT_TYPES: dict[tensor_pb2.ElementType.ValueType, ElementType] = {
     tensor_pb2.ELEMENT_TYPE_UINT8: "uint8",
@@ -36,7 +36,7 @@ _PIXEL_FORMATS: dict[int, PixelFormat] = {
     observation_pb2.PIXEL_FORMAT_BGR8: "bgr8",
     observation_pb2.PIXEL_FORMAT_MONO8: "mono8",
 }
-_KINDS: dict[int, messages.EmbeddingKind] = {
+_KINDS: dict[int, calls.EmbeddingKind] = {
     embeddings_pb2.EMBEDDING_KIND_POOLED: "pooled",
     embeddings_pb2.EMBEDDING_KIND_PER_FRAME: "per_frame",
     embeddings_pb2.EMBEDDING_KIND_TOKENS: "tokens",
@@ -103,19 +103,19 @@ def image_sources(images: Sequence[observation_pb2.Image], field: str) -> list[t
 
 
 def decode_observation(
-    message: observation_pb2.Observation, frames: tuple[messages.Frame, ...], field: str = "observation"
-) -> messages.Observation:
+    message: observation_pb2.Observation, frames: tuple[calls.Frame, ...], field: str = "observation"
+) -> calls.Observation:
     """`frames` are its images, decoded."""
     proprioception, captured = None, None
     if message.HasField("proprioception"):
         proprioception = decode_tensor(message.proprioception, f"{field}.proprioception")
     if message.HasField("capture_time"):
         captured = decode_time(message.capture_time, f"{field}.capture_time")
-    return messages.Observation(frames, proprioception, captured, message.sequence)
+    return calls.Observation(frames, proprioception, captured, message.sequence)
 
 
-def decode_planner(message: models_pb2.PlannerSettings) -> messages.PlannerSettings:
-    return messages.PlannerSettings(
+def decode_planner(message: models_pb2.PlannerSettings) -> calls.PlannerSettings:
+    return calls.PlannerSettings(
         samples=message.samples if message.HasField("samples") else None,
         iterations=message.iterations if message.HasField("iterations") else None,
         elites=message.elites if message.HasField("elites") else None,
@@ -126,8 +126,8 @@ def decode_planner(message: models_pb2.PlannerSettings) -> messages.PlannerSetti
     )
 
 
-def decode_plan_request(message: planning_pb2.PlanRequest, observation: messages.Observation) -> messages.PlanRequest:
-    return messages.PlanRequest(
+def decode_plan_request(message: planning_pb2.PlanRequest, observation: calls.Observation) -> calls.PlanRequest:
+    return calls.PlanRequest(
         observation,
         session_id=message.session_id,
         model=message.model,
@@ -141,22 +141,20 @@ def decode_plan_request(message: planning_pb2.PlanRequest, observation: messages
     )
 
 
-def decode_session_request(message: sessions_pb2.SessionsCreateRequest) -> messages.SessionRequest:
-    return messages.SessionRequest(
+def decode_session_request(message: sessions_pb2.SessionsCreateRequest) -> calls.SessionRequest:
+    return calls.SessionRequest(
         model=message.model,
         goal_id=message.goal_id,
         ttl_s=message.ttl_s,
         seed=message.seed if message.HasField("seed") else None,
-        stages=tuple(
-            messages.GoalStage(stage.goal_id, stage.switch_below, stage.max_actions) for stage in message.stages
-        ),
+        stages=tuple(calls.GoalStage(stage.goal_id, stage.switch_below, stage.max_actions) for stage in message.stages),
     )
 
 
 def decode_landscape_request(
-    message: planning_pb2.LandscapeRequest, observation: messages.Observation
-) -> messages.LandscapeRequest:
-    return messages.LandscapeRequest(
+    message: planning_pb2.LandscapeRequest, observation: calls.Observation
+) -> calls.LandscapeRequest:
+    return calls.LandscapeRequest(
         observation,
         session_id=message.session_id,
         model=message.model,
@@ -168,7 +166,7 @@ def decode_landscape_request(
     )
 
 
-def decode_kind(number: int, default: messages.EmbeddingKind) -> messages.EmbeddingKind:
+def decode_kind(number: int, default: calls.EmbeddingKind) -> calls.EmbeddingKind:
     if number == embeddings_pb2.EMBEDDING_KIND_UNSPECIFIED:
         return default
     kind = _KINDS.get(number)
@@ -177,9 +175,9 @@ def decode_kind(number: int, default: messages.EmbeddingKind) -> messages.Embedd
     return kind
 
 
-def decode_sampling(message: embeddings_pb2.FrameSampling) -> messages.FrameSampling:
+def decode_sampling(message: embeddings_pb2.FrameSampling) -> calls.FrameSampling:
     rule = message.WhichOneof("rule")
-    return messages.FrameSampling(
+    return calls.FrameSampling(
         fps=message.fps if rule == "fps" else None, frames=message.frames if rule == "frames" else None
     )
 
@@ -193,7 +191,7 @@ def require(present: bool, field: str) -> None:
 # Replies
 
 
-def encode_planner(settings: messages.PlannerSettings) -> models_pb2.PlannerSettings:
+def encode_planner(settings: calls.PlannerSettings) -> models_pb2.PlannerSettings:
     return models_pb2.PlannerSettings(
         samples=settings.samples,
         iterations=settings.iterations,
@@ -205,7 +203,7 @@ def encode_planner(settings: messages.PlannerSettings) -> models_pb2.PlannerSett
     )
 
 
-def encode_model(model: messages.ModelReply, limits: Limits, server_version: str) -> models_pb2.Model:
+def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -> models_pb2.Model:
     action = models_pb2.ActionSpec(
         names=model.action_names,
         units=model.action_units,
@@ -243,13 +241,13 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
     )
 
 
-def encode_goal(goal: messages.GoalReply) -> goals_pb2.Goal:
+def encode_goal(goal: calls.GoalReply) -> goals_pb2.Goal:
     return goals_pb2.Goal(
         goal_id=goal.goal_id, model=goal.model, cached=goal.cached, create_time=encode_time(goal.create_time_ns)
     )
 
 
-def encode_session(session: messages.SessionReply) -> sessions_pb2.Session:
+def encode_session(session: calls.SessionReply) -> sessions_pb2.Session:
     return sessions_pb2.Session(
         session_id=session.session_id,
         model=session.model,
@@ -264,7 +262,7 @@ def encode_session(session: messages.SessionReply) -> sessions_pb2.Session:
     )
 
 
-def encode_plan(plan: messages.PlanReply) -> planning_pb2.Plan:
+def encode_plan(plan: calls.PlanReply) -> planning_pb2.Plan:
     timings, provenance = plan.timings, plan.provenance
     return planning_pb2.Plan(
         actions=encode_tensor(plan.actions),
@@ -302,13 +300,13 @@ def encode_plan(plan: messages.PlanReply) -> planning_pb2.Plan:
     )
 
 
-def encode_images_embedding(reply: messages.EmbedReply) -> embeddings_pb2.EmbedImagesResponse:
+def encode_images_embedding(reply: calls.EmbedReply) -> embeddings_pb2.EmbedImagesResponse:
     return embeddings_pb2.EmbedImagesResponse(
         embedding=encode_tensor(reply.embedding), goal_distances=reply.goal_distances, model=reply.model
     )
 
 
-def encode_clip_embedding(reply: messages.EmbedReply) -> embeddings_pb2.EmbedClipResponse:
+def encode_clip_embedding(reply: calls.EmbedReply) -> embeddings_pb2.EmbedClipResponse:
     return embeddings_pb2.EmbedClipResponse(
         embedding=encode_tensor(reply.embedding),
         frame_times_s=reply.frame_times_s,
@@ -318,19 +316,19 @@ def encode_clip_embedding(reply: messages.EmbedReply) -> embeddings_pb2.EmbedCli
     )
 
 
-def encode_rollout(reply: messages.RolloutReply) -> planning_pb2.RolloutResponse:
+def encode_rollout(reply: calls.RolloutReply) -> planning_pb2.RolloutResponse:
     return planning_pb2.RolloutResponse(latents=encode_tensor(reply.latents), goal_distances=reply.goal_distances)
 
 
-def encode_score(reply: messages.ScoreReply) -> planning_pb2.ScoreResponse:
+def encode_score(reply: calls.ScoreReply) -> planning_pb2.ScoreResponse:
     return planning_pb2.ScoreResponse(costs=reply.costs.tolist(), step_costs=encode_tensor(reply.step_costs))
 
 
-def encode_surprise(reply: messages.SurpriseReply) -> planning_pb2.SurpriseResponse:
+def encode_surprise(reply: calls.SurpriseReply) -> planning_pb2.SurpriseResponse:
     return planning_pb2.SurpriseResponse(errors=reply.errors, scores=reply.scores, steps_known=reply.steps_known)
 
 
-def encode_landscape(reply: messages.LandscapeReply) -> planning_pb2.LandscapeResponse:
+def encode_landscape(reply: calls.LandscapeReply) -> planning_pb2.LandscapeResponse:
     return planning_pb2.LandscapeResponse(
         dimensions=reply.dimensions,
         values=encode_tensor(reply.values),

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from presage.v1 import planning_pb2
 
-from server import codec, images, messages
-from server.door import Door, explain
 from server.errors import Reason, ServiceError, invalid
+from server.transport.gateway import Door, explain
+from server.transport.grpc import codec
+from server.values import calls, images
 
 Send = Callable[[planning_pb2.ControlResponse], Awaitable[None]]
 
@@ -153,13 +154,13 @@ class _Loop:
         self._told = plan.observation_sequence
         await self._send(planning_pb2.ControlResponse(plan=reply))
 
-    async def _planned(self, waiting: _Waiting) -> messages.PlanReply:
+    async def _planned(self, waiting: _Waiting) -> calls.PlanReply:
         started = time.monotonic()
         message = waiting.message
         sources = codec.image_sources(message.observation.images, "observation.images")
         frames = await images.decode(sources, self._door.limits.image_pixels)
         message.observation.sequence = waiting.sequence
-        request = messages.PlanRequest(
+        request = calls.PlanRequest(
             codec.decode_observation(message.observation, frames),
             session_id=self._start.session_id,
             goal_id=waiting.goal_id,

@@ -15,11 +15,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from server import door as doors
-from server import tracing
-from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
-from server.rendering import to_status
+from server.observability import tracing
+from server.transport import gateway as doors
+from server.transport.error_replies import to_status
+from server.transport.gateway import Call, Door
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -23,13 +23,14 @@ from presage.v1 import (
     sessions_pb2_grpc,
 )
 
-from server import codec, images, messages
-from server.control import control
-from server.door import Door
 from server.errors import Reason, invalid
-from server.grpc_calls import Context, DoorInterceptor, deadline, request_id_of
-from server.health import Health
-from server.uploads import CHUNK_BYTES
+from server.transport.gateway import Door
+from server.transport.grpc import codec
+from server.transport.grpc.control_stream import control
+from server.transport.grpc.interceptor import Context, DoorInterceptor, deadline, request_id_of
+from server.transport.health import Health
+from server.transport.uploads import CHUNK_BYTES
+from server.values import calls, images
 
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -89,7 +90,7 @@ class _Models(models_pb2_grpc.ModelsServicer):
     async def Get(self, request: models_pb2.ModelsGetRequest, context: Context) -> models_pb2.ModelsGetResponse:
         return models_pb2.ModelsGetResponse(model=self._encode(self.door.application.model(request.name)))
 
-    def _encode(self, model: messages.ModelReply) -> models_pb2.Model:
+    def _encode(self, model: calls.ModelReply) -> models_pb2.Model:
         return codec.encode_model(model, self.door.limits, self.door.server_version)
 
 
@@ -108,7 +109,7 @@ class _Goals(goals_pb2_grpc.GoalsServicer):
         else:
             latent = codec.decode_tensor(request.latent, "latent")
         goal = await self.door.application.create_goal(
-            messages.GoalRequest(request.model, image, latent), deadline(context)
+            calls.GoalRequest(request.model, image, latent), deadline(context)
         )
         return goals_pb2.GoalsCreateResponse(goal=codec.encode_goal(goal))
 
@@ -159,8 +160,8 @@ class _Sessions(sessions_pb2_grpc.SessionsServicer):
         ]
         observations = await _seen(seen, self.door)
         actions = [codec.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(request.moves)]
-        moves = map(messages.CalibrationMove, observations[::2], actions, observations[1::2])
-        asked = messages.CalibrateRequest(request.session_id, tuple(moves))
+        moves = map(calls.CalibrationMove, observations[::2], actions, observations[1::2])
+        asked = calls.CalibrateRequest(request.session_id, tuple(moves))
         session = await self.door.application.calibrate(asked, deadline(context))
         return sessions_pb2.SessionsCalibrateResponse(session=codec.encode_session(session))
 
@@ -176,7 +177,7 @@ class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
         kind = codec.decode_kind(request.kind, default="per_frame")
         sources = codec.image_sources(request.images, "images")
         frames = await images.decode(sources, self.door.limits.image_pixels)
-        embed = messages.EmbedImagesRequest(frames, request.model, kind, request.goal_id)
+        embed = calls.EmbedImagesRequest(frames, request.model, kind, request.goal_id)
         return codec.encode_images_embedding(await self.door.application.embed_images(embed, deadline(context)))
 
     async def EmbedClip(
@@ -205,7 +206,7 @@ class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
             path = await spool.seal(header.total_bytes, header.sha256)
             self.door.telemetry.uploaded_bytes.inc(spool.received)
             sampling = codec.decode_sampling(header.sampling)
-            embed = messages.EmbedClipRequest(path, header.model, kind, sampling, header.goal_id)
+            embed = calls.EmbedClipRequest(path, header.model, kind, sampling, header.goal_id)
             return codec.encode_clip_embedding(await self.door.application.embed_clip(embed, deadline(context)))
 
 
@@ -232,7 +233,7 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
     async def Rollout(self, request: planning_pb2.RolloutRequest, context: Context) -> planning_pb2.RolloutResponse:
         codec.require(request.HasField("observation"), "observation")
         codec.require(request.HasField("actions"), "actions")
-        rollout = messages.RolloutRequest(
+        rollout = calls.RolloutRequest(
             await self._observation(request.observation),
             codec.decode_tensor(request.actions, "actions"),
             session_id=request.session_id,
@@ -244,7 +245,7 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
     async def Score(self, request: planning_pb2.ScoreRequest, context: Context) -> planning_pb2.ScoreResponse:
         codec.require(request.HasField("observation"), "observation")
         codec.require(request.HasField("candidates"), "candidates")
-        score = messages.ScoreRequest(
+        score = calls.ScoreRequest(
             await self._observation(request.observation),
             codec.decode_tensor(request.candidates, "candidates"),
             session_id=request.session_id,
@@ -257,7 +258,7 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
         codec.require(len(request.images) > 0, "images")
         sources = codec.image_sources(request.images, "images")
         frames = await images.decode(sources, self.door.limits.image_pixels)
-        asked = messages.DistanceRequest(frames, request.session_id, request.model, request.goal_id)
+        asked = calls.DistanceRequest(frames, request.session_id, request.model, request.goal_id)
         reply = await self.door.application.distance(asked, deadline(context))
         return planning_pb2.DistanceResponse(distances=reply.distances)
 
@@ -267,7 +268,7 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
         named = [(f"observations[{index}]", each) for index, each in enumerate(request.observations)]
         observations = await _seen(named, self.door)
         actions = codec.decode_tensor(request.actions, "actions")
-        asked = messages.SurpriseRequest(tuple(observations), actions, request.session_id, request.model)
+        asked = calls.SurpriseRequest(tuple(observations), actions, request.session_id, request.model)
         return codec.encode_surprise(await self.door.application.surprise(asked, deadline(context)))
 
     async def Landscape(
@@ -277,12 +278,12 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
         asked = codec.decode_landscape_request(request, await self._observation(request.observation))
         return codec.encode_landscape(await self.door.application.landscape(asked, deadline(context)))
 
-    async def _observation(self, message: Any) -> messages.Observation:
+    async def _observation(self, message: Any) -> calls.Observation:
         (observation,) = await _seen([("observation", message)], self.door)
         return observation
 
 
-async def _seen(named: Sequence[tuple[str, Any]], door: Door) -> list[messages.Observation]:
+async def _seen(named: Sequence[tuple[str, Any]], door: Door) -> list[calls.Observation]:
     """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
     sources = [codec.image_sources(each.images, f"{name}.images") for name, each in named]
     decoded = await images.decode_groups(sources, door.limits.image_pixels)

@@ -14,8 +14,8 @@ import msgpack
 import numpy as np
 
 from server.errors import Reason, ServiceError, invalid
-from server.messages import Array
-from server.tensors import MAX_RANK
+from server.values.calls import Array
+from server.values.tensors import MAX_RANK
 
 Value: TypeAlias = "Array | bytes | str | int | float | bool | list[Any] | None"
 

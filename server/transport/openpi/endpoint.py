@@ -14,14 +14,14 @@ from collections.abc import Mapping
 
 from starlette.websockets import WebSocket
 
-from server import door as doors
-from server import messages
-from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
-from server.openpi_codec import Value, pack, unpack
-from server.openpi_request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
-from server.rendering import to_problem
-from server.rest_calls import problem
+from server.transport import gateway as doors
+from server.transport.error_replies import to_problem
+from server.transport.gateway import Call, Door
+from server.transport.openpi.codec import Value, pack, unpack
+from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
+from server.transport.rest.middleware import problem
+from server.values import calls
 
 PATHS = ("/", "/v1/openpi")
 GOING_AWAY = 1001  # a WebSocket's closing code
@@ -61,13 +61,13 @@ async def _admit(door: Door, websocket: WebSocket) -> _Robot:
 class _Robot:
     """The other end of a connection, and its session."""
 
-    def __init__(self, door: Door, websocket: WebSocket, asked: Wishes, model: messages.ModelReply) -> None:
+    def __init__(self, door: Door, websocket: WebSocket, asked: Wishes, model: calls.ModelReply) -> None:
         self._door, self._websocket, self._asked, self._model = door, websocket, asked, model
         self._session_id, self._goal_id = "", asked.goal_id
         self._has_plan = False
 
     async def open_session(self) -> None:
-        request = messages.SessionRequest(self._model.name, self._goal_id)
+        request = calls.SessionRequest(self._model.name, self._goal_id)
         self._session_id = (await self._door.application.create_session(request)).session_id
         self._has_plan = False
 
@@ -153,8 +153,8 @@ class _Robot:
         call.deadline = None if timeout_ms is None else call.received + timeout_ms / 1e3
         self._goal_id = await self._goal(values, call.deadline)
         seen = await frames(values, self._asked, self._model, self._door.limits.image_pixels)
-        request = messages.PlanRequest(
-            messages.Observation(seen, proprioception(values, self._asked, self._model)),
+        request = calls.PlanRequest(
+            calls.Observation(seen, proprioception(values, self._asked, self._model)),
             session_id=self._session_id,
             goal_id=self._goal_id,
             seed=None if "seed" not in values else count("seed", values["seed"]),
@@ -167,7 +167,7 @@ class _Robot:
         self._has_plan = True
         return _reply(plan)
 
-    async def _planned(self, request: messages.PlanRequest, call: Call, decode_ms: float) -> messages.PlanReply:
+    async def _planned(self, request: calls.PlanRequest, call: Call, decode_ms: float) -> calls.PlanReply:
         """The plan; where the robot was silent for longer than its session lived, the first one of a new session."""
         application = self._door.application
         try:
@@ -176,7 +176,7 @@ class _Robot:
             if error.reason is not Reason.UNKNOWN_SESSION:
                 raise
         await self.open_session()
-        first = messages.PlanRequest(
+        first = calls.PlanRequest(
             request.observation, self._session_id, goal_id=request.goal_id, seed=request.seed,
             budget_ms=request.budget_ms,
         )  # fmt: skip
@@ -194,7 +194,7 @@ class _Robot:
         if shown is None:
             return self._goal_id
         (frame,) = await decoded({"goal": shown}, self._door.limits.image_pixels)
-        made = await self._door.application.create_goal(messages.GoalRequest(self._model.name, frame), deadline)
+        made = await self._door.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
         return made.goal_id
 
     def _executed(self, values: Mapping[str, Value]) -> int:
@@ -207,7 +207,7 @@ class _Robot:
         return self._model.execute if self._asked.executed is None else self._asked.executed
 
 
-def _reply(plan: messages.PlanReply) -> dict[str, object]:
+def _reply(plan: calls.PlanReply) -> dict[str, object]:
     """Only the actions are an array: clients that hand out one action at a time take a row of every array."""
     timings = plan.timings
     return {

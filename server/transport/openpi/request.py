@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.datastructures import QueryParams
 
-from server import images, messages
 from server.errors import Reason, invalid
-from server.images import EncodedImage
-from server.messages import Frame
-from server.openpi_codec import Value
+from server.transport.openpi.codec import Value
+from server.values import calls, images
+from server.values.calls import Frame
+from server.values.images import EncodedImage
 
 PARAMETERS = {
     "model": "the model; the default one without",
@@ -65,7 +65,7 @@ def wishes(query: QueryParams) -> Wishes:
 
 
 async def frames(
-    values: Mapping[str, Value], asked: Wishes, model: messages.ModelReply, max_pixels: int
+    values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply, max_pixels: int
 ) -> tuple[Frame, ...]:
     """One frame per camera: those the address names, else every image there is."""
     if not asked.cameras:
@@ -100,9 +100,7 @@ async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, .
     return tuple(ready)
 
 
-def proprioception(
-    values: Mapping[str, Value], asked: Wishes, model: messages.ModelReply
-) -> NDArray[np.float32] | None:
+def proprioception(values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply) -> NDArray[np.float32] | None:
     """What the model feels; robots send their state to models that use none, too."""
     if not model.proprioception_names:
         return None

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
-from server.messages import Array
+from server.values.calls import Array
 
 Format = Literal["json", "npy", "protobuf"]
 

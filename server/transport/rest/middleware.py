@@ -16,12 +16,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import door as doors
-from server import tracing
-from server.door import Call, Door
 from server.errors import Reason, ServiceError, invalid
-from server.rendering import PROBLEM_JSON, to_problem
-from server.rest_tensors import UNION_TAGS
+from server.observability import tracing
+from server.transport import gateway as doors
+from server.transport.error_replies import PROBLEM_JSON, to_problem
+from server.transport.gateway import Call, Door
+from server.transport.rest.tensors import UNION_TAGS
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 """Served to everyone. Every other path asks for a key."""

@@ -8,10 +8,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from server.errors import Reason
-from server.rendering import PROBLEM_JSON
-from server.rest_calls import CLIPS
-from server.rest_replies import ProblemReply
-from server.rest_schemas import ClipForm
+from server.transport.error_replies import PROBLEM_JSON
+from server.transport.rest.middleware import CLIPS
+from server.transport.rest.replies import ProblemReply
+from server.transport.rest.schemas import ClipForm
 
 _TEMPLATE = "#/components/schemas/{model}"
 

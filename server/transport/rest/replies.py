@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from server import messages
-from server.codec import encode_time
-from server.rest_schemas import PlannerBody
-from server.rest_tensors import TensorReply, TensorStyle, encode_tensor
-from server.settings import Limits
+from server.config import Limits
+from server.transport.grpc.codec import encode_time
+from server.transport.rest.schemas import PlannerBody
+from server.transport.rest.tensors import TensorReply, TensorStyle, encode_tensor
+from server.values import calls
 
 
 class ImageSpecReply(BaseModel):
@@ -197,7 +197,7 @@ class ProblemReply(BaseModel):
     retry_after_s: float | None = None
 
 
-def encode_model(model: messages.ModelReply, limits: Limits, server_version: str) -> ModelReply:
+def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -> ModelReply:
     action = ActionSpecReply(
         names=list(model.action_names),
         units=list(model.action_units),
@@ -228,12 +228,12 @@ def encode_model(model: messages.ModelReply, limits: Limits, server_version: str
     )
 
 
-def encode_goal(goal: messages.GoalReply) -> GoalReply:
+def encode_goal(goal: calls.GoalReply) -> GoalReply:
     created = _encode_instant(goal.create_time_ns)
     return GoalReply(goal_id=goal.goal_id, model=goal.model, cached=goal.cached, create_time=created)
 
 
-def encode_session(session: messages.SessionReply) -> SessionReply:
+def encode_session(session: calls.SessionReply) -> SessionReply:
     return SessionReply(
         session_id=session.session_id,
         model=session.model,
@@ -248,7 +248,7 @@ def encode_session(session: messages.SessionReply) -> SessionReply:
     )
 
 
-def encode_plan(plan: messages.PlanReply, style: TensorStyle) -> PlanReply:
+def encode_plan(plan: calls.PlanReply, style: TensorStyle) -> PlanReply:
     provenance = plan.provenance
     return PlanReply(
         actions=encode_tensor(plan.actions, style),
@@ -280,12 +280,12 @@ def encode_plan(plan: messages.PlanReply, style: TensorStyle) -> PlanReply:
     )
 
 
-def encode_images_embedding(reply: messages.EmbedReply, style: TensorStyle) -> EmbeddingReply:
+def encode_images_embedding(reply: calls.EmbedReply, style: TensorStyle) -> EmbeddingReply:
     embedding = encode_tensor(reply.embedding, style)
     return EmbeddingReply(embedding=embedding, goal_distances=list(reply.goal_distances), model=reply.model)
 
 
-def encode_clip_embedding(reply: messages.EmbedReply, style: TensorStyle) -> ClipEmbeddingReply:
+def encode_clip_embedding(reply: calls.EmbedReply, style: TensorStyle) -> ClipEmbeddingReply:
     return ClipEmbeddingReply(
         embedding=encode_tensor(reply.embedding, style),
         frame_times_s=list(reply.frame_times_s),
@@ -295,20 +295,20 @@ def encode_clip_embedding(reply: messages.EmbedReply, style: TensorStyle) -> Cli
     )
 
 
-def encode_rollout(reply: messages.RolloutReply, style: TensorStyle) -> RolloutReply:
+def encode_rollout(reply: calls.RolloutReply, style: TensorStyle) -> RolloutReply:
     return RolloutReply(latents=encode_tensor(reply.latents, style), goal_distances=list(reply.goal_distances))
 
 
-def encode_score(reply: messages.ScoreReply, style: TensorStyle) -> ScoreReply:
+def encode_score(reply: calls.ScoreReply, style: TensorStyle) -> ScoreReply:
     costs = [cost if math.isfinite(cost) else None for cost in reply.costs.tolist()]
     return ScoreReply(costs=costs, step_costs=encode_tensor(reply.step_costs, style))
 
 
-def encode_surprise(reply: messages.SurpriseReply) -> SurpriseReply:
+def encode_surprise(reply: calls.SurpriseReply) -> SurpriseReply:
     return SurpriseReply(errors=list(reply.errors), scores=list(reply.scores), steps_known=reply.steps_known)
 
 
-def encode_landscape(reply: messages.LandscapeReply, style: TensorStyle) -> LandscapeReply:
+def encode_landscape(reply: calls.LandscapeReply, style: TensorStyle) -> LandscapeReply:
     return LandscapeReply(
         dimensions=list(reply.dimensions),
         values=encode_tensor(reply.values, style),
@@ -320,7 +320,7 @@ def encode_landscape(reply: messages.LandscapeReply, style: TensorStyle) -> Land
     )
 
 
-def _encode_planner(settings: messages.PlannerSettings) -> PlannerBody:
+def _encode_planner(settings: calls.PlannerSettings) -> PlannerBody:
     return PlannerBody(
         samples=settings.samples,
         iterations=settings.iterations,

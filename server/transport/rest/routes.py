@@ -11,15 +11,18 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
-from server import codec, images, messages, rest_replies, rest_schemas, rest_tensors
-from server.door import Door
 from server.errors import Reason, ServiceError, invalid
-from server.openpi import PATHS, openpi
-from server.rest_calls import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
-from server.rest_document import document
-from server.rest_formats import ALSO, answer
-from server.rest_tensors import TensorStyle
-from server.uploads import receive_form
+from server.transport.gateway import Door
+from server.transport.grpc import codec
+from server.transport.openpi.endpoint import PATHS, openpi
+from server.transport.rest import replies, schemas
+from server.transport.rest import tensors as rest_tensors
+from server.transport.rest.formats import ALSO, answer
+from server.transport.rest.middleware import CLIPS, DoorMiddleware, attended, call_of, render_framework_errors
+from server.transport.rest.openapi import document
+from server.transport.rest.tensors import TensorStyle
+from server.transport.uploads import receive_form
+from server.values import calls, images
 
 
 def create_app(door: Door, serves_openpi: bool = True) -> FastAPI:
@@ -109,41 +112,41 @@ async def metrics(door: TheDoor) -> Response:
 # Models
 
 
-@_routes.get("/models", name="Models.List", response_model=rest_replies.ModelsReply)
+@_routes.get("/models", name="Models.List", response_model=replies.ModelsReply)
 async def list_models(door: TheDoor) -> Response:
     """Every model, the default first."""
-    models = [rest_replies.encode_model(model, door.limits, door.server_version) for model in door.application.models()]
-    return _json(rest_replies.ModelsReply(models=models))
+    models = [replies.encode_model(model, door.limits, door.server_version) for model in door.application.models()]
+    return _json(replies.ModelsReply(models=models))
 
 
-@_routes.get("/models/{name}", name="Models.Get", response_model=rest_replies.ModelReply)
+@_routes.get("/models/{name}", name="Models.Get", response_model=replies.ModelReply)
 async def get_model(name: str, door: TheDoor) -> Response:
     """One model: what to send it, what it answers in, how it was made and what it scored."""
-    return _json(rest_replies.encode_model(door.application.model(name), door.limits, door.server_version))
+    return _json(replies.encode_model(door.application.model(name), door.limits, door.server_version))
 
 
 # Goals
 
 
-@_routes.post("/goals", name="Goals.Create", status_code=201, response_model=rest_replies.GoalReply)
-async def create_goal(body: rest_schemas.GoalBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+@_routes.post("/goals", name="Goals.Create", status_code=201, response_model=replies.GoalReply)
+async def create_goal(body: schemas.GoalBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
     """Embeds a goal and returns its id. The same goal again costs a hash."""
     if (body.image is None) == (body.latent is None):
         raise invalid("source", "must have image or latent set", "neither" if body.image is None else "both")
     image, latent = None, None
     if body.image is not None:
-        source = rest_schemas.image_source(body.image, "image")
+        source = schemas.image_source(body.image, "image")
         (image,) = await images.decode([("image", source)], door.limits.image_pixels)
     else:
         latent = rest_tensors.decode_tensor(body.latent or [], "latent")
-    work = door.application.create_goal(messages.GoalRequest(body.model, image, latent), deadline)
-    return _json(rest_replies.encode_goal(await attended(request, work)), 201)
+    work = door.application.create_goal(calls.GoalRequest(body.model, image, latent), deadline)
+    return _json(replies.encode_goal(await attended(request, work)), 201)
 
 
-@_routes.get("/goals/{goal_id}", name="Goals.Get", response_model=rest_replies.GoalReply)
+@_routes.get("/goals/{goal_id}", name="Goals.Get", response_model=replies.GoalReply)
 async def get_goal(goal_id: str, door: TheDoor) -> Response:
     """Describes a goal, if it is still cached."""
-    return _json(rest_replies.encode_goal(await door.application.get_goal(goal_id)))
+    return _json(replies.encode_goal(await door.application.get_goal(goal_id)))
 
 
 @_routes.delete("/goals/{goal_id}", name="Goals.Delete", status_code=204)
@@ -156,22 +159,22 @@ async def delete_goal(goal_id: str, door: TheDoor) -> Response:
 # Sessions
 
 
-@_routes.post("/sessions", name="Sessions.Create", status_code=201, response_model=rest_replies.SessionReply)
-async def create_session(body: rest_schemas.SessionBody, door: TheDoor) -> Response:
+@_routes.post("/sessions", name="Sessions.Create", status_code=201, response_model=replies.SessionReply)
+async def create_session(body: schemas.SessionBody, door: TheDoor) -> Response:
     """Opens a session."""
-    return _json(rest_replies.encode_session(await door.application.create_session(body.decoded())), 201)
+    return _json(replies.encode_session(await door.application.create_session(body.decoded())), 201)
 
 
-@_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=rest_replies.SessionReply)
+@_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=replies.SessionReply)
 async def reset_session(session_id: str, door: TheDoor) -> Response:
     """Forgets history and warm start, keeps model and goal."""
-    return _json(rest_replies.encode_session(await door.application.reset_session(session_id)))
+    return _json(replies.encode_session(await door.application.reset_session(session_id)))
 
 
-@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=rest_replies.SessionReply)
+@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=replies.SessionReply)
 async def get_session(session_id: str, door: TheDoor) -> Response:
     """Describes a session."""
-    return _json(rest_replies.encode_session(await door.application.get_session(session_id)))
+    return _json(replies.encode_session(await door.application.get_session(session_id)))
 
 
 @_routes.delete("/sessions/{session_id}", name="Sessions.Delete", status_code=204)
@@ -181,9 +184,9 @@ async def delete_session(session_id: str, door: TheDoor) -> Response:
     return Response(status_code=204)
 
 
-@_routes.post("/sessions/{session_id}:calibrate", name="Sessions.Calibrate", response_model=rest_replies.SessionReply)
+@_routes.post("/sessions/{session_id}:calibrate", name="Sessions.Calibrate", response_model=replies.SessionReply)
 async def calibrate(
-    session_id: str, body: rest_schemas.CalibrateBody, request: Request, door: TheDoor, deadline: Deadline
+    session_id: str, body: schemas.CalibrateBody, request: Request, door: TheDoor, deadline: Deadline
 ) -> Response:
     """Learns from a few exploratory moves how the camera is turned against the robot."""
     seen = [
@@ -193,17 +196,17 @@ async def calibrate(
     ]
     observations = await _seen(seen, door)
     actions = [rest_tensors.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(body.moves)]
-    moves = map(messages.CalibrationMove, observations[::2], actions, observations[1::2])
-    asked = messages.CalibrateRequest(session_id, tuple(moves))
-    return _json(rest_replies.encode_session(await attended(request, door.application.calibrate(asked, deadline))))
+    moves = map(calls.CalibrationMove, observations[::2], actions, observations[1::2])
+    asked = calls.CalibrateRequest(session_id, tuple(moves))
+    return _json(replies.encode_session(await attended(request, door.application.calibrate(asked, deadline))))
 
 
 # Planning
 
 
-@_routes.post("/plans", name="Planning.Plan", response_model=rest_replies.PlanReply)
+@_routes.post("/plans", name="Planning.Plan", response_model=replies.PlanReply)
 async def plan(
-    body: rest_schemas.PlanBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+    body: schemas.PlanBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Plans once from an observation toward a goal, by the deadline."""
     started = time.monotonic()
@@ -211,15 +214,15 @@ async def plan(
     decode_ms = (time.monotonic() - started) * 1e3
     made = await attended(request, door.application.plan(asked, deadline, call_of(request).received, decode_ms))
     door.telemetry.observe_plan(made)
-    return _json(rest_replies.encode_plan(made, tensors))
+    return _json(replies.encode_plan(made, tensors))
 
 
-@_routes.post("/rollouts", name="Planning.Rollout", response_model=rest_replies.RolloutReply, responses=ALSO)
+@_routes.post("/rollouts", name="Planning.Rollout", response_model=replies.RolloutReply, responses=ALSO)
 async def rollout(
-    body: rest_schemas.RolloutBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+    body: schemas.RolloutBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Predicts the latents that given actions lead to."""
-    asked = messages.RolloutRequest(
+    asked = calls.RolloutRequest(
         await _observation(body.observation, door),
         rest_tensors.decode_tensor(body.actions, "actions"),
         session_id=body.session_id,
@@ -227,16 +230,16 @@ async def rollout(
         goal_id=body.goal_id,
     )
     reply = await attended(request, door.application.rollout(asked, deadline))
-    told = rest_replies.encode_rollout(reply, tensors)
+    told = replies.encode_rollout(reply, tensors)
     return answer(request, told, codec.encode_rollout(reply), reply.latents)
 
 
-@_routes.post("/scores", name="Planning.Score", response_model=rest_replies.ScoreReply)
+@_routes.post("/scores", name="Planning.Score", response_model=replies.ScoreReply)
 async def score(
-    body: rest_schemas.ScoreBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+    body: schemas.ScoreBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Costs given candidates without searching."""
-    asked = messages.ScoreRequest(
+    asked = calls.ScoreRequest(
         await _observation(body.observation, door),
         rest_tensors.decode_tensor(body.candidates, "candidates"),
         session_id=body.session_id,
@@ -244,49 +247,47 @@ async def score(
         goal_id=body.goal_id,
     )
     reply = await attended(request, door.application.score(asked, deadline))
-    return _json(rest_replies.encode_score(reply, tensors))
+    return _json(replies.encode_score(reply, tensors))
 
 
-@_routes.post("/distances", name="Planning.Distance", response_model=rest_replies.DistanceReply)
-async def distance(body: rest_schemas.DistanceBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+@_routes.post("/distances", name="Planning.Distance", response_model=replies.DistanceReply)
+async def distance(body: schemas.DistanceBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
     """Measures how far images are from a goal."""
-    frames = await images.decode(rest_schemas.image_sources(body.images, "images"), door.limits.image_pixels)
-    asked = messages.DistanceRequest(frames, body.session_id, body.model, body.goal_id)
+    frames = await images.decode(schemas.image_sources(body.images, "images"), door.limits.image_pixels)
+    asked = calls.DistanceRequest(frames, body.session_id, body.model, body.goal_id)
     reply = await attended(request, door.application.distance(asked, deadline))
-    return _json(rest_replies.DistanceReply(distances=list(reply.distances)))
+    return _json(replies.DistanceReply(distances=list(reply.distances)))
 
 
-@_routes.post("/surprises", name="Planning.Surprise", response_model=rest_replies.SurpriseReply)
-async def surprise(body: rest_schemas.SurpriseBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
+@_routes.post("/surprises", name="Planning.Surprise", response_model=replies.SurpriseReply)
+async def surprise(body: schemas.SurpriseBody, request: Request, door: TheDoor, deadline: Deadline) -> Response:
     """Measures how far what happened is from what the model predicted."""
     observations = await _seen([(f"observations[{at}]", each) for at, each in enumerate(body.observations)], door)
     actions = rest_tensors.decode_tensor(body.actions, "actions")
-    asked = messages.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
-    return _json(rest_replies.encode_surprise(await attended(request, door.application.surprise(asked, deadline))))
+    asked = calls.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
+    return _json(replies.encode_surprise(await attended(request, door.application.surprise(asked, deadline))))
 
 
-@_routes.post("/landscapes", name="Planning.Landscape", response_model=rest_replies.LandscapeReply)
+@_routes.post("/landscapes", name="Planning.Landscape", response_model=replies.LandscapeReply)
 async def landscape(
-    body: rest_schemas.LandscapeBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+    body: schemas.LandscapeBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Costs a grid of actions around rest: what the search sees from where the robot stands."""
     asked = body.decoded(await _observation(body.observation, door))
     reply = await attended(request, door.application.landscape(asked, deadline))
-    return _json(rest_replies.encode_landscape(reply, tensors))
+    return _json(replies.encode_landscape(reply, tensors))
 
 
-async def _observation(body: rest_schemas.ObservationBody, door: Door) -> messages.Observation:
+async def _observation(body: schemas.ObservationBody, door: Door) -> calls.Observation:
     (observation,) = await _seen([("observation", body)], door)
     return observation
 
 
-async def _seen(named: Sequence[tuple[str, rest_schemas.ObservationBody]], door: Door) -> list[messages.Observation]:
+async def _seen(named: Sequence[tuple[str, schemas.ObservationBody]], door: Door) -> list[calls.Observation]:
     """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
-    sources = [rest_schemas.image_sources(each.images, f"{name}.images") for name, each in named]
+    sources = [schemas.image_sources(each.images, f"{name}.images") for name, each in named]
     decoded = await images.decode_groups(sources, door.limits.image_pixels)
-    return [
-        rest_schemas.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)
-    ]
+    return [schemas.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)]
 
 
 # Embeddings
@@ -295,25 +296,25 @@ async def _seen(named: Sequence[tuple[str, rest_schemas.ObservationBody]], door:
 @_routes.post(
     "/embeddings/images",
     name="Embeddings.EmbedImages",
-    response_model=rest_replies.EmbeddingReply,
+    response_model=replies.EmbeddingReply,
     responses=ALSO,
 )
 async def embed_images(
-    body: rest_schemas.EmbedImagesBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
+    body: schemas.EmbedImagesBody, request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Embeds images one by one."""
-    sources = rest_schemas.image_sources(body.images, "images")
+    sources = schemas.image_sources(body.images, "images")
     frames = await images.decode(sources, door.limits.image_pixels)
-    asked = messages.EmbedImagesRequest(frames, body.model, body.kind, body.goal_id)
+    asked = calls.EmbedImagesRequest(frames, body.model, body.kind, body.goal_id)
     reply = await attended(request, door.application.embed_images(asked, deadline))
-    told = rest_replies.encode_images_embedding(reply, tensors)
+    told = replies.encode_images_embedding(reply, tensors)
     return answer(request, told, codec.encode_images_embedding(reply), reply.embedding)
 
 
 @_routes.post(
     CLIPS.removeprefix("/v1"),
     name="Embeddings.EmbedClip",
-    response_model=rest_replies.ClipEmbeddingReply,
+    response_model=replies.ClipEmbeddingReply,
     responses=ALSO,
 )
 async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensors: Tensors = "base64") -> Response:
@@ -325,16 +326,16 @@ async def embed_clip(request: Request, door: TheDoor, deadline: Deadline, tensor
         form = _clip_form(texts)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         door.telemetry.uploaded_bytes.inc(spool.received)
-        sampling = messages.FrameSampling(form.fps, form.frames)
-        asked = messages.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
+        sampling = calls.FrameSampling(form.fps, form.frames)
+        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
         reply = await attended(request, door.application.embed_clip(asked, deadline))
-        told = rest_replies.encode_clip_embedding(reply, tensors)
+        told = replies.encode_clip_embedding(reply, tensors)
         return answer(request, told, codec.encode_clip_embedding(reply), reply.embedding)
 
 
-def _clip_form(texts: dict[str, str]) -> rest_schemas.ClipForm:
+def _clip_form(texts: dict[str, str]) -> schemas.ClipForm:
     try:
-        form = rest_schemas.ClipForm.model_validate(texts)
+        form = schemas.ClipForm.model_validate(texts)
     except ValidationError as error:
         faults = [{**fault, "loc": ("form", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None

@@ -12,11 +12,11 @@ from typing import Annotated
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from server import messages
-from server.codec import decode_time
 from server.errors import Reason, invalid
-from server.images import EncodedImage, ImageSource, PixelFormat, RawImage
-from server.rest_tensors import Base64, Strict, TensorInput, decode_bytes, decode_tensor
+from server.transport.grpc.codec import decode_time
+from server.transport.rest.tensors import Base64, Strict, TensorInput, decode_bytes, decode_tensor
+from server.values import calls
+from server.values.images import EncodedImage, ImageSource, PixelFormat, RawImage
 
 Count = Annotated[int, Field(ge=0, lt=2**32)]
 Number64 = Annotated[int, Field(ge=0, lt=2**64)]
@@ -73,15 +73,15 @@ def image_sources(images: list[ImageBody], field: str) -> list[tuple[str, ImageS
 
 
 def decode_observation(
-    body: ObservationBody, frames: tuple[messages.Frame, ...], field: str = "observation"
-) -> messages.Observation:
+    body: ObservationBody, frames: tuple[calls.Frame, ...], field: str = "observation"
+) -> calls.Observation:
     """`frames` are its images, decoded."""
     proprioception, captured = None, None
     if body.proprioception is not None:
         proprioception = decode_tensor(body.proprioception, f"{field}.proprioception")
     if body.capture_time is not None:
         captured = _decode_instant(body.capture_time, f"{field}.capture_time")
-    return messages.Observation(frames, proprioception, captured, body.sequence)
+    return calls.Observation(frames, proprioception, captured, body.sequence)
 
 
 def _decode_instant(text: str, field: str) -> int:
@@ -104,7 +104,7 @@ class PlannerBody(BaseModel):
     iterations: Count | None = None
     elites: Count | None = None
     horizon: Count | None = None
-    optimiser: Name | None = Field(default=None, description=f"One of {', '.join(messages.OPTIMISERS)}")
+    optimiser: Name | None = Field(default=None, description=f"One of {', '.join(calls.OPTIMISERS)}")
     dimensions: list[Name] = Field(
         default=[], max_length=64, description="Names of the action entries to search over; the others stay at rest"
     )
@@ -112,8 +112,8 @@ class PlannerBody(BaseModel):
         default=None, description="Weight of each model step's distance to the goal, relative to the step before"
     )
 
-    def decoded(self) -> messages.PlannerSettings:
-        return messages.PlannerSettings(
+    def decoded(self) -> calls.PlannerSettings:
+        return calls.PlannerSettings(
             self.samples,
             self.iterations,
             self.elites,
@@ -141,8 +141,8 @@ class PlanBody(BaseModel):
         default=0, description="observation_sequence of the plan that executed counts from; 0 means the session's last"
     )
 
-    def decoded(self, observation: messages.Observation) -> messages.PlanRequest:
-        return messages.PlanRequest(
+    def decoded(self, observation: calls.Observation) -> calls.PlanRequest:
+        return calls.PlanRequest(
             observation,
             session_id=self.session_id,
             model=self.model,
@@ -213,8 +213,8 @@ class LandscapeBody(BaseModel):
     extent: Real = Field(default=1.0, description="How far to go, as a fraction of the bounds")
     plot: bool = Field(default=False, description="Whether to draw the grid too")
 
-    def decoded(self, observation: messages.Observation) -> messages.LandscapeRequest:
-        return messages.LandscapeRequest(
+    def decoded(self, observation: calls.Observation) -> calls.LandscapeRequest:
+        return calls.LandscapeRequest(
             observation,
             session_id=self.session_id,
             model=self.model,
@@ -274,9 +274,9 @@ class SessionBody(BaseModel):
         default=[], description="Goals to be reached one after another; the first becomes the session's"
     )
 
-    def decoded(self) -> messages.SessionRequest:
-        stages = tuple(messages.GoalStage(each.goal_id, each.switch_below, each.max_actions) for each in self.stages)
-        return messages.SessionRequest(self.model, self.goal_id, self.ttl_s, self.seed, stages)
+    def decoded(self) -> calls.SessionRequest:
+        stages = tuple(calls.GoalStage(each.goal_id, each.switch_below, each.max_actions) for each in self.stages)
+        return calls.SessionRequest(self.model, self.goal_id, self.ttl_s, self.seed, stages)
 
 
 class EmbedImagesBody(BaseModel):
@@ -285,7 +285,7 @@ class EmbedImagesBody(BaseModel):
     model_config = Strict
     images: list[ImageBody] = Field(min_length=1)
     model: Name = ""
-    kind: messages.EmbeddingKind = "per_frame"
+    kind: calls.EmbeddingKind = "per_frame"
     goal_id: Name = ""
 
 
@@ -294,7 +294,7 @@ class ClipForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: Name = ""
-    kind: messages.EmbeddingKind = "pooled"
+    kind: calls.EmbeddingKind = "pooled"
     fps: Real | None = None
     frames: Count | None = None
     goal_id: Name = ""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 
 from server.errors import Reason, invalid
-from server.messages import Array
-from server.tensors import DTYPES, MAX_RANK, ElementType, array, floats
+from server.values.calls import Array
+from server.values.tensors import DTYPES, MAX_RANK, ElementType, array, floats
 
 Strict = ConfigDict(extra="forbid", strict=True)
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.catalog import load
 from model.package import read_package
-from tests.cli.commands import run_command
-from tests.training.datasets import recordings
-from tests.training.datasets.recordings import CAMERA, arm_episodes
+from model.registry import load
+from tests.support.cli.commands import run_command
+from tests.support.training import recordings
+from tests.support.training.recordings import CAMERA, arm_episodes
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 

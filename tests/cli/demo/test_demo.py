@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.demo.doors import ModelFacts
 from cli.demo.robot import Job, Try, check_suits
 from cli.demo.robot_process import run_robot
-from cli.failures import CommandError
+from cli.demo.transport import ModelFacts
+from cli.exit_codes import CommandError
 from cli.private_service import private_service
-from model.catalog import built_in
-from model.video import decode
+from model.registry import built_in
+from model.video.decode import decode
 from simulation.tasks import make
-from tests.cli.packages import write_untrained_arm
-from tests.cli.test_report import KEYS
+from tests.cli.demo.test_report import KEYS
+from tests.support.cli.packages import write_untrained_arm
 
 PRESAGE = (sys.executable, "-I", "-m", "cli")
 
@@ -89,7 +89,10 @@ def test_the_built_in_arm_reaches_its_goals(tmp_path: Path) -> None:
 
 
 def test_the_robots_process_loads_no_model(package: Path) -> None:
-    code = "import sys, cli.demo.robot, cli.demo.rest_door; sys.exit('torch' in sys.modules or 'server' in sys.modules)"
+    code = (
+        "import sys, cli.demo.robot, cli.demo.rest_transport; "
+        "sys.exit('torch' in sys.modules or 'server' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -143,7 +146,7 @@ def test_a_model_for_another_robot_is_refused_by_name() -> None:
 def test_a_rest_image_holds_the_same_bytes() -> None:
     import base64
 
-    from cli.demo.rest_door import _image
+    from cli.demo.rest_transport import _image
 
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     raw = _image(image)["raw"]

@@ -16,7 +16,7 @@ from cli.demo import charts
 from cli.demo.pictures import strip_indices, write_gif
 from cli.demo.record import DemoRecord, PlanRecord
 from cli.demo.report import milliseconds, write_report
-from tests.cli.records import made_up_demo, made_up_plan
+from tests.support.cli.records import made_up_demo, made_up_plan
 
 KEYS = [
     *("task", "model", "transport", "episodes", "successes", "success_rate", "random_success_rate"),

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cli.gathering import as_training_episodes
-from model.catalog import load
+from cli.train.training_data import as_training_episodes
 from model.package import read_package
+from model.registry import load
 from simulation.episodes import collect
-from tests.cli.commands import run_command
+from tests.support.cli.commands import run_command
 
 TINY = """\
 task: arm

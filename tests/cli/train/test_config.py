@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli.failures import CommandError
-from cli.training_config import TrainingConfig, read_config
-from training.compact_recipe import CompactRecipe
+from cli.exit_codes import CommandError
+from cli.train.config import TrainingConfig, read_config
+from training.compact.recipe import CompactRecipe
 
 
 def test_a_task_alone_takes_the_defaults() -> None:

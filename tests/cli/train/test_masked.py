@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cli.failures import CommandError
-from cli.train_masked import read_masked
-from model.video import write_clip
-from tests.cli.commands import run_command
-from tests.training.test_compact import dot_episodes
+from cli.exit_codes import CommandError
+from cli.train.masked import read_masked
+from model.video.decode import write_clip
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
+from tests.training.compact.test_train import dot_episodes
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = ROOT / "training" / "recipes"
 TINY = """\
 family: masked
 footage: ["{footage}"]

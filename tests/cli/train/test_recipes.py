@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from cli.gathering import as_training_episodes
-from cli.training_config import read_config
-from model.catalog import BUILT_IN
+from cli.train.config import read_config
+from cli.train.training_data import as_training_episodes
 from model.compact.world_model import network_settings
 from model.compact.world_model import read_config as read_network
 from model.package import read_package
+from model.registry import BUILT_IN
 from simulation.episodes import collect
-from training.compact_recipe import package_config
+from tests.support.paths import ROOT
+from training.compact.recipe import package_config
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = ROOT / "training" / "recipes"
 
 
 @pytest.mark.parametrize("package", sorted(BUILT_IN.iterdir()), ids=lambda folder: folder.name)

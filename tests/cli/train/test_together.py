@@ -14,7 +14,7 @@ import pytest
 
 from model.package import read_package
 from simulation.episodes import collect, save_episodes
-from tests.training.datasets.recordings import arm_episodes, write_clips
+from tests.support.training.recordings import arm_episodes, write_clips
 
 RECIPE = """\
 recipe: {steps: 3, batch: 4, horizon: 2, directions: 16, latent: 16, encoder_width: 32, encoder_depth: 1,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.download import (
+from model.checkpoints.download import (
     AddressRefused,
     DiskFull,
     DownloadError,
@@ -23,7 +23,7 @@ from model.download import (
     WrongDigest,
     pull,
 )
-from model.vjepa2.published import PUBLISHED, by_name
+from model.checkpoints.published import PUBLISHED, by_name
 
 MODEL = by_name("vjepa2-vitl-256")
 CONTENT = b"PK\x03\x04" + bytes(range(256)) * 12_000

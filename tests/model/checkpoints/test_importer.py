@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, identify, import_checkpoint, inspect_checkpoint, open_checkpoint
+from model.checkpoints.importer import CheckpointError, identify, import_checkpoint, inspect_checkpoint, open_checkpoint
+from model.checkpoints.published import by_name
+from model.checkpoints.state_dict import strip_prefixes
 from model.package import read_package
 from model.vjepa2 import Encoder, MaskedPredictor, MaskedPredictorConfig
-from model.vjepa2.published import by_name
-from model.vjepa2.reference import strip_prefixes
-from tests.model.vjepa2.tiny import action_predictor, encoder, published
+from tests.support.model.tiny_vjepa2 import action_predictor, encoder, published
 
 ACTS = published(acts=True)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.checkpoints.published import PUBLISHED, by_name
+from model.checkpoints.weight_files import TensorSpec
 from model.vjepa2 import ActionPredictor, ActionPredictorConfig, Encoder, MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.config import encoder_config
 from model.vjepa2.huggingface import described, pieces
 from model.vjepa2.masked_predictor import masked_predictor_config
-from model.vjepa2.published import PUBLISHED, by_name
-from model.vjepa2.weight_files import TensorSpec
-from tests.model.vjepa2.reference_files import keys
+from tests.support.model.reference_files import keys
 
 KEY_LISTS = {
     "vjepa2-vitl-256": "keys_vjepa2_vit_large",

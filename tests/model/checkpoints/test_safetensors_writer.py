@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.vjepa2.stream import groups, stream_safetensors
-from model.vjepa2.weight_files import TensorSpec
+from model.checkpoints.safetensors_writer import groups, stream_safetensors
+from model.checkpoints.weight_files import TensorSpec
 
 
 @pytest.mark.parametrize("group_bytes", [1, 100, 1 << 20])

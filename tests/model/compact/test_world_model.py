@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.catalog import load
 from model.compact import CompactConfig, CompactNetwork, CompactWorldModel
 from model.compact.sharing import sharing
 from model.package import PackageError, read_package
-from tests.model.compact.packages import tiny_config
+from model.registry import load
+from tests.support.model.compact_packages import tiny_config
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model import pieces
-from model.layers import Attention, grid_positions, rotary_table
-from model.pieces import attention_in_pieces, rotate_in_pieces
-from tests.model.vjepa2.reference_files import worst
+from model.layers import blocked_attention
+from model.layers.blocked_attention import attention_in_pieces, rotate_in_pieces
+from model.layers.transformer import Attention, grid_positions, rotary_table
+from tests.support.model.reference_files import worst
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_attention_in_pieces_is_attention(
     monkeypatch: pytest.MonkeyPatch, batch: int, heads: int, queries: int, keys: int
 ) -> None:
     """Also where heads or queries do not fill their last piece, and for views of one projection."""
-    monkeypatch.setattr(pieces, "SCORES", 1 << 18)
+    monkeypatch.setattr(blocked_attention, "SCORES", 1 << 18)
     given = drawn(batch, heads, queries, keys)
     assert worst(attention_in_pieces(*given), defined(*given)) <= 1e-12
 
@@ -39,7 +39,7 @@ def test_attention_in_pieces_is_attention(
 @pytest.mark.parametrize("factor", [0.0, 30.0, 1e3, 1e6])
 def test_scores_of_every_size_are_attended_to(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Powers overflow at the larger ones, for some heads or for all."""
-    monkeypatch.setattr(pieces, "SCORES", 100 * 100)
+    monkeypatch.setattr(blocked_attention, "SCORES", 100 * 100)
     query, key, value = drawn(1, 3, 100, 100)
     query[:, 1:] *= factor
     assert worst(attention_in_pieces(query, key, value), defined(query, key, value)) <= 1e-9
@@ -67,7 +67,7 @@ def test_rotation_in_pieces_is_rotation_to_the_last_bit(monkeypatch: pytest.Monk
     table = rotary_table(grid_positions((2, 5, 7)), 64, style, torch.float32)  # type: ignore[arg-type]
     lanes = torch.randn(5, 70, 64).to(torch.bfloat16)
     expected = table.rotate(lanes.transpose(0, 1).unsqueeze(0))[0].transpose(0, 1)
-    monkeypatch.setattr(pieces, "ROTATED", 2 * 70 * 64)
+    monkeypatch.setattr(blocked_attention, "ROTATED", 2 * 70 * 64)
     rotate_in_pieces(lanes, table.cos, table.sin)
     assert torch.equal(lanes, expected)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from model.catalog import load
 from model.compact.world_model import CompactWorldModel
-from model.float8 import E4M3, Float8Linear, has_units, quantise, quantise_linears
+from model.layers.float8 import E4M3, Float8Linear, has_units, quantise, quantise_linears
+from model.registry import load
 
 CPU = torch.device("cpu")
 

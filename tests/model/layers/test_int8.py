@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import int8
-from model.int8 import Int8Linear, has_vnni, quantise, quantise_linears
-from model.packed import pack_linears
+from model.layers import int8
+from model.layers.int8 import Int8Linear, has_vnni, quantise, quantise_linears
+from model.layers.prepacked_linear import pack_linears
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import packed
-from model.catalog import load
 from model.compact import CompactWorldModel
-from model.layers import Block
-from model.packed import PackedLinear, can_pack, pack_linears
+from model.layers import prepacked_linear
+from model.layers.prepacked_linear import PackedLinear, can_pack, pack_linears
+from model.layers.transformer import Block
+from model.registry import load
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor has no bfloat16 products to pack weights for")
@@ -73,7 +73,7 @@ def test_a_served_model_plans_on_packed_layers_as_on_plain_ones(monkeypatch: pyt
     exact = load("arm", CPU)
     assert isinstance(exact, CompactWorldModel)
     fast = exact.computing_in(torch.bfloat16)
-    monkeypatch.setattr(packed, "can_pack", lambda: False)
+    monkeypatch.setattr(prepacked_linear, "can_pack", lambda: False)
     plain = exact.computing_in(torch.bfloat16)
     counts = [sum(isinstance(part, PackedLinear) for part in one._network.predictor.modules()) for one in (fast, plain)]
     assert counts == [16, 0]  # three blocks of five, and what mixes an action block

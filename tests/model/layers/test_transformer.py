@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from model.layers import Attention, Block, RotaryCache, grid_positions, rotary_table
-from tests.model.vjepa2.reference_files import fixture, worst
+from model.layers.transformer import Attention, Block, RotaryCache, grid_positions, rotary_table
+from tests.support.model.reference_files import fixture, worst
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.catalog import load
-from model.graphs import Captured, CudaGraphs, Graphed, WorldModel, outside, rehearsed
-from model.layers import RotaryCache
-from model.turned import Turned, rotation
+from model.camera_yaw import Turned, rotation
+from model.layers.transformer import RotaryCache
+from model.registry import load
+from model.runtime.cuda_graphs import Captured, CudaGraphs, Graphed, WorldModel, outside, rehearsed
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import VJepa2WorldModel
-from tests.model.vjepa2.tiny import ENCODER, action_predictor, encoder
+from tests.support.model.tiny_vjepa2 import ENCODER, action_predictor, encoder
 
 CPU = torch.device("cpu")
 SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=2, heads=2, mlp_hidden=48, grid=(2, 3))
@@ -179,7 +179,7 @@ def test_cuda_graphs_replay_what_the_rollout_gives(family: Callable[..., object]
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
 def test_a_cuda_graph_over_the_memory_allowed_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.graphs.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("model.runtime.cuda_graphs.MEMORY_SHARE", 0.0)
     device = torch.device("cuda")
     world, ask = compact(device)
     graphed = Graphed(world, CudaGraphs(device))

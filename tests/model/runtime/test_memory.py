@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.memory import UNKNOWN, free_memory
+from model.runtime.memory import UNKNOWN, free_memory
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_this_machine_has_some() -> None:
 def test_kept_memory_is_used_again_without_the_systems_help() -> None:
     program = (
         "import resource, torch\n"
-        "from model.memory import keep_memory\n"
+        "from model.runtime.memory import keep_memory\n"
         "keep_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def work(): return torch.empty(10 << 20).fill_(1)\n"

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.catalog import load
+from model.camera_yaw import Turned
 from model.compact.world_model import CompactWorldModel
-from model.turned import Turned
+from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.world_model import VJepa2WorldModel
-from tests.model.vjepa2.tiny import ENCODER
-from tests.planner.pretended import DEVICE, carry, pretended_device
+from tests.support.model.tiny_vjepa2 import ENCODER
+from tests.support.planner.pretended import DEVICE, carry, pretended_device
 
 SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=2, heads=2, mlp_hidden=48, grid=(2, 3))
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.video import ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord, probe, write_clip
-from tests.model import clips
-from tests.model.clips import COUNT, KINDS, SHARP, SOURCE, difference, nearest
+from model.video.decode import ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord, probe, write_clip
+from tests.support.model import clips
+from tests.support.model.clips import COUNT, KINDS, SHARP, SOURCE, difference, nearest
 
 DENSE = [FrameSampling(), FrameSampling(fps=10), FrameSampling(frames=13), FrameSampling(stride=2)]
 SPARSE = [FrameSampling(fps=2), FrameSampling(frames=3), FrameSampling(stride=11)]

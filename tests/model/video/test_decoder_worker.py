@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.video import Clip, ClipLimits, FrameSampling, VideoDecodeError, decode
-from model.video_worker import ClipDecoder
-from tests.model import clips
-from tests.model.clips import COUNT, KINDS, SHARP, SOURCE
+from model.video.decode import Clip, ClipLimits, FrameSampling, VideoDecodeError, decode
+from model.video.decoder_worker import ClipDecoder
+from tests.support.model import clips
+from tests.support.model.clips import COUNT, KINDS, SHARP, SOURCE
 
 NAMES = ["h264.mp4", "vp9.webm", "hevc_closed.mp4", "h264.ts", "palette.gif"]
 
@@ -103,7 +103,7 @@ def test_workers_start_without_torch(folder: Path, tmp_path: Path, decoder: Clip
     with pytest.raises(VideoDecodeError) as caught:
         decoder.decode(path)
     loaded = str(caught.value).split()
-    assert "model.video_worker" in loaded
+    assert "model.video.decoder_worker" in loaded
     assert "torch" not in loaded
     assert "pytest" not in loaded
 

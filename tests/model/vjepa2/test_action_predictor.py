@@ -10,8 +10,8 @@ from model.vjepa2 import ActionPredictor, CheckpointError
 from model.vjepa2.action_predictor import ActionPredictorConfig, frame_causal_mask
 from model.vjepa2.poses import compose
 from model.vjepa2.rollout import chunk_size, normalise, rollout
-from tests.model.vjepa2.reference_files import doubled, fixture, worst
-from tests.model.vjepa2.tiny import ACTION_PREDICTOR, action_predictor
+from tests.support.model.reference_files import doubled, fixture, worst
+from tests.support.model.tiny_vjepa2 import ACTION_PREDICTOR, action_predictor
 
 FIXTURES = ("ac_predictor", "ac_predictor_extrinsics", "ac_predictor_nonsquare")
 WITH_CAMERA = ActionPredictorConfig(**{**vars(ACTION_PREDICTOR), "extrinsics": True})

@@ -8,8 +8,8 @@ import torch
 from model.vjepa2 import CheckpointError, Encoder, EncoderConfig
 from model.vjepa2.encoder import sincos_table
 from model.vjepa2.stems import PatchEmbed
-from tests.model.vjepa2.reference_files import doubled, fixture, worst
-from tests.model.vjepa2.tiny import ENCODER, ENCODER_2_1, encoder, randomised
+from tests.support.model.reference_files import doubled, fixture, worst
+from tests.support.model.tiny_vjepa2 import ENCODER, ENCODER_2_1, encoder, randomised
 
 VIDEO_FIXTURES = ("encoder_hd32", "encoder_hd16_mlp48_11", "encoder_hd24")
 

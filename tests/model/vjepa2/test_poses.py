@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.observation import ObservationError
+from model.preprocessing import ObservationError
 from model.vjepa2.poses import (
     check_poses,
     compose,
@@ -18,7 +18,7 @@ from model.vjepa2.poses import (
     pose_doubts,
     rotation_matrix,
 )
-from tests.model.vjepa2.reference_files import fixture, worst
+from tests.support.model.reference_files import fixture, worst
 
 POSE = torch.tensor([0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5])
 

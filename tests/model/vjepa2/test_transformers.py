@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from model.checkpoint import import_checkpoint
+from model.checkpoints.importer import import_checkpoint
+from model.checkpoints.state_dict import load_strict
 from model.package import read_package
 from model.vjepa2 import MaskedPredictor
-from model.vjepa2.packaged import build
-from model.vjepa2.reference import load_strict
-from tests.model.vjepa2.reference_files import worst
-from tests.model.vjepa2.tiny import randomised
+from model.vjepa2.model import build
+from tests.support.model.reference_files import worst
+from tests.support.model.tiny_vjepa2 import randomised
 
 
 @pytest.mark.filterwarnings("ignore")

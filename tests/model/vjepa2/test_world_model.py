@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import import_checkpoint
-from model.observation import ObservationError
+from model.checkpoints.importer import import_checkpoint
 from model.package import PackageError, read_package
+from model.preprocessing import ObservationError
 from model.vjepa2 import ActionPredictor, Encoder, VJepa2WorldModel
-from model.vjepa2.packaged import PackagedVJepa2
+from model.vjepa2.model import PackagedVJepa2
 from model.vjepa2.rollout import normalise
 from model.vjepa2.world_model import CLIP_WINDOW, encode_clip
 from planner.types import Problem
-from tests.model.vjepa2.reference_files import fixture, worst
-from tests.model.vjepa2.tiny import action_predictor, encoder, masked_predictor, published
-from tests.planner.recordings import recorded_search
+from tests.support.model.reference_files import fixture, worst
+from tests.support.model.tiny_vjepa2 import action_predictor, encoder, masked_predictor, published
+from tests.support.planner.recordings import recorded_search
 
 POSE = torch.tensor([[0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5]])
 

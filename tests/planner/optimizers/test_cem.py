@@ -7,12 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.noise import ColouredNoise, NoiseShape, Stream, WhiteNoise
+from planner.optimizers.cem import CEM
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents, StepCosts
-from tests.planner.problems import Broken, FunctionWorld, LinearWorld, cost_of, integrator, least_squares, reach, space
+from tests.support.planner.problems import (
+    Broken,
+    FunctionWorld,
+    LinearWorld,
+    cost_of,
+    integrator,
+    least_squares,
+    reach,
+    space,
+)
 
 SPRING = LinearWorld(
     transition=torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), effect=torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum, residuals_of
-from planner.gauss_newton import MORE_CAUTIOUS, GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import MORE_CAUTIOUS, GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.types import PlanningError
 from planner.world_model import Actions, Alike, Context, CostFunction, Latents, StepCosts
-from tests.planner.problems import LinearWorld, integrator, least_squares, reach, space
+from tests.support.planner.problems import LinearWorld, integrator, least_squares, reach, space
 
 SPRING = LinearWorld(torch.tensor([[1.0, 0.1], [-0.05, 0.95]]), torch.tensor([[0.0, 0.05], [0.2, 0.0]]), block=2)
 EFFORT = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from planner.cem import CEM
 from planner.cost import GoalDistance
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
 from planner.gripper import GripperRules
-from planner.hybrid import Hybrid
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.types import PlanningError
-from tests.planner.problems import integrator, reach
+from tests.support.planner.problems import integrator, reach
 
 SEARCH = CEM(samples=64, iterations=3, elites=8, horizon=4)
 POLISH = Gradient(starts=4, iterations=6, horizon=4)

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from planner.anytime import Optimiser, plan_in_time
-from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, WeightedSum
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
-from planner.mppi import MPPI
 from planner.noise import WhiteNoise
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
+from planner.optimizers.mppi import MPPI
 from planner.types import Problem
 from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts, WorldModel
-from tests.planner.problems import FunctionWorld, LinearWorld, integrator, least_squares, reach, space
+from tests.support.planner.problems import FunctionWorld, LinearWorld, integrator, least_squares, reach, space
 
 
 @dataclass(frozen=True)

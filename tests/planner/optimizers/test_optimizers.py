@@ -12,12 +12,12 @@ from torch import Tensor
 
 from planner.anytime import Optimiser, plan_in_time
 from planner.cost import ActionCost, GoalDistance, WeightedSum
-from planner.gradient import Gradient
-from planner.mppi import MPPI
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.mppi import MPPI
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts
-from tests.planner.every import AnyOptimiser, changed, each_optimiser
-from tests.planner.problems import Broken, cost_of, integrator, reach, space
+from tests.support.planner.every_optimizer import AnyOptimiser, changed, each_optimiser
+from tests.support.planner.problems import Broken, cost_of, integrator, reach, space
 
 EFFORT = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))
 

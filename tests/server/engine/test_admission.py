@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from server.engine.admission import FEWEST_SAMPLES, TRUST_AFTER, Admission, ReplyMargin, shrunk
+from server.engine.messages import Pace, SearchSize
 from server.errors import Reason, ServiceError
-from server.jobs import Pace, SearchSize
-from server.scheduler import FEWEST_SAMPLES, TRUST_AFTER, Admission, ReplyMargin, shrunk
 
 SIZE = SearchSize(samples=100, iterations=10, elites=10, horizon=1)
 PACE = Pace(encode_s=0.1, step_s=0.01)  # an iteration of SIZE takes a second

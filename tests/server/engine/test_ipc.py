@@ -10,17 +10,8 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest_asyncio
 
-from server.channel import EngineChannel, FrontChannel
-from server.jobs import (
-    Cancel,
-    Done,
-    EmbedClipJob,
-    EncodeDone,
-    EncodeJob,
-    Loaded,
-    Submit,
-    ToEngine,
-)
+from server.engine.ipc import EngineChannel, FrontChannel
+from server.engine.messages import Cancel, Done, EmbedClipJob, EncodeDone, EncodeJob, Loaded, Submit, ToEngine
 
 Ends = tuple[FrontChannel, EngineChannel]
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.errors import Reason
-from server.jobs import (
+from server.engine.messages import (
     Cancel,
     Done,
     EmbedClipJob,
@@ -30,8 +29,9 @@ from server.jobs import (
     SurpriseJob,
     ToEngine,
 )
-from server.messages import ModelReply, PlannerSettings
-from server.wire import WireError, pack, unpack
+from server.engine.serialization import WireError, pack, unpack
+from server.errors import Reason
+from server.values.calls import ModelReply, PlannerSettings
 
 FRAME = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 LATENT = np.array([1.5, -0.1, np.nan, np.inf], np.float32)

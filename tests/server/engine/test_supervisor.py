@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from server.app import Application, AppSettings
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest
+from server.service.application import Application, AppSettings
+from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.linear import SLOW_S, frame
+from tests.support.paths import ROOT
+from tests.support.server.linear import SLOW_S, frame
 
 HERE = Observation((frame(0.2, 0.4),))
 QUICK = PlannerSettings(samples=16, iterations=2)
@@ -124,14 +125,14 @@ async def test_giving_up_on_readiness_leaves_no_failure_that_nobody_looks_at() -
 
 
 def test_the_front_needs_no_torch() -> None:
-    program = "import server.app, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == 0
+    program = "import server.service.application, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 FRONT = """
 import asyncio
 from dataclasses import replace
-from server.app import Application
+from server.service.application import Application
 from tests.server.conftest import SETTINGS
 
 async def main():
@@ -149,7 +150,7 @@ if __name__ == "__main__":
 def test_no_engine_outlives_its_front(end: str, tmp_path: Path) -> None:
     program = tmp_path / "front.py"
     program.write_text(FRONT.format(end=end))
-    root = Path(__file__).parents[2]
+    root = ROOT
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, cwd=root, env=environment) as front:
         assert front.stdout is not None

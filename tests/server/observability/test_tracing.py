@@ -9,12 +9,12 @@ import pytest
 import structlog
 from presage.v1 import models_pb2, sessions_pb2
 
-from server import tracing
-from server.__main__ import spans_of
-from server.app import Application
-from server.listening import StartError
-from server.settings import load
-from tests.server.doors import open_service
+from server.config import load
+from server.observability import tracing
+from server.service.application import Application
+from server.serving import spans_of
+from server.transport.listeners import StartError
+from tests.support.server.transports import open_service
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -89,7 +89,7 @@ async def test_spans_are_sent_with_the_ids_that_callers_and_logs_are_told(applic
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from server.otel import OtelSpans
+    from server.observability.opentelemetry import OtelSpans
 
     sent = InMemorySpanExporter()
     spans = OtelSpans(SimpleSpanProcessor(sent), "1.2.3")

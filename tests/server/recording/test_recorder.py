@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server import records
-from server.jobs import PlanDone
-from server.recorder import Recorder, RecorderSettings, files
-from server.records import RecordError
-from server.replay import read
-from tests.server import linear, recording
-from tests.server.test_wire import same
+from server.engine.messages import PlanDone
+from server.recording import records
+from server.recording.recorder import Recorder, RecorderSettings, files
+from server.recording.records import RecordError
+from server.worker.replay import read
+from tests.server.engine.test_serialization import same
+from tests.support.server import linear, recording
 
 MODELS = {"linear": linear.load("linear", "cpu")}
 

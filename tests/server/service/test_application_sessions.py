@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.app import Application
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
-from tests.server.asking import HERE, goal_at, plan, refused
-from tests.server.linear import ACTION, SIDE, frame, latent
+from server.service.application import Application
+from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
+from tests.support.server.linear import ACTION, SIDE, frame, latent
+from tests.support.server.requests import HERE, goal_at, plan, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from server.app import Application
 from server.errors import Reason
-from server.messages import DistanceRequest, GoalStage, Observation, PlanReply, PlanRequest, SessionRequest
-from server.stages import MOST_STAGES
-from tests.server.asking import QUICK, goal_at, plan, refused
-from tests.server.linear import frame, latent
+from server.service.application import Application
+from server.service.stages import MOST_STAGES
+from server.values.calls import DistanceRequest, GoalStage, Observation, PlanReply, PlanRequest, SessionRequest
+from tests.support.server.linear import frame, latent
+from tests.support.server.requests import QUICK, goal_at, plan, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

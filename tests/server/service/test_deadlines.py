@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.app import Application
 from server.errors import Reason
-from server.messages import EmbedClipRequest, EmbedImagesRequest, GoalRequest, PlanRequest, RolloutRequest
-from tests.server.asking import ENDLESS, HERE, QUICK, goal_at, plan, refused, session_toward
-from tests.server.linear import SLOW_S, frame
+from server.service.application import Application
+from server.values.calls import EmbedClipRequest, EmbedImagesRequest, GoalRequest, PlanRequest, RolloutRequest
+from tests.support.server.linear import SLOW_S, frame
+from tests.support.server.requests import ENDLESS, HERE, QUICK, goal_at, plan, refused, session_toward
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

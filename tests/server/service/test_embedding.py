@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.video import write_clip
-from server.app import Application
+from model.video.decode import write_clip
 from server.errors import Reason
-from server.messages import EmbedClipRequest, EmbeddingKind, EmbedImagesRequest, FrameSampling
-from tests.server.asking import goal_at, refused
-from tests.server.linear import frame, latent
+from server.service.application import Application
+from server.values.calls import EmbedClipRequest, EmbeddingKind, EmbedImagesRequest, FrameSampling
+from tests.support.server.linear import frame, latent
+from tests.support.server.requests import goal_at, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

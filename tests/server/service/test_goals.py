@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from server.errors import Reason, ServiceError
-from server.goals import Goal, GoalCache, content_id
+from server.service.goals import Goal, GoalCache, content_id
 
 IMAGE = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from presage.v1 import planning_pb2
 
-from server.app import Application
 from server.errors import Reason, ServiceError
-from server.landscape import CELL
-from server.messages import GoalRequest, LandscapeRequest, Observation, ScoreRequest
-from tests.server.doors import Service, array_of, json_observation, proto_observation
-from tests.server.linear import frame, latent
+from server.service.application import Application
+from server.service.landscape import CELL
+from server.values.calls import GoalRequest, LandscapeRequest, Observation, ScoreRequest
+from tests.support.server.linear import frame, latent
+from tests.support.server.transports import Service, array_of, json_observation, proto_observation
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from planner import named
-from server.app import Application
-from server.messages import (
+from planner import registry
+from server.service.application import Application
+from server.values.calls import (
     LEAST_DISCOUNT,
     MOST_DISCOUNT,
     OPTIMISERS,
@@ -20,7 +20,7 @@ from server.messages import (
     PlanReply,
     PlanRequest,
 )
-from tests.server.linear import frame, latent
+from tests.support.server.linear import frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -34,8 +34,8 @@ async def plan(application: Application, settings: PlannerSettings, model: str =
 
 
 async def test_the_service_offers_the_planners_names() -> None:
-    assert OPTIMISERS == named.OPTIMISERS
-    assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (named.LEAST_DISCOUNT, named.MOST_DISCOUNT)
+    assert OPTIMISERS == registry.OPTIMISERS
+    assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (registry.LEAST_DISCOUNT, registry.MOST_DISCOUNT)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

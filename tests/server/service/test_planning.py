@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from model import catalog
-from planner.cem import CEM
+from model import registry
+from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.app import Application
 from server.errors import Reason
-from server.messages import GoalRequest, Observation, PlannerSettings, PlanRequest, RolloutRequest, ScoreRequest
-from server.model_calls import action_space
-from tests.server.asking import HERE, QUICK, goal_at, plan, refused, session_toward
-from tests.server.linear import ACTION, frame, latent
+from server.service.application import Application
+from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanRequest, RolloutRequest, ScoreRequest
+from server.worker.model_adapter import action_space
+from tests.support.server.linear import ACTION, frame, latent
+from tests.support.server.requests import HERE, QUICK, goal_at, plan, refused, session_toward
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -173,7 +173,7 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
     images = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
     goal = (await application.create_goal(GoalRequest("tiny", image=images[1]))).goal_id
     served = await plan(application, PlanRequest(Observation((images[0],)), model="tiny", goal_id=goal, seed=4))
-    model = catalog.load(str(compact_folder), torch.device("cpu"))
+    model = registry.load(str(compact_folder), torch.device("cpu"))
     latents = model.encode(torch.from_numpy(images))
     space = action_space(model)
     assert space is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.app import Application
+from server.engine.messages import Floats
 from server.errors import Reason
-from server.jobs import Floats
-from server.messages import (
+from server.service.application import Application
+from server.values.calls import (
     DistanceRequest,
     GoalRequest,
     Observation,
@@ -17,8 +17,8 @@ from server.messages import (
     ScoreRequest,
     SurpriseRequest,
 )
-from tests.server.asking import HERE, goal_at, plan, refused, session_toward
-from tests.server.linear import GAIN, frame, latent
+from tests.support.server.linear import GAIN, frame, latent
+from tests.support.server.requests import HERE, goal_at, plan, refused, session_toward
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

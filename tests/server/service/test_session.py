@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from server.engine.messages import Floats
 from server.errors import Reason, ServiceError
-from server.jobs import Floats
-from server.messages import GoalStage, PlannerSettings, PlanReply, Provenance, Timings
-from server.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, Place, Seen, Session
-from server.stages import Stages
+from server.service.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, Place, Seen, Session
+from server.service.stages import Stages
+from server.values.calls import GoalStage, PlannerSettings, PlanReply, Provenance, Timings
 
 BLOCK = 2
 

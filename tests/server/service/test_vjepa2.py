@@ -5,24 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytest_asyncio
 import torch
 
-from model.checkpoint import import_checkpoint
-from server.app import Application
+from model.checkpoints.importer import import_checkpoint
 from server.errors import Reason, ServiceError
-from server.messages import Frame, GoalRequest, LandscapeRequest, Observation, PlannerSettings, PlanRequest
+from server.service.application import Application
+from server.values.calls import Frame, GoalRequest, LandscapeRequest, Observation, PlannerSettings, PlanRequest
 from tests.model.vjepa2.test_world_model import write_checkpoint
-from tests.model.vjepa2.tiny import published
 from tests.server.conftest import SETTINGS, START_S
+from tests.support.model.tiny_vjepa2 import published
+from tests.support.paths import SHARED
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-TRANSITION = Path(__file__).resolve().parents[3] / "shared" / "data" / "franka_example_traj.npz"
+TRANSITION = SHARED / "data" / "franka_example_traj.npz"
 POSE = np.array([0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5], np.float32)
 QUICK = PlannerSettings(samples=12, iterations=2, elites=3)
 RNG = np.random.default_rng(0)

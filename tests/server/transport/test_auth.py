@@ -25,19 +25,19 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, models_pb2_grpc
 
-from server.app import Application
-from server.auth import Keys, load_keys
+from server.config import Settings, SettingsError, load
 from server.errors import Reason, ServiceError
-from server.grpc_calls import PUBLIC_SERVICES
-from server.grpc_service import SERVICES
-from server.listening import bind, create_door, listening
-from server.rest import create_app
-from server.rest_calls import PUBLIC_PATHS
-from server.settings import Settings, SettingsError, load
-from tests.server.doors import Service, grpc_refusal, open_service, read_status, rest_refusal
+from server.service.application import Application
+from server.transport.auth import Keys, load_keys
+from server.transport.grpc.interceptor import PUBLIC_SERVICES
+from server.transport.grpc.service import SERVICES
+from server.transport.listeners import bind, create_door, listening
+from server.transport.rest.middleware import PUBLIC_PATHS
+from server.transport.rest.routes import create_app
+from tests.support.paths import ROOT
+from tests.support.server.transports import Service, grpc_refusal, open_service, read_status, rest_refusal
 
 KEY = "correct-horse"
-ROOT = Path(__file__).resolve().parents[2]
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 

@@ -16,13 +16,13 @@ import pytest_asyncio
 import structlog
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
 
-from server.app import Application, AppSettings
 from server.errors import Reason, ServiceError
-from server.messages import SessionReply
-from server.rendering import to_problem, to_status
-from tests.server import linear
+from server.service.application import Application, AppSettings
+from server.transport.error_replies import to_problem, to_status
+from server.values.calls import SessionReply
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.doors import (
+from tests.support.server import linear
+from tests.support.server.transports import (
     Refusal,
     Service,
     clip_messages,

@@ -24,14 +24,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
 
-from server.app import Application
-from server.grpc_service import SERVICES
-from tests.model import clips
-from tests.server import fuzzing, linear
+from server.service.application import Application
+from server.transport.grpc.service import SERVICES
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.doors import Service, clip_messages, open_service, proto_image, proto_observation, proto_tensor
-from tests.server.fuzzing import CASES, Known
-from tests.server.test_engine import started
+from tests.server.engine.test_supervisor import started
+from tests.support.model import clips
+from tests.support.server import fuzzing, linear
+from tests.support.server.fuzzing import CASES, Known
+from tests.support.server.transports import (
+    Service,
+    clip_messages,
+    open_service,
+    proto_image,
+    proto_observation,
+    proto_tensor,
+)
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 from presage.v1 import goals_pb2, observation_pb2, planning_pb2, tensor_pb2
 
-from server.app import Application
-from tests.model import clips
-from tests.server import fuzzing, linear
-from tests.server.doors import Service, clip_messages, grpc_refusal, open_service, proto_observation, rest_refusal
-from tests.server.test_grpc import goal
+from server.service.application import Application
+from tests.server.transport.grpc.test_service import goal
+from tests.support.model import clips
+from tests.support.server import fuzzing, linear
+from tests.support.server.transports import (
+    Service,
+    clip_messages,
+    grpc_refusal,
+    open_service,
+    proto_observation,
+    rest_refusal,
+)
 
 on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 MOVING = clips.moving_square(8, 32, 48)

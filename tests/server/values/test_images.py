@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from server.errors import Reason, ServiceError
-from server.images import EncodedImage, ImageSource, RawImage, decode
-from server.messages import Frame
+from server.values.calls import Frame
+from server.values.images import EncodedImage, ImageSource, RawImage, decode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 CAP = 4096 * 4096

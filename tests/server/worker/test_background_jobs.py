@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from server.jobs import Done, EncodeJob, RolloutDone, RolloutJob, Start
-from tests.server.bench import Bench, job, measured
-from tests.server.linear import CONFIGS, Linear, frame, latent
+from server.engine.messages import Done, EncodeJob, RolloutDone, RolloutJob, Start
+from tests.support.server.linear import CONFIGS, Linear, frame, latent
+from tests.support.server.service_bench import Bench, job, measured
 
 
 def test_errands_do_not_make_plans_late() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import presage
 import pytest
 
-from server.app import Application
 from server.errors import Reason, ServiceError
-from server.messages import (
+from server.service.application import Application
+from server.values.calls import (
     CalibrateRequest,
     CalibrationMove,
     GoalRequest,
@@ -21,8 +21,8 @@ from server.messages import (
     RolloutRequest,
     SessionRequest,
 )
-from tests.server.doors import Service, json_observation, json_tensor
-from tests.server.linear import ACTION, GAIN, frame
+from tests.support.server.linear import ACTION, GAIN, frame
+from tests.support.server.transports import Service, json_observation, json_tensor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

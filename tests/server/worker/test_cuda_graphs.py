@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from model.catalog import load
-from model.graphs import Graphed
-from server import graphs
-from server.app import Application
-from server.engine_process import own_search
-from server.jobs import SearchSize
-from server.messages import GoalRequest, Observation, PlanRequest
-from tests.server.asking import plan
+from model.registry import load
+from model.runtime.cuda_graphs import Graphed
+from server.engine.messages import SearchSize
+from server.service.application import Application
+from server.values.calls import GoalRequest, Observation, PlanRequest
+from server.worker import cuda_graphs
+from server.worker.process import own_search
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.linear import CONFIGS, Linear
+from tests.support.server.linear import CONFIGS, Linear
+from tests.support.server.requests import plan
 
 SIZE = SearchSize(samples=64, iterations=6, elites=8, horizon=3)
 
 
 def test_what_is_captured_is_what_the_models_own_search_can_ask_for() -> None:
     model = Linear(CONFIGS["historian"])
-    world, told = graphs.searched(model, SIZE, "on", max_batch=5, max_steps=1000)
+    world, told = cuda_graphs.searched(model, SIZE, "on", max_batch=5, max_steps=1000)
     assert isinstance(world, Graphed)
     assert world.sizes == tuple((robots, 64) for robots in (1, 2, 3, 4, 5))
     assert told == "graphs of 64 samples for 1, 2, 3, 4, 5 robots"
-    world, _ = graphs.searched(model, SIZE, "on", max_batch=64, max_steps=3 * SIZE.steps_per_iteration)
+    world, _ = cuda_graphs.searched(model, SIZE, "on", max_batch=64, max_steps=3 * SIZE.steps_per_iteration)
     assert isinstance(world, Graphed)
     assert len(world.sizes) == 3
 
@@ -42,8 +42,8 @@ def test_what_is_captured_is_what_the_models_own_search_can_ask_for() -> None:
         ("embedder", "on", "no graphs: it only embeds"),
     ],
 )
-def test_where_nothing_is_captured_it_is_said_why(name: str, setting: graphs.Graphs, told: str) -> None:
-    world, words = graphs.searched(Linear(CONFIGS[name]), SIZE, setting, max_batch=4, max_steps=1000)
+def test_where_nothing_is_captured_it_is_said_why(name: str, setting: cuda_graphs.Graphs, told: str) -> None:
+    world, words = cuda_graphs.searched(Linear(CONFIGS[name]), SIZE, setting, max_batch=4, max_steps=1000)
     assert not isinstance(world, Graphed)
     assert words == told
 
@@ -52,9 +52,9 @@ def test_a_model_that_cannot_be_captured_plans_all_the_same(monkeypatch: pytest.
     def none(function: object, inputs: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "rehearsed", none)
+    monkeypatch.setattr(cuda_graphs, "rehearsed", none)
     model = Linear(CONFIGS["linear"])
-    world, told = graphs.searched(model, SIZE, "on", max_batch=4, max_steps=1000)
+    world, told = cuda_graphs.searched(model, SIZE, "on", max_batch=4, max_steps=1000)
     assert world is model
     assert told == "no graphs: 1 x 64 samples: operation not permitted when stream is capturing"
 
@@ -85,6 +85,8 @@ async def test_an_engine_with_graphs_finds_the_plans_of_one_without(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
 def test_the_built_in_models_search_is_captured_on_an_accelerator() -> None:
     arm = load("arm", torch.device("cuda"))
-    world, told = graphs.searched(arm, own_search(arm.package.config.planner), "auto", max_batch=32, max_steps=65_536)
+    world, told = cuda_graphs.searched(
+        arm, own_search(arm.package.config.planner), "auto", max_batch=32, max_steps=65_536
+    )
     assert isinstance(world, Graphed)
     assert told.endswith("28, 32 robots")

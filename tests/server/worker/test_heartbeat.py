@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from server.jobs import Alive
-from server.pulse import OVERDUE_FACTOR, OVERDUE_LEAST_S, Pulse, beating
+from server.engine.messages import Alive
+from server.worker.heartbeat import OVERDUE_FACTOR, OVERDUE_LEAST_S, Pulse, beating
 
 
 class Clock:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from server.engine.messages import Done
 from server.errors import Reason
-from server.jobs import Done
-from tests.server.bench import ENCODE_S, ITERATION_S, ROLLOUT_S, SAMPLE_S, SIZE, Bench, job, measured
-from tests.server.linear import ACTION, latent
+from tests.support.server.linear import ACTION, latent
+from tests.support.server.service_bench import ENCODE_S, ITERATION_S, ROLLOUT_S, SAMPLE_S, SIZE, Bench, job, measured
 
 
 def test_a_plan_comes_closer_to_its_goal_and_says_how() -> None:

@@ -9,18 +9,19 @@ from typing import cast
 import pytest
 import torch
 
-from model.catalog import LoadedModel, load
 from model.compact.world_model import CompactWorldModel
-from model.float8 import E4M3
-from model.int8 import has_vnni
+from model.interface import LoadedModel
+from model.layers.float8 import E4M3
+from model.layers.int8 import has_vnni
 from model.package import write_package
+from model.registry import load
 from model.vjepa2.config import EncoderConfig
-from model.vjepa2.imported import package_config
-from server import tuning
-from server.engine_process import own_search
-from server.jobs import SearchSize
-from tests.model.vjepa2.tiny import encoder, published
-from tests.server.linear import CONFIGS, GAIN, Linear
+from model.vjepa2.package_config import package_config
+from server.engine.messages import SearchSize
+from server.worker import precision
+from server.worker.process import own_search
+from tests.support.model.tiny_vjepa2 import encoder, published
+from tests.support.server.linear import CONFIGS, GAIN, Linear
 
 CPU = torch.device("cpu")
 SIZE = SearchSize(samples=48, iterations=4, elites=6, horizon=3)
@@ -57,24 +58,24 @@ class Coarse:
 
 def test_a_precision_that_chooses_the_same_actions_agrees_and_a_ruined_one_does_not() -> None:
     arm = load("arm", CPU)
-    problems = tuning.imagined_problems(arm, SIZE, count=3)
-    same = tuning.agreement(arm, arm, SIZE, problems)
+    problems = precision.imagined_problems(arm, SIZE, count=3)
+    same = precision.agreement(arm, arm, SIZE, problems)
     assert (same.gap, same.excess) == (0, 0)
-    lowered = tuning.agreement(arm, arm.computing_in(torch.bfloat16), SIZE, problems)
+    lowered = precision.agreement(arm, arm.computing_in(torch.bfloat16), SIZE, problems)
     assert lowered.gap > 0
     assert lowered.holds
     assert isinstance(arm, CompactWorldModel)
     ruined = Coarse(arm, noise=1.0).computing_in(torch.bfloat16)
-    assert not tuning.agreement(arm, ruined, SIZE, problems).holds
+    assert not precision.agreement(arm, ruined, SIZE, problems).holds
 
 
 def test_a_ruined_precision_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(tuning, "GATE_S", float("inf"))  # a test must not depend on how busy its machine is
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(precision, "GATE_S", float("inf"))  # a test must not depend on how busy its machine is
     arm = load("arm", CPU)
     assert isinstance(arm, CompactWorldModel)
     ruined = cast(LoadedModel, Coarse(arm, noise=1.0))
-    served, verdict = tuning.with_best_precision(ruined, SIZE)
+    served, verdict = precision.with_best_precision(ruined, SIZE)
     assert served is ruined
     assert "does not agree" in verdict.why
     assert verdict.dtype is torch.float32
@@ -82,35 +83,35 @@ def test_a_ruined_precision_is_not_taken_however_fast(monkeypatch: pytest.Monkey
 
 def test_a_precision_that_is_not_faster_is_not_taken(compact_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(str(compact_folder), CPU)
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 1e9)
-    served, verdict = tuning.with_best_precision(model, own_search(model.package.config.planner))
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 1e9)
+    served, verdict = precision.with_best_precision(model, own_search(model.package.config.planner))
     assert served is model
     assert "times as fast" in verdict.why
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(tuning, "GATE_S", 0.0)
-    served, verdict = tuning.with_best_precision(model, own_search(model.package.config.planner))
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(precision, "GATE_S", 0.0)
+    served, verdict = precision.with_best_precision(model, own_search(model.package.config.planner))
     assert served is model
     assert "would take" in verdict.why
 
 
 def test_what_agrees_and_is_faster_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(tuning, "GATE_S", float("inf"))
-    served, verdict = tuning.with_best_precision(load("arm", CPU), SIZE)
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(precision, "GATE_S", float("inf"))
+    served, verdict = precision.with_best_precision(load("arm", CPU), SIZE)
     assert served.dtype is verdict.dtype is torch.bfloat16
-    again = tuning.with_best_precision(served, SIZE)
+    again = precision.with_best_precision(served, SIZE)
     assert (again[0], again[1].why) == (served, "it is loaded so")
 
 
 def test_a_model_of_one_precision_keeps_it() -> None:
     model = Linear(CONFIGS["linear"])
-    assert tuning.with_best_precision(model, SIZE) == (model, tuning.Verdict(torch.float32, "it is loaded so"))
+    assert precision.with_best_precision(model, SIZE) == (model, precision.Verdict(torch.float32, "it is loaded so"))
 
 
 def test_imagined_problems_are_the_same_every_time_and_their_goals_are_in_reach() -> None:
     model = Linear(CONFIGS["historian"])
-    first, second = (tuning.imagined_problems(model, SIZE) for _ in range(2))
-    assert len(first) == tuning.PROBLEMS
+    first, second = (precision.imagined_problems(model, SIZE) for _ in range(2))
+    assert len(first) == precision.PROBLEMS
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.goal, other.goal)
         distance = (one.goal - one.context[0][0]).abs()
@@ -121,11 +122,11 @@ def test_imagined_problems_are_the_same_every_time_and_their_goals_are_in_reach(
 def test_threads_are_chosen_among_those_available_and_left_as_they_were() -> None:
     before = torch.get_num_threads()
     seen: set[int] = set()
-    chosen = tuning.fastest_threads(lambda: seen.add(torch.get_num_threads()), available=3)
+    chosen = precision.fastest_threads(lambda: seen.add(torch.get_num_threads()), available=3)
     assert chosen in seen == {1, 2, 3}
     assert torch.get_num_threads() == before
-    assert tuning.fastest_threads(lambda: None, available=1) == 1
-    assert tuning.available_cpus() >= 1
+    assert precision.fastest_threads(lambda: None, available=1) == 1
+    assert precision.available_cpus() >= 1
 
 
 def test_lowering_keeps_latents_and_inputs_in_float32() -> None:
@@ -142,21 +143,21 @@ def test_lowering_keeps_latents_and_inputs_in_float32() -> None:
 
 
 def test_8_bit_floats_are_judged_by_the_plans_they_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(tuning, "GATE_S", float("inf"))
-    monkeypatch.setattr(tuning, "has_units", lambda device: True)
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(precision, "GATE_S", float("inf"))
+    monkeypatch.setattr(precision, "has_units", lambda device: True)
     arm = load("arm", CPU)
-    served, verdict = tuning.with_best_precision(arm, SIZE)
-    measured = tuning.agreement(arm, arm.computing_in(E4M3), SIZE, tuning.imagined_problems(arm, SIZE))
+    served, verdict = precision.with_best_precision(arm, SIZE)
+    measured = precision.agreement(arm, arm.computing_in(E4M3), SIZE, precision.imagined_problems(arm, SIZE))
     assert measured.gap > 0
     assert (verdict.dtype == E4M3) == measured.holds
     assert verdict.dtype == served.dtype
-    monkeypatch.setattr(tuning, "LARGEST_EXCESS", measured.excess)
-    monkeypatch.setattr(tuning, "LARGEST_GAP", measured.gap)
-    served, verdict = tuning.with_best_precision(arm, SIZE)
+    monkeypatch.setattr(precision, "LARGEST_EXCESS", measured.excess)
+    monkeypatch.setattr(precision, "LARGEST_GAP", measured.gap)
+    served, verdict = precision.with_best_precision(arm, SIZE)
     assert served.dtype == verdict.dtype == E4M3
-    monkeypatch.setattr(tuning, "LARGEST_GAP", 0.0)
-    served, verdict = tuning.with_best_precision(arm, SIZE)
+    monkeypatch.setattr(precision, "LARGEST_GAP", 0.0)
+    served, verdict = precision.with_best_precision(arm, SIZE)
     assert served is arm
     assert "bfloat16 does not agree" in verdict.why
     assert "float8 does not agree" in verdict.why
@@ -166,29 +167,29 @@ def test_8_bit_floats_are_judged_by_the_plans_they_choose(monkeypatch: pytest.Mo
 def test_8_bit_integers_are_judged_by_the_embeddings_of_an_encoder(
     wide_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "LEAST_SPEEDUP", 0.0)
+    monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
     model = load(str(wide_encoder), CPU)
     size = own_search(model.package.config.planner)
-    served, verdict = tuning.with_best_precision(model, size)
+    served, verdict = precision.with_best_precision(model, size)
     cosine, nearer = (
-        tuning._embedding_cosine(model, model.computing_in(dtype)) for dtype in (torch.int8, torch.bfloat16)
+        precision._embedding_cosine(model, model.computing_in(dtype)) for dtype in (torch.int8, torch.bfloat16)
     )
     assert cosine < nearer < 1
-    assert (verdict.dtype == torch.int8) == (cosine >= tuning.LEAST_COSINE)
-    monkeypatch.setattr(tuning, "LEAST_COSINE", cosine)
-    served, verdict = tuning.with_best_precision(model, size)
+    assert (verdict.dtype == torch.int8) == (cosine >= precision.LEAST_COSINE)
+    monkeypatch.setattr(precision, "LEAST_COSINE", cosine)
+    served, verdict = precision.with_best_precision(model, size)
     assert served.dtype == verdict.dtype == torch.int8
-    monkeypatch.setattr(tuning, "LEAST_COSINE", (nearer + cosine) / 2)
-    served, verdict = tuning.with_best_precision(model, size)
+    monkeypatch.setattr(precision, "LEAST_COSINE", (nearer + cosine) / 2)
+    served, verdict = precision.with_best_precision(model, size)
     assert served.dtype == torch.bfloat16
     assert "int8 embeddings have a cosine of" in verdict.why
-    assert tuning.in_precision(model, "int8").dtype == torch.int8
+    assert precision.in_precision(model, "int8").dtype == torch.int8
 
 
 def test_8_bit_integers_are_refused_by_name_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "has_vnni", lambda device: False)
+    monkeypatch.setattr(precision, "has_vnni", lambda device: False)
     with pytest.raises(RuntimeError, match="precision int8 needs a processor with VNNI, got cpu"):
-        tuning.in_precision(load("arm", CPU), "int8")
+        precision.in_precision(load("arm", CPU), "int8")
 
 
 def test_a_model_that_plans_is_in_bfloat16_where_8_bit_integers_are_asked_for() -> None:
@@ -197,7 +198,7 @@ def test_a_model_that_plans_is_in_bfloat16_where_8_bit_integers_are_asked_for() 
 
 def test_a_precision_that_is_set_is_taken_where_the_device_has_units_for_it() -> None:
     arm = load("arm", CPU)
-    assert tuning.in_precision(arm, "float32") is arm
-    assert tuning.in_precision(arm, "bfloat16").dtype is torch.bfloat16
+    assert precision.in_precision(arm, "float32") is arm
+    assert precision.in_precision(arm, "bfloat16").dtype is torch.bfloat16
     with pytest.raises(RuntimeError, match="precision float8 needs a CUDA device .* got cpu"):
-        tuning.in_precision(arm, "float8")
+        precision.in_precision(arm, "float8")

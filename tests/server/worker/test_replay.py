@@ -12,16 +12,16 @@ import pytest
 import pytest_asyncio
 import torch
 
-from model import catalog
-from model.catalog import LoadedModel
-from server.app import Application
-from server.messages import GoalRequest, GoalStage, Observation, PlanRequest, SessionRequest
-from server.recorder import Recorder, RecorderSettings, files
-from server.replay import Recording, read, replay
-from tests.server import linear
-from tests.server.asking import ENDLESS, QUICK, goal_at, plan
+from model import registry
+from model.interface import LoadedModel
+from server.recording.recorder import Recorder, RecorderSettings, files
+from server.service.application import Application
+from server.values.calls import GoalRequest, GoalStage, Observation, PlanRequest, SessionRequest
+from server.worker.replay import Recording, read, replay
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.linear import SLOW_S, frame
+from tests.support.server import linear
+from tests.support.server.linear import SLOW_S, frame
+from tests.support.server.requests import ENDLESS, QUICK, goal_at, plan
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -86,7 +86,7 @@ async def fly(application: Application) -> None:
 
 @pytest.fixture(scope="module")
 def models(compact_folder: Path) -> dict[str, LoadedModel]:
-    tiny = catalog.load(str(compact_folder), torch.device("cpu"))
+    tiny = registry.load(str(compact_folder), torch.device("cpu"))
     return {"tiny": tiny, **{name: linear.load(name, "cpu") for name in ("linear", "historian", "slow")}}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import arm
-from simulation.arm import Arm
+from simulation.robots import arm
+from simulation.robots.arm import Arm
 
 
 def pixel_at(image: np.ndarray, point: np.ndarray) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import arm, arm_push
-from simulation.arm_push import CONTACT, PUCK_RANGE, ArmPush
+from simulation.robots import arm, arm_push
+from simulation.robots.arm_push import CONTACT, PUCK_RANGE, ArmPush
 
 
 def test_a_link_that_does_not_reach_the_puck_leaves_it_and_moves_like_the_arm_alone() -> None:

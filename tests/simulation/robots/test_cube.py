@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import cube, extras
+from simulation import extras
 from simulation.attempts import attempt
-from simulation.cube import CUBE, Cube
 from simulation.exploration import explore_cube, explore_cube_unseen
 from simulation.extras import MissingSimulator
 from simulation.grasping import carry
 from simulation.manifest import Manifest
 from simulation.policies import cube_oracle, random_policy
-from tests.simulation.simulators import require
+from simulation.robots import cube
+from simulation.robots.cube import CUBE, Cube
+from tests.support.simulation.simulators import require
 
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from simulation.drawing import blank, draw_capsules, draw_discs
+from simulation.robots.drawing import blank, draw_capsules, draw_discs
 
 WHITE, RED = (255, 255, 255), (200, 0, 40)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import pusht
 from simulation.attempts import attempt
 from simulation.extras import MissingSimulator
 from simulation.manifest import OFFSETS, Manifest
 from simulation.policies import PushTReplay, oracle_policy
-from simulation.pusht import PushT
+from simulation.robots import pusht
+from simulation.robots.pusht import PushT
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 pytestmark = [  # pygame reads its resources through pkg_resources where setuptools still has it

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import mujoco_stage, reacher
 from simulation.attempts import attempt
 from simulation.exploration import explore_reacher
 from simulation.extras import MissingSimulator, package_folder
 from simulation.manifest import Manifest
 from simulation.policies import random_policy, reacher_oracle
-from simulation.reacher import MAX_TORQUE, WRIST_LIMIT, Reacher
-from tests.simulation.simulators import require
+from simulation.robots import mujoco_stage, reacher
+from simulation.robots.reacher import MAX_TORQUE, WRIST_LIMIT, Reacher
+from tests.support.simulation.simulators import require
 
 STATE = np.array([2.9, -1.2, 3.0, -2.0])
 LINKS = (0.12, 0.12)  # metres, from joint to joint and from the wrist to the fingertip's centre

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from simulation import tworoom
 from simulation.attempts import attempt
 from simulation.manifest import Manifest
 from simulation.policies import random_policy, tworoom_oracle
+from simulation.robots import tworoom
+from simulation.robots.tworoom import DOOR_Y, RADIUS, SIDE, SUCCESS_TOLERANCE, WALL_X, TwoRoom
 from simulation.tasks import make
-from simulation.tworoom import DOOR_Y, RADIUS, SIDE, SUCCESS_TOLERANCE, WALL_X, TwoRoom
 
 FACE = WALL_X[0] - RADIUS  # the centre's x when the robot touches the wall from the left
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from model.compact.network import CompactConfig
 from model.compact.world_model import CompactWorldModel
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from simulation.arm import ACTION_NAMES, ACTION_UNITS, MAX_JOINT_SPEED, RATE_HZ
+from simulation.robots.arm import ACTION_NAMES, ACTION_UNITS, MAX_JOINT_SPEED, RATE_HZ
 
 BLOCK = 5
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cli.demo.record import ClipRecord, DemoRecord, EpisodeRecord, PlanRecord, ServiceRecord
-from simulation.arm import Arm
 from simulation.manifest import Manifest, Pair
 from simulation.policies import arm_oracle
+from simulation.robots.arm import Arm
 
 BLOCK = 5
 

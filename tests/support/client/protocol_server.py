@@ -7,10 +7,11 @@ refuses calls, stalls, drops streams. What a real server does is test_real_serve
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -27,8 +28,8 @@ from presage.v1 import (
     sessions_pb2_grpc,
 )
 
-from tests.client.protocol_behaviour import Behaviour, Refusal, abort
-from tests.client.protocol_service import Service, tensor
+from tests.support.client.protocol_behavior import Behaviour, Refusal, abort
+from tests.support.client.protocol_service import Service, tensor
 
 
 class Models(models_pb2_grpc.ModelsServicer):

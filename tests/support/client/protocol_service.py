@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
-from tests.client.protocol_behaviour import Behaviour, Refusal, abort
+from tests.support.client.protocol_behavior import Behaviour, Refusal, abort
 
 SIZE = 8  # pixels, square
 HORIZON, ACTION = 6, 2

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-ROS2 = Path(__file__).resolve().parents[2] / "deploy" / "ros2"
+from tests.support.paths import ROOT
+
+ROS2 = ROOT / "deploy" / "ros2"
 
 
 def message(name: str, /, **fields: Callable[[], Any]) -> type:

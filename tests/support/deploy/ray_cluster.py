@@ -20,13 +20,13 @@ import httpx
 import numpy as np
 import presage
 import pytest
-from presage import codec
+from presage.protocol import codec
 from presage.v1 import planning_pb2, planning_pb2_grpc
 
-from model.video import write_clip
+from model.video.decode import write_clip
 from simulation import tasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KEY = "a-key-for-this-test"
 REST = "http://127.0.0.1:8080"
 SMALL = presage.PlannerSettings(samples=16, iterations=2, elites=4)

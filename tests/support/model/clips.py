@@ -13,7 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from model.video import Clip, ClipLimits, FrameSampling, VideoDecodeError, decode
+from model.video.decode import Clip, ClipLimits, FrameSampling, VideoDecodeError, decode
 
 FPS = 25
 

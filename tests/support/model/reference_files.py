@@ -6,14 +6,15 @@ They are beside the repository, not in it; tests that need them skip where they 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-PARITY = Path(__file__).resolve().parents[3].parent / "shared" / "parity"
+from tests.support.paths import SHARED
+
+PARITY = SHARED / "parity"
 
 
 def fixture(name: str) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from model.checkpoints.published import PublishedModel
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig, version_2_1
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
-from model.vjepa2.published import PublishedModel
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:

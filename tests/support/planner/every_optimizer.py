@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from planner.cem import CEM
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
-from planner.mppi import MPPI
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
+from planner.optimizers.mppi import MPPI
 
 AnyOptimiser = CEM | MPPI | Gradient | GaussNewton | Hybrid
 

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.server import linear
+from tests.support.server import linear
 
 CASES = int(os.environ.get("PRESAGE_FUZZ_CASES", "200"))
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import catalog
-from model.catalog import ClipEmbedding, LoadedModel
+from model import registry
+from model.interface import ClipEmbedding, LoadedModel
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
-from server.messages import Frame
+from server.values.calls import Frame
 
 SIDE = 16
 SLOW_S, PONDEROUS_S = 0.06, 0.4
@@ -67,7 +67,7 @@ def latent(right: float, down: float) -> np.ndarray[tuple[int], np.dtype[np.floa
 
 
 class Linear:
-    """latent' = latent + GAIN * (sum of the block's actions). Satisfies `model.catalog.LoadedModel`."""
+    """latent' = latent + GAIN * (sum of the block's actions). Satisfies `model.interface.LoadedModel`."""
 
     def __init__(self, config: PackageConfig) -> None:
         self.package = Package(config, Path("nowhere"), "0" * 64)
@@ -107,4 +107,4 @@ class Linear:
 
 
 def load(name: str, device: str) -> LoadedModel:
-    return Linear(CONFIGS[name]) if name in CONFIGS else catalog.load(name, torch.device(device))
+    return Linear(CONFIGS[name]) if name in CONFIGS else registry.load(name, torch.device(device))

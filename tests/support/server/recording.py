@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.catalog import LoadedModel
-from server.jobs import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
-from server.messages import Observation, PlannerSettings, PlanReply, PlanRequest, Provenance, Timings
-from server.records import PlanRecord
-from server.searches import Searches
-from tests.server import linear
+from model.interface import LoadedModel
+from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
+from server.recording.records import PlanRecord
+from server.values.calls import Observation, PlannerSettings, PlanReply, PlanRequest, Provenance, Timings
+from server.worker.plan_scheduler import Searches
+from tests.support.server import linear
 
 SIZE = SearchSize(samples=16, iterations=3, elites=4, horizon=3)
 

@@ -7,10 +7,10 @@ from collections.abc import Awaitable
 
 import pytest
 
-from server.app import Application
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest, SessionRequest
-from tests.server.linear import frame
+from server.service.application import Application
+from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest, SessionRequest
+from tests.support.server.linear import frame
 
 HERE = Observation((frame(0.2, 0.4),))
 QUICK = PlannerSettings(samples=16, iterations=2)

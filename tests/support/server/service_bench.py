@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from server.errands import Errands
-from server.jobs import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
-from server.searches import Searches
-from tests.server.linear import CONFIGS, Linear, frame, latent
+from server.engine.messages import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
+from server.worker.background_jobs import Errands
+from server.worker.plan_scheduler import Searches
+from tests.support.server.linear import CONFIGS, Linear, frame, latent
 
 ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001
 SIZE = SearchSize(samples=50, iterations=5, elites=5, horizon=3)

@@ -25,12 +25,12 @@ from presage.v1 import (
     tensor_pb2,
 )
 
-from server.app import Application
-from server.door import Door
-from server.listening import Addresses, bind, create_door, listening
-from server.messages import Array, Frame
-from server.settings import load
-from server.tracing import SpanSink
+from server.config import load
+from server.observability.tracing import SpanSink
+from server.service.application import Application
+from server.transport.gateway import Door
+from server.transport.listeners import Addresses, bind, create_door, listening
+from server.values.calls import Array, Frame
 
 
 @dataclass(frozen=True)

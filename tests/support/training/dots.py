@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.compact import TrainProgress, train
-from training.compact_recipe import CompactRecipe
-from training.episodes import Episodes
+from training.compact.recipe import CompactRecipe
+from training.compact.train import TrainProgress, train
+from training.data.episodes import Episodes
 
 RECIPE = CompactRecipe(
     steps=6,

@@ -1,4 +1,4 @@
-"""A process of a shared training, for `test_ranks`: python -m tests.training.one_of_two FOLDER."""
+"""A process of a shared training, for `test_ranks`: python -m tests.support.training.one_of_two FOLDER."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from model.compact.network import CompactConfig
 from model.normalizer import ActionNormalizer
-from tests.training.dots import RECIPE, dot_episodes
-from training.beginning import labelled
-from training.compact import TrainProgress, train
-from training.compact_recipe import package_config
-from training.objective import losses, make_learner
-from training.ranks import Ranks, joined, share_batch_norms
-from training.sigreg import _EppsPulley
-from training.windows import Windows, sample_batch
+from tests.support.training.dots import RECIPE, dot_episodes
+from training.compact.initialization import labelled
+from training.compact.objective import losses, make_learner
+from training.compact.recipe import package_config
+from training.compact.sigreg import _EppsPulley
+from training.compact.train import TrainProgress, train
+from training.compact.windows import Windows, sample_batch
+from training.distributed import Ranks, joined, share_batch_norms
 
 SHARED = replace(RECIPE, steps=4, bfloat16=False, accumulate=2, normed_stem=False, labels=1.0)
 

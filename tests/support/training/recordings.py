@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.video import write_clip
-from simulation.arm import LINK_LENGTHS
+from model.video.decode import write_clip
 from simulation.episodes import collect
+from simulation.robots.arm import LINK_LENGTHS
 
 RATE = 10.0
 SIZE = 64

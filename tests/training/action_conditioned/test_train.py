@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.catalog import load
 from model.package import Package, PlannerDefaults, read_package
+from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.poses import difference
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.types import ActionSpace, Problem
-from tests.training.datasets.recordings import arm_episodes, with_poses
-from training.action_conditioned import (
+from tests.support.training.recordings import arm_episodes, with_poses
+from training.action_conditioned.encoding_cache import EncodingCache, EncodingError
+from training.action_conditioned.train import (
     ActionConditionedProgress,
     ActionConditionedRecipe,
     losses,
@@ -24,11 +25,10 @@ from training.action_conditioned import (
     thinning,
     train,
 )
-from training.encodings import EncodingCache, EncodingError
-from training.episodes import Episodes
-from training.footage import from_episodes
-from training.masked import MaskedRecipe
-from training.masked import train as pretrain
+from training.data.episodes import Episodes
+from training.data.video_dataset import from_episodes
+from training.masked.train import MaskedRecipe
+from training.masked.train import train as pretrain
 
 CPU = torch.device("cpu")
 RECIPE = ActionConditionedRecipe(

@@ -11,9 +11,9 @@ import torch
 
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from tests.training.dots import RECIPE, dot_episodes, ignore, run
-from training.beginning import labelled, start_from
-from training.compact import train
+from tests.support.training.dots import RECIPE, dot_episodes, ignore, run
+from training.compact.initialization import labelled, start_from
+from training.compact.train import train
 
 
 def test_a_training_that_starts_from_a_package_has_its_weights(tmp_path: Path) -> None:

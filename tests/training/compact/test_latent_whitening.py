@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.compact.network import CompactConfig, CompactNetwork
-from training.slow_metric import change_basis, slow_basis
+from training.compact.latent_whitening import change_basis, slow_basis
 
 
 def episodes() -> list[torch.Tensor]:

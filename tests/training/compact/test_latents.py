@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from model.compact.network import CompactConfig, CompactNetwork
-from tests.training.dots import dot_episodes
-from training.latents import probe
-from training.probe import linear_probe
+from tests.support.training.dots import dot_episodes
+from training.compact.latents import probe
+from training.linear_probe import linear_probe
 
 
 def test_a_probe_sees_only_what_was_recorded() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.ranks import ALONE
-from training.sigreg import _EppsPulley, epps_pulley_reference, random_directions, sigreg
+from training.compact.sigreg import _EppsPulley, epps_pulley_reference, random_directions, sigreg
+from training.distributed import ALONE
 
 
 def latents(seed: int, batch: int = 256) -> torch.Tensor:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.catalog import load
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
-from tests.training.dots import RECIPE, dot_episodes, run, windy_episodes
-from training.compact import DivergedError, TrainProgress, train
-from training.objective import Losses, losses
+from model.registry import load
+from tests.support.training.dots import RECIPE, dot_episodes, run, windy_episodes
+from training.compact.objective import Losses, losses
+from training.compact.train import DivergedError, TrainProgress, train
 
 
 def test_a_training_ends_in_a_package_that_loads_and_predicts(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_checkpoint(tm
         run(RECIPE, tmp_path / "dot", stop_after=5)
     before = (tmp_path / "dot" / "checkpoint.pt").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.compact.losses", lambda *given, **named: spoilt(losses(*given, **named)))
+        patch.setattr("training.compact.train.losses", lambda *given, **named: spoilt(losses(*given, **named)))
         with pytest.raises(DivergedError, match="step 4 is not finite"):
             run(RECIPE, tmp_path / "dot")
     assert (tmp_path / "dot" / "checkpoint.pt").read_bytes() == before

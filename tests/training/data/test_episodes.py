@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.dots import dot_episodes
-from training.episodes import Episodes
-from training.windows import Windows, sample_batch
+from tests.support.training.dots import dot_episodes
+from training.compact.windows import Windows, sample_batch
+from training.data.episodes import Episodes
 
 
 def test_windows_never_leave_their_episode_and_pair_actions_with_frames() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.datasets import recordings
-from tests.training.datasets.recordings import Recorded, arm_episodes
-from training.datasets.dataset import Dataset, DatasetError, ReadOptions
-from training.datasets.opening import open_dataset
+from tests.support.training import recordings
+from tests.support.training.recordings import Recorded, arm_episodes
+from training.data.dataset import Dataset, DatasetError, ReadOptions
+from training.data.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 pytest.importorskip("h5py", reason="needs the extra datasets")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.datasets import recordings
-from tests.training.datasets.recordings import CAMERA, arm_episodes
-from training.datasets.dataset import DatasetError, ReadOptions
-from training.datasets.inspection import Inspection, inspect
-from training.datasets.loading import load_episodes
-from training.datasets.opening import open_dataset
+from tests.support.training import recordings
+from tests.support.training.recordings import CAMERA, arm_episodes
+from training.data.dataset import DatasetError, ReadOptions
+from training.data.inspection import Inspection, inspect
+from training.data.loading import load_episodes
+from training.data.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 h5py = pytest.importorskip("h5py", reason="needs the extra datasets")

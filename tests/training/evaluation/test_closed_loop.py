@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
+from model.interface import ClipEmbedding
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PackageError, PlannerDefaults
-from planner.cem import CEM
-from simulation.arm import ACTION_NAMES, ACTION_UNITS, ELBOW_LIMIT, MAX_JOINT_SPEED, RATE_HZ, Arm
+from planner.optimizers.cem import CEM
 from simulation.manifest import Manifest, Pair
 from simulation.policies import oracle_policy, random_policy
-from training.evaluation import Evaluation, evaluate, run_episode, success_rate
-from training.statistics import episode_seed
+from simulation.robots.arm import ACTION_NAMES, ACTION_UNITS, ELBOW_LIMIT, MAX_JOINT_SPEED, RATE_HZ, Arm
+from training.evaluation.closed_loop import Evaluation, evaluate, run_episode, success_rate
+from training.evaluation.statistics import episode_seed
 
 CONFIG = PackageConfig(
     name="joints",

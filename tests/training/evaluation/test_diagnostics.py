@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from simulation.exploration import explore
-from tests.training.test_evaluation import ArmInFigures, JointModel
-from training.diagnostics import open_loop, plan_worthiness
+from tests.training.evaluation.test_closed_loop import ArmInFigures, JointModel
+from training.evaluation.diagnostics import open_loop, plan_worthiness
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.statistics import episode_seed, percentile, plan_seed, wilson_interval
+from training.evaluation.statistics import episode_seed, percentile, plan_seed, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.masks import PUBLISHED, MaskSet, draw_masks
+from training.masked.masks import PUBLISHED, MaskSet, draw_masks
 
 
 @given(

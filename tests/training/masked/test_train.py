@@ -10,16 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
-from model.catalog import load
 from model.package import read_package
-from model.video import write_clip
-from tests.training.dots import dot_episodes
-from training.collapse import content, effective_rank, feature_std
-from training.datasets.clip_files import read_footage
-from training.datasets.dataset import DatasetError
-from training.episodes import Episodes
-from training.footage import Footage, from_episodes, random_crop
-from training.masked import MaskedLearner, MaskedProgress, MaskedRecipe, masked_loss, probe, to_network_input, train
+from model.registry import load
+from model.video.decode import write_clip
+from tests.support.training.dots import dot_episodes
+from training.data.dataset import DatasetError
+from training.data.episodes import Episodes
+from training.data.video_dataset import Footage, from_episodes, random_crop
+from training.data.video_folder import read_footage
+from training.masked.collapse_metrics import content, effective_rank, feature_std
+from training.masked.train import (
+    MaskedLearner,
+    MaskedProgress,
+    MaskedRecipe,
+    masked_loss,
+    probe,
+    to_network_input,
+    train,
+)
 from training.schedule import warmup_stable_decay
 
 CPU = torch.device("cpu")

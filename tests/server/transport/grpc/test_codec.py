@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
-from server import codec, messages, rest_replies, rest_schemas, rest_tensors
+from server.config import Limits
 from server.errors import Reason, ServiceError
-from server.settings import Limits
-from server.tensors import DTYPES, array
+from server.transport.grpc import codec
+from server.transport.rest import replies, schemas, tensors
+from server.values import calls
+from server.values.tensors import DTYPES, array
 
 F32 = tensor_pb2.ELEMENT_TYPE_FLOAT32
 
-PLAN = messages.PlanReply(
+PLAN = calls.PlanReply(
     actions=np.arange(6, dtype=np.float32).reshape(3, 2),
     step_costs=(1.5, 0.25),
     cost=1.75,
@@ -35,9 +37,9 @@ PLAN = messages.PlanReply(
     observation_sequence=12,
     capture_time_ns=1_700_000_000_123_456_789,
     epoch=3,
-    timings=messages.Timings(1.0, 2.0, 3.0, 4.0, 10.0),
-    provenance=messages.Provenance(
-        "arm", "ab" * 32, "exact", "g1", messages.PlannerSettings(9, 8, 7, 6), "cpu", "float32", "0.1.0"
+    timings=calls.Timings(1.0, 2.0, 3.0, 4.0, 10.0),
+    provenance=calls.Provenance(
+        "arm", "ab" * 32, "exact", "g1", calls.PlannerSettings(9, 8, 7, 6), "cpu", "float32", "0.1.0"
     ),
     warnings=("slow",),
 )
@@ -54,9 +56,9 @@ def test_a_tensor_survives_both_wires(values: Any) -> None:
     with np.errstate(over="ignore"):
         expected = values.astype(np.float32)
     np.testing.assert_array_equal(codec.decode_tensor(codec.encode_tensor(values), "t"), expected)
-    reply = rest_tensors.encode_tensor(values, "base64")
-    body = rest_tensors.TensorBody.model_validate(reply.model_dump())
-    np.testing.assert_array_equal(rest_tensors.decode_tensor(body, "t"), expected)
+    reply = tensors.encode_tensor(values, "base64")
+    body = tensors.TensorBody.model_validate(reply.model_dump())
+    np.testing.assert_array_equal(tensors.decode_tensor(body, "t"), expected)
 
 
 def test_decoding_a_tensor_copies_nothing() -> None:
@@ -116,7 +118,7 @@ def test_numbers_too_large_for_float32_pass_as_infinite_without_a_warning() -> N
     values = codec.decode_tensor(codec.encode_tensor(np.array([1e300, np.nan])), "t")
     assert np.isinf(values[0])
     assert np.isnan(values[1])
-    assert np.isinf(rest_tensors.decode_tensor([1e300], "t")[0])
+    assert np.isinf(tensors.decode_tensor([1e300], "t")[0])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_numbers_too_large_for_float32_pass_as_infinite_without_a_warning() -> N
     [([], (0,)), ([1, 2.5], (2,)), ([[1], [2]], (2, 1)), ([[], []], (2, 0)), ([[[1.0]]], (1, 1, 1))],
 )
 def test_nested_lists_are_tensors(nested: list[Any], shape: tuple[int, ...]) -> None:
-    values = rest_tensors.decode_tensor(nested, "t")
+    values = tensors.decode_tensor(nested, "t")
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, np.array(nested, np.float32).reshape(shape))
 
@@ -139,15 +141,15 @@ for _ in range(200):
 )
 def test_lists_that_are_no_tensor_are_refused(nested: list[Any]) -> None:
     with pytest.raises(ServiceError) as caught:
-        rest_tensors.decode_tensor(nested, "actions")
+        tensors.decode_tensor(nested, "actions")
     assert (caught.value.reason, caught.value.field) == (Reason.INVALID_TENSOR, "actions")
 
 
 @pytest.mark.parametrize("data", ["!!!!", "AAA", "AAAAAA==\n", "é"])
 def test_what_is_not_base64_is_refused_rather_than_skipped_over(data: str) -> None:
-    body = rest_tensors.TensorBody(dtype="float32", shape=[1], data=data)
+    body = tensors.TensorBody(dtype="float32", shape=[1], data=data)
     with pytest.raises(ServiceError, match="base64") as caught:
-        rest_tensors.decode_tensor(body, "t")
+        tensors.decode_tensor(body, "t")
     assert caught.value.field == "t.data"
 
 
@@ -156,32 +158,32 @@ def test_capture_times_are_echoed_to_the_nanosecond_on_both_wires(nanoseconds: i
     stamp = codec.encode_time(nanoseconds)
     assert stamp is not None
     assert codec.decode_time(stamp, "capture_time") == nanoseconds
-    body = rest_schemas.ObservationBody(images=[], capture_time=stamp.ToJsonString())
-    assert rest_schemas.decode_observation(body, ()).capture_time_ns == nanoseconds
+    body = schemas.ObservationBody(images=[], capture_time=stamp.ToJsonString())
+    assert schemas.decode_observation(body, ()).capture_time_ns == nanoseconds
 
 
 def test_a_time_that_cannot_be_is_refused() -> None:
     with pytest.raises(ServiceError, match="observation.capture_time"):
         codec.decode_observation(observation_pb2.Observation(capture_time=Timestamp(nanos=-1)), ())
     with pytest.raises(ServiceError, match="observation.capture_time"):
-        rest_schemas.decode_observation(rest_schemas.ObservationBody(images=[], capture_time="noon"), ())
+        schemas.decode_observation(schemas.ObservationBody(images=[], capture_time="noon"), ())
 
 
 def test_an_unset_field_takes_the_servers_choice_on_both_wires() -> None:
-    observation = messages.Observation(())
+    observation = calls.Observation(())
     by_proto = codec.decode_plan_request(planning_pb2.PlanRequest(), observation)
-    by_json = rest_schemas.PlanBody.model_validate({"observation": {"images": []}}).decoded(observation)
-    assert by_proto == by_json == messages.PlanRequest(observation)
+    by_json = schemas.PlanBody.model_validate({"observation": {"images": []}}).decoded(observation)
+    assert by_proto == by_json == calls.PlanRequest(observation)
 
 
 def test_every_field_of_a_plan_request_arrives_on_both_wires() -> None:
-    observation = messages.Observation(())
-    expected = messages.PlanRequest(
+    observation = calls.Observation(())
+    expected = calls.PlanRequest(
         observation,
         session_id="s",
         model="m",
         goal_id="g",
-        planner=messages.PlannerSettings(5, 4, 3, 2),
+        planner=calls.PlannerSettings(5, 4, 3, 2),
         seed=0,
         budget_ms=12.5,
         executed=7,
@@ -191,12 +193,12 @@ def test_every_field_of_a_plan_request_arrives_on_both_wires() -> None:
     fields: dict[str, Any] = {"session_id": "s", "model": "m", "goal_id": "g", "seed": 0, "budget_ms": 12.5}
     fields |= {"executed": 7, "request_id": "r"}
     by_proto = planning_pb2.PlanRequest(planner=models_pb2.PlannerSettings(**planner), **fields)
-    by_json = rest_schemas.PlanBody.model_validate({"observation": {"images": []}, "planner": planner, **fields})
+    by_json = schemas.PlanBody.model_validate({"observation": {"images": []}, "planner": planner, **fields})
     assert codec.decode_plan_request(by_proto, observation) == by_json.decoded(observation) == expected
 
 
 def test_a_plan_says_the_same_on_both_wires() -> None:
-    by_proto, by_json = codec.encode_plan(PLAN), rest_replies.encode_plan(PLAN, "base64")
+    by_proto, by_json = codec.encode_plan(PLAN), replies.encode_plan(PLAN, "base64")
     assert set(type(by_json).model_fields) == {field.name for field in by_proto.DESCRIPTOR.fields}
     assert base64.b64decode(str(by_json.actions.data)) == by_proto.actions.data == PLAN.actions.tobytes()
     assert by_json.capture_time == by_proto.capture_time.ToJsonString() == "2023-11-14T22:13:20.123456789Z"
@@ -208,15 +210,15 @@ def test_a_plan_says_the_same_on_both_wires() -> None:
     for name in ("queue_ms", "decode_ms", "encode_ms", "plan_ms", "total_ms"):
         assert getattr(by_proto.timings, name) == getattr(by_json.timings, name) == getattr(PLAN.timings, name)
     assert by_proto.provenance.planner.samples == by_json.provenance.planner.samples == 9
-    assert rest_replies.encode_plan(PLAN, "lists").actions.data == PLAN.actions.tolist()
+    assert replies.encode_plan(PLAN, "lists").actions.data == PLAN.actions.tolist()
 
 
 def test_a_model_says_the_same_on_both_wires() -> None:
-    model = messages.ModelReply(
+    model = calls.ModelReply(
         "arm", "compact", "ab", 64, 48, "exact", 1, (4, 8), ("q",), ("dq",), ("rad/s",), (-1.0,), (1.0,), 10.0, 5,
-        messages.PlannerSettings(200, 8, 20, 4), "# card", execute=3, computes="float32 on cpu",
+        calls.PlannerSettings(200, 8, 20, 4), "# card", execute=3, computes="float32 on cpu",
     )  # fmt: skip
-    by_proto, by_json = codec.encode_model(model, Limits(), "1"), rest_replies.encode_model(model, Limits(), "1")
+    by_proto, by_json = codec.encode_model(model, Limits(), "1"), replies.encode_model(model, Limits(), "1")
     assert set(type(by_json).model_fields) == {field.name for field in by_proto.DESCRIPTOR.fields}
     assert by_json.limits.model_dump() == {
         field.name: getattr(by_proto.limits, field.name) for field in by_proto.limits.DESCRIPTOR.fields
@@ -225,23 +227,23 @@ def test_a_model_says_the_same_on_both_wires() -> None:
     assert list(by_proto.action.high) == by_json.action.high == [1.0]
     assert by_proto.execute == by_json.execute == 3
     assert by_proto.computes == by_json.computes == "float32 on cpu"
-    embeds_only = messages.ModelReply(**{**vars(model), "action_names": ()})
+    embeds_only = calls.ModelReply(**{**vars(model), "action_names": ()})
     assert not codec.encode_model(embeds_only, Limits(), "1").HasField("action")
-    assert rest_replies.encode_model(embeds_only, Limits(), "1").action is None
+    assert replies.encode_model(embeds_only, Limits(), "1").action is None
 
 
 def test_requests_have_the_same_fields_on_both_wires() -> None:
     pairs = [
-        (planning_pb2.PlanRequest, rest_schemas.PlanBody),
-        (planning_pb2.RolloutRequest, rest_schemas.RolloutBody),
-        (planning_pb2.ScoreRequest, rest_schemas.ScoreBody),
-        (sessions_pb2.SessionsCreateRequest, rest_schemas.SessionBody),
-        (sessions_pb2.GoalStage, rest_schemas.StageBody),
-        (planning_pb2.DistanceRequest, rest_schemas.DistanceBody),
-        (planning_pb2.SurpriseRequest, rest_schemas.SurpriseBody),
-        (observation_pb2.Observation, rest_schemas.ObservationBody),
-        (observation_pb2.Image, rest_schemas.ImageBody),
-        (embeddings_pb2.EmbedImagesRequest, rest_schemas.EmbedImagesBody),
+        (planning_pb2.PlanRequest, schemas.PlanBody),
+        (planning_pb2.RolloutRequest, schemas.RolloutBody),
+        (planning_pb2.ScoreRequest, schemas.ScoreBody),
+        (sessions_pb2.SessionsCreateRequest, schemas.SessionBody),
+        (sessions_pb2.GoalStage, schemas.StageBody),
+        (planning_pb2.DistanceRequest, schemas.DistanceBody),
+        (planning_pb2.SurpriseRequest, schemas.SurpriseBody),
+        (observation_pb2.Observation, schemas.ObservationBody),
+        (observation_pb2.Image, schemas.ImageBody),
+        (embeddings_pb2.EmbedImagesRequest, schemas.EmbedImagesBody),
     ]
     for message, body in pairs:
         assert {field.name for field in message.DESCRIPTOR.fields} == set(body.model_fields), body.__name__

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from presage.v1 import planning_pb2, sessions_pb2
 
-from server.app import Application
-from server.messages import Frame
-from tests.server import linear
-from tests.server.doors import Service, array_of, eventually, grpc_refusal, open_service, proto_observation
-from tests.server.test_grpc import goal, session
+from server.service.application import Application
+from server.values.calls import Frame
+from tests.server.transport.grpc.test_service import goal, session
+from tests.support.server import linear
+from tests.support.server.transports import Service, array_of, eventually, grpc_refusal, open_service, proto_observation
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -15,12 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
 
-from server import messages
-from server.app import Application
-from server.grpc_service import SERVICES
-from tests.model import clips
-from tests.server import linear
-from tests.server.doors import (
+from server.service.application import Application
+from server.transport.grpc.service import SERVICES
+from server.values import calls
+from tests.support.model import clips
+from tests.support.server import linear
+from tests.support.server.transports import (
     Service,
     array_of,
     clip_messages,
@@ -86,7 +86,7 @@ async def test_a_plan_is_the_one_the_application_makes_for_that_seed(service: Se
     observation.capture_time.FromNanoseconds(1_700_000_000_000_000_001)
     ask = planning_pb2.PlanRequest(observation=observation, goal_id=goal_id, seed=11)
     plan = (await service.planning.Plan(ask)).plan
-    here = messages.PlanRequest(messages.Observation((linear.frame(0.5, 0.5),)), goal_id=goal_id, seed=11)
+    here = calls.PlanRequest(calls.Observation((linear.frame(0.5, 0.5),)), goal_id=goal_id, seed=11)
     expected = await service.door.application.plan(here, None, time.monotonic())
     np.testing.assert_array_equal(array_of(plan.actions), expected.actions)
     assert plan.cost == expected.cost

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import Reason, ServiceError
-from server.openpi_codec import pack, unpack
+from server.transport.openpi.codec import pack, unpack
 
 
 def array(**replaced: Any) -> bytes:

@@ -13,13 +13,13 @@ from starlette.datastructures import QueryParams
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from server.app import Application
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest
-from server.openpi_codec import pack, unpack
-from server.openpi_request import wishes
-from tests.server import linear
-from tests.server.doors import Service, eventually, open_service
+from server.service.application import Application
+from server.transport.openpi.codec import pack, unpack
+from server.transport.openpi.request import wishes
+from server.values.calls import GoalRequest
+from tests.support.server import linear
+from tests.support.server.transports import Service, eventually, open_service
 
 on_the_shared_loop = pytest.mark.asyncio(loop_scope="session")
 HERE = linear.frame(0.2, 0.4)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from presage.v1 import embeddings_pb2, planning_pb2
 
-from server.rest_formats import Format, chosen
-from tests.model import clips
-from tests.server import linear
-from tests.server.doors import Service, array_of, json_image, json_observation, rest_refusal
+from server.transport.rest.formats import Format, chosen
+from tests.support.model import clips
+from tests.support.server import linear
+from tests.support.server.transports import Service, array_of, json_image, json_observation, rest_refusal
 
 MIDDLE = linear.frame(0.5, 0.5)
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from server import messages
-from server.app import Application
 from server.errors import Reason
-from tests.server import linear
-from tests.server.doors import (
+from server.service.application import Application
+from server.values import calls
+from tests.support.server import linear
+from tests.support.server.transports import (
     Service,
     array_of,
     eventually,
@@ -106,7 +106,7 @@ async def test_a_plan_is_the_one_the_application_makes_for_that_seed(service: Se
         "seed": 11,
     }
     plan = await ok(service.rest.post("/v1/plans", json=body))
-    here = messages.PlanRequest(messages.Observation((MIDDLE,)), goal_id=str(body["goal_id"]), seed=11)
+    here = calls.PlanRequest(calls.Observation((MIDDLE,)), goal_id=str(body["goal_id"]), seed=11)
     expected = await service.door.application.plan(here, None, time.monotonic())
     np.testing.assert_array_equal(array_of(plan["actions"]), expected.actions)
     assert (plan["cost"], plan["seed"], plan["observation_sequence"]) == (expected.cost, 11, 7)

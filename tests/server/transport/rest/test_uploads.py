@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.app import Application
-from tests.model import clips
-from tests.server.doors import Service, eventually, open_service, rest_refusal
+from server.service.application import Application
+from tests.support.model import clips
+from tests.support.server.transports import Service, eventually, open_service, rest_refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

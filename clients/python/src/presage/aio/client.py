@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Sequence
 
-from presage import requests
-from presage.async_connection import AsyncConnection, in_thread
-from presage.async_session import AsyncSession
+from presage.aio.connection import AsyncConnection, in_thread
+from presage.aio.session import AsyncSession
 from presage.errors import PresageError
-from presage.requests import Seen
-from presage.retry import Readiness
-from presage.transport import TLS, Endpoint, Path
-from presage.upload import Progress, announce_clip, upload_time_s
+from presage.protocol import requests
+from presage.protocol.requests import Seen
+from presage.protocol.retry import Readiness
+from presage.protocol.transport import TLS, Endpoint, Path
+from presage.protocol.upload import Progress, announce_clip, upload_time_s
 from presage.values import (
     ClipEmbedding,
     Embedding,

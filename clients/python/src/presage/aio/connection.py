@@ -8,15 +8,15 @@ from typing import Any, Awaitable, Callable, TypeVar
 
 import grpc.aio
 
-from presage.async_control import AsyncControlLoop
+from presage.aio.control import AsyncControlLoop
 from presage.connection import Connection, read_reply
-from presage.conversation import ControlSettings
 from presage.errors import Cancelled
-from presage.methods import Call
-from presage.retry import Attempts
-from presage.sequences import SequenceCounter
-from presage.transport import Endpoint, Metadata
-from presage.upload import ClipUpload, Progress
+from presage.protocol.conversation import ControlSettings
+from presage.protocol.methods import Call
+from presage.protocol.retry import Attempts
+from presage.protocol.sequences import SequenceCounter
+from presage.protocol.transport import Endpoint, Metadata
+from presage.protocol.upload import ClipUpload, Progress
 from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")

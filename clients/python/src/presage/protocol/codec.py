@@ -13,8 +13,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from presage import values
 from presage.errors import ServerError, invalid
+from presage.protocol.wire import fields
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
-from presage.wire import fields
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -15,7 +15,6 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Callable
 
-from presage import codec, methods
 from presage.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -26,7 +25,8 @@ from presage.errors import (
     from_reason,
     invalid,
 )
-from presage.sequences import SequenceCounter
+from presage.protocol import codec, methods
+from presage.protocol.sequences import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Sequence, Union
 
 import numpy as np
 
-from presage import codec, methods, values
+from presage import values
 from presage.errors import invalid
-from presage.methods import Call, call
+from presage.protocol import codec, methods
+from presage.protocol.methods import Call, call
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
 from presage.values import Goal, GoalStage, ImageLike, Observation, PlannerSettings
 

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import Callable, Iterator
 
-from presage import codec
 from presage.errors import invalid
+from presage.protocol import codec
 from presage.v1 import embeddings_pb2
 from presage.values import Goal
 
