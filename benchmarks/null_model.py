@@ -51,13 +51,13 @@ class NullModel:
         self.block = 1
         self.dtype = torch.float32
 
-    def computing_in(self, dtype: torch.dtype) -> NullModel:
+    def to_precision(self, dtype: torch.dtype) -> NullModel:
         return self
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames[:, ::255, 0, :2].float().mean(1) / 255
 
-    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+    def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ()
 
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:
@@ -77,7 +77,7 @@ def load(name: str, device: str) -> NullModel:
 
 def main() -> None:
     flags = {"models": ["null"], "devices": ["cpu"], "engine_threads": 1, "grpc_port": 0, "http_port": 0}
-    settings = load_settings(flags={**flags, "log_level": "warning", "limits": {"queue": 256, "sessions": 2048}})
+    settings = load_settings(flags={**flags, "log_level": "warning", "limits": {"max_queue": 256, "sessions": 2048}})
     configure_logging(settings.log_format, settings.log_level)
 
     def announce(addresses: Addresses) -> None:

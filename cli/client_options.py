@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-AddressOption = Annotated[str, typer.Option("--address", help="host:port of the service's gRPC door.")]
+AddressOption = Annotated[str, typer.Option("--address", help="host:port of the service's gRPC transport.")]
 ServedModelOption = Annotated[
     str, typer.Option("--model", help="The service's name for a model; its default if empty.")
 ]

@@ -10,7 +10,7 @@ import typer
 
 from cli.exit_codes import CommandError
 from cli.options import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
-from cli.output import Screen, open_screen
+from cli.output import Output, open_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model in closed loop on held-out start and goal pairs, in this process and without the service."""
     calm_threads()
-    screen = open_screen(machine=json_file == "-")
+    output = open_output(machine=json_file == "-")
     checked_task(task)
     chosen = checked_device(device)
     destination = _writable(Path(json_file), "--json") if json_file not in ("", "-") else None
@@ -64,7 +64,7 @@ def evaluate(
     manifest = Manifest.load(task, offset)
     pairs = manifest.pairs(episodes, seed)
     budget = budget_steps or 2 * offset
-    evaluation = _run(screen, loaded, task, pairs, seed, budget)
+    evaluation = _run(output, loaded, task, pairs, seed, budget)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
     value |= {"offset": offset, "budget_steps": budget, **_open_loop(loaded, task)}
     if destination is not None:
@@ -73,7 +73,7 @@ def evaluate(
         _write_report(page, value, evaluation, pairs, loaded, task)
     if record:
         record_score(loaded.package.folder, value)
-    screen.result(value, _table(value))
+    output.result(value, _table(value))
 
 
 def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _write_report(
     path.write_text(render(value, evaluation, goals, robot.render_state), encoding="utf-8")
 
 
-def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
+def _run(output: Output, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
     from rich.progress import TextColumn
 
     from planner import registry
@@ -143,15 +143,15 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
     settings = config.planner
-    optimiser = registry.optimiser(
-        settings.optimiser,
+    optimizer = registry.optimizer(
+        settings.optimizer,
         settings.samples,
         settings.iterations,
         settings.elites,
         settings.horizon,
         settings.discount,
     )
-    with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
+    with output.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
         solved = 0
 
@@ -162,7 +162,7 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
 
         return evaluate(
             model,
-            optimiser,
+            optimizer,
             lambda: make(task, config.image.height),
             pairs,
             seed=seed,

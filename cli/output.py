@@ -17,7 +17,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 
 @dataclass(frozen=True)
-class Screen:
+class Output:
     """The two consoles of a command. `machine`: a program reads stdout."""
 
     machine: bool
@@ -53,11 +53,11 @@ class Screen:
         )
 
 
-def open_screen(machine: bool = False) -> Screen:
-    """The screen of one command."""
-    return Screen(machine, Console(highlight=False), Console(stderr=True, highlight=False))
+def open_output(machine: bool = False) -> Output:
+    """The output of one command."""
+    return Output(machine, Console(highlight=False), Console(stderr=True, highlight=False))
 
 
-def silent_screen() -> Screen:
-    """The screen of a process beside the one that speaks."""
-    return Screen(True, Console(quiet=True), Console(quiet=True))
+def silent_output() -> Output:
+    """The output of a process beside the one that speaks."""
+    return Output(True, Console(quiet=True), Console(quiet=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
     from server.config import Settings
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 # Files are `readable=False` for typer: it would tell of one that may not be read in a box, not in a line like the rest.
 _OTHERS = (
-    "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
-    "openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, limits.clip_bytes, limits.clip_frames, "
-    "limits.clip_s, limits.uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, "
-    "limits.sessions, limits.queue, limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
+    "Any setting, repeatedly: engine_nice, engine_heartbeat_timeout_s, session_ttl_s, startup_timeout_s, "
+    "shutdown_grace_s, spool_dir, reflection, openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, "
+    "limits.clip_bytes, limits.clip_frames, limits.clip_decode_timeout_s, limits.max_concurrent_uploads, "
+    "limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, limits.sessions, limits.max_queue, "
+    "limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
     "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
 )
 
@@ -121,11 +122,11 @@ def _run(settings: Settings, json_: bool) -> None:
     from server.serving import serve as serve_until_stopped
 
     configure_logging(settings.log_format, settings.log_level)
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     def announce(addresses: Addresses) -> None:
         value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": list(settings.models)}
-        screen.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
+        output.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
 
     asyncio.run(serve_until_stopped(settings, announce))
 

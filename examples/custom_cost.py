@@ -44,8 +44,8 @@ def main() -> None:
 
     plain = CEM(samples=chosen.samples, iterations=chosen.iterations, elites=20)  # cost: GoalDistance()
     sparing = WeightedSum(((1.0, GoalDistance()), (0.01, ActionCost(scale=1.5)), (chosen.weight, shoulder_speed)))
-    for name, optimiser in (("goal distance alone", plain), ("sparing the shoulder", replace(plain, cost=sparing))):
-        plan = optimiser.plan(model, problem)
+    for name, optimizer in (("goal distance alone", plain), ("sparing the shoulder", replace(plain, cost=sparing))):
+        plan = optimizer.plan(model, problem)
         arm.set_state(START)
         for action in plan.actions.numpy():
             arm.act(action)

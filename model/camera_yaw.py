@@ -29,7 +29,7 @@ def turns(names: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Turned:
+class CameraYawWorldModel:
     """A world model for `planner`: the context's first entry is a rotation `[batch, 2, 2]`, the rest is the model's.
 
     The rotation takes the model's x and y to the robot's. Differentiable in the actions.
@@ -51,7 +51,7 @@ class Turned:
 
 
 def rotation(angle_rad: float, device: torch.device) -> Float[Tensor, "1 2 2"]:
-    """The rotation by an angle, as `Turned` takes it."""
+    """The rotation by an angle, as `CameraYawWorldModel` takes it."""
     cos, sin = math.cos(angle_rad), math.sin(angle_rad)
     return to_device(torch.tensor([[[cos, -sin], [sin, cos]]]), device)
 
@@ -65,7 +65,7 @@ class Turn:
     residual_before: float  # the same without a turn
 
 
-def fit_turn(moved: Float[Tensor, "moves 2"], understood: Float[Tensor, "moves 2"]) -> Turn:
+def fit_camera_yaw(moved: Float[Tensor, "moves 2"], understood: Float[Tensor, "moves 2"]) -> Turn:
     """The rotation that, by least squares, takes what the model understood of some moves to what the robot did.
 
     A least-squares matrix would also stretch and shear, which camera angles do not; the rotation nearest to the data

@@ -41,7 +41,7 @@ class LoadedModel(Protocol):
         """Robot actions per model step."""
         ...
 
-    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+    def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         """The same model with its large matrix products in another precision; a family may keep its own.
 
         With `torch.float8_e4m3fn` those of rollouts alone, with `torch.int8` those of encoders that only embed, and
@@ -53,7 +53,7 @@ class LoadedModel(Protocol):
         """One latent per image: what observations, goals and image embeddings are made of."""
         ...
 
-    def doubts(
+    def observation_warnings(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[str, ...]:
         """Warnings about what is odd, though legal, in an observation.

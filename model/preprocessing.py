@@ -1,4 +1,4 @@
-"""Camera frames to network input: crop by a named policy, resize, normalise.
+"""Camera frames to network input: crop by a named policy, resize, normalize.
 
 Takes decoded RGB frames; decoding files is `model.video.decode` and the service's codec. The policies are not
 interchangeable: a model sees the world as it was trained to only through its own.
@@ -16,20 +16,20 @@ from torch.nn import functional as F
 CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation", "evaluation_antialiased", "exact"]
 """How an image becomes the model's size.
 
-- `planning`: the largest centred square, resized. What V-JEPA 2-AC was published to plan with.
+- `planning`: the largest centered square, resized. What V-JEPA 2-AC was published to plan with.
 - `planning_antialiased`: the same square, smoothed before it gets smaller. What models trained here on a lab's own
   recordings see: their cameras are many times larger than their models' images.
-- `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the centre, then squashed to a square. What V-JEPA
+- `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the center, then squashed to a square. What V-JEPA
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
-- `evaluation`: short side resized to 256/224 of the size, then the centre cut out. V-JEPA 2 encoders were scored so.
+- `evaluation`: short side resized to 256/224 of the size, then the center cut out. V-JEPA 2 encoders were scored so.
 - `evaluation_antialiased`: the same as tensor pipelines (and Hugging Face's) do it, smoothed before it gets smaller.
 - `exact`: the image must already have the model's size.
 """
 CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
 
-Colour = tuple[float, float, float]
-IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
-IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+Color = tuple[float, float, float]
+IMAGENET_MEAN: Color = (0.485, 0.456, 0.406)
+IMAGENET_STD: Color = (0.229, 0.224, 0.225)
 
 TRAINING_ASPECTS = (0.75, 1.35)
 EVALUATION_MARGIN = 256 / 224
@@ -49,18 +49,18 @@ def prepare(
     frames: UInt8[Tensor, "batch height width 3"],
     policy: CropPolicy,
     size: tuple[int, int],
-    mean: Colour = IMAGENET_MEAN,
-    std: Colour = IMAGENET_STD,
+    mean: Color = IMAGENET_MEAN,
+    std: Color = IMAGENET_STD,
 ) -> Float[Tensor, "batch 3 rows columns"]:
-    """RGB frames as normalised float32 images of `size` (rows, columns), on the frames' device.
+    """RGB frames as normalized float32 images of `size` (rows, columns), on the frames' device.
 
     `mean` and `std` are of pixel values scaled to 0..1. Raises `ObservationError` for anything but 8-bit RGB frames
     with channels last, for a size that is not square where the policy makes squares, and, with `exact`, for any other.
     """
     pixels = _pixels(frames, policy, size)
-    centre = pixels.new_tensor(mean).mul(255).view(3, 1, 1)
+    center = pixels.new_tensor(mean).mul(255).view(3, 1, 1)
     spread = pixels.new_tensor(std).mul(255).view(3, 1, 1)
-    return (pixels - centre) / spread
+    return (pixels - center) / spread
 
 
 def fit(
@@ -100,7 +100,7 @@ def check_frames(frames: Tensor) -> None:
         raise ObservationError("frames", "must not be empty", list(frames.shape))
 
 
-def doubts(frame: UInt8[Tensor, "height width 3"], size: tuple[int, int], patch: int) -> tuple[str, ...]:
+def observation_warnings(frame: UInt8[Tensor, "height width 3"], size: tuple[int, int], patch: int) -> tuple[str, ...]:
     """What is odd, though legal, about a frame for a model of that image size (rows, columns), as warnings.
 
     Raises `ObservationError` for a frame smaller than one of the model's patches, which no crop can make up for.
@@ -177,7 +177,7 @@ def _resize_fixed_point(frames: Tensor, rows: int, columns: int) -> Float[Tensor
 def _linear_weights(
     old: int, new: int, device: torch.device
 ) -> tuple[Int[Tensor, " new"], Int[Tensor, " new"], Int[Tensor, " new"], Int[Tensor, " new"]]:
-    """For every new pixel: its two old neighbours, and their weights out of 2048."""
+    """For every new pixel: its two old neighbors, and their weights out of 2048."""
     places = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
     first = places.floor()
     share = torch.where((first < 0) | (first >= old - 1), 0.0, places - first)

@@ -38,8 +38,8 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
 
             return CompactWorldModel.from_package(package, device)
         case "vjepa2":
-            from model.vjepa2.model import PackagedVJepa2
+            from model.vjepa2.model import VJepa2Model
 
-            return PackagedVJepa2.from_package(package, device)
+            return VJepa2Model.from_package(package, device)
         case family:
             raise PackageError(f"{package.folder}: unknown family {family!r}")

@@ -1,6 +1,6 @@
-"""The optimisers that a request or a model package can ask for by name, and the part of an action space they search.
+"""The optimizers that a request or a model package can ask for by name, and the part of an action space they search.
 
-For callers who hold settings as plain values; in Python, make an optimiser from its own class.
+For callers who hold settings as plain values; in Python, make an optimizer from its own class.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
 
-from planner.anytime import Optimiser
+from planner.anytime import Optimizer
 from planner.cost import GoalDistance
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
@@ -19,14 +19,14 @@ from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
-OptimiserName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
+OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
 """`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
-OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
+OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 
 
-def optimiser(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimiser:
-    """The named optimiser at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
+def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimizer:
+    """The named optimizer at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
 
     `discount` is the weight of each model step's distance to the goal, relative to the step before. Raises
     PlanningError for an unknown name, or a size or a discount that its class refuses.
@@ -68,9 +68,9 @@ def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: 
 
 
 def cost(name: str, discount: float = 1.0) -> GoalDistance:
-    """What the named optimiser makes small. Raises PlanningError for a name or a discount that there is not."""
-    if name not in OPTIMISERS:
-        raise PlanningError("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", name)
+    """What the named optimizer makes small. Raises PlanningError for a name or a discount that there is not."""
+    if name not in OPTIMIZERS:
+        raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
     if name == "vjepa2_ac":

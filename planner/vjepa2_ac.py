@@ -1,4 +1,4 @@
-"""The action space the published V-JEPA 2-AC planner searches. Its optimiser settings are presets of `cem.CEM`."""
+"""The action space the published V-JEPA 2-AC planner searches. Its optimizer settings are presets of `cem.CEM`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from planner.types import ActionSpace
 
 
 def vjepa2_ac_space(largest_step_m: float = 0.075, rate_hz: float = 4.0) -> ActionSpace:
-    """End-effector steps of a Franka arm: metres per axis within a box, no rotation, gripper command -1 to 1.
+    """End-effector steps of a Franka arm: meters per axis within a box, no rotation, gripper command -1 to 1.
 
     Positive gripper commands close. The box is per axis, as released; the paper calls it an L1 ball.
     """

@@ -65,7 +65,7 @@ def probes() -> str:
         told = (route.endpoint.__doc__ or "").split("\n")[0]
         key = "no" if route.path in middleware.PUBLIC_PATHS else "yes"
         lines.append(f"| `GET {route.path}` | {key} | {told} |")
-    lines.append("| `GET /openapi.json` | yes | The REST door as an OpenAPI document. |")
+    lines.append("| `GET /openapi.json` | yes | The REST gateway as an OpenAPI document. |")
     health = health_pb2.DESCRIPTOR.services_by_name["Health"]
     methods = ", ".join(method.name for method in health.methods)
     lines.append(f"| `{health.full_name}` ({methods}) | no | Readiness, for the server and each service. |")

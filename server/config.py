@@ -34,15 +34,15 @@ class Limits(BaseModel):
     image_pixels: int = Field(default=4096 * 4096, ge=1, description="pixels of all images of one request together")
     clip_bytes: int = Field(default=256 * MIB, ge=1, description="largest uploaded clip")
     clip_frames: int = Field(default=4096, ge=1, description="most frames used of one clip")
-    clip_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
-    uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
+    clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
+    max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
     concurrent_calls: int = Field(
         default=256, ge=1, description="calls and control streams in progress, over both doors"
     )
     session_ttl_s: float = Field(default=86_400.0, gt=0, description="longest time-to-live a session may ask for")
     sessions: int = Field(default=1024, ge=1, description="open sessions")
-    queue: int = Field(default=64, ge=1, description="calls in one engine, running or waiting")
+    max_queue: int = Field(default=64, ge=1, description="calls in one engine, running or waiting")
     rollout_steps: int = Field(default=2_000_000, ge=1, description="horizon x samples x iterations of one plan")
     iterations: int = Field(default=1000, ge=1, description="iterations of one plan")
     images: int = Field(default=256, ge=1, description="images in one embedding")
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
     )
     engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
-    engine_silence_s: float = Field(
+    engine_heartbeat_timeout_s: float = Field(
         default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"
     )
 
@@ -110,8 +110,10 @@ class Settings(BaseSettings):
     session_ttl_s: float = Field(
         default=600.0, gt=0, description="idle seconds until a session that names none is closed"
     )
-    startup_s: float = Field(default=300.0, gt=0, description="seconds the models may take to load and warm up")
-    drain_s: float = Field(default=10.0, ge=0, description="seconds that calls in progress may take after SIGTERM")
+    startup_timeout_s: float = Field(default=300.0, gt=0, description="seconds the models may take to load and warm up")
+    shutdown_grace_s: float = Field(
+        default=10.0, ge=0, description="seconds that calls in progress may take after SIGTERM"
+    )
     spool_dir: Path | None = Field(
         default=None, description="where uploads are kept meanwhile; the system's place by default"
     )

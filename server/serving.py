@@ -24,7 +24,7 @@ from server.observability import ntp
 from server.observability.metrics import configure_logging
 from server.recording.recorder import Recorder, RecorderSettings
 from server.service.application import Application, AppSettings
-from server.transport.listeners import Addresses, StartError, bind, create_door, listening
+from server.transport.listeners import Addresses, StartError, bind, create_gateway, listening
 
 if TYPE_CHECKING:
     from server.observability.opentelemetry import OtelSpans
@@ -64,22 +64,22 @@ async def serve(
         application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
         stopped = time.monotonic()
         try:
-            door = create_door(application, settings, recorder, spans)
-            async with listening(door, settings, rest_socket) as addresses:
+            gateway = create_gateway(application, settings, recorder, spans)
+            async with listening(gateway, settings, rest_socket) as addresses:
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
-                if (fault := ntp.fault(time.time(), ntp.is_synchronised())) is not None:
+                if (fault := ntp.fault(time.time(), ntp.is_synchronized())) is not None:
                     _log.warning("the clock cannot be trusted", why=fault)
                 if not settings.is_loopback and settings.tls_cert is None:
                     _log.warning("callers from elsewhere are served without TLS", host=settings.host)
-                if await _ready_before(stop, application, settings.startup_s):
+                if await _ready_before(stop, application, settings.startup_timeout_s):
                     _log.info("ready", grpc=addresses.grpc, rest=addresses.rest, models=list(settings.models))
                     if on_ready is not None:
                         on_ready(addresses)
                     await stop.wait()
                 stopped = time.monotonic()
-                _log.info("stopping", drain_s=settings.drain_s)
+                _log.info("stopping", shutdown_grace_s=settings.shutdown_grace_s)
         finally:
-            await application.stop(max(0.0, stopped + settings.drain_s - time.monotonic()))
+            await application.stop(max(0.0, stopped + settings.shutdown_grace_s - time.monotonic()))
             if recorder is not None:
                 await asyncio.to_thread(recorder.close)
             if spans is not None:
@@ -113,9 +113,9 @@ def spans_of(settings: Settings) -> OtelSpans | None:
         raise StartError(f"otlp_endpoint needs the extra otel, which is not installed: {error}") from None
 
 
-async def _ready_before(stop: asyncio.Event, application: Application, startup_s: float) -> bool:
+async def _ready_before(stop: asyncio.Event, application: Application, startup_timeout_s: float) -> bool:
     """Wait for the engines; False when asked to stop first. Raises StartError."""
-    stopping, ready = asyncio.create_task(stop.wait()), asyncio.create_task(application.wait_ready(startup_s))
+    stopping, ready = asyncio.create_task(stop.wait()), asyncio.create_task(application.wait_ready(startup_timeout_s))
     try:
         await asyncio.wait((stopping, ready), return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
@@ -139,18 +139,18 @@ def app_settings(settings: Settings) -> AppSettings:
         precision=settings.precision,
         graphs=settings.graphs,
         engine_nice=settings.engine_nice,
-        engine_silence_s=settings.engine_silence_s,
-        startup_s=settings.startup_s,
+        engine_heartbeat_timeout_s=settings.engine_heartbeat_timeout_s,
+        startup_timeout_s=settings.startup_timeout_s,
         max_sessions=limits.sessions,
         session_ttl_s=settings.session_ttl_s,
         max_session_ttl_s=limits.session_ttl_s,
         goal_cache_bytes=limits.goal_cache_bytes,
-        queue_limit=limits.queue,
+        queue_limit=limits.max_queue,
         max_rollout_steps=limits.rollout_steps,
         max_iterations=limits.iterations,
         max_images=limits.images,
         clip_frames=limits.clip_frames,
-        clip_timeout_s=limits.clip_s,
+        clip_timeout_s=limits.clip_decode_timeout_s,
         server_version=server_version(),
     )
 

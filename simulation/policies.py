@@ -165,7 +165,7 @@ class ArmPushOracle:
 def push_costs(
     state: NDArray[np.float64], goal_state: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """What each sequence ``[N, steps, 2]`` from ``state`` costs ``[N]``, summed over its steps, in metres."""
+    """What each sequence ``[N, steps, 2]`` from ``state`` costs ``[N]``, summed over its steps, in meters."""
     states = np.repeat(state[None], len(actions), axis=0)
     costs = np.zeros(len(actions))
     for step in range(actions.shape[1]):

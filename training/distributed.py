@@ -27,7 +27,7 @@ class FirstProcessError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process's place among `world` of them."""
 
     rank: int = 0
@@ -107,18 +107,18 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-ALONE = Ranks()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """The processes that `torchrun` started this one with (NCCL on CUDA, Gloo elsewhere); `ALONE` without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
 
@@ -126,9 +126,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the rows, or the pixels of the images, of all processes, on any device (torch's: CUDA alone)."""
 
-    def __init__(self, features: int, ranks: Ranks) -> None:
+    def __init__(self, features: int, group: ProcessGroup) -> None:
         super().__init__(features)
-        self.ranks = ranks
+        self.group = group
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Whatever has channels as its second axis."""
@@ -142,10 +142,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.momentum is not None
         rows = x.to(self.running_mean.dtype).movedim(1, -1)
         others = tuple(range(rows.ndim - 1))
-        mean = self.ranks.mean_with_gradient(rows.mean(dim=others))
-        variance = self.ranks.mean_with_gradient((rows - mean).square().mean(dim=others))
+        mean = self.group.mean_with_gradient(rows.mean(dim=others))
+        variance = self.group.mean_with_gradient((rows - mean).square().mean(dim=others))
         with torch.no_grad():
-            count = rows[..., 0].numel() * self.ranks.world
+            count = rows[..., 0].numel() * self.group.world
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(variance.detach() * (count / max(count - 1, 1)), self.momentum)
@@ -153,13 +153,13 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return normal.movedim(-1, 1).to(x.dtype)
 
 
-def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:
+def share_batch_norms(network: nn.Module, group: ProcessGroup) -> None:
     """Make every batch norm of a network count the rows or images of all processes; names of weights stay."""
-    if ranks.world == 1:
+    if group.world == 1:
         return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-                shared = SharedBatchNorm(child.num_features, ranks).to(child.weight)
+                shared = SharedBatchNorm(child.num_features, group).to(child.weight)
                 shared.load_state_dict(child.state_dict())
                 setattr(module, name, shared)

@@ -84,7 +84,7 @@ def _use(config: PackageConfig) -> list[str]:
     return [
         "## Use",
         "",
-        f"Planned by `{planner.optimiser}` with {planner.samples} samples x {planner.iterations} iterations over "
+        f"Planned by `{planner.optimizer}` with {planner.samples} samples x {planner.iterations} iterations over "
         f"{planner.horizon} model steps{weighed}, {planner.execute} actions executed before planning again. The model "
         "knows the robot, camera and drawing it was trained on and nothing else.",
         "",

@@ -11,7 +11,7 @@ import typer
 
 from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect, read_image
 from cli.exit_codes import CommandError
-from cli.output import JsonFlag, Screen, open_screen
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
     from presage import Client, ClipEmbedding, Embedding, Goal
@@ -52,37 +52,37 @@ def embed(
         raise typer.BadParameter(f"must end in .npy, got {out}", param_hint="--out")
     if not source.is_file():
         raise CommandError(f"no such file: {source}")
-    screen = open_screen(json_)
+    output = open_output(json_)
     is_image = _is_image(source)
     with ExitStack() as stack:
-        where, name = _service(screen, stack, address, model)
+        where, name = _service(output, stack, address, model)
         client = stack.enter_context(connect(where, api_key, tls, tls_roots, timeout_s))
         towards = None if goal is None else client.goal(read_image(goal), model=name)
         if is_image:
             found: Embedding | ClipEmbedding = client.embed_images([read_image(source)], kind, goal=towards, model=name)
         else:
-            found = _embed_clip(screen, client, source, kind, fps, frames, towards, name)
+            found = _embed_clip(output, client, source, kind, fps, frames, towards, name)
     if out is not None:
         import numpy as np
 
         np.save(out, found.embedding, allow_pickle=False)
     value = _value(source, found, out)
-    screen.result(value, _shown(value))
+    output.result(value, _shown(value))
 
 
-def _service(screen: Screen, stack: ExitStack, address: str, model: str) -> tuple[str, str]:
+def _service(output: Output, stack: ExitStack, address: str, model: str) -> tuple[str, str]:
     """Where to ask, and the model's name there."""
     if address:
         return address, model
     from cli.private_service import ended_by_sigterm, private_service
 
     stack.enter_context(ended_by_sigterm())
-    with screen.err.status("starting a service for this call ..."):
+    with output.err.status("starting a service for this call ..."):
         return stack.enter_context(private_service(model or "arm")).grpc, ""
 
 
 def _embed_clip(
-    screen: Screen,
+    output: Output,
     client: Client,
     source: Path,
     kind: str,
@@ -94,7 +94,7 @@ def _embed_clip(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=screen.err, transient=True, disable=not screen.err.is_terminal) as bars:
+    with Progress(*columns, console=output.err, transient=True, disable=not output.err.is_terminal) as bars:
         bar = bars.add_task("uploading", total=source.stat().st_size)
 
         def sent(done: int, total: int) -> None:

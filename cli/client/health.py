@@ -9,12 +9,13 @@ import typer
 
 from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect
 from cli.exit_codes import CommandError
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 
 def health(
     address: Annotated[
-        str, typer.Option("--address", help="host:port of the gRPC door; by default loopback and PRESAGE_GRPC_PORT.")
+        str,
+        typer.Option("--address", help="host:port of the gRPC transport; by default loopback and PRESAGE_GRPC_PORT."),
     ] = "",
     api_key: ApiKeyOption = "",
     tls: TlsOption = False,
@@ -26,6 +27,6 @@ def health(
     where = address or f"127.0.0.1:{os.environ.get('PRESAGE_GRPC_PORT', '50051')}"
     with connect(where, api_key, tls, tls_roots, timeout_s) as client:
         found = client.health()
-    open_screen(json_).result({"address": where, "status": found.status}, found.status)
+    open_output(json_).result({"address": where, "status": found.status}, found.status)
     if not found.ready:
         raise CommandError(f"{where} answers, but it is {found.status.replace('_', ' ')}")

@@ -22,7 +22,7 @@ from cli.client_options import (
     numbers,
     read_image,
 )
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
     from presage import Landscape
@@ -48,13 +48,13 @@ def landscape(
     json_: JsonFlag = False,
 ) -> None:
     """Ask a running service what a grid of actions costs, each held for one step of the model."""
-    felt = numbers(proprioception, "--proprioception") if proprioception else None
+    measured = numbers(proprioception, "--proprioception") if proprioception else None
     with connect(address, api_key, tls, tls_roots, timeout_s) as client:
         found = client.landscape(
             read_image(image),
             client.goal(read_image(goal), model=model),
             model=model,
-            proprioception=felt,
+            proprioception=measured,
             dimensions=tuple(dimensions.split(",")) if dimensions else (),
             points=points,
             extent=extent,
@@ -62,7 +62,7 @@ def landscape(
         )
     if out is not None:
         out.write_bytes(found.plot)
-    open_screen(json_).result(_value(found), _shown(found))
+    open_output(json_).result(_value(found), _shown(found))
 
 
 def _value(found: Landscape) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from cli.client_options import (
     read_image,
     timings_value,
 )
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
     from presage import ActionSpec, Plan
@@ -47,18 +47,18 @@ def plan(
 ) -> None:
     """Ask a running service for one plan and print its actions."""
     seen, wanted = read_image(image), read_image(goal)
-    felt = numbers(proprioception, "--proprioception") if proprioception else None
+    measured = numbers(proprioception, "--proprioception") if proprioception else None
     with connect(address, api_key, tls, tls_roots, timeout_s) as client:
         described = client.model(model)
         found = client.plan(
             seen,
             client.goal(wanted, model=model),
             model=model,
-            proprioception=felt,
+            proprioception=measured,
             budget_ms=budget_ms,
             seed=seed,
         )
-    open_screen(json_).result(_value(found), _shown(found, described.action))
+    open_output(json_).result(_value(found), _shown(found, described.action))
 
 
 def _value(plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 from cli.exit_codes import CommandError
 from cli.options import TaskOption, checked_task, workers_for
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 
 def collect(
@@ -23,7 +23,7 @@ def collect(
     json_: JsonFlag = False,
 ) -> None:
     """Gather episodes with the task's exploring policy; the same seed gives the same files."""
-    screen = open_screen(json_)
+    output = open_output(json_)
     checked_task(task)
 
     from simulation.episodes import TRAINING_SEED_LIMIT, collect_to
@@ -33,7 +33,7 @@ def collect(
         raise typer.BadParameter(f"{rule}, got {seed}", param_hint="--seed")
     if out.exists():
         raise CommandError(f"{out} already exists: remove it or choose another folder")
-    with screen.progress() as bars:
+    with output.progress() as bars:
         bar = bars.add_task(f"gathering {task}", total=episodes)
         batch = collect_to(
             out,
@@ -55,4 +55,4 @@ def collect(
         "seed": seed,
         "bytes": size,
     }
-    screen.result(value, f"{batch.episodes} episodes of {batch.steps} steps in {out} ({size / 1e6:.0f} MB)")
+    output.result(value, f"{batch.episodes} episodes of {batch.steps} steps in {out} ({size / 1e6:.0f} MB)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.exit_codes import CommandError
-from cli.output import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,21 +27,21 @@ def inspect(
     json_: JsonFlag = False,
 ) -> None:
     """Say what a dataset holds and what is wrong with it, episode by episode; exit code 1 where something is."""
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     from cli.data.recordings import open_recordings
     from training.data.dataset import ReadOptions
     from training.data.inspection import inspect as look_through
 
     dataset = open_recordings(path, ReadOptions(camera, proprioception, rate_hz))
-    with screen.progress() as bars:
+    with output.progress() as bars:
         bar = bars.add_task(f"inspecting {path.name}", total=len(dataset.header.episodes))
         found = look_through(
             dataset,
             pictures=not quick,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    screen.result(found.summary(), _shown(found))
+    output.result(found.summary(), _shown(found))
     if found.errors:
         broken = f"{len(found.broken)} of {len(found.episodes)} episodes cannot be used"
         raise CommandError(f"{path}: {broken}" if found.broken else f"{path}: {found.errors[0]}")

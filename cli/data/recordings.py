@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.output import Screen
+from cli.output import Output
 from model.preprocessing import CropPolicy
 from training.data.dataset import FRAMES_AT_ONCE, Dataset, DatasetHeader, Episode, ReadOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from training.data.episodes import Episodes
     from training.data.frame_store import Skipped
 
-SHOWN = 20  # problems told one by one on a screen
+SHOWN = 20  # problems told one by one on a output
 
 
 class CollectedEpisodes:
@@ -62,7 +62,7 @@ def open_recordings(path: Path, options: ReadOptions) -> Dataset:
 
 
 def load_recordings(
-    screen: Screen,
+    output: Output,
     path: Path,
     options: ReadOptions,
     image_size: int,
@@ -73,7 +73,7 @@ def load_recordings(
     from training.data.loading import load_episodes
 
     dataset = open_recordings(path, options)
-    with screen.progress() as bars:
+    with output.progress() as bars:
         bar = bars.add_task(f"reading {path.name}", total=len(dataset.header.episodes))
         episodes, skipped = load_episodes(
             dataset,
@@ -82,16 +82,16 @@ def load_recordings(
             crop_policy,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    tell_skipped(screen, skipped, f"of {len(dataset.header.episodes)} episodes")
+    tell_skipped(output, skipped, f"of {len(dataset.header.episodes)} episodes")
     return episodes, skipped
 
 
-def tell_skipped(screen: Screen, skipped: Sequence[Skipped], what: str) -> None:
+def tell_skipped(output: Output, skipped: Sequence[Skipped], what: str) -> None:
     """Name on stderr what was left out, and why."""
     if not skipped:
         return
-    screen.remark(f"{len(skipped)} {what} left out:")
+    output.remark(f"{len(skipped)} {what} left out:")
     for entry in skipped[:SHOWN]:
-        screen.remark(f"  {entry.name}: {entry.reason}")
+        output.remark(f"  {entry.name}: {entry.reason}")
     if len(skipped) > SHOWN:
-        screen.remark(f"  and {len(skipped) - SHOWN} more")
+        output.remark(f"  and {len(skipped) - SHOWN} more")

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, coloured by the page's own style (classes, not colours). Knows numbers, not demos."""
+"""Small charts as inline SVG, colored by the page's own style (classes, not colors). Knows numbers, not demos."""
 
 from __future__ import annotations
 

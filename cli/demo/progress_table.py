@@ -102,8 +102,8 @@ def _distance_bar(row: Row) -> Text:
         return Text("")
     share = min(1.0, row.now / row.first) if row.first > 0 else 0.0
     filled = round(BAR * share)
-    colour = "green" if row.ended is not None and row.ended["success"] else "cyan"
-    return Text("█" * filled, colour) + Text("·" * (BAR - filled), "dim") + Text(f" {row.now:6.3f}")
+    color = "green" if row.ended is not None and row.ended["success"] else "cyan"
+    return Text("█" * filled, color) + Text("·" * (BAR - filled), "dim") + Text(f" {row.now:6.3f}")
 
 
 def _result(row: Row) -> Text:

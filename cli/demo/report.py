@@ -191,7 +191,7 @@ def _terms(record: DemoRecord) -> str:
         (
             "the service adds",
             "Round trip on the robot's clock less what the service says it spent on encoding and planning: "
-            "serialising, the network, queues and decoding.",
+            "serializing, the network, queues and decoding.",
         ),
         (
             "replanning",

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.demo.transport import DEADLINE_S, READY_S, Answer, ClipAnswer, DoorError, Frame, ModelFacts
+from cli.demo.transport import DEADLINE_S, READY_S, ClipResult, Frame, ModelFacts, PlanResult, TransportError
 
 
 class RestDoor:
@@ -50,17 +50,17 @@ class RestDoor:
         self._end_session()
         self._session = self._call("POST", "/v1/sessions", {"goal_id": goal_id})["session_id"]
 
-    def plan(self, seen: Frame, felt: Sequence[float] | None, executed: int, seed: int) -> Answer:
+    def plan(self, seen: Frame, proprioception: Sequence[float] | None, executed: int, seed: int) -> PlanResult:
         began = time.perf_counter()
         observation: dict[str, Any] = {"images": [_image(seen)]}
-        if felt is not None:
-            observation["proprioception"] = list(felt)
+        if proprioception is not None:
+            observation["proprioception"] = list(proprioception)
         body = {"session_id": self._session, "observation": observation, "executed": executed, "seed": seed}
         plan = self._call("POST", "/v1/plans", body)
         actions = _tensor(plan["actions"])
         round_trip_ms = (time.perf_counter() - began) * 1000
         provenance = plan["provenance"]
-        return Answer(
+        return PlanResult(
             actions=actions,
             goal_distance=plan["goal_distance"],
             cost=plan["cost"],
@@ -80,7 +80,7 @@ class RestDoor:
         body = {"images": [_image(image) for image in images], "goal_id": goal_id}
         return tuple(self._call("POST", "/v1/embeddings/images", body)["goal_distances"])
 
-    def clip(self, path: Path, kind: str, goal_id: str) -> ClipAnswer:
+    def clip(self, path: Path, kind: str, goal_id: str) -> ClipResult:
         content = path.read_bytes()
         form = {"kind": kind, "goal_id": goal_id, "sha256": hashlib.sha256(content).hexdigest()}
         began = time.perf_counter()
@@ -88,10 +88,10 @@ class RestDoor:
         found = self._answer(self._http.build_request("POST", "/v1/embeddings/clips", data=form, files=files))
         upload_ms = (time.perf_counter() - began) * 1000
         shape = tuple(found["embedding"]["shape"])
-        return ClipAnswer(shape, tuple(found["frame_times_s"]), tuple(found["goal_distances"]), upload_ms)
+        return ClipResult(shape, tuple(found["frame_times_s"]), tuple(found["goal_distances"]), upload_ms)
 
     def close(self) -> None:
-        with suppress(DoorError):  # whatever is wrong has been told by the call before
+        with suppress(TransportError):  # whatever is wrong has been told by the call before
             self._end_session()
         self._http.close()
 
@@ -106,7 +106,7 @@ class RestDoor:
             try:
                 self._call("GET", "/readyz")
                 return
-            except DoorError:
+            except TransportError:
                 if time.monotonic() > until:
                     raise
             time.sleep(0.1)
@@ -118,13 +118,13 @@ class RestDoor:
         try:
             reply = self._http.send(request)
         except httpx.HTTPError as error:
-            raise DoorError(f"cannot reach {request.url}: {error}") from error
+            raise TransportError(f"cannot reach {request.url}: {error}") from error
         if reply.is_success:
             return dict(reply.json()) if reply.content else {}
         if reply.headers.get("content-type", "").startswith("application/problem+json"):
             problem = reply.json()
-            raise DoorError(f"{problem['detail']} [{problem['code']}, request {problem['request_id']}]")
-        raise DoorError(f"{request.url} answered {reply.status_code}")
+            raise TransportError(f"{problem['detail']} [{problem['code']}, request {problem['request_id']}]")
+        raise TransportError(f"{request.url} answered {reply.status_code}")
 
 
 def _image(image: Frame) -> dict[str, Any]:

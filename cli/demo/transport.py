@@ -1,6 +1,7 @@
-"""What a robot asks of the service, over either door, through what strangers have: the `presage` client, or plain HTTP.
+"""The service as the demo's robot reaches it: through the `presage` client over gRPC, or through plain HTTP.
 
-Nothing of the service's own code is imported here. Arrays go as raw pixels on both doors, so that both see the same.
+Nothing of the service's own code is imported here. Arrays go as raw pixels on both transports, so both see the
+same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DEADLINE_S = 120.0
 READY_S = 5.0  # the service says it is ready before a robot is started
 
 
-class DoorError(Exception):
+class TransportError(Exception):
     """The service refused or could not be reached; the message is what it said."""
 
 
@@ -43,7 +44,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class PlanResult:
     """A plan, and how long it took: the round trip on this side, the rest as the service says, in milliseconds."""
 
     actions: NDArray[np.float32]  # [time, action]
@@ -66,7 +67,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipAnswer:
+class ClipResult:
     """An embedded clip."""
 
     shape: tuple[int, ...]
@@ -75,8 +76,8 @@ class ClipAnswer:
     upload_ms: float
 
 
-class Door(Protocol):
-    """One way into the service. Every call raises DoorError."""
+class Transport(Protocol):
+    """One way into the service. Every call raises TransportError."""
 
     def model(self) -> ModelFacts: ...
 
@@ -88,7 +89,7 @@ class Door(Protocol):
         """Open a session toward a goal; the one before it is closed."""
         ...
 
-    def plan(self, seen: Frame, felt: Sequence[float] | None, executed: int, seed: int) -> Answer:
+    def plan(self, seen: Frame, proprioception: Sequence[float] | None, executed: int, seed: int) -> PlanResult:
         """The session's next plan, after `executed` actions of the last one."""
         ...
 
@@ -96,15 +97,15 @@ class Door(Protocol):
         """How far each image [count, height, width, 3] is from the goal."""
         ...
 
-    def clip(self, path: Path, kind: str, goal_id: str) -> ClipAnswer:
+    def clip(self, path: Path, kind: str, goal_id: str) -> ClipResult:
         """Send a video file and get its embedding: kind is "pooled" or "per_frame"."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_door(transport: str, address: str) -> Door:
-    """The door for a transport: "grpc" at host:port, or "rest" at http://host:port."""
+def open_transport(transport: str, address: str) -> Transport:
+    """The transport for a transport: "grpc" at host:port, or "rest" at http://host:port."""
     if transport == "grpc":
         return GrpcDoor(address)
     from cli.demo.rest_transport import RestDoor
@@ -124,7 +125,7 @@ class GrpcDoor:
             self._client.wait_ready(READY_S)
             found = self._client.model()
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
         action = found.action
         return ModelFacts(
             name=found.name,
@@ -144,26 +145,26 @@ class GrpcDoor:
         try:
             return self._client.goal(image).goal_id
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
 
     def begin(self, goal_id: str) -> None:
         try:
             self._end_session()
             self._session = self._client.session(goal=goal_id)
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
 
-    def plan(self, seen: Frame, felt: Sequence[float] | None, executed: int, seed: int) -> Answer:
+    def plan(self, seen: Frame, proprioception: Sequence[float] | None, executed: int, seed: int) -> PlanResult:
         assert self._session is not None
         began = time.perf_counter()
         try:
-            plan = self._session.plan(seen, proprioception=felt, executed=executed, seed=seed)
+            plan = self._session.plan(seen, proprioception=proprioception, executed=executed, seed=seed)
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
         round_trip_ms = (time.perf_counter() - began) * 1000
         settings, times = plan.provenance.planner, plan.timings
         planner = {name: getattr(settings, name) for name in ("samples", "iterations", "elites", "horizon")}
-        return Answer(
+        return PlanResult(
             actions=plan.actions,
             goal_distance=plan.goal_distance,
             cost=plan.cost,
@@ -187,16 +188,16 @@ class GrpcDoor:
         try:
             return self._client.embed_images(list(images), goal=goal_id).goal_distances
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
 
-    def clip(self, path: Path, kind: str, goal_id: str) -> ClipAnswer:
+    def clip(self, path: Path, kind: str, goal_id: str) -> ClipResult:
         began = time.perf_counter()
         try:
             found = self._client.embed_clip(path, kind, goal=goal_id)
         except PresageError as error:
-            raise DoorError(str(error)) from error
+            raise TransportError(str(error)) from error
         upload_ms = (time.perf_counter() - began) * 1000
-        return ClipAnswer(tuple(found.embedding.shape), found.frame_times_s, found.goal_distances, upload_ms)
+        return ClipResult(tuple(found.embedding.shape), found.frame_times_s, found.goal_distances, upload_ms)
 
     def close(self) -> None:
         with suppress(PresageError):  # whatever is wrong has been told by the call before

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cli.data.recordings import load_recordings
 from cli.exit_codes import CommandError
-from cli.output import Screen
+from cli.output import Output
 from cli.train.command import provenance
 from cli.train.config import build, mapping, read_yaml
-from cli.train.progress import Told, follow
+from cli.train.progress import ProgressLine, follow
 from model.package import PlannerDefaults
 from model.preprocessing import CROP_POLICIES, CropPolicy
 from training.action_conditioned.train import ActionConditionedRecipe
@@ -62,7 +62,7 @@ def read_action_conditioned(path: Path) -> ActionConditionedTraining:
 
 
 def train_action_conditioned(
-    screen: Screen, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
+    output: Output, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
 ) -> None:
     """Train, write the package, and say what came of it."""
     chosen = read_action_conditioned(Path(config))
@@ -82,8 +82,8 @@ def train_action_conditioned(
     image = encoder.config.image
     policy: CropPolicy = chosen.crop_policy or image.crop_policy  # type: ignore[assignment]  # both were checked
     options = ReadOptions(chosen.camera, chosen.proprioception, chosen.rate_hz)
-    episodes, skipped = load_recordings(screen, source, options, image.height, out, policy)
-    folder, last = _fit(screen, replace(chosen, recipe=recipe), encoder, episodes, out, device)
+    episodes, skipped = load_recordings(output, source, options, image.height, out, policy)
+    folder, last = _fit(output, replace(chosen, recipe=recipe), encoder, episodes, out, device)
     remove_frames(folder)
     if not chosen.cache:
         shutil.rmtree(out / "encodings", ignore_errors=True)
@@ -103,7 +103,7 @@ def train_action_conditioned(
     }
     told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.teacher_loss:.4f}"
     told += f"\nheld-out error {last.held_out_error:.4f}, of predicting no change {last.still_error:.4f}"
-    screen.result(value, f"{told}\nserve it with: presage serve --model {folder}")
+    output.result(value, f"{told}\nserve it with: presage serve --model {folder}")
 
 
 def _encoder(folder: Path) -> Package:
@@ -119,7 +119,7 @@ def _encoder(folder: Path) -> Package:
 
 
 def _fit(
-    screen: Screen,
+    output: Output,
     config: ActionConditionedTraining,
     encoder: Package,
     episodes: Episodes,
@@ -143,11 +143,11 @@ def _fit(
             cache_bytes=int(config.cache_gb * 1e9),
         )
 
-    return follow(screen, config.name, config.recipe.steps, _told, fit, beginning="encoding")
+    return follow(output, config.name, config.recipe.steps, _told, fit, beginning="encoding")
 
 
-def _told(line: ActionConditionedProgress) -> Told:
+def _told(line: ActionConditionedProgress) -> ProgressLine:
     losses = f"loss {line.teacher_loss:.4f} rollout {line.rollout_loss:.4f}"
     measured = line.held_out_error is not None
     held_out = f", held out {line.held_out_error:.4f} (still {line.still_error:.4f})" if measured else ""
-    return Told(losses, held_out, measured)
+    return ProgressLine(losses, held_out, measured)

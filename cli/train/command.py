@@ -19,8 +19,8 @@ import typer
 
 from cli.exit_codes import CommandError
 from cli.options import DeviceOption, calm_threads, checked_device
-from cli.output import JsonFlag, Screen, open_screen, silent_screen
-from cli.train.progress import Told, follow
+from cli.output import JsonFlag, Output, open_output, silent_output
+from cli.train.progress import ProgressLine, follow
 from cli.train.training_data import training_episodes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from training.compact.train import TrainProgress
     from training.data.episodes import Episodes
     from training.data.loading import Skipped
-    from training.distributed import Ranks
+    from training.distributed import ProcessGroup
 
 SHARED = "episodes"  # folder in OUT of what is gathered for several processes, until the training ends
 
@@ -51,7 +51,7 @@ def train(
         typer.Option("--data", help="Recorded episodes; otherwise the config's dataset, or they are gathered first."),
     ] = None,
     episodes: Annotated[int | None, typer.Option("--episodes", min=2, help="How many to gather.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the weights and the batches.")] = None,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     device: DeviceOption = "auto",
@@ -70,7 +70,7 @@ def train(
     Several accelerators or machines train as one: torchrun --nproc-per-node N -m cli train CONFIG --out OUT
     """
     calm_threads()
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     from cli.train.config import family_of, read_config
 
@@ -91,29 +91,29 @@ def train(
         torch.set_num_threads(threads)
     where = checked_device(device)
     if chosen is None:
-        return _train_otherwise(family, screen, config, out, data, steps, seed, where)
+        return _train_otherwise(family, output, config, out, data, steps, seed, where)
     recipe = replace(
         chosen.recipe,
         steps=chosen.recipe.steps if steps is None else steps,
         seed=chosen.recipe.seed if seed is None else seed,
     )
     chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
-    with joined(where) as ranks:
-        if not ranks.first:
-            screen = silent_screen()
+    with joined(where) as group:
+        if not group.first:
+            output = silent_output()
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", where.index or 0)))
-        shared = out / SHARED if ranks.world > 1 else None
+        shared = out / SHARED if group.world > 1 else None
         # One process decodes or gathers; the others map the files that it made.
-        gathered, skipped = ranks.in_turn(partial(training_episodes, screen, chosen, data, out, shared))
-        folder, last = _fit(screen, chosen, gathered, out, where, ranks, tensorboard)
-        if ranks.first:
-            _finish(screen, chosen, gathered, skipped, folder, last)
+        gathered, skipped = group.in_turn(partial(training_episodes, output, chosen, data, out, shared))
+        folder, last = _fit(output, chosen, gathered, out, where, group, tensorboard)
+        if group.first:
+            _finish(output, chosen, gathered, skipped, folder, last)
 
 
 def _train_otherwise(
     family: str,
-    screen: Screen,
+    output: Output,
     config: str,
     out: Path,
     data: Path | None,
@@ -127,15 +127,15 @@ def _train_otherwise(
     if family == "masked":
         from cli.train.masked import train_masked
 
-        train_masked(screen, config, out, data, steps, seed, device)
+        train_masked(output, config, out, data, steps, seed, device)
     else:
         from cli.train.action_conditioned import train_action_conditioned
 
-        train_action_conditioned(screen, config, out, data, steps, seed, device)
+        train_action_conditioned(output, config, out, data, steps, seed, device)
 
 
 def _finish(
-    screen: Screen,
+    output: Output,
     chosen: TrainingConfig,
     gathered: Episodes,
     skipped: tuple[Skipped, ...],
@@ -163,21 +163,20 @@ def _finish(
         "weights_digest": package.weights_digest,
     }
     probe = f", probe R2 {min(last.probe_r2):.3f} to {max(last.probe_r2):.3f}" if last.probe_r2 else ""
-    unlearnt = "" if last.held_out_loss is None else f" (held out {last.held_out_loss:.4f})"
-    told = (
-        f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, loss {last.prediction_loss:.4f}{unlearnt}{probe}"
-    )
+    held_out = "" if last.held_out_loss is None else f" (held out {last.held_out_loss:.4f})"
+    losses = f"loss {last.prediction_loss:.4f}{held_out}{probe}"
+    told = f"{folder}: {last.steps} steps in {last.seconds / 60:.1f} min, {losses}"
     then = f"measure it with: presage eval --model {folder} --task {chosen.task}"
-    screen.result(value, f"{told}\n{then if chosen.task else f'serve it with: presage serve --model {folder}'}")
+    output.result(value, f"{told}\n{then if chosen.task else f'serve it with: presage serve --model {folder}'}")
 
 
 def _fit(
-    screen: Screen,
+    output: Output,
     config: TrainingConfig,
     episodes: Episodes,
     out: Path,
     device: torch.device,
-    ranks: Ranks,
+    group: ProcessGroup,
     tensorboard: bool,
 ) -> tuple[Path, TrainProgress]:
     """The finished package's folder and the last line of its log."""
@@ -188,7 +187,7 @@ def _fit(
 
     def fit(advance: Callable[[TrainProgress], None]) -> Path:
         def progress(line: TrainProgress) -> None:
-            if ranks.first:
+            if group.first:
                 log(line)
             advance(line)
 
@@ -198,30 +197,30 @@ def _fit(
             config.name,
             out,
             progress,
-            provenance=provenance(device, ranks.world),
+            provenance=provenance(device, group.world),
             initial=initial,
             device=device,
-            ranks=ranks,
+            group=group,
         )
 
-    with _log(screen, out, tensorboard and ranks.first) as log:
-        return follow(screen, config.name, config.recipe.steps, _told, fit)
+    with _log(output, out, tensorboard and group.first) as log:
+        return follow(output, config.name, config.recipe.steps, _told, fit)
 
 
-def _told(line: TrainProgress) -> Told:
-    losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regulariser:.2f}"
+def _told(line: TrainProgress) -> ProgressLine:
+    losses = f"loss {line.prediction_loss:.4f} inverse {line.inverse_loss:.3f} sigreg {line.regularizer:.2f}"
     labels = f" labels {line.label_loss:.3f}" if line.label_loss else ""
     probe = ", probe R2 " + " ".join(f"{value:.3f}" for value in line.probe_r2) if line.probe_r2 else ""
-    unlearnt = "" if line.held_out_loss is None else f", held-out loss {line.held_out_loss:.4f}"
-    more = f", latent std {line.latent_std:.2f}{unlearnt}{probe}, {line.compute_share:.1%} of the time computing"
-    return Told(f"{losses}{labels}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
+    unlearned = "" if line.held_out_loss is None else f", held-out loss {line.held_out_loss:.4f}"
+    more = f", latent std {line.latent_std:.2f}{unlearned}{probe}, {line.compute_share:.1%} of the time computing"
+    return ProgressLine(f"{losses}{labels}, {line.frames_per_s:.0f} frames/s", more, bool(probe))
 
 
 @contextmanager
-def _log(screen: Screen, out: Path, wanted: bool) -> Iterator[Callable[[TrainProgress], None]]:
-    """Where lines of the log go beside the screen: TensorBoard's files, or nowhere where it is not installed."""
+def _log(output: Output, out: Path, wanted: bool) -> Iterator[Callable[[TrainProgress], None]]:
+    """Where lines of the log go beside the output: TensorBoard's files, or nowhere where it is not installed."""
     if wanted and find_spec("tensorboard") is None:
-        screen.remark("no TensorBoard logs: install the extra 'train' (pip install -e '.[train]')")
+        output.remark("no TensorBoard logs: install the extra 'train' (pip install -e '.[train]')")
     if not wanted or find_spec("tensorboard") is None:
         yield lambda line: None
         return
@@ -239,7 +238,7 @@ def _write(writer: SummaryWriter, line: TrainProgress) -> None:
     values = {
         "loss/prediction": line.prediction_loss,
         "loss/inverse": line.inverse_loss,
-        "loss/sigreg": line.regulariser,
+        "loss/sigreg": line.regularizer,
         "latents/std": line.latent_std,
         "speed/frames_per_s": line.frames_per_s,
         "speed/compute_share": line.compute_share,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cli.data.recordings import tell_skipped
 from cli.exit_codes import CommandError
 from cli.options import checked_task
-from cli.output import Screen
+from cli.output import Output
 from cli.train.command import provenance
 from cli.train.config import TrainingConfig, build, mapping, read_yaml
-from cli.train.progress import Told, follow
+from cli.train.progress import ProgressLine, follow
 from cli.train.training_data import training_episodes
 from training.masked.train import MaskedRecipe
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from training.data.episodes import Episodes
     from training.data.frame_store import Skipped
-    from training.data.video_dataset import Footage
+    from training.data.video_dataset import FrameDataset
     from training.masked.train import MaskedProgress
 
 PROBED = "probed"  # beside the checkpoint: frames of episodes that are for the probe alone
@@ -32,11 +32,11 @@ PROBED = "probed"  # beside the checkpoint: frames of episodes that are for the 
 class MaskedTraining:
     """A pretraining from files, recorded episodes, or a task whose episodes are gathered.
 
-    Beside `footage`, episodes of a dataset or a task are for the probe alone.
+    Beside `videos`, episodes of a dataset or a task are for the probe alone.
     """
 
     name: str  # of the package
-    footage: tuple[str, ...] = ()  # folders or files of videos and images
+    videos: tuple[str, ...] = ()  # folders or files of videos and images
     fps: float = 4.0  # frames a second that are kept of videos
     image_size: int = 64
     dataset: str = ""  # path of recorded episodes; a probe reads what is known of them off the features
@@ -70,15 +70,15 @@ def read_masked(path: Path) -> MaskedTraining:
     content: dict[str, Any] = {"name": path.stem, **read_yaml(path)}
     content.pop("family", None)
     try:
-        content["footage"] = _paths(content.get("footage", []))
+        content["videos"] = _paths(content.get("videos", []))
         content["recipe"] = build(MaskedRecipe, mapping(content.get("recipe", {}), "recipe"), "recipe.")
         config = build(MaskedTraining, content, "")
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
     if config.dataset and config.task:
         raise CommandError(f"{path}: must name a task or a dataset, and not both")
-    if not (config.footage or config.dataset or config.task):
-        raise CommandError(f"{path}: must name footage, a dataset or a task")
+    if not (config.videos or config.dataset or config.task):
+        raise CommandError(f"{path}: must name videos, a dataset or a task")
     if config.task:
         checked_task(config.task)
     return config
@@ -86,12 +86,12 @@ def read_masked(path: Path) -> MaskedTraining:
 
 def _paths(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
-        raise ValueError(f"footage must be a list of paths, got {value!r}")
+        raise ValueError(f"videos must be a list of paths, got {value!r}")
     return tuple(value)
 
 
 def train_masked(
-    screen: Screen, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
+    output: Output, config: str, out: Path, data: Path | None, steps: int | None, seed: int | None, device: torch.device
 ) -> None:
     """Train, write the package, and say what came of it."""
     chosen = read_masked(Path(config))
@@ -104,8 +104,8 @@ def train_masked(
     from training.data.frame_store import remove_frames
     from training.model_card import card
 
-    footage, held_out, skipped = _footage(screen, chosen, recipe, data, out)
-    folder, last = _fit(screen, replace(chosen, recipe=recipe), footage, held_out, out, device)
+    videos, held_out, skipped = _footage(output, chosen, recipe, data, out)
+    folder, last = _fit(output, replace(chosen, recipe=recipe), videos, held_out, out, device)
     remove_frames(folder)
     shutil.rmtree(folder / PROBED, ignore_errors=True)
     package = read_package(folder)
@@ -113,7 +113,7 @@ def train_masked(
     training = package.config.training
     value: dict[str, Any] = {
         "folder": str(folder),
-        "footage": footage.source,
+        "videos": videos.source,
         "skipped": [asdict(entry) for entry in skipped],
         "steps": last.steps,
         "seconds": round(last.seconds, 1),
@@ -128,20 +128,20 @@ def train_masked(
     told += f", features std {last.feature_std:.2f}, rank {last.effective_rank:.0f} of {recipe.width}"
     if value["probe_r2"]:
         told += f"\nprobe R2 {_numbers(value['probe_r2_before'])} before, {_numbers(value['probe_r2'])} after"
-    screen.result(value, f"{told}\nembed with it: presage embed CLIP --model {folder}")
+    output.result(value, f"{told}\nembed with it: presage embed CLIP --model {folder}")
 
 
 def _footage(
-    screen: Screen, config: MaskedTraining, recipe: MaskedRecipe, data: Path | None, out: Path
-) -> tuple[Footage, Episodes | None, tuple[Skipped, ...]]:
+    output: Output, config: MaskedTraining, recipe: MaskedRecipe, data: Path | None, out: Path
+) -> tuple[FrameDataset, Episodes | None, tuple[Skipped, ...]]:
     """What to train on, and episodes kept apart for the probe."""
     from training.data.video_dataset import from_episodes
 
-    files, left_out = _files(screen, config, out) if config.footage else (None, ())
+    files, left_out = _files(output, config, out) if config.videos else (None, ())
     if files is not None and not (config.dataset or config.task or data):
         return files, None, left_out
     store = out if files is None else out / PROBED
-    episodes, skipped = training_episodes(screen, config.of_episodes(), data, store)
+    episodes, skipped = training_episodes(output, config.of_episodes(), data, store)
     if files is not None:
         return files, episodes, (*left_out, *skipped)
     try:
@@ -151,25 +151,30 @@ def _footage(
     return from_episodes(fitting), held_out, skipped
 
 
-def _files(screen: Screen, config: MaskedTraining, out: Path) -> tuple[Footage, tuple[Skipped, ...]]:
+def _files(output: Output, config: MaskedTraining, out: Path) -> tuple[FrameDataset, tuple[Skipped, ...]]:
     from training.data.video_folder import read_footage
 
-    paths = [Path(path) for path in config.footage]
-    with screen.progress() as bars:
-        bar = bars.add_task("reading footage", total=None)
-        footage, skipped = read_footage(
+    paths = [Path(path) for path in config.videos]
+    with output.progress() as bars:
+        bar = bars.add_task("reading videos", total=None)
+        videos, skipped = read_footage(
             paths,
             out,
             config.image_size,
             config.fps,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
-    tell_skipped(screen, skipped, "files")
-    return footage, skipped
+    tell_skipped(output, skipped, "files")
+    return videos, skipped
 
 
 def _fit(
-    screen: Screen, config: MaskedTraining, footage: Footage, held_out: Episodes | None, out: Path, device: torch.device
+    output: Output,
+    config: MaskedTraining,
+    videos: FrameDataset,
+    held_out: Episodes | None,
+    out: Path,
+    device: torch.device,
 ) -> tuple[Path, MaskedProgress]:
     """The finished package's folder and the last line of its log."""
     from training.masked.train import train
@@ -177,7 +182,7 @@ def _fit(
     def fit(advance: Callable[[MaskedProgress], None]) -> Path:
         return train(
             config.recipe,
-            footage,
+            videos,
             config.name,
             out,
             advance,
@@ -186,13 +191,13 @@ def _fit(
             held_out=held_out,
         )
 
-    return follow(screen, config.name, config.recipe.steps, _told, fit)
+    return follow(output, config.name, config.recipe.steps, _told, fit)
 
 
-def _told(line: MaskedProgress) -> Told:
+def _told(line: MaskedProgress) -> ProgressLine:
     losses = f"loss {line.loss:.4f} features std {line.feature_std:.2f} rank {line.effective_rank:.0f}"
     probe = f", probe R2 {_numbers(line.probe_r2)}" if line.probe_r2 else ""
-    return Told(losses, probe, measured=bool(probe))
+    return ProgressLine(losses, probe, measured=bool(probe))
 
 
 def _numbers(values: Sequence[float]) -> str:

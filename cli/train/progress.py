@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cli.exit_codes import CommandError
-from cli.output import Screen
+from cli.output import Output
 
 LOG_EVERY = 50  # steps, where nobody watches the bar
 
@@ -27,7 +27,7 @@ LogLine = TypeVar("LogLine", bound=Line)
 
 
 @dataclass(frozen=True)
-class Told:
+class ProgressLine:
     """A line of the log in words."""
 
     losses: str  # beside the bar, and in the text
@@ -36,10 +36,10 @@ class Told:
 
 
 def follow(
-    screen: Screen,
+    output: Output,
     name: str,
     steps: int,
-    tell: Callable[[LogLine], Told],
+    tell: Callable[[LogLine], ProgressLine],
     fit: Callable[[Callable[[LogLine], None]], Path],
     beginning: str = "",
 ) -> tuple[Path, LogLine]:
@@ -51,15 +51,15 @@ def follow(
     from rich.progress import TextColumn
 
     last: list[LogLine] = []
-    with screen.progress(TextColumn("{task.fields[losses]}")) as bars:
+    with output.progress(TextColumn("{task.fields[losses]}")) as bars:
         bar = bars.add_task(f"training {name}", total=steps, losses=beginning)
 
         def advance(line: LogLine) -> None:
             last[:] = [line]
             told = tell(line)
             bars.update(bar, completed=line.step, losses=told.losses)
-            if told.measured or (line.step % LOG_EVERY == 0 and not screen.err.is_terminal):
-                screen.remark(f"{line.seconds:.0f} s, step {line.step} of {steps}: {told.losses}{told.more}")
+            if told.measured or (line.step % LOG_EVERY == 0 and not output.err.is_terminal):
+                output.remark(f"{line.seconds:.0f} s, step {line.step} of {steps}: {told.losses}{told.more}")
 
         try:
             folder = fit(advance)

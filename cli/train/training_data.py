@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.options import workers_for
-from cli.output import Screen
+from cli.output import Output
 
 if TYPE_CHECKING:
     from cli.train.config import TrainingConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def training_episodes(
-    screen: Screen, config: TrainingConfig, recorded: Path | None, out: Path, shared: Path | None = None
+    output: Output, config: TrainingConfig, recorded: Path | None, out: Path, shared: Path | None = None
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """What to train on, and recorded episodes that were left out.
 
@@ -29,7 +29,7 @@ def training_episodes(
     """
     path = recorded or (Path(config.dataset) if config.dataset else None)
     if path is None:
-        return _gather(screen, config, shared), ()
+        return _gather(output, config, shared), ()
     if (path / "episodes.json").is_file():
         return _open(path), ()
 
@@ -37,17 +37,17 @@ def training_episodes(
     from training.data.dataset import ReadOptions
 
     options = ReadOptions(config.camera, config.proprioception, config.rate_hz)
-    return load_recordings(screen, path, options, config.image_size, out)
+    return load_recordings(output, path, options, config.image_size, out)
 
 
-def _gather(screen: Screen, config: TrainingConfig, shared: Path | None) -> Episodes:
+def _gather(output: Output, config: TrainingConfig, shared: Path | None) -> Episodes:
     from simulation.episodes import collect, collect_to
 
     if shared is None:
-        return as_training_episodes(_collected(screen, config, collect))
+        return as_training_episodes(_collected(output, config, collect))
     if not _holds(shared, config):
         shutil.rmtree(shared, ignore_errors=True)  # an earlier training's, with other settings
-        _collected(screen, config, partial(collect_to, shared))
+        _collected(output, config, partial(collect_to, shared))
     return _open(shared)
 
 
@@ -62,8 +62,8 @@ def _holds(folder: Path, config: TrainingConfig) -> bool:
     return (there.task, there.seed, there.episodes, there.steps, there.image_size) == wanted
 
 
-def _collected(screen: Screen, config: TrainingConfig, how: Callable[..., EpisodeBatch]) -> EpisodeBatch:
-    with screen.progress() as bars:
+def _collected(output: Output, config: TrainingConfig, how: Callable[..., EpisodeBatch]) -> EpisodeBatch:
+    with output.progress() as bars:
         bar = bars.add_task(f"gathering {config.task}", total=config.episodes)
         return how(
             config.task,

@@ -62,7 +62,7 @@ def deployment(settings: Settings, scale: Scale) -> serve.Application:
         request_router_config=RequestRouterConfig(
             request_router_class=StickyRouter, request_router_kwargs={"num_fallback_replicas": 0}
         ),
-        graceful_shutdown_timeout_s=settings.drain_s + 10.0,
+        graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10.0,
         health_check_period_s=10.0,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
     )

@@ -1,4 +1,4 @@
-"""The published models: sizes, files, which of their weights to take, licences as far as known, what was verified."""
+"""The published models: sizes, files, which of their weights to take, licenses as far as known, what was verified."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class PublishedModel:
     """Which of the file's encoders is meant where nobody says otherwise.
 
     Files hold the trained encoder (`encoder`) and its moving average (`target_encoder`, `ema_encoder`), whose weights
-    differ. The averages are what the published evaluations used and what the action-conditioned predictor learnt on.
+    differ. The averages are what the published evaluations used and what the action-conditioned predictor learned on.
     """
-    licence: str
+    license: str
     verified: str
     huggingface: str | None = None
 
@@ -37,9 +37,9 @@ class PublishedModel:
         return ADDRESS + self.file
 
 
-def _model_2_0(name: str, file: str, encoder: EncoderConfig, size: int, licence: str, hub: str) -> PublishedModel:
+def _model_2_0(name: str, file: str, encoder: EncoderConfig, size: int, license: str, hub: str) -> PublishedModel:
     predictor = MaskedPredictorConfig(latent_width=encoder.width, grid=(size // encoder.patch, size // encoder.patch))
-    return PublishedModel(name, file, encoder, predictor, size, "target_encoder", licence, BY_FIXTURES, hub)
+    return PublishedModel(name, file, encoder, predictor, size, "target_encoder", license, BY_FIXTURES, hub)
 
 
 def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) -> PublishedModel:
@@ -47,8 +47,8 @@ def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) ->
     depth, levels, output_width = (12, 1, 1664) if distilled else (24, 4, None)
     predictor = MaskedPredictorConfig.published_2_1(encoder.width, depth, levels, output_width)
     key = "ema_encoder" if distilled else "target_encoder"
-    licence = "not stated with the file"
-    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, licence, NOT_VERIFIED)
+    license = "not stated with the file"
+    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, license, NOT_VERIFIED)
 
 
 _GIANT = EncoderConfig.vit_giant()
@@ -66,7 +66,7 @@ PUBLISHED: tuple[PublishedModel, ...] = (
         predictor=ActionPredictorConfig(latent_width=_GIANT.width),
         image_size=256,
         encoder_key="target_encoder",
-        licence="not stated with the file",
+        license="not stated with the file",
         verified=BY_FIXTURES,
     ),
     _model_2_1("vitb", "vjepa2_1_vitb_dist_vitG_384.pt", EncoderConfig.vit_base_2_1(), distilled=True),

@@ -23,7 +23,7 @@ LARGEST_SUM = 2.0**100
 """Of a row's exponentials, and the inverse of the least: beyond it bfloat16 might lose what matters."""
 
 
-def favours_pieces(tokens: int, *parts: Tensor) -> bool:
+def favors_pieces(tokens: int, *parts: Tensor) -> bool:
     """Whether pieces are the faster: bfloat16 on a processor, enough tokens, and no gradient wanted."""
     if tokens < LEAST_TOKENS or any(part.device.type != "cpu" or part.dtype != torch.bfloat16 for part in parts):
         return False

@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit floating point: weights quantised once, what they are multiplied with row by row as it comes.
+"""Linear layers in 8-bit floating point: weights quantized once, what they are multiplied with row by row as it comes.
 
 Every token and every output channel has a scale of its own, so that no token's rounding depends on its company. The
 devices that multiply such numbers in hardware, at twice the rate of bfloat16, are named by `has_units`; all others,
@@ -19,7 +19,7 @@ from model.layers.replace_linear import replace_linears
 E4M3 = torch.float8_e4m3fn
 """Four bits of exponent and three of mantissa: numbers up to 448, each known to a sixteenth of itself."""
 LEAST_WEIGHTS = 1 << 16
-"""In a layer worth quantising: a smaller one takes longer to quantise its input for than it gains."""
+"""In a layer worth quantizing: a smaller one takes longer to quantize its input for than it gains."""
 ALIGNED = 16
 """What both sides of a matrix must be a multiple of for the hardware."""
 
@@ -33,7 +33,7 @@ def has_units(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def quantise(rows: Float[Tensor, "rows width"]) -> tuple[Tensor, Float[Tensor, "rows 1"]]:
+def quantize(rows: Float[Tensor, "rows width"]) -> tuple[Tensor, Float[Tensor, "rows 1"]]:
     """Rows as E4M3 numbers, the largest of each at 448, and the float32 factors that undo it.
 
     A row with a NaN or an infinite entry becomes NaN throughout.
@@ -54,8 +54,8 @@ class Float8Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        quantised, scale = quantise(layer.weight.detach())
-        self.register_buffer("weight", quantised, persistent=False)
+        quantized, scale = quantize(layer.weight.detach())
+        self.register_buffer("weight", quantized, persistent=False)
         self.register_buffer("scale", scale.t().contiguous(), persistent=False)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach(), persistent=False)
 
@@ -65,12 +65,12 @@ class Float8Linear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x @ weight.T + bias. Its slope takes the quantised weight, and what was lost by quantising x for nothing."""
+    """x @ weight.T + bias. Its slope takes the quantized weight, and what was lost by quantizing x for nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        rows, row_scale = quantise(x.flatten(0, -2))
+        rows, row_scale = quantize(x.flatten(0, -2))
         product: Tensor = F.scaled_mm(
             rows, weight.t(), row_scale, _BY_ROW, scale, _BY_ROW, bias=bias, output_dtype=x.dtype, use_fast_accum=True
         )
@@ -82,7 +82,7 @@ class _Product(torch.autograd.Function):
         return slope @ (weight.to(slope.dtype) * scale.t().to(slope.dtype)), None, None, None
 
 
-def quantise_linears(network: nn.Module) -> None:
+def quantize_linears(network: nn.Module) -> None:
     """Put a `Float8Linear` in the place of every linear layer inside that is large enough."""
     replace_linears(network, lambda layer: Float8Linear(layer) if _fits(layer) else None)
 

@@ -1,8 +1,8 @@
-"""Linear layers in 8-bit integers for processors: weights quantised once, what they are multiplied with as it comes.
+"""Linear layers in 8-bit integers for processors: weights quantized once, what they are multiplied with as it comes.
 
 Every token and every output channel has a scale of its own, so that no token's rounding depends on its company. A
 processor with VNNI multiplies such numbers at twice the rate of bfloat16: 2048 rows through 1024 x 3072 weights took 15
-ms and not 29 (two AVX512 cores). The operators are those that PyTorch's quantised models are compiled to. Whether the
+ms and not 29 (two AVX512 cores). The operators are those that PyTorch's quantized models are compiled to. Whether the
 result is good enough is for others to say.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.layers.replace_linear import replace_linears
 
 LEAST_WIDTH = 256
-"""Of a layer worth quantising: a narrower one takes longer to quantise its input for than it gains."""
+"""Of a layer worth quantizing: a narrower one takes longer to quantize its input for than it gains."""
 AT_ONCE = 1 << 21
 """Numbers worked on at once where there is more than one thing to do with them: 4 MB, which are then in a cache."""
 NEEDED = ("qlinear_prepack", "qlinear_pointwise")
@@ -41,7 +41,7 @@ def has_vnni(device: torch.device) -> bool:
     )
 
 
-def quantise(rows: Float[Tensor, "rows width"]) -> tuple[Int8[Tensor, "rows width"], Float[Tensor, "rows 1"]]:
+def quantize(rows: Float[Tensor, "rows width"]) -> tuple[Int8[Tensor, "rows width"], Float[Tensor, "rows 1"]]:
     """Rows as integers within +-126, and the factors, in the rows' precision, that undo it.
 
     A row with a NaN or an infinite entry has a NaN for its factor.
@@ -80,7 +80,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        whole, scale = quantise(layer.weight.detach().float())
+        whole, scale = quantize(layer.weight.detach().float())
         self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(whole, None), persistent=False)
         self.register_buffer("scale", scale.flatten().contiguous(), persistent=False)
         self.register_buffer("zero", torch.zeros(len(whole), dtype=torch.int32), persistent=False)
@@ -96,7 +96,7 @@ class Int8Linear(nn.Module):
         return self._product(x, torch.ops.aten.gelu_)
 
     def _product(self, x: Tensor, afterwards: Callable[[Tensor], Tensor] | None) -> Tensor:
-        whole, row_scale = quantise(x.detach().flatten(0, -2))
+        whole, row_scale = quantize(x.detach().flatten(0, -2))
         rows = whole.view(torch.uint8).bitwise_xor_(_RAISED)
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, 0, self.weight, self.scale, self.zero, self.raised, 1.0, 0, x.dtype, "none", [], ""
@@ -112,6 +112,6 @@ class Int8Linear(nn.Module):
         return product.view(*x.shape[:-1], -1)
 
 
-def quantise_linears(network: nn.Module) -> None:
+def quantize_linears(network: nn.Module) -> None:
     """Put an `Int8Linear` in the place of every linear layer inside that is large enough."""
     replace_linears(network, lambda layer: Int8Linear(layer) if min(layer.weight.shape) >= LEAST_WIDTH else None)

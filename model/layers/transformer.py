@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers.blocked_attention import attention_in_pieces, favours_pieces, rotate_in_pieces
+from model.layers.blocked_attention import attention_in_pieces, favors_pieces, rotate_in_pieces
 from model.layers.int8 import Int8Linear
 from model.layers.prepacked_linear import PackedLinear
 
@@ -123,7 +123,7 @@ class Attention(nn.Module):
         qkv = projected.view(*projected.shape[:2], 3, self.heads, self.head_dim)
         if rotary is None:
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        elif self.fused and rotary.cos.ndim == 2 and favours_pieces(qkv.shape[1], qkv):
+        elif self.fused and rotary.cos.ndim == 2 and favors_pieces(qkv.shape[1], qkv):
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
             for lanes in (queries, keys):
                 rotate_in_pieces(lanes.flatten(0, 1), rotary.cos, rotary.sin)
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """The same before it is projected."""
-        if self.fused and mask is None and favours_pieces(keys.shape[2], queries, keys, values):
+        if self.fused and mask is None and favors_pieces(keys.shape[2], queries, keys, values):
             mixed = attention_in_pieces(queries, keys, values)
         elif self.fused:
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
@@ -205,7 +205,7 @@ class Block(nn.Module):
         return x, (keys, values)
 
 
-def initialise_blocks(blocks: nn.ModuleList) -> None:
+def initialize_blocks(blocks: nn.ModuleList) -> None:
     """Starting weights for training: normal(0.02) cut at two deviations, residual outputs scaled down with depth."""
     for depth, block in enumerate(blocks, start=1):
         for module in block.modules():

@@ -3,7 +3,7 @@
 Two readers stand behind `decode`. decord jumps to the frames that are asked for; it is used where it is installed
 (it has no wheel for aarch64), where jumping is known to land and where it saves work. PyAV reads from the beginning,
 is right for every container it opens and notices damage that decord paints over. Not here: limits and file checks
-(`model/video/probe.py`), crops and colours for a network (`model/preprocessing.py`), and isolation. A damaged file can
+(`model/video/probe.py`), crops and colors for a network (`model/preprocessing.py`), and isolation. A damaged file can
 abort the whole process that decodes it, so a service calls `decode` through `model/video/decoder_worker.py`.
 """
 
@@ -129,7 +129,7 @@ def decode(
 def write_clip(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
     """Writes frames [T, H, W, 3] uint8 RGB as an H.264 MP4 that browsers play and that streams from its first byte.
 
-    Raises ValueError unless T >= 1, H and W are even (H.264 stores colour at half resolution) and fps > 0.
+    Raises ValueError unless T >= 1, H and W are even (H.264 stores color at half resolution) and fps > 0.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 [T >= 1, H, W, 3], got {frames.dtype} {list(frames.shape)}")
@@ -139,7 +139,7 @@ def write_clip(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
     if not 0 < fps <= 1000:
         raise ValueError(f"fps must be above 0 and at most 1000, got {fps}")
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        # Said in the file, or players guess the colour matrix from the size: BT.709, 16..235.
+        # Said in the file, or players guess the color matrix from the size: BT.709, 16..235.
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
@@ -242,7 +242,7 @@ def _read_with_decord(
     frames = np.empty((len(wanted), *shape, 3), np.uint8)
     batch = max(1, _BATCH_BYTES // (shape[0] * shape[1] * 3))
     try:
-        # fault_tol: a frame that cannot be decoded is an error, not a copy of its neighbour.
+        # fault_tol: a frame that cannot be decoded is an error, not a copy of its neighbor.
         reader = decord.VideoReader(str(path), width=shape[1], height=shape[0], num_threads=1, fault_tol=1e-9)
         if len(reader) != total:
             return None

@@ -117,5 +117,5 @@ def described(config: Mapping[str, Any], name: str) -> PublishedModel:
         raise CheckpointError(f"config.json: {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {error}") from error
-    licence = str(config.get("license", "see the model's page"))
-    return PublishedModel(name, "model.safetensors", encoder, predictor, size, "encoder", licence, BY_FIXTURES)
+    license = str(config.get("license", "see the model's page"))
+    return PublishedModel(name, "model.safetensors", encoder, predictor, size, "encoder", license, BY_FIXTURES)

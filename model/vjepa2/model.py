@@ -15,12 +15,12 @@ from model.interface import ClipEmbedding
 from model.layers import float8, int8
 from model.layers.prepacked_linear import pack_linears
 from model.package import Package, PackageConfig, PackageError
-from model.preprocessing import CROP_POLICIES, CropPolicy, doubts
+from model.preprocessing import CROP_POLICIES, CropPolicy, observation_warnings
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
-from model.vjepa2.poses import pose_doubts
+from model.vjepa2.poses import pose_warnings
 from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
 
 Config = TypeVar("Config")
@@ -28,7 +28,7 @@ Network = Encoder | ActionPredictor | MaskedPredictor
 """The parts a package may hold; each has its shape under `network` in the config and its weights under its name."""
 
 
-class PackagedVJepa2:
+class VJepa2Model:
     """Encoder and predictor of a package, ready on a device. Packages without actions embed and do not roll out."""
 
     def __init__(self, package: Package, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -66,34 +66,34 @@ class PackagedVJepa2:
         self.dtype = next(encoder.parameters()).dtype
         self.world_model: VJepa2WorldModel | None = None
         if dtype == torch.int8 and predictor is None:
-            int8.quantise_linears(encoder.blocks)
+            int8.quantize_linears(encoder.blocks)
             self.dtype = dtype
         pack_linears(encoder.blocks)
         if isinstance(predictor, ActionPredictor):
             if dtype == float8.E4M3:
-                float8.quantise_linears(predictor.predictor_blocks)
+                float8.quantize_linears(predictor.predictor_blocks)
                 self.dtype = dtype
             pack_linears(predictor.predictor_blocks)
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
 
     @classmethod
-    def from_package(cls, package: Package, device: torch.device) -> PackagedVJepa2:
+    def from_package(cls, package: Package, device: torch.device) -> VJepa2Model:
         return cls(package, device)
 
-    def computing_in(self, dtype: torch.dtype) -> PackagedVJepa2:
+    def to_precision(self, dtype: torch.dtype) -> VJepa2Model:
         """The same package with all its weights in another precision."""
-        return self if dtype == self.dtype else PackagedVJepa2(self.package, self.device, dtype)
+        return self if dtype == self.dtype else VJepa2Model(self.package, self.device, dtype)
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens latent"]:
-        """Normalised latents of single frames."""
+        """Normalized latents of single frames."""
         return encode_frames(self.encoder, frames, self._size, self._policy)
 
-    def doubts(
+    def observation_warnings(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history 7"] | None
     ) -> tuple[str, ...]:
         """What is odd about an observation: sizes, brightness, units of the pose, which `context` has checked."""
-        about_frame = doubts(frame, self._size, self.encoder.config.patch)
-        return about_frame if proprioception is None else (*about_frame, *pose_doubts(proprioception))
+        about_frame = observation_warnings(frame, self._size, self.encoder.config.patch)
+        return about_frame if proprioception is None else (*about_frame, *pose_warnings(proprioception))
 
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
         """The encoder's own output per tubelet (two frames), averaged over space, and over the clip."""
@@ -112,7 +112,7 @@ class PackagedVJepa2:
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time 7"]
     ) -> Float[Tensor, "batch samples time tokens latent"]:
-        """Predicted normalised latents after every action."""
+        """Predicted normalized latents after every action."""
         return self._acting().rollout(context, actions)
 
     def _acting(self) -> VJepa2WorldModel:

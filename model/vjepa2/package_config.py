@@ -52,7 +52,7 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
             elites=10,
             horizon=1,
             execute=1,
-            optimiser="vjepa2_ac",
+            optimizer="vjepa2_ac",
             dimensions=("x", "y", "z", "gripper") if acts else (),
         ),
         training={
@@ -60,7 +60,7 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
             "layout": layout,
             "encoder_key": model.encoder_key,
             "dtype": str(dtype).removeprefix("torch."),
-            "licence": model.licence,
+            "license": model.license,
             "verified": model.verified,
         },
     )
@@ -71,7 +71,7 @@ def card(model: PublishedModel, source: str, digest: str) -> str:
     return (
         f"# {model.name}\n\n"
         f"Imported from `{source}` (its `{model.encoder_key}`). V-JEPA 2: arXiv 2506.09985.\n\n"
-        f"- Licence of the weights, as far as known: {model.licence}.\n"
+        f"- License of the weights, as far as known: {model.license}.\n"
         f"- Verified: {model.verified}.\n"
         f"- sha256 of `{WEIGHTS}`: `{digest}`\n"
     )

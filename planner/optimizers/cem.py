@@ -19,7 +19,7 @@ from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
 from planner.gripper import GripperRules
 from planner.limits import project_within
-from planner.noise import ColouredNoise, Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
+from planner.noise import ColoredNoise, Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
 from planner.search import (
     Search,
     SearchBatch,
@@ -148,13 +148,13 @@ class CEM:
 
     @classmethod
     def icem(cls) -> CEM:
-        """iCEM (Pinneri et al. 2020): coloured noise, 30 % of the elites kept, ever fewer samples, momentum."""
+        """iCEM (Pinneri et al. 2020): colored noise, 30 % of the elites kept, ever fewer samples, momentum."""
         return cls(
             kept=0.3,
             sample_decay=0.8,
             momentum_mean=0.1,
             momentum_std=0.1,
-            noise=ColouredNoise(2.0),
+            noise=ColoredNoise(2.0),
         )
 
     plan = plan_in_time

@@ -1,7 +1,7 @@
 """Sampling to find the valley, then descent to its floor: the cross-entropy method, then its elites polished.
 
 Sampling needs many rollouts for its last digits, descent few; descent alone never leaves the valley it begins in. Both
-halves are the optimisers of `cem.py` and of `gradient.py` (for models whose `rollout` is differentiable) or
+halves are the optimizers of `cem.py` and of `gradient.py` (for models whose `rollout` is differentiable) or
 `gauss_newton.py` (for any) unchanged.
 """
 

@@ -1,7 +1,7 @@
-"""Admission: which calls an engine takes on, at what size, and which are refused at once. Pure, the clock an argument.
+"""Admission control: which calls an engine accepts, at what size, and which are refused at once.
 
-An engine shares its time among all its searches, one iteration each in turn, so what a call waits for is a pass over
-the searches in progress. Running them is the engine's; only predictions live here.
+The clock is an argument. An engine shares its time among all its searches, one iteration each in turn, so a call waits
+for one pass over the searches in progress. The engine runs them; this module only predicts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PlanTicket(Ticket):
     on_trust: bool  # taken on although no time is predicted for it
 
 
-class Admission:
+class AdmissionController:
     """What one engine has in hand, and what that means for the next call."""
 
     def __init__(self, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behaviour.
+"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behavior.
 
 Instants are readings of the machine's monotonic clock, which all its processes share.
 """
@@ -42,7 +42,7 @@ class EngineSettings:
     loader: Loader | None  # None: model.registry.load
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
-    startup_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
+    startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SearchSize:
     iterations: int
     elites: int
     horizon: int  # model steps
-    optimiser: str = "cem"
+    optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
 
@@ -160,7 +160,7 @@ class EmbedClipJob:
 class EmbedDone:
     embedding: Floats
     goal_distances: tuple[float, ...]  # one per frame; empty without a goal
-    step_distances: tuple[float, ...]  # between neighbouring frames; empty for images
+    step_distances: tuple[float, ...]  # between neighboring frames; empty for images
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Alive:
+class Heartbeat:
     """A sign of life."""
 
 
@@ -289,4 +289,4 @@ class Failed:
 
 
 ToEngine = Submit | Cancel
-FromEngine = Loaded | LoadFailed | Ready | Alive | Done | Failed
+FromEngine = Loaded | LoadFailed | Ready | Heartbeat | Done | Failed

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from server.engine.admission import Admission, ReplyMargin, too_late
+from server.engine.admission import AdmissionController, ReplyMargin, too_late
 from server.engine.messages import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
 from server.engine.supervisor import Engine
 from server.errors import Reason, ServiceError, invalid
@@ -17,11 +17,11 @@ LAG_HALF_LIFE_S = 0.1
 
 
 @dataclass(eq=False)
-class Lane:
+class PooledEngine:
     """An engine and what it has in hand."""
 
     engine: Engine
-    admission: Admission
+    admission: AdmissionController
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Planned:
     degraded: bool
 
 
-class Lanes:
+class EnginePool:
     """Every engine has every model; a call goes to the one that has least in hand."""
 
     def __init__(self, engines: Sequence[EngineSettings], queue_limit: int, reply_margin_s: float) -> None:
-        admissions = [Admission(queue_limit) for _ in engines]
-        self._lanes = tuple(
-            Lane(Engine(settings, admission.learn), admission)
+        admissions = [AdmissionController(queue_limit) for _ in engines]
+        self._engines = tuple(
+            PooledEngine(Engine(settings, admission.learn), admission)
             for settings, admission in zip(engines, admissions, strict=True)
         )
         self._margin = ReplyMargin(reply_margin_s)
@@ -48,40 +48,40 @@ class Lanes:
         self._closed = False
 
     def start(self) -> None:
-        for lane in self._lanes:
-            lane.engine.start()
+        for pooled in self._engines:
+            pooled.engine.start()
         self._feeling = asyncio.create_task(self._feel_lag())
 
-    async def stop(self, drain_s: float) -> None:
-        """Refuse what is new, let what is in hand end within `drain_s` seconds, and end the engines."""
+    async def stop(self, shutdown_grace_s: float) -> None:
+        """Refuse what is new, let what is in hand end within `shutdown_grace_s` seconds, and end the engines."""
         self._closed = True
-        until = time.monotonic() + drain_s
+        until = time.monotonic() + shutdown_grace_s
         while self.in_hand and time.monotonic() < until:
             await asyncio.sleep(0.02)
         if self._feeling is not None:
             self._feeling.cancel()
             await asyncio.gather(self._feeling, return_exceptions=True)
-        await asyncio.gather(*(lane.engine.stop() for lane in self._lanes))
+        await asyncio.gather(*(pooled.engine.stop() for pooled in self._engines))
 
     @property
     def ready(self) -> bool:
         """Whether every engine is warm."""
-        return not self._closed and all(lane.engine.ready.is_set() for lane in self._lanes)
+        return not self._closed and all(pooled.engine.ready.is_set() for pooled in self._engines)
 
     @property
     def in_hand(self) -> int:
         """Calls that engines work on or that wait for one."""
-        return sum(lane.admission.in_hand for lane in self._lanes)
+        return sum(pooled.admission.in_hand for pooled in self._engines)
 
     @property
     def restarts(self) -> int:
         """How often an engine died and was started again."""
-        return sum(lane.engine.restarts for lane in self._lanes)
+        return sum(pooled.engine.restarts for pooled in self._engines)
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Of the engine processes there are."""
-        return tuple(lane.engine.pid for lane in self._lanes if lane.engine.pid is not None)
+        return tuple(pooled.engine.pid for pooled in self._engines if pooled.engine.pid is not None)
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
@@ -92,14 +92,14 @@ class Lanes:
 
     async def _all_ready(self) -> None:
         # A coroutine of its own: a bare gather that is cancelled inside wait_for is a future whose end nobody looks at.
-        await asyncio.gather(*(lane.engine.wait_ready() for lane in self._lanes))
+        await asyncio.gather(*(pooled.engine.wait_ready() for pooled in self._engines))
 
     def models(self) -> tuple[ServedModel, ...]:
         """The models, the default first; known for good once one engine has loaded them. Raises NOT_READY."""
-        for lane in self._lanes:
-            if lane.engine.models:
-                return lane.engine.models
-        failures = [lane.engine.failure for lane in self._lanes if lane.engine.failure is not None]
+        for pooled in self._engines:
+            if pooled.engine.models:
+                return pooled.engine.models
+        failures = [pooled.engine.failure for pooled in self._engines if pooled.engine.failure is not None]
         raise failures[0] if failures else _not_ready()
 
     def model(self, name: str) -> ServedModel:
@@ -113,41 +113,41 @@ class Lanes:
 
     async def run(self, job: Job, deadline: float | None) -> Result:
         """Have a job done that is no plan."""
-        lane = self._shortest()
-        ticket = lane.admission.admit(time.monotonic(), deadline)
+        pooled = self._shortest()
+        ticket = pooled.admission.admit(time.monotonic(), deadline)
         try:
-            return await lane.engine.submit(job, deadline)
+            return await pooled.engine.submit(job, deadline)
         finally:
-            lane.admission.give_back(ticket)
+            pooled.admission.give_back(ticket)
 
     async def plan(self, job: PlanJob, deadline: float | None) -> Planned:
         """Have a plan searched for, to be back a little before the deadline.
 
         Raises OVERLOADED, DEADLINE, ENGINE_LOST, and what the engine says of the job.
         """
-        lane, began = self._shortest(), time.monotonic()
+        pooled, began = self._shortest(), time.monotonic()
         leaves = until = None
         if deadline is not None:
             self._require_wakefulness(began, deadline)
             margin_s = self._margin.seconds(began, deadline)
             leaves, until = deadline - margin_s, deadline - margin_s / 2
         try:
-            ticket = lane.admission.admit_plan(job.model, job.size, began, leaves)
+            ticket = pooled.admission.admit_plan(job.model, job.size, began, leaves)
             try:
                 sized = replace(job, size=ticket.size, deadline=leaves, on_trust=ticket.on_trust)
-                done = await lane.engine.submit(sized, until)
+                done = await pooled.engine.submit(sized, until)
             finally:
-                lane.admission.give_back(ticket)
+                pooled.admission.give_back(ticket)
         except ServiceError as error:
             if error.reason is Reason.DEADLINE:
-                lane.admission.learn_late(job.model)
+                pooled.admission.learn_late(job.model)
                 now = time.monotonic()
                 if until is not None and began < until < now:  # the alarm was late: this process waited for its turn
                     self._margin.observe(now - until, now)
             raise
         assert isinstance(done, PlanDone)
         now = time.monotonic()
-        lane.admission.learn_duration(now - began)
+        pooled.admission.learn_duration(now - began)
         self._margin.observe(now - done.ended, now)
         return Planned(done, ticket.size, ticket.degraded)
 
@@ -166,14 +166,14 @@ class Lanes:
         if 2 * lag_s > deadline - now > 0:
             raise too_late(f"the service waited {1e3 * lag_s:.0f} ms for its turn on the machine just now")
 
-    def _shortest(self) -> Lane:
+    def _shortest(self) -> PooledEngine:
         if self._closed:
             raise _not_ready("the service is shutting down")
-        ready = [lane for lane in self._lanes if lane.engine.ready.is_set()]
+        ready = [pooled for pooled in self._engines if pooled.engine.ready.is_set()]
         if not ready:
-            failures = [lane.engine.failure for lane in self._lanes if lane.engine.failure is not None]
+            failures = [pooled.engine.failure for pooled in self._engines if pooled.engine.failure is not None]
             raise failures[0] if failures else _not_ready()
-        return min(ready, key=lambda lane: (lane.admission.pass_s, lane.admission.in_hand))
+        return min(ready, key=lambda pooled: (pooled.admission.pass_s, pooled.admission.in_hand))
 
 
 def _not_ready(why: str = "the models are still loading") -> ServiceError:

@@ -25,7 +25,7 @@ _KIND = "#"  # the key that says what an object is; dictionaries are written as 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(jobs.Submit, jobs.Cancel, jobs.Loaded, jobs.LoadFailed, jobs.Ready, jobs.Alive, jobs.Done, jobs.Failed),
+        *(jobs.Submit, jobs.Cancel, jobs.Loaded, jobs.LoadFailed, jobs.Ready, jobs.Heartbeat, jobs.Done, jobs.Failed),
         *(jobs.PlanJob, jobs.EncodeJob, jobs.EmbedImagesJob, jobs.EmbedClipJob, jobs.RolloutJob),
         *(jobs.SurpriseJob, jobs.CalibrateJob),
         *(jobs.PlanDone, jobs.EncodeDone, jobs.EmbedDone, jobs.RolloutDone, jobs.SurpriseDone),

@@ -18,12 +18,12 @@ import structlog
 
 from server.engine.ipc import FrontChannel
 from server.engine.messages import (
-    Alive,
     Cancel,
     Done,
     EngineSettings,
     Failed,
     FromEngine,
+    Heartbeat,
     Job,
     Loaded,
     LoadFailed,
@@ -175,7 +175,7 @@ class Engine:
         Counts looks, not seconds: time in which this process did not run itself is nobody's silence.
         """
         look_s, self._silent_looks = self._settings.silence_s / LOOKS_IN_SILENCE, 0
-        most_looks = self._settings.startup_s / look_s
+        most_looks = self._settings.startup_timeout_s / look_s
         while self._silent_looks < most_looks:
             await asyncio.sleep(look_s)
             self._silent_looks += 1
@@ -187,7 +187,7 @@ class Engine:
 
     def _take(self, message: FromEngine) -> None:
         match message:
-            case Alive():
+            case Heartbeat():
                 pass  # being heard is all it is for
             case Loaded(models, threads):
                 self.models = models

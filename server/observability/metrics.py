@@ -59,17 +59,19 @@ class Telemetry:
             requests=Counter(
                 "presage_requests",
                 "Calls answered, by reason of the answer",
-                ("door", "rpc", "code"),
+                ("transport", "rpc", "code"),
                 registry=registry,
             ),
             request_seconds=Histogram(
                 "presage_request_seconds",
                 "Calls from receipt to answer",
-                ("door", "rpc"),
+                ("transport", "rpc"),
                 buckets=_SLOW,
                 registry=registry,
             ),
-            in_flight=Gauge("presage_in_flight", "Calls and streams in progress", ("door",), registry=registry),
+            in_flight=Gauge(
+                "presage_requests_in_flight", "Calls and streams in progress", ("transport",), registry=registry
+            ),
             queue_seconds=Histogram("presage_queue_seconds", "Plans waiting", buckets=_FAST, registry=registry),
             decode_seconds=Histogram("presage_decode_seconds", "Images decoded", buckets=_FAST, registry=registry),
             encode_seconds=Histogram(

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from server.engine.messages import EngineSettings, Graphs, Loader, Precision
-from server.engine.pool import Lanes
+from server.engine.pool import EnginePool
 from server.errors import invalid
 from server.recording.recorder import Recorder
 from server.service import validation
@@ -76,18 +76,18 @@ class AppSettings:
     clip_timeout_s: float = 60.0  # to decode one clip
     clip_workers: int = 2  # clips decoded at once
     engine_nice: int = 5  # added to the niceness of engines: where both want a core, the front has it
-    engine_silence_s: float = 10.0  # without a sign of life for so long, an engine is ended and started again
-    startup_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
+    engine_heartbeat_timeout_s: float = 10.0  # without a sign of life for so long, an engine is ended and started again
+    startup_timeout_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
     reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
     server_version: str = ""  # named in every plan's provenance
     loader: Loader | None = None  # another way to load a model; None: model.registry.load
 
 
 class Application:
-    """One core for every door. Async; raises ServiceError only (and CancelledError, where its caller is cancelled).
+    """One core for every gateway. Async; raises ServiceError only (and CancelledError, where its caller is cancelled).
 
     `deadline` is an instant of time.monotonic() by which the reply must have been sent, `received` the instant the call
-    came in, `decode_ms` what the door spent on decoding it.
+    came in, `decode_ms` what the gateway spent on decoding it.
     """
 
     def __init__(self, settings: AppSettings, recorder: Recorder | None = None) -> None:
@@ -95,17 +95,19 @@ class Application:
         self._settings = settings
         self._limits = SearchLimits(settings.max_rollout_steps, settings.max_iteration_steps, settings.max_iterations)
         engines = [_engine_settings(settings, device) for device in settings.devices]
-        self._lanes = Lanes(engines, settings.queue_limit, settings.reply_margin_s)
+        self._engines = EnginePool(engines, settings.queue_limit, settings.reply_margin_s)
         self._sessions = SessionTable(settings.max_sessions)
         self._goals = GoalCache(settings.goal_cache_bytes)
         self._clips = Clips(
             ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
         )
         self._plans = PlanCalls(
-            self._lanes, self._sessions, self._goals, self._limits, settings.server_version, recorder
+            self._engines, self._sessions, self._goals, self._limits, settings.server_version, recorder
         )
-        self._embeddings = EmbeddingCalls(self._lanes, self._goals, self._clips, settings.max_images)
-        self._predictions = PredictionCalls(self._lanes, self._sessions, self._goals, self._limits, settings.max_images)
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, settings.max_images)
+        self._predictions = PredictionCalls(
+            self._engines, self._sessions, self._goals, self._limits, settings.max_images
+        )
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -115,13 +117,13 @@ class Application:
         Plans go to the `recorder`, if there is one; closing it is the caller's.
         """
         application = cls(settings, recorder)
-        application._lanes.start()
+        application._engines.start()
         application._housekeeping = asyncio.create_task(application._keep_house())
         return application
 
-    async def stop(self, drain_s: float) -> None:
-        """Refuse what is new, let what is running end within `drain_s` seconds, and end the engines."""
-        await self._lanes.stop(drain_s)
+    async def stop(self, shutdown_grace_s: float) -> None:
+        """Refuse what is new, let what is running end within `shutdown_grace_s` seconds, and end the engines."""
+        await self._engines.stop(shutdown_grace_s)
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             await asyncio.gather(self._housekeeping, return_exceptions=True)
@@ -130,12 +132,12 @@ class Application:
     @property
     def ready(self) -> bool:
         """Whether every engine is warm."""
-        return self._lanes.ready
+        return self._engines.ready
 
     @property
     def calls_in_hand(self) -> int:
         """Calls that engines work on or that wait for one."""
-        return self._lanes.in_hand
+        return self._engines.in_hand
 
     @property
     def sessions_open(self) -> int:
@@ -149,26 +151,26 @@ class Application:
     @property
     def engine_restarts(self) -> int:
         """How often an engine died and was started again."""
-        return self._lanes.restarts
+        return self._engines.restarts
 
     @property
     def engine_pids(self) -> tuple[int, ...]:
         """Of the engine processes there are."""
-        return self._lanes.pids
+        return self._engines.pids
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until ready. Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
-        await self._lanes.wait_ready(timeout_s)
+        await self._engines.wait_ready(timeout_s)
 
     # Models
 
     def models(self) -> tuple[ModelReply, ...]:
         """Every model, the default first. Raises NOT_READY until they are loaded."""
-        return tuple(served.reply for served in self._lanes.models())
+        return tuple(served.reply for served in self._engines.models())
 
     def model(self, name: str) -> ModelReply:
         """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
-        return self._lanes.model(name).reply
+        return self._engines.model(name).reply
 
     # Goals
 
@@ -188,7 +190,7 @@ class Application:
 
     async def create_session(self, request: SessionRequest) -> SessionReply:
         """Open a session."""
-        served = self._lanes.model(request.model)
+        served = self._engines.model(request.model)
         validation.can_predict(served)
         validation.seed(request.seed)
         most = self._settings.max_session_ttl_s
@@ -294,6 +296,6 @@ def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
         max_iteration_steps=settings.max_iteration_steps,
         loader=settings.loader,
         nice=settings.engine_nice,
-        silence_s=settings.engine_silence_s,
-        startup_s=settings.startup_s,
+        silence_s=settings.engine_heartbeat_timeout_s,
+        startup_timeout_s=settings.startup_timeout_s,
     )

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
-from server.engine.pool import Lanes
+from server.engine.pool import EnginePool
 from server.errors import invalid
 from server.service import validation
 from server.service.clips import Clips
@@ -28,12 +28,12 @@ from server.values.calls import (
 class EmbeddingCalls:
     """Embeds goals, images and clips. `max_images`: in one call."""
 
-    def __init__(self, lanes: Lanes, goals: GoalCache, clips: Clips, max_images: int) -> None:
-        self._lanes, self._goals, self._clips, self._max_images = lanes, goals, clips, max_images
+    def __init__(self, pool: EnginePool, goals: GoalCache, clips: Clips, max_images: int) -> None:
+        self._engines, self._goals, self._clips, self._max_images = pool, goals, clips, max_images
 
     async def goal(self, request: GoalRequest, deadline: float | None) -> GoalReply:
         """See `Application.create_goal`."""
-        model = self._lanes.model(request.model).reply
+        model = self._engines.model(request.model).reply
         if (request.image is None) == (request.latent is None):
             given = "neither" if request.image is None else "both"
             raise invalid("source", "must be exactly one of image and latent", given)
@@ -56,22 +56,22 @@ class EmbeddingCalls:
 
     async def images(self, request: EmbedImagesRequest, deadline: float | None) -> EmbedReply:
         """See `Application.embed_images`."""
-        model = self._lanes.model(request.model).reply
+        model = self._engines.model(request.model).reply
         validation.image_count(request.images, self._max_images)
         for index, image in enumerate(request.images):
             validation.frame(image, model, f"images[{index}]")
         job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
-        done = await self._lanes.run(job, deadline)
+        done = await self._engines.run(job, deadline)
         assert isinstance(done, EmbedDone)
         return _embedded(done, model.name, ())
 
     async def clip(self, request: EmbedClipRequest, deadline: float | None) -> EmbedReply:
         """See `Application.embed_clip`."""
-        model = self._lanes.model(request.model).reply
+        model = self._engines.model(request.model).reply
         goal = self._toward(request.goal_id, model)
         left_s = None if deadline is None else deadline - time.monotonic()
         clip = await self._clips.decode(request.path, request.sampling, model, left_s)
-        done = await self._lanes.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
+        done = await self._engines.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
         assert isinstance(done, EmbedDone)
         return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
 
@@ -79,7 +79,7 @@ class EmbeddingCalls:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None
 
     async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
-        done = await self._lanes.run(EncodeJob(model.name, (image,)), deadline)
+        done = await self._engines.run(EncodeJob(model.name, (image,)), deadline)
         assert isinstance(done, EncodeDone)
         require_numbers(done.latents)
         latent: Floats = done.latents[0]

@@ -18,7 +18,7 @@ from server.errors import invalid
 from server.values.calls import LandscapeReply, LandscapeRequest
 
 MOST_POINTS = 33
-COLOURS = np.array(  # dark blue, teal, green, yellow: even in brightness, so that prints in grey read alike
+COLORS = np.array(  # dark blue, teal, green, yellow: even in brightness, so that prints in gray read alike
     [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64
 )
 CELL, GAP, MARGIN, TEXT = 34, 16, 14, 13
@@ -91,7 +91,7 @@ def draw(shown: LandscapeReply, units: tuple[str, ...]) -> bytes:
         left = MARGIN + layer * (columns * CELL + GAP)
         if layers > 1:
             pen.text((left, head - TEXT - 4), f"{shown.dimensions[2]} {shown.values[2][layer]:+.3g}", "black", font)
-        heat = _coloured(panels[:, :, layer], low, high)
+        heat = _colored(panels[:, :, layer], low, high)
         image.paste(Image.fromarray(heat).resize((columns * CELL, rows * CELL), Image.Resampling.NEAREST), (left, head))
         if layer == rest[2]:
             _cross(pen, left + rest[1] * CELL, head + rest[0] * CELL)
@@ -111,14 +111,14 @@ def _axes(shown: LandscapeReply, units: tuple[str, ...]) -> str:
     return "; ".join(parts)
 
 
-def _coloured(costs: Floats, low: float, high: float) -> NDArray[np.uint8]:
-    """Costs [rows, columns] as colours [rows, columns, 3]."""
-    share = (costs.astype(np.float64) - low) / max(high - low, 1e-30) * (len(COLOURS) - 1)
-    below = np.clip(share.astype(int), 0, len(COLOURS) - 2)
+def _colored(costs: Floats, low: float, high: float) -> NDArray[np.uint8]:
+    """Costs [rows, columns] as colors [rows, columns, 3]."""
+    share = (costs.astype(np.float64) - low) / max(high - low, 1e-30) * (len(COLORS) - 1)
+    below = np.clip(share.astype(int), 0, len(COLORS) - 2)
     weight = (share - below)[..., None]
-    mixed: NDArray[np.float64] = (1 - weight) * COLOURS[below] + weight * COLOURS[below + 1]
-    coloured: NDArray[np.uint8] = mixed.round().astype(np.uint8)
-    return coloured
+    mixed: NDArray[np.float64] = (1 - weight) * COLORS[below] + weight * COLORS[below + 1]
+    colored: NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return colored
 
 
 def _ring(pen: ImageDraw.ImageDraw, left: int, top: int) -> None:

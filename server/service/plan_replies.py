@@ -16,7 +16,7 @@ from server.values.calls import ModelReply, Observation, PlannerSettings, PlanRe
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestContext:
     """What a reply repeats of its request."""
 
     observation: Observation
@@ -29,7 +29,7 @@ class Asked:
     warnings: tuple[str, ...]
 
 
-def found(asked: Asked, planned: Planned, served: ServedModel, version: str, now: float) -> PlanReply:
+def found(asked: RequestContext, planned: Planned, served: ServedModel, version: str, now: float) -> PlanReply:
     """The reply with the plan that an engine found. Raises PLAN_FAILED where it is no plan."""
     done = planned.done
     reply = PlanReply(
@@ -60,8 +60,8 @@ def found(asked: Asked, planned: Planned, served: ServedModel, version: str, now
     return checked(reply, served.reply)
 
 
-def left_over(
-    asked: Asked, rest: CurrentPlan, size: SearchSize, served: ServedModel, version: str, now: float
+def reply_from_previous_plan(
+    asked: RequestContext, rest: CurrentPlan, size: SearchSize, served: ServedModel, version: str, now: float
 ) -> PlanReply:
     """The reply where no time was left to search: the plan under way goes on, with the costs predicted for it then."""
     reply = PlanReply(
@@ -107,7 +107,7 @@ def checked(reply: PlanReply, model: ModelReply) -> PlanReply:
     return reply
 
 
-def _provenance(asked: Asked, size: SearchSize, served: ServedModel, version: str) -> Provenance:
+def _provenance(asked: RequestContext, size: SearchSize, served: ServedModel, version: str) -> Provenance:
     return Provenance(
         model=served.reply.name,
         weights_digest=served.reply.weights_digest,

@@ -1,6 +1,6 @@
 """Plan calls from request to reply: checked, put in their session's turn, searched for, remembered.
 
-What a plan is, the engines know; when one can be had, the lanes.
+What a plan is, the engines know; when one can be had, the pool.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 
 from server.engine.admission import too_late
 from server.engine.messages import Floats, PlanJob, ServedModel, Start
-from server.engine.pool import Lanes, Planned
+from server.engine.pool import EnginePool, Planned
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.recording.recorder import Recorder
 from server.recording.records import PlanRecord
 from server.service import validation
 from server.service.goals import GoalCache
-from server.service.plan_replies import Asked, found, left_over
-from server.service.session import Continuation, CurrentPlan, Place, Seen, Session, Turn
+from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
+from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
 from server.service.session_table import SessionTable
-from server.service.stages import Pursuit
+from server.service.stages import GoalChoice
 from server.service.validation import SearchLimits
 from server.values.calls import Observation, PlanReply, PlanRequest
 
@@ -34,14 +34,14 @@ class PlanCalls:
 
     def __init__(
         self,
-        lanes: Lanes,
+        pool: EnginePool,
         sessions: SessionTable,
         goals: GoalCache,
         limits: SearchLimits,
         server_version: str,
         recorder: Recorder | None,
     ) -> None:
-        self._lanes, self._sessions, self._goals = lanes, sessions, goals
+        self._engines, self._sessions, self._goals = pool, sessions, goals
         self._limits, self._version, self._recorder = limits, server_version, recorder
         self._answering: dict[tuple[str, str], asyncio.Event] = {}  # by session and request id
 
@@ -75,10 +75,10 @@ class PlanCalls:
     async def _plan(
         self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
     ) -> PlanReply:
-        served = self._lanes.model(session.model if session is not None else request.model)
+        served = self._engines.model(session.model if session is not None else request.model)
         size = validation.search_size(request.planner, served, self._limits)
         validation.observation(request.observation, served.reply)
-        place, pursued, follows = Place(0), Pursuit(request.goal_id), Continuation()
+        place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
             pursued = session.pursuit(request.goal_id, place)
@@ -105,7 +105,7 @@ class PlanCalls:
             next_goal=next_goal,
             switch_below=switch_below,
         )
-        asked = Asked(
+        asked = RequestContext(
             observation=request.observation,
             sequence=sequence,
             epoch=0 if turn is None else turn.epoch,
@@ -116,7 +116,7 @@ class PlanCalls:
             warnings=(*pursued.warnings, *follows.warnings),
         )
         if session is None or turn is None:
-            alone = await self._lanes.plan(job, deadline)
+            alone = await self._engines.plan(job, deadline)
             reply = found(asked, alone, served, self._version, time.monotonic())
             self._record(request, reply, job, alone)
             return reply
@@ -129,7 +129,7 @@ class PlanCalls:
         self._record(request, reply, job, planned)
         return reply
 
-    def _onward(self, pursued: Pursuit, served: ServedModel) -> tuple[Floats | None, float]:
+    def _onward(self, pursued: GoalChoice, served: ServedModel) -> tuple[Floats | None, float]:
         """The goal of the next stage, and how near the present one's leads on to it. Keeps all stages' goals cached."""
         stages = pursued.stages
         if stages is None or stages.next is None:
@@ -143,22 +143,22 @@ class PlanCalls:
     async def _search(
         self,
         job: PlanJob,
-        asked: Asked,
+        asked: RequestContext,
         session: Session,
-        place: Place,
-        pursued: Pursuit,
+        place: PlanProgress,
+        pursued: GoalChoice,
         served: ServedModel,
         deadline: float | None,
-    ) -> tuple[PlanReply, Planned | None, Pursuit]:
+    ) -> tuple[PlanReply, Planned | None, GoalChoice]:
         """The reply, what was found, and what is pursued now. Without time to search: the rest of a plan, and None."""
         try:
-            planned = await self._lanes.plan(job, deadline)
+            planned = await self._engines.plan(job, deadline)
         except ServiceError as error:
             rest = session.rest(place, asked.goal_id)
             now = time.monotonic()
             if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
                 raise
-            return left_over(asked, rest, job.size, served, self._version, now), None, pursued
+            return reply_from_previous_plan(asked, rest, job.size, served, self._version, now), None, pursued
         if planned.done.goal_reached:
             near = f"the observation's goal_distance was at or below {job.switch_below:g} in the stage before"
             before, pursued = pursued, pursued.onward(place.since_reset, near)
@@ -171,10 +171,10 @@ class PlanCalls:
     def _remember(
         self,
         session: Session,
-        turn: Turn,
+        turn: ObservationTicket,
         request: PlanRequest,
-        place: Place,
-        pursued: Pursuit,
+        place: PlanProgress,
+        pursued: GoalChoice,
         reply: PlanReply,
         planned: Planned | None,
         served: ServedModel,
@@ -190,7 +190,7 @@ class PlanCalls:
             previous_action=place.previous_action,
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
-        seen = None if planned is None else Seen(turn.sequence, planned.done.latent, proprioception)
+        seen = None if planned is None else EncodedObservation(turn.sequence, planned.done.latent, proprioception)
         session.commit(turn, plan, seen, pursued.stages)
         self._sessions.touch(session, time.monotonic())
 
@@ -207,8 +207,8 @@ def start_of(seen: Observation, session: Session | None, sequence: int, history:
     earlier = session.earlier(sequence)[-(history - 1) :] if session is not None and history > 1 else ()
     proprioception = None
     if seen.proprioception is not None and seen.proprioception.size:
-        felt = [past.proprioception for past in earlier if past.proprioception is not None]
-        proprioception = np.stack([*felt, seen.proprioception]).astype(np.float32)
+        before = [past.proprioception for past in earlier if past.proprioception is not None]
+        proprioception = np.stack([*before, seen.proprioception]).astype(np.float32)
     calibration = session.calibration if session is not None else None
     return Start(
         seen.images,

@@ -20,7 +20,7 @@ from server.engine.messages import (
     SurpriseDone,
     SurpriseJob,
 )
-from server.engine.pool import Lanes
+from server.engine.pool import EnginePool
 from server.errors import Reason, ServiceError
 from server.service import validation
 from server.service.goals import GoalCache
@@ -52,9 +52,9 @@ class PredictionCalls:
     """Answers rollouts, scores, distances, surprises, landscapes and calibrations. `max_images`: in one call."""
 
     def __init__(
-        self, lanes: Lanes, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, max_images: int
+        self, pool: EnginePool, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, max_images: int
     ) -> None:
-        self._lanes, self._sessions, self._goals = lanes, sessions, goals
+        self._engines, self._sessions, self._goals = pool, sessions, goals
         self._limits, self._max_images = limits, max_images
 
     async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> RolloutReply:
@@ -90,7 +90,7 @@ class PredictionCalls:
             validation.frame(image, served.reply, f"images[{index}]")
         goal = self._goal(request.goal_id, session, served)
         job = EmbedImagesJob(served.reply.name, request.images, "pooled", goal)
-        done = await self._lanes.run(job, deadline)
+        done = await self._engines.run(job, deadline)
         assert isinstance(done, EmbedDone)
         require_numbers(np.array(done.goal_distances))
         return DistanceReply(done.goal_distances)
@@ -101,15 +101,15 @@ class PredictionCalls:
         validation.can_predict(served)
         actions = np.asarray(request.actions, np.float32)
         validation.steps_seen(request.observations, actions, served.reply, self._limits, self._max_images)
-        felt = [seen.proprioception for seen in request.observations if seen.proprioception is not None]
+        proprioception = [seen.proprioception for seen in request.observations if seen.proprioception is not None]
         job = SurpriseJob(
             model=served.reply.name,
             frames=tuple(seen.images[0] for seen in request.observations),
             actions=actions,
-            proprioception=np.stack(felt) if served.reply.proprioception_names else None,
+            proprioception=np.stack(proprioception) if served.reply.proprioception_names else None,
             turn_rad=0.0 if session is None or session.calibration is None else session.calibration.angle_rad,
         )
-        done = await self._lanes.run(job, deadline)
+        done = await self._engines.run(job, deadline)
         assert isinstance(done, SurpriseDone)
         require_numbers(np.array(done.errors))
         if session is None:
@@ -138,14 +138,14 @@ class PredictionCalls:
     async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionReply:
         """See `Application.calibrate`."""
         session = self._sessions.get(request.session_id, now)
-        served = self._lanes.model(session.model)
+        served = self._engines.model(session.model)
         search = validation.can_predict(served)
         validation.moves(request.moves, served.reply)
         moves = tuple(
             Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
             for move in request.moves
         )
-        done = await self._lanes.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
+        done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
         assert isinstance(done, CalibrateDone)
         session.calibration = Calibration(done.angle_rad, done.residual, done.residual_before, len(moves))
         return session.describe()
@@ -153,7 +153,7 @@ class PredictionCalls:
     def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:
         """The session a call names, if any, and the model it is about."""
         session = self._sessions.get(session_id, now) if session_id else None
-        return session, self._lanes.model(model if session is None else session.model)
+        return session, self._engines.model(model if session is None else session.model)
 
     def _goal(self, goal_id: str, session: Session | None, served: ServedModel) -> Floats:
         """The goal a call names, or its session's. Raises GOAL_REQUIRED and UNKNOWN_GOAL."""
@@ -171,7 +171,7 @@ class PredictionCalls:
     ) -> RolloutDone:
         start = start_of(observation, session, observation.sequence, served.history)
         job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
-        done = await self._lanes.run(job, deadline)
+        done = await self._engines.run(job, deadline)
         assert isinstance(done, RolloutDone)
         for values in (done.latents, done.step_costs):
             if values is not None:

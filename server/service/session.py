@@ -15,7 +15,7 @@ import numpy as np
 
 from server.engine.messages import Floats
 from server.errors import Reason, invalid
-from server.service.stages import Pursuit, Stages, pursuit
+from server.service.stages import GoalChoice, Stages, pursuit
 from server.service.surprise import RunningStatistics
 from server.values.calls import Calibration, PlanReply, SessionReply
 
@@ -25,7 +25,7 @@ KEPT_PLANS = 16  # plans that a robot may say it follows
 
 
 @dataclass(frozen=True)
-class Seen:
+class EncodedObservation:
     """An observation that was used."""
 
     sequence: int
@@ -48,7 +48,7 @@ class CurrentPlan:
 
 
 @dataclass(frozen=True)
-class Place:
+class PlanProgress:
     """How far a robot was when it made an observation: `executed` actions into the plan it followed."""
 
     executed: int
@@ -65,7 +65,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Continuation:
+class WarmStart:
     """How the next search follows from the plan under way."""
 
     warm_start: Floats | None = None  # [at least 1, action]
@@ -75,7 +75,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ObservationTicket:
     """The right of one observation to be planned for."""
 
     epoch: int
@@ -112,7 +112,7 @@ class Session:
         self._plans: OrderedDict[int, CurrentPlan] = OrderedDict()  # by sequence, the current one among them
         self._used = 0
         self._turns: set[int] = set()
-        self._seen: deque[Seen] = deque(maxlen=self._kept)
+        self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
         self._replies: OrderedDict[str, PlanReply] = OrderedDict()
 
     def reset(self) -> None:
@@ -136,11 +136,11 @@ class Session:
         digest = hashlib.sha256(f"{self.seed}/{self.epoch}/{sequence}".encode()).digest()
         return int.from_bytes(digest[:8], "little") >> 11  # 53 bits: exact in JSON
 
-    def earlier(self, sequence: int) -> tuple[Seen, ...]:
+    def earlier(self, sequence: int) -> tuple[EncodedObservation, ...]:
         """What was seen before the observation of this sequence (0: a new one), oldest first."""
         return tuple(seen for seen in self._seen if not sequence or seen.sequence < sequence)
 
-    def begin(self, sequence: int) -> Turn:
+    def begin(self, sequence: int) -> ObservationTicket:
         """Take an observation; 0 gives it the next sequence. Raises STALE_OBSERVATION."""
         newest = max(self._used, *self._turns) if self._turns else self._used
         sequence = sequence or max(newest, self.last_sequence) + 1
@@ -149,14 +149,16 @@ class Session:
             raise invalid("observation.sequence", rule, sequence, Reason.STALE_OBSERVATION)
         self.last_sequence = max(self.last_sequence, sequence)
         self._turns.add(sequence)
-        return Turn(self.epoch, sequence)
+        return ObservationTicket(self.epoch, sequence)
 
-    def give_back(self, turn: Turn) -> None:
+    def give_back(self, turn: ObservationTicket) -> None:
         """End a turn that came to nothing: its observation may be sent again."""
         if turn.epoch == self.epoch:
             self._turns.discard(turn.sequence)
 
-    def commit(self, turn: Turn, plan: CurrentPlan, seen: Seen | None, stages: Stages | None = None) -> None:
+    def commit(
+        self, turn: ObservationTicket, plan: CurrentPlan, seen: EncodedObservation | None, stages: Stages | None = None
+    ) -> None:
         """Remember a turn's plan, its stage and observation, unless a reset or a newer observation has overtaken it."""
         if turn.epoch != self.epoch:
             return
@@ -185,14 +187,14 @@ class Session:
             while len(self._replies) > KEPT_REPLIES:
                 self._replies.popitem(last=False)
 
-    def place(self, executed: int, plan_sequence: int = 0) -> Place:
+    def place(self, executed: int, plan_sequence: int = 0) -> PlanProgress:
         """Where a robot is that has executed so many actions of a plan: by default the session's last.
 
         Raises INVALID_FIELD for a plan that is not kept, and for a place before the last plan's beginning: actions of
         an older plan that were executed before the observation behind the last plan cannot come after it.
         """
         if self.current is None:
-            return Place(executed)
+            return PlanProgress(executed)
         followed = self._plans.get(plan_sequence) if plan_sequence else self.current
         if followed is None:
             rule = f"must be 0 or the observation_sequence of one of the session's last {KEPT_PLANS} plans"
@@ -202,13 +204,13 @@ class Session:
             least = self.current.begins_at - followed.begins_at
             rule = f"must be at least {least}, as far into plan {plan_sequence} as plan {self.current.sequence} begins"
             raise invalid("executed", rule, executed)
-        return Place(executed, followed, since_reset)
+        return PlanProgress(executed, followed, since_reset)
 
-    def pursuit(self, wanted: str, place: Place) -> Pursuit:
+    def pursuit(self, wanted: str, place: PlanProgress) -> GoalChoice:
         """What to pursue from this place: the goal `wanted`, or the session's where it is empty."""
         return pursuit(self._stages, self.goal_id, wanted, place.since_reset)
 
-    def continuation(self, place: Place, committed: int, goal_id: str) -> Continuation:
+    def continuation(self, place: PlanProgress, committed: int, goal_id: str) -> WarmStart:
         """What the next search starts from at this place, with `committed` more actions of the followed plan under way.
 
         The warm start is what is left of the session's last plan, which need not be the one the robot follows; a plan
@@ -219,7 +221,7 @@ class Session:
             if committed:
                 raise invalid("committed", "must be 0 while the session has no plan", committed)
             warnings = (f"executed is {executed}, but the session has no plan yet",) if executed else ()
-            return Continuation(warnings=warnings)
+            return WarmStart(warnings=warnings)
         time = len(followed.actions)
         which = "the last plan" if followed is plan else f"plan {followed.sequence}"
         warnings = (f"executed is {executed}, but {which} had {time} actions",) if executed > time else ()
@@ -227,14 +229,14 @@ class Session:
         if committed > len(under_way):
             raise invalid("committed", f"must be at most the {len(under_way)} actions left of {which}", committed)
         left = plan.actions[max(0, place.since_reset - plan.begins_at) :]
-        return Continuation(
+        return WarmStart(
             warm_start=left if len(left) and goal_id == plan.goal_id else None,
             previous_action=place.previous_action,
             committed=under_way[:committed] if committed else None,
             warnings=warnings,
         )
 
-    def rest(self, place: Place, goal_id: str) -> CurrentPlan | None:
+    def rest(self, place: PlanProgress, goal_id: str) -> CurrentPlan | None:
         """What is left of the current plan at this place, where it leads to this goal; None if nothing is."""
         plan = self.current
         if plan is None or plan.goal_id != goal_id:

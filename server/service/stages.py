@@ -46,31 +46,31 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Pursuit:
+class GoalChoice:
     """The goal of a plan, and the stages it belongs to, if any. `warnings` tell of a change."""
 
     goal_id: str
     stages: Stages | None = None
     warnings: tuple[str, ...] = ()
 
-    def onward(self, executed: int, why: str) -> Pursuit:
+    def onward(self, executed: int, why: str) -> GoalChoice:
         """Toward the next stage's goal."""
         assert self.stages is not None
         stages = self.stages.advanced(executed)
         warning = f"stage {stages.at} begins: {why}"
-        return Pursuit(stages.current.goal_id, stages, (*self.warnings, warning))
+        return GoalChoice(stages.current.goal_id, stages, (*self.warnings, warning))
 
 
-def pursuit(stages: Stages | None, goal_id: str, wanted: str, executed: int) -> Pursuit:
+def pursuit(stages: Stages | None, goal_id: str, wanted: str, executed: int) -> GoalChoice:
     """What to pursue after `executed` actions: the goal `wanted`, by default the stage's, or else `goal_id`.
 
     A wanted goal that is not the present stage's leaves the stages for good.
     """
     if stages is None:
-        return Pursuit(wanted or goal_id)
+        return GoalChoice(wanted or goal_id)
     if wanted and wanted != stages.current.goal_id:
-        return Pursuit(wanted, None, (f"goal_id is not the goal of stage {stages.at}: the stages end here",))
-    present = Pursuit(stages.current.goal_id, stages)
+        return GoalChoice(wanted, None, (f"goal_id is not the goal of stage {stages.at}: the stages end here",))
+    present = GoalChoice(stages.current.goal_id, stages)
     if stages.is_over(executed):
         spent = executed - stages.since
         return present.onward(executed, f"{spent} actions were executed in stage {stages.at}")

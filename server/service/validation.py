@@ -1,6 +1,6 @@
 """What a request must satisfy before an engine is asked. Each refusal names field, rule and value.
 
-What only a transport can get wrong (bytes, encodings) is checked by the doors.
+What only a transport can get wrong (bytes, encodings) is checked by the transports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
     MOST_DISCOUNT,
-    OPTIMISERS,
+    OPTIMIZERS,
     Array,
     CalibrationMove,
     Frame,
@@ -169,24 +169,24 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    optimiser = defaults.optimiser if wanted.optimiser is None else wanted.optimiser
-    if optimiser not in OPTIMISERS:
-        raise invalid("planner.optimiser", f"must be one of {', '.join(OPTIMISERS)}", optimiser)
-    if optimiser == "gauss_newton":
+    optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
+    if optimizer == "gauss_newton":
         moved = horizon * served.reply.block * len(served.reply.action_names)
         if moved * horizon > limits.iteration_steps:
             rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimiser == LAST_STEP_ALONE else defaults.discount
+        discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if optimiser == LAST_STEP_ALONE and discount != 1:
-        raise invalid("planner.discount", f"must be 1 for {optimiser}, which counts the last step alone", discount)
+    if optimizer == LAST_STEP_ALONE and discount != 1:
+        raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimiser, dimensions, discount)
+    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:
@@ -230,7 +230,7 @@ def steps_seen(
     candidates(actions[None], model, limits, "actions")
     wanted = (len(observations) - 1) * model.block
     if len(actions) != wanted:
-        rule = f"must have {wanted} actions in time, {model.block} between neighbouring observations"
+        rule = f"must have {wanted} actions in time, {model.block} between neighboring observations"
         raise invalid("actions", rule, len(actions), Reason.ACTION_SHAPE)
 
 

@@ -1,4 +1,4 @@
-"""Who may call: API keys compared in constant time, and TLS material for both doors. Keys are kept as digests alone."""
+"""Authentication: API keys (kept as digests, compared in constant time) and TLS files for both transports."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _digest(key: str) -> bytes:
 
 
 def grpc_credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """TLS for the gRPC door, asking clients for a certificate where an authority is set. Raises SettingsError."""
+    """TLS for the gRPC gateway, asking clients for a certificate where an authority is set. Raises SettingsError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     try:

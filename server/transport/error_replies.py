@@ -1,6 +1,6 @@
 """One error, two renderings: google.rpc.Status for gRPC and RFC 9457 problem details for REST.
 
-Both come from the table in errors, so that a client finds the same reason, field, rule and value on either door.
+Both come from the table in errors, so that a client finds the same reason, field, rule and value on either gateway.
 """
 
 from __future__ import annotations

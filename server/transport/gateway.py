@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Door:
+class Gateway:
     """Everything a transport needs to serve the application."""
 
     application: Application
@@ -58,22 +58,22 @@ class Call:
     trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
 
 
-def request_id(presented: str | None) -> str:
+def checked_request_id(presented: str | None) -> str:
     """The caller's id if it is a plain one, else a new one."""
     return presented if presented and _REQUEST_ID.fullmatch(presented) else secrets.token_hex(8)
 
 
 @contextmanager
-def watched(door: Door, via: Transport, call: Call, is_public: bool) -> Iterator[None]:
+def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: bool) -> Iterator[None]:
     """Count, time and log a call; public ones (probes) are neither limited nor logged.
 
     Whatever fails inside leaves as a ServiceError that may be shown to the caller; only cancellation leaves as it is.
     """
-    in_flight = door.telemetry.in_flight.labels(via)
+    in_flight = gateway.telemetry.in_flight.labels(via)
     in_flight.inc()
     began_ns = time.time_ns()
     try:
-        with tracing.working_for(call.trace), nullcontext() if is_public else door.lifecycle.call():
+        with tracing.working_for(call.trace), nullcontext() if is_public else gateway.lifecycle.call():
             yield
     except asyncio.CancelledError:
         is_late = call.deadline is not None and time.monotonic() >= call.deadline
@@ -87,18 +87,18 @@ def watched(door: Door, via: Transport, call: Call, is_public: bool) -> Iterator
     finally:
         seconds = time.monotonic() - call.received
         in_flight.dec()
-        door.telemetry.requests.labels(via, call.rpc, call.code).inc()
-        door.telemetry.request_seconds.labels(via, call.rpc).observe(seconds)
+        gateway.telemetry.requests.labels(via, call.rpc, call.code).inc()
+        gateway.telemetry.request_seconds.labels(via, call.rpc).observe(seconds)
         if not is_public:
             log = _log.debug if call.code == "OK" else _log.info
             with tracing.working_for(call.trace):
                 log(
-                    "call", door=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
+                    "call", transport=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
                     request_id=call.request_id,
                 )  # fmt: skip
-            if door.spans is not None:
-                about = {"presage.code": call.code, "presage.door": via, "presage.request_id": call.request_id}
-                door.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
+            if gateway.spans is not None:
+                about = {"presage.code": call.code, "presage.gateway": via, "presage.request_id": call.request_id}
+                gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
 
 
 def explain(error: Exception, request_id: str) -> ServiceError:

@@ -18,7 +18,7 @@ from server.errors import Reason, ServiceError
 Request: TypeAlias = health_pb2.HealthCheckRequest
 Reply: TypeAlias = health_pb2.HealthCheckResponse
 
-WATCH_S = 0.1  # how often a watched status is looked at
+WATCH_S = 0.1  # how often a instrumented_call status is looked at
 
 
 class Lifecycle:

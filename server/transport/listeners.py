@@ -24,7 +24,7 @@ from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
 from server.transport import auth
-from server.transport.gateway import Door
+from server.transport.gateway import Gateway
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
 from server.transport.rest.routes import create_app
@@ -45,9 +45,9 @@ class Addresses:
     rest: str  # http://host:port or https://host:port
 
 
-def create_door(
+def create_gateway(
     application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
-) -> Door:
+) -> Gateway:
     """What both doors share. Raises SettingsError for keys that cannot be read."""
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
@@ -60,27 +60,27 @@ def create_door(
         telemetry.records.set_function(lambda: recorder.written)
         telemetry.records_dropped.set_function(lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
-    return Door(
+    return Gateway(
         application=application,
         limits=limits,
         keys=auth.load_keys(settings),
         telemetry=telemetry,
         lifecycle=lifecycle,
-        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.uploads, limits.upload_idle_s),
+        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.max_concurrent_uploads, limits.upload_idle_s),
         server_version=server_version(),
         spans=spans,
     )
 
 
 @asynccontextmanager
-async def listening(door: Door, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
-    """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `drain_s`, and closes them.
+async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
+    """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `shutdown_grace_s`, and closes them.
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
     """
-    credentials = auth.grpc_credentials(settings)  # before the REST door: it names the file at fault
-    grpc_server = create_server(door, settings.reflection)
-    rest_server = _rest_server(door, settings)
+    credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
+    grpc_server = create_server(gateway, settings.reflection)
+    rest_server = _rest_server(gateway, settings)
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
     serving = asyncio.create_task(rest_server.serve([rest_socket]))
@@ -89,16 +89,18 @@ async def listening(door: Door, settings: Settings, rest_socket: socket.socket) 
     try:
         yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
     finally:
-        await _drain(door, grpc_server, rest_server, settings.drain_s)
+        await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
         await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _drain(door: Door, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, drain_s: float) -> None:
+async def _drain(
+    gateway: Gateway, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, shutdown_grace_s: float
+) -> None:
     """Say NOT_SERVING, refuse what is new, let what is in progress end, then close."""
-    until = time.monotonic() + drain_s
-    door.lifecycle.draining.set()
-    if not await door.lifecycle.idle(drain_s):
-        _log.warning("calls are cut off", calls=door.lifecycle.in_flight, drain_s=drain_s)
+    until = time.monotonic() + shutdown_grace_s
+    gateway.lifecycle.draining.set()
+    if not await gateway.lifecycle.idle(shutdown_grace_s):
+        _log.warning("calls are cut off", calls=gateway.lifecycle.in_flight, shutdown_grace_s=shutdown_grace_s)
     rest_server.should_exit = True
     await grpc_server.stop(min(0.5, max(0.0, until - time.monotonic())))  # what is left are watchers of health
 
@@ -138,16 +140,16 @@ def _bracketed(host: str) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals to the composition root, which has another door to close too."""
+    """Leaves the signals to the composition root, which has another gateway to close too."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _rest_server(door: Door, settings: Settings) -> uvicorn.Server:
+def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(door, settings.openpi),
+        create_app(gateway, settings.openpi),
         lifespan="off",
         ws="websockets-sansio" if settings.openpi else "none",
         ws_max_size=settings.limits.message_bytes,

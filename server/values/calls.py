@@ -16,8 +16,8 @@ Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMISERS
-OPTIMISERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
+LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
+OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
@@ -39,7 +39,7 @@ class PlannerSettings:
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
-    optimiser: str | None = None
+    optimizer: str | None = None
     dimensions: tuple[str, ...] = ()  # empty: the model's
     discount: float | None = None
 
@@ -193,7 +193,7 @@ class FrameSampling:
 
 @dataclass(frozen=True)
 class EmbedClipRequest:
-    """`path` is a spooled upload that the door owns and deletes."""
+    """`path` is a spooled upload that the gateway owns and deletes."""
 
     path: Path
     model: str = ""

@@ -12,40 +12,40 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from model.camera_yaw import fit_turn
+from model.camera_yaw import fit_camera_yaw
 from model.interface import LoadedModel
 from planner import registry
 from planner.types import Problem
 from server.engine.messages import CalibrateDone, CalibrateJob, Move, SearchSize
 from server.errors import Reason, invalid
 from server.worker import model_adapter
-from server.worker.job import Errand, Piece
+from server.worker.job import BackgroundJob, WorkItem
 
 
-def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Errand:
+def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> BackgroundJob:
     """Fit the turn. Raises ServiceError where the model's account of the moves explains nothing of them."""
     at_once = max(1, max_steps // job.size.samples)
     understood = []
     for first in range(0, len(job.moves), at_once):
         moves = job.moves[first : first + at_once]
-        yield Piece(("encode", job.model), 2 * len(moves))
-        optimiser = registry.optimiser(
-            job.size.optimiser, job.size.samples, job.size.iterations, job.size.elites, horizon=1
+        yield WorkItem(("encode", job.model), 2 * len(moves))
+        optimizer = registry.optimizer(
+            job.size.optimizer, job.size.samples, job.size.iterations, job.size.elites, horizon=1
         )
         world = model_adapter.world_model(model)
-        searches = [optimiser.start(problem, model.block) for problem in _problems(model, moves, job.size)]
+        searches = [optimizer.start(problem, model.block) for problem in _problems(model, moves, job.size)]
         running = dict(enumerate(searches))
         while running:
-            yield Piece(("calibrate", job.model, job.size), len(running))
-            improved = optimiser.improve(world, list(running.values()))
+            yield WorkItem(("calibrate", job.model, job.size), len(running))
+            improved = optimizer.improve(world, list(running.values()))
             searches = [*searches]
             for row, search in zip(list(running), improved, strict=True):
                 searches[row] = running[row] = search
-                if optimiser.stopped(search) is not None:
+                if optimizer.stopped(search) is not None:
                     del running[row]
-        understood += [_action(optimiser.finish(search, "iterations").actions) for search in searches]
+        understood += [_action(optimizer.finish(search, "iterations").actions) for search in searches]
     moved = torch.from_numpy(np.stack([move.action for move in job.moves]))[:, :2]
-    turn = fit_turn(moved, torch.stack(understood)[:, :2])
+    turn = fit_camera_yaw(moved, torch.stack(understood)[:, :2])
     length = float(moved.double().square().sum(-1).mean().sqrt())
     if turn.residual >= length:
         rule = f"must be moves that the model can see: what it made of them leaves all {length:.3g} of them unexplained"

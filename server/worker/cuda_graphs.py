@@ -11,7 +11,7 @@ from server.engine.messages import Graphs, SearchSize
 from server.worker import model_adapter
 
 ROBOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-"""Searches in one rollout that are captured; a number between two of them takes the larger one's graph."""
+"""PlanScheduler in one rollout that are captured; a number between two of them takes the larger one's graph."""
 
 
 def searched(
@@ -44,9 +44,9 @@ def _resting(model: LoadedModel, size: SearchSize) -> tuple[tuple[torch.Tensor, 
     assert config.action is not None
     image = config.image
     latent = model.encode(torch.zeros(1, image.height, image.width, 3, dtype=torch.uint8))[0]
-    felt = None
+    proprioception = None
     if config.proprioception_names:
-        felt = model_adapter.to_host(torch.zeros(config.history, len(config.proprioception_names)))
-    context = model_adapter.context(model, [latent] * config.history, felt, turn_rad=0.0)
+        proprioception = model_adapter.to_host(torch.zeros(config.history, len(config.proprioception_names)))
+    context = model_adapter.context(model, [latent] * config.history, proprioception, turn_rad=0.0)
     time = size.horizon * model.block
     return context, torch.zeros(1, size.samples, time, len(config.action.names), device=model.device)

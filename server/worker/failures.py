@@ -24,9 +24,9 @@ def failed(number: int, error: Exception) -> Failed:
     if isinstance(error, PlanningError):
         return Failed(number, Reason.INVALID_FIELD, str(error), error.field, error.rule, str(error.value)[:80])
     if isinstance(error, ObservationError):
-        felt = error.field == "proprioception"
+        proprioception = error.field == "proprioception"
         reason, field = (
-            (Reason.INVALID_FIELD, "observation.proprioception") if felt else (Reason.INVALID_IMAGE, "images")
+            (Reason.INVALID_FIELD, "observation.proprioception") if proprioception else (Reason.INVALID_IMAGE, "images")
         )
         return Failed(
             number, reason, f"{field} {error.rule}, got {error.value}", field, error.rule, str(error.value)[:80]

@@ -1,7 +1,7 @@
-"""An engine's signs of life: one every so often, for as long as its work takes about what work like it has taken.
+"""Engine heartbeat: sent periodically, withheld while the current step far exceeds its predicted duration.
 
-A process that is frozen gives none, nor does one whose piece of work is far overdue; the front replaces either. Work of
-a kind not seen before may take any time.
+The front replaces an engine whose heartbeats stop: its process is frozen, or one step of its work is far overdue. A
+step of a kind not seen before may take any time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.engine.messages import Alive
+from server.engine.messages import Heartbeat
 
 OVERDUE_FACTOR = 20.0  # this many times what was predicted, and
 OVERDUE_LEAST_S = 30.0  # at least this long: a busy machine is no fault of the engine
@@ -21,7 +21,7 @@ OVERDUE_LEAST_S = 30.0  # at least this long: a busy machine is no fault of the 
 log = logging.getLogger("presage.engine")
 
 
-class Pulse:
+class Watchdog:
     """What the one thread of an engine is at. Read by the thread that beats."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,23 +45,23 @@ class Pulse:
 
 
 @contextmanager
-def beating(pulse: Pulse, send: Callable[[Alive], None], every_s: float) -> Iterator[None]:
+def heartbeat_thread(watchdog: Watchdog, send: Callable[[Heartbeat], None], every_s: float) -> Iterator[None]:
     """Send a sign of life every so often while all is well, on a thread of its own."""
     stop = threading.Event()
 
     def beat() -> None:
         was_well = True
         while not stop.wait(every_s):
-            if pulse.is_well:
+            if watchdog.is_well:
                 try:
-                    send(Alive())
+                    send(Heartbeat())
                 except OSError:  # the front has gone
                     return
             elif was_well:
                 log.error("a piece of work is far overdue: no more signs of life")
-            was_well = pulse.is_well
+            was_well = watchdog.is_well
 
-    thread = threading.Thread(target=beat, name="pulse", daemon=True)
+    thread = threading.Thread(target=beat, name="watchdog", daemon=True)
     thread.start()
     try:
         yield

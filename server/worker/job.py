@@ -1,4 +1,4 @@
-"""What an errand says of itself between two pieces of work."""
+"""What an background_job says of itself between two pieces of work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from server.engine.messages import Result
 
 
 @dataclass(frozen=True)
-class Piece:
+class WorkItem:
     """A piece of work to come: what kind, and how much of it."""
 
     kind: Hashable
     count: int
 
 
-Errand = Generator[Piece, None, Result]
+BackgroundJob = Generator[WorkItem, None, Result]

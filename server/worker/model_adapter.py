@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.camera_yaw import Turned, rotation, turns
+from model.camera_yaw import CameraYawWorldModel, rotation, turns
 from model.interface import LoadedModel
 from model.runtime import memory
 from planner import registry
@@ -51,14 +51,14 @@ def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor
 def context(
     model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
 ) -> tuple[Tensor, ...]:
-    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was felt at each."""
+    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was proprioception at each."""
     inner = model.context(latents, None if proprioception is None else torch.tensor(proprioception))
     return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
 
 
 def world_model(model: LoadedModel) -> WorldModel:
     """The model as searches see it, with a camera that may be turned: what `context` makes is for this."""
-    return Turned(model) if _turns(model) else model
+    return CameraYawWorldModel(model) if _turns(model) else model
 
 
 def _turns(model: LoadedModel) -> bool:
@@ -66,16 +66,16 @@ def _turns(model: LoadedModel) -> bool:
     return spec is not None and turns(spec.names)
 
 
-def doubts(model: LoadedModel, start: Start) -> tuple[str, ...]:
+def observation_warnings(model: LoadedModel, start: Start) -> tuple[str, ...]:
     """What is odd about what a robot sees and feels now, for what `context_of` takes. Raises ObservationError."""
-    felt = None if start.proprioception is None else torch.tensor(start.proprioception)
-    return model.doubts(torch.tensor(start.frames[0]), felt)
+    proprioception = None if start.proprioception is None else torch.tensor(start.proprioception)
+    return model.observation_warnings(torch.tensor(start.frames[0]), proprioception)
 
 
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
     planner = model.package.config.planner
-    return registry.cost(planner.optimiser, planner.discount)
+    return registry.cost(planner.optimizer, planner.discount)
 
 
 def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.interface import LoadedModel
 from planner import registry
-from planner.anytime import IterationClock, Optimiser
+from planner.anytime import IterationClock, Optimizer
 from planner.receding import of_length
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
@@ -25,7 +25,7 @@ from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanD
 from server.errors import Reason
 from server.worker import model_adapter
 from server.worker.failures import failed
-from server.worker.heartbeat import Pulse
+from server.worker.heartbeat import Watchdog
 from server.worker.timing import Durations
 
 
@@ -35,7 +35,7 @@ class Running:
 
     number: int
     job: PlanJob
-    optimiser: Optimiser
+    optimizer: Optimizer
     search: Search
     latent: Floats
     goal_distance: float
@@ -48,7 +48,7 @@ class Running:
     @property
     def steps(self) -> int:
         """Model steps that its next iteration evaluates: what its time is about proportional to."""
-        return self.optimiser.iteration_steps(self.search)
+        return self.optimizer.iteration_steps(self.search)
 
     @property
     def kind(self) -> Hashable:
@@ -66,7 +66,7 @@ class Running:
         return min(deadline, self.job.budget_until)
 
 
-class Searches:
+class PlanScheduler:
     """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Searches:
         self._round: list[Running] = []  # who has not had an iteration in this round
         self._newcomers_first = True
         self.durations = Durations()
-        self.pulse = Pulse(clock)
+        self.watchdog = Watchdog(clock)
         self._steps = {name: IterationClock() for name in models}  # per model step of one sample
 
     @property
@@ -156,7 +156,7 @@ class Searches:
     def _encode(self, model: str, batch: dict[int, PlanJob]) -> None:
         began = self._clock()
         try:
-            with self.pulse.work(self.durations.predict(("encode", model), len(batch))):
+            with self.watchdog.work(self.durations.predict(("encode", model), len(batch))):
                 frames = [job.start.frames[0] for job in batch.values()]
                 latents = model_adapter.encode_frames(self._models[model], frames)
                 on_host = model_adapter.to_host(latents)
@@ -178,16 +178,16 @@ class Searches:
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
-        optimiser = registry.optimiser(
-            size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount
+        optimizer = registry.optimizer(
+            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
         )
         goal = model_adapter.to_device(model, job.goal)
-        goal_distance = model_adapter.distances(optimiser.cost, latent[None], goal[None]).item()
+        goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
             goal = model_adapter.to_device(model, job.goal)
-            goal_distance = model_adapter.distances(optimiser.cost, latent[None], goal[None]).item()
+            goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
         space = self._spaces[job.model]
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
@@ -202,12 +202,12 @@ class Searches:
         return Running(
             number=number,
             job=job,
-            optimiser=optimiser,
-            search=optimiser.start(problem, model.block),
+            optimizer=optimizer,
+            search=optimizer.start(problem, model.block),
             latent=on_host,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
-            warnings=model_adapter.doubts(model, job.start),
+            warnings=model_adapter.observation_warnings(model, job.start),
             began=times[0],
             encoded=times[1],
             shapes=tuple(tuple(part.shape) for part in problem.context),
@@ -239,8 +239,8 @@ class Searches:
         first, began = batch[0], self._clock()
         kind, steps = first.kind, first.steps
         try:
-            with self.pulse.work(self.durations.predict(kind, len(batch))):
-                improved = first.optimiser.improve(self._worlds[first.job.model], [r.search for r in batch])
+            with self.watchdog.work(self.durations.predict(kind, len(batch))):
+                improved = first.optimizer.improve(self._worlds[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
                 del self._running[first.number]
@@ -254,7 +254,7 @@ class Searches:
         self._steps[first.job.model].observe(seconds / (len(batch) * steps))
         for running, search in zip(batch, improved, strict=True):
             running.search = search
-            reason = running.optimiser.stopped(search)
+            reason = running.optimizer.stopped(search)
             if reason is None and search.iterations == running.job.stop_after:
                 reason = "iterations"
             if reason is not None:
@@ -271,7 +271,7 @@ class Searches:
         assert reason != "cancelled"
         del self._running[running.number]
         try:
-            plan = running.optimiser.finish(running.search, reason)
+            plan = running.optimizer.finish(running.search, reason)
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return

@@ -121,7 +121,7 @@ def in_precision(model: LoadedModel, precision: str) -> LoadedModel:
     if dtype == torch.int8 and not has_vnni(model.device):
         rule = "needs a processor with VNNI"
         raise RuntimeError(f"precision int8 {rule}, got {model.device}; auto takes the best there is")
-    return model.computing_in(dtype)
+    return model.to_precision(dtype)
 
 
 def with_best_precision(model: LoadedModel, size: SearchSize) -> tuple[LoadedModel, Verdict]:
@@ -144,7 +144,7 @@ def _eight_bits(model: LoadedModel) -> torch.dtype | None:
 
 def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: SearchSize) -> tuple[LoadedModel, str]:
     """The model in `dtype` where that is faster than `best` and agrees with `model`, else `best`; and why."""
-    lowered = model.computing_in(dtype)
+    lowered = model.to_precision(dtype)
     if lowered.dtype == best.dtype:
         return best, "it is loaded so"
     own_s, best_s, lowered_s = _iterations_s((model, best, lowered), size)
@@ -171,16 +171,16 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
     """Plan each problem with both, and price both plans with `model`."""
-    optimiser = registry.optimiser(
-        size.optimiser, size.samples, size.iterations, size.elites, size.horizon, size.discount
+    optimizer = registry.optimizer(
+        size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
     )
     gaps, costs, lowered_costs = [], 0.0, 0.0
     for problem in problems:
-        own, other = (plan_in_time(optimiser, each, problem).actions for each in (model, lowered))
+        own, other = (plan_in_time(optimizer, each, problem).actions for each in (model, lowered))
         span = torch.tensor(problem.space.high) - torch.tensor(problem.space.low)
         gaps.append(float(((own - other).abs().cpu() / span)[: model.block].mean()))
-        costs += _price(model, problem, own, optimiser.cost)
-        lowered_costs += _price(model, problem, other, optimiser.cost)
+        costs += _price(model, problem, own, optimizer.cost)
+        lowered_costs += _price(model, problem, other, optimizer.cost)
     return Agreement(statistics.fmean(gaps), lowered_costs / max(costs, 1e-12) - 1)
 
 
@@ -226,10 +226,10 @@ def _price(model: LoadedModel, problem: Problem, actions: Tensor, cost: CostFunc
 def _context(model: LoadedModel, latent: Tensor) -> tuple[Tensor, ...]:
     """As if the latent had been seen all along by a robot at its zero."""
     config = model.package.config
-    felt = None
+    proprioception = None
     if config.proprioception_names:
-        felt = torch.zeros(config.history, len(config.proprioception_names), device=model.device)
-    return model.context([latent] * config.history, felt)
+        proprioception = torch.zeros(config.history, len(config.proprioception_names), device=model.device)
+    return model.context([latent] * config.history, proprioception)
 
 
 def _random_actions(model: LoadedModel, space: ActionSpace, samples: int, horizon: int, seed: int) -> Tensor:

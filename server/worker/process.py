@@ -40,10 +40,10 @@ from server.engine.messages import (
 )
 from server.values.calls import Frame, ModelReply, PlannerSettings
 from server.worker import cuda_graphs, model_adapter, precision
-from server.worker.background_jobs import Errands
+from server.worker.background_jobs import BackgroundJobs
 from server.worker.failures import failed
-from server.worker.heartbeat import Pulse, beating
-from server.worker.plan_scheduler import Searches
+from server.worker.heartbeat import Watchdog, heartbeat_thread
+from server.worker.plan_scheduler import PlanScheduler
 from server.worker.precision import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
@@ -70,7 +70,7 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
         except (PackageError, RuntimeError) as error:
             channel.send(LoadFailed(" ".join(str(error).split())))
             return
-        with beating(engine.pulse, channel.send, settings.silence_s / BEATS_IN_SILENCE):
+        with heartbeat_thread(engine.watchdog, channel.send, settings.silence_s / BEATS_IN_SILENCE):
             engine.serve()
     except OSError:  # the front has gone
         return
@@ -182,14 +182,14 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
         defaults.iterations,
         defaults.elites,
         defaults.horizon,
-        defaults.optimiser,
+        defaults.optimizer,
         defaults.dimensions,
         defaults.discount,
     )
 
 
 class Engine:
-    """The loop around searches and errands."""
+    """The loop around searches and background_jobs."""
 
     def __init__(
         self,
@@ -200,45 +200,45 @@ class Engine:
     ) -> None:
         self._models, self._channel = models, channel
         steps = settings.max_iteration_steps
-        self._searches = Searches(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
-        self._errands = Errands(models, self._searches, steps, self._send, time.monotonic)
+        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
+        self._background_jobs = BackgroundJobs(models, self._scheduler, steps, self._send, time.monotonic)
 
     @property
-    def pulse(self) -> Pulse:
+    def watchdog(self) -> Watchdog:
         """What it is at."""
-        return self._searches.pulse
+        return self._scheduler.watchdog
 
     def warm_up(self) -> None:
         """Use every model as calls will. Raises RuntimeError where one cannot plan from a black image to itself."""
         self._use_each()  # first runs build caches and kernels
-        self._searches.measure_anew()
+        self._scheduler.measure_anew()
         self._use_each()
         gc.collect()
         gc.freeze()  # what lives now lives on: later collections need not look at it
 
     def serve(self) -> None:
         """Say that the models are warm, and work until the front leaves."""
-        self._send(Ready({name: self._searches.pace(name) for name in self._models}))
+        self._send(Ready({name: self._scheduler.pace(name) for name in self._models}))
         while True:
-            idle = not (self._searches.busy or self._errands.busy)
+            idle = not (self._scheduler.busy or self._background_jobs.busy)
             messages = self._channel.receive(None if idle else 0.0)
             if messages is None:
                 return
             for message in messages:
                 self._take(message)
-            self._searches.step()
-            self._errands.step()
+            self._scheduler.step()
+            self._background_jobs.step()
 
     def _take(self, message: ToEngine) -> None:
         match message:
             case Cancel(number):
-                self._searches.cancel(number)
-                self._errands.cancel(number)
+                self._scheduler.cancel(number)
+                self._background_jobs.cancel(number)
             case Submit(number, PlanJob() as job):
-                self._searches.add(number, job)
+                self._scheduler.add(number, job)
             case Submit(number, job):
                 try:
-                    self._errands.add(number, job)
+                    self._background_jobs.add(number, job)
                 except Exception as error:
                     self._send(failed(number, error))
 
@@ -260,9 +260,9 @@ class Engine:
             proprioception = None
             if config.proprioception_names:
                 proprioception = np.zeros((1, len(config.proprioception_names)), np.float32)
-            self._searches.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
-            while self._searches.busy:
-                self._searches.step()
+            self._scheduler.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
+            while self._scheduler.busy:
+                self._scheduler.step()
 
 
 def _black(config: PackageConfig) -> Frame:

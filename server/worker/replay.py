@@ -26,7 +26,7 @@ from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.recording import records
 from server.recording.records import Recorded, RecordError
-from server.worker.plan_scheduler import Searches
+from server.worker.plan_scheduler import PlanScheduler
 
 RECORD_BYTES = 512 * 1024 * 1024  # a larger one is no record of ours
 _DTYPES = {
@@ -105,7 +105,7 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if made_by != here:
         why = f"model {job.model} has other weights: {here[:12]}, then {made_by[:12]}"
         return Outcome(record.time_ns, sequence, "failed", why=why)
-    now = _planned(job, then, model.computing_in(_DTYPES[dtype]))
+    now = _planned(job, then, model.to_precision(_DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
     return _compared(record.time_ns, sequence, now, then, model, tolerance)
@@ -120,10 +120,10 @@ def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Fai
         model = _Blind(model, then.latent)
     job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.iterations)
     answers: list[FromEngine] = []
-    searches = Searches({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
-    searches.add(1, job)
-    while searches.busy:
-        searches.step()
+    scheduler = PlanScheduler({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
+    scheduler.add(1, job)
+    while scheduler.busy:
+        scheduler.step()
     (answer,) = answers
     if isinstance(answer, Failed):
         return answer
@@ -172,13 +172,13 @@ class _Blind:
     def block(self) -> int:
         return self._model.block
 
-    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
-        return _Blind(self._model.computing_in(dtype), self._latent.cpu().numpy())
+    def to_precision(self, dtype: torch.dtype) -> LoadedModel:
+        return _Blind(self._model.to_precision(dtype), self._latent.cpu().numpy())
 
     def encode(self, frames: Tensor) -> Tensor:
         return self._latent.expand(len(frames), *self._latent.shape)
 
-    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+    def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ()  # of a picture that is not there
 
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from simulation.robots.drawing import Color, blank, draw_capsules, draw_discs
 
 RATE_HZ = 10.0
-LINK_LENGTHS = (0.5, 0.4)  # metres
-LINK_RADII = (0.08, 0.06)  # metres, half the thickness
+LINK_LENGTHS = (0.5, 0.4)  # meters
+LINK_RADII = (0.08, 0.06)  # meters, half the thickness
 MAX_JOINT_SPEED = 1.5  # rad/s; 25 steps can turn a joint by up to 3.75 rad
 # The first joint turns without end and its angle is kept in [-pi, pi). The second stops before the links fold onto
 # each other, so both links, and with them the sign of the elbow, can always be seen.
 ELBOW_LIMIT = 2.5  # rad
 SUCCESS_TOLERANCE = 0.1  # rad, each joint
 
-VIEW = 1.0  # metres from the base (the middle of the image) to each edge of the image
+VIEW = 1.0  # meters from the base (the middle of the image) to each edge of the image
 BACKGROUND: Color = (243, 241, 236)
 BASE_COLOR: Color = (62, 66, 77)
 UPPER_COLOR: Color = (44, 105, 176)
@@ -61,14 +61,14 @@ def step_states(
 
 
 def joint_positions(states: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Forward kinematics: elbow and tip, each ``[N, 2]`` as (x, y) in metres from the base; y is up in the image."""
+    """Forward kinematics: elbow and tip, each ``[N, 2]`` as (x, y) in meters from the base; y is up in the image."""
     shoulder, heading = states[:, 0], states[:, 0] + states[:, 1]
     elbow = LINK_LENGTHS[0] * np.stack([np.cos(shoulder), np.sin(shoulder)], axis=1)
     return elbow, elbow + LINK_LENGTHS[1] * np.stack([np.cos(heading), np.sin(heading)], axis=1)
 
 
 def to_pixels(points: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Table coordinates ``[N, 2]`` in metres to image coordinates (x right, y down) in pixels."""
+    """Table coordinates ``[N, 2]`` in meters to image coordinates (x right, y down) in pixels."""
     return (points * np.array([1.0, -1.0]) / VIEW + 1.0) * (size / 2)
 
 

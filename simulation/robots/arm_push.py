@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from simulation.robots import arm
 from simulation.robots.drawing import Color, blank, draw_discs
 
-PUCK_RADIUS = 0.12  # metres
-CONTACT = arm.LINK_RADII[1] + PUCK_RADIUS  # distance of the puck's centre from the link's axis when they touch
-# The puck's centre stays between the base and a rim that the tip can reach behind, so that no push is for ever.
-PUCK_RANGE = (0.24, 0.66)  # metres from the base
-# With 0.075 m between their centres, two pucks of 0.12 m radius cover 60 % of each other; it is 2.4 pixels at 64.
-SUCCESS_TOLERANCE = 0.075  # metres
+PUCK_RADIUS = 0.12  # meters
+CONTACT = arm.LINK_RADII[1] + PUCK_RADIUS  # distance of the puck's center from the link's axis when they touch
+# The puck's center stays between the base and a rim that the tip can reach behind, so that no push is for ever.
+PUCK_RANGE = (0.24, 0.66)  # meters from the base
+# With 0.075 m between their centers, two pucks of 0.12 m radius cover 60 % of each other; it is 2.4 pixels at 64.
+SUCCESS_TOLERANCE = 0.075  # meters
 TABLE_COLOR: Color = (229, 225, 215)
 PUCK_COLOR: Color = (38, 143, 92)
 
 _SUBSTEPS = 10  # the link moves at most 0.02 m in one, well below the 0.18 m at which it would pass the puck
 _PROJECTIONS = 12
-_CLEARANCE = 1e-5  # metres left between link and puck after a push
-_OVERLAP = 1e-6  # metres of overlap taken for rounding
-_GIVEN_OVERLAP = 2e-3  # metres of overlap accepted in a state from outside, which may have been rounded
+_CLEARANCE = 1e-5  # meters left between link and puck after a push
+_OVERLAP = 1e-6  # meters of overlap taken for rounding
+_GIVEN_OVERLAP = 2e-3  # meters of overlap accepted in a state from outside, which may have been rounded
 
 
 def step_states(states: NDArray[np.float64], actions: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -48,7 +48,7 @@ def step_states(states: NDArray[np.float64], actions: NDArray[np.floating]) -> N
 
 
 def gap(joints: NDArray[np.float64], puck: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Metres ``[N]`` between the second link and the puck; negative where they overlap."""
+    """Meters ``[N]`` between the second link and the puck; negative where they overlap."""
     return np.asarray(np.linalg.norm(puck - nearest_on_link(joints, puck), axis=1) - CONTACT)
 
 
@@ -105,7 +105,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
 class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     """The arm and the puck as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
-    State: ``[q1, q2, x, y]``, joint angles in rad and the puck's centre in metres from the base. Actions and
+    State: ``[q1, q2, x, y]``, joint angles in rad and the puck's center in meters from the base. Actions and
     observations are those of ``simulation.robots.arm.Arm``: the puck is seen, never measured. Reward is always 0 and
     episodes never end by themselves.
     """

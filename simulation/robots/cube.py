@@ -17,21 +17,21 @@ from simulation.extras import package_folder
 from simulation.robots.mujoco_stage import EXTRA, load_mujoco, stage
 
 RATE_HZ = 20.0
-SUCCESS_TOLERANCE = 0.04  # metres
-# Of one step, by which the gripper's target is moved from where it is: metres, radians, and the share of its stroke.
+SUCCESS_TOLERANCE = 0.04  # meters
+# Of one step, by which the gripper's target is moved from where it is: meters, radians, and the share of its stroke.
 ACTION_HIGH = (0.05, 0.05, 0.05, 0.3, 1.0)
 WIDTH = 41  # of a state: 21 positions and 20 velocities
-CUBE = slice(14, 17)  # the cube's place in a state, in metres
+CUBE = slice(14, 17)  # the cube's place in a state, in meters
 QUATERNION = slice(17, 21)
 
 _POSITIONS = 21
 _PHYSICS_STEPS = 25  # of 0.002 s
-_GIVEN_FAR = 3.0  # metres from the origin
+_GIVEN_FAR = 3.0  # meters from the origin
 _GIVEN_SPEED = 100.0  # m/s and rad/s
 
 
 def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the cube's centre is within 0.04 m of the goal's, wherever the arm is: ``[N, 41]`` twice -> ``[N]``.
+    """Whether the cube's center is within 0.04 m of the goal's, wherever the arm is: ``[N, 41]`` twice -> ``[N]``.
 
     The rule of the benchmark's authors and of the published world models; how the cube is turned does not count.
     """
@@ -82,8 +82,8 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def proprioception(self) -> NDArray[np.float32]:
         """What the robot measures of itself: the gripper's place in m, its yaw in rad, how far it is closed ``[5]``."""
         self._scene._data = self._data
-        felt = self._scene.compute_ob_info()
-        parts = [felt[f"proprio/{name}"] for name in ("effector_pos", "effector_yaw", "gripper_opening")]
+        proprioception = self._scene.compute_ob_info()
+        parts = [proprioception[f"proprio/{name}"] for name in ("effector_pos", "effector_yaw", "gripper_opening")]
         return np.concatenate(parts).astype(np.float32)
 
     def set_state(self, state: NDArray[np.floating]) -> None:
@@ -133,7 +133,7 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         return np.concatenate([scene.data.qpos, scene.data.qvel])
 
     def is_success(self, goal_state: NDArray[np.float64]) -> bool:
-        """Whether the cube's centre is within 0.04 m of its place in ``goal_state``, wherever the arm is."""
+        """Whether the cube's center is within 0.04 m of its place in ``goal_state``, wherever the arm is."""
         return bool(successes(self.state[None], np.asarray(goal_state, dtype=np.float64)[None])[0])
 
     def _settle(self) -> None:

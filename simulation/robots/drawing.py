@@ -1,6 +1,6 @@
 """Anti-aliased thick lines, discs and upright boxes, drawn into a whole batch of small images at once with NumPy alone.
 
-This is not a graphics package: three shapes, one colour each, no transparency. Each shape is blended inside a window
+This is not a graphics package: three shapes, one color each, no transparency. Each shape is blended inside a window
 just large enough to hold it, so the cost follows the shape and not the image.
 """
 
@@ -15,7 +15,7 @@ Color = tuple[int, int, int]
 
 
 def blank(scenes: int, size: int, color: Color) -> NDArray[np.uint8]:
-    """A canvas ``[scenes, size, size, 3]`` filled with one colour."""
+    """A canvas ``[scenes, size, size, 3]`` filled with one color."""
     canvas = np.empty((scenes, size, size, 3), dtype=np.uint8)
     canvas[:] = color
     return canvas
@@ -27,7 +27,7 @@ def draw_capsules(
     """Draws one thick line with round ends into each scene, in place.
 
     ``canvas`` is ``[scenes, height, width, 3]`` and C-contiguous; ``starts`` and ``ends`` are ``[scenes, 2]`` as (x, y)
-    in pixels, x to the right, y down, the centre of pixel (row i, column j) at (j + 0.5, i + 0.5). ``radius`` is half
+    in pixels, x to the right, y down, the center of pixel (row i, column j) at (j + 0.5, i + 0.5). ``radius`` is half
     the thickness in pixels. A pixel is covered by ``clip(radius + 0.5 - distance to the axis, 0, 1)``.
     """
     height, width = canvas.shape[1:3]
@@ -55,9 +55,9 @@ def draw_capsules(
     flat[pixel] = np.rint(below + weight * (np.asarray(color, dtype=np.float32) - below)).astype(np.uint8)
 
 
-def draw_discs(canvas: NDArray[np.uint8], centres: NDArray[np.floating], radius: float, color: Color) -> None:
-    """Draws one disc into each scene, in place; ``centres`` is ``[scenes, 2]`` in the pixels of ``draw_capsules``."""
-    draw_capsules(canvas, centres, centres, radius, color)
+def draw_discs(canvas: NDArray[np.uint8], centers: NDArray[np.floating], radius: float, color: Color) -> None:
+    """Draws one disc into each scene, in place; ``centers`` is ``[scenes, 2]`` in the pixels of ``draw_capsules``."""
+    draw_capsules(canvas, centers, centers, radius, color)
 
 
 def draw_boxes(
@@ -81,8 +81,8 @@ def draw_boxes(
     canvas[:] = np.rint(below + coverage * (np.asarray(color, dtype=np.float32) - below)).astype(np.uint8)
 
 
-def _window(centre: NDArray[np.float32], side: int, limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pixel centres and indices, both ``[scenes, side]``, of a window around ``centre`` shifted to lie in the image."""
-    first = np.clip(np.floor(centre - 0.5 * side + 0.5), 0, limit - side).astype(np.int64)
+def _window(center: NDArray[np.float32], side: int, limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Pixel centers and indices, both ``[scenes, side]``, of a window around ``center`` shifted to lie in the image."""
+    first = np.clip(np.floor(center - 0.5 * side + 0.5), 0, limit - side).astype(np.int64)
     indices = first[:, None] + np.arange(side)
     return (indices + 0.5).astype(np.float32), indices

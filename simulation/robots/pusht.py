@@ -22,25 +22,25 @@ MAX_DISPLACEMENT = 100.0  # px, each axis
 POSITION_TOLERANCE = 20.0  # px, pusher and block together
 ANGLE_TOLERANCE = np.pi / 9  # 20 degrees
 
-_BLOCK_CENTRE = np.array([0.0, 45.0])  # the block's centre of mass from its origin, the middle of the bar's far edge
+_BLOCK_CENTER = np.array([0.0, 45.0])  # the block's center of mass from its origin, the middle of the bar's far edge
 _APART = [450.0, 450.0, 150.0, 150.0, 0.0]  # pusher and block well clear of each other
 
 
-def block_centres(states: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The block's centre of mass ``[N, 2]`` in px, of states ``[N, 7]``."""
+def block_centers(states: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The block's center of mass ``[N, 2]`` in px, of states ``[N, 7]``."""
     cos, sin = np.cos(states[:, 4]), np.sin(states[:, 4])
-    x, y = _BLOCK_CENTRE
+    x, y = _BLOCK_CENTER
     return states[:, 2:4] + np.stack([cos * x - sin * y, sin * x + cos * y], axis=1)
 
 
 def random_state(rng: np.random.Generator) -> NDArray[np.float64]:
     """A state ``[7]``: the block anywhere clear of the walls, at any angle; the pusher anywhere clear of the block."""
     while True:
-        pusher, centre = rng.uniform(40.0, SIDE - 40.0, size=2), rng.uniform(110.0, SIDE - 110.0, size=2)
+        pusher, center = rng.uniform(40.0, SIDE - 40.0, size=2), rng.uniform(110.0, SIDE - 110.0, size=2)
         angle = rng.uniform(-np.pi, np.pi)
         state = np.array([*pusher, 0.0, 0.0, angle, 0.0, 0.0])
-        state[2:4] = centre - block_centres(state[None])[0]
-        if np.linalg.norm(pusher - centre) > 100.0:
+        state[2:4] = center - block_centers(state[None])[0]
+        if np.linalg.norm(pusher - center) > 100.0:
             return state
 
 
@@ -170,7 +170,7 @@ def _checked_state(state: NDArray[np.floating]) -> NDArray[np.float64]:
         raise ValueError(f"state: must have shape (7,), got {copy.shape}")
     if not np.isfinite(copy).all():
         raise ValueError(f"state: every value must be finite, got {copy.tolist()}")
-    for name, place in (("pusher", copy[:2]), ("block's centre", block_centres(copy[None])[0])):
+    for name, place in (("pusher", copy[:2]), ("block's center", block_centers(copy[None])[0])):
         if (place < 0.0).any() or (place > SIDE).any():
             raise ValueError(f"state: the {name} must be within 0 and {SIDE:.0f} px, got {place.tolist()}")
     return copy

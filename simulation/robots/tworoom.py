@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from simulation.robots.drawing import Color, blank, draw_boxes, draw_discs
 
 RATE_HZ = 10.0
-SIDE = 2.0  # metres of the square floor; the origin is its lower left corner, x to the right and y up in the image
-RADIUS = 0.1  # metres, of the robot
+SIDE = 2.0  # meters of the square floor; the origin is its lower left corner, x to the right and y up in the image
+RADIUS = 0.1  # meters, of the robot
 MAX_SPEED = 0.6  # m/s, each axis; 25 steps lead at most 1.5 m
-WALL_X = (0.95, 1.05)  # metres; the wall stands across the whole floor but for the door
-DOOR_Y = (0.45, 0.95)  # metres; the robot has 0.3 m to pass
-SUCCESS_TOLERANCE = 16 / 224 * SIDE  # metres: 16 pixels of 224, as the published task has it
+WALL_X = (0.95, 1.05)  # meters; the wall stands across the whole floor but for the door
+DOOR_Y = (0.45, 0.95)  # meters; the robot has 0.3 m to pass
+SUCCESS_TOLERANCE = 16 / 224 * SIDE  # meters: 16 pixels of 224, as the published task has it
 
 BACKGROUND: Color = (238, 236, 228)
 WALL_COLOR: Color = (70, 76, 92)
@@ -32,16 +32,16 @@ ACTION_UNITS = ("m/s", "m/s")
 PROPRIOCEPTION_NAMES = ("robot_x", "robot_y")
 PROPRIOCEPTION_UNITS = ("m", "m")
 
-_LOW, _HIGH = RADIUS, SIDE - RADIUS  # of the robot's centre
-# Where the centre cannot be: the two pieces of the wall, widened by the robot's radius (corners stay square).
+_LOW, _HIGH = RADIUS, SIDE - RADIUS  # of the robot's center
+# Where the center cannot be: the two pieces of the wall, widened by the robot's radius (corners stay square).
 _BLOCKED = np.array(
     [
         [[WALL_X[0] - RADIUS, -SIDE], [WALL_X[1] + RADIUS, DOOR_Y[0] + RADIUS]],
         [[WALL_X[0] - RADIUS, DOOR_Y[1] - RADIUS], [WALL_X[1] + RADIUS, 2 * SIDE]],
     ]
 )  # [pieces, low and high, axis]
-_GIVEN_OVERLAP = 1e-3  # metres into a wall accepted in a state from outside, which may have been rounded
-_BERTH = 0.02  # metres kept from the wall on the way round it
+_GIVEN_OVERLAP = 1e-3  # meters into a wall accepted in a state from outside, which may have been rounded
+_BERTH = 0.02  # meters kept from the wall on the way round it
 _BENDS = 3  # a step along two axis-parallel walls bends at most twice, and then has nowhere left to go
 
 
@@ -98,7 +98,7 @@ def _first_contact(
 
 
 def is_free(places: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the robot's centre can be at ``places`` ``[N, 2]``: on the floor and clear of the wall."""
+    """Whether the robot's center can be at ``places`` ``[N, 2]``: on the floor and clear of the wall."""
     on_floor = ((places >= _LOW) & (places <= _HIGH)).all(axis=1)
     in_wall = [((places > low) & (places < high)).all(axis=1) for low, high in _BLOCKED]
     return np.asarray(on_floor & ~np.any(in_wall, axis=0))
@@ -158,7 +158,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
 class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     """The two rooms as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
-    State and proprioception: the centre's place ``[x, y]`` in metres. Action: ``[2]`` velocities in m/s within +-0.6,
+    State and proprioception: the center's place ``[x, y]`` in meters. Action: ``[2]`` velocities in m/s within +-0.6,
     held for one step of 0.1 s. Reward is always 0 and episodes never end by themselves.
     """
 
@@ -192,7 +192,7 @@ class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
 
     @property
     def proprioception(self) -> NDArray[np.float32]:
-        """What the robot measures of itself: its place ``[2]`` in metres."""
+        """What the robot measures of itself: its place ``[2]`` in meters."""
         return self._state.astype(np.float32)
 
     def set_state(self, state: NDArray[np.floating]) -> None:

@@ -22,7 +22,7 @@ SCALE = compact.Scale(1, 2, 2, (1, 2), ((20, 2),), ((20, 2),))
 @pytest.fixture(scope="module")
 def served() -> Served:
     arm = load("arm", CPU)
-    return Served(arm, arm.computing_in(torch.bfloat16), "said so by the test")
+    return Served(arm, arm.to_precision(torch.bfloat16), "said so by the test")
 
 
 def test_tables_of_the_compact_family_say_what_was_measured(

@@ -32,5 +32,5 @@ def client(server: Running, connect: Connect) -> Iterator[Any]:
 
 @pytest.fixture
 def image() -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3], every byte different from its neighbours."""
+    """uint8 [SIZE, SIZE, 3], every byte different from its neighbors."""
     return (np.arange(SIZE * SIZE * 3) % 251).astype(np.uint8).reshape(SIZE, SIZE, 3)

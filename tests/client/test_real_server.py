@@ -101,7 +101,7 @@ def test_the_model_describes_itself(client: Any, address: str) -> None:
     assert model.action is not None
     assert (model.action.names, model.action.block) == (("shoulder", "elbow"), 2)
     assert model.planner == presage.PlannerSettings(
-        samples=32, iterations=4, elites=6, horizon=3, optimiser="cem", discount=1.0
+        samples=32, iterations=4, elites=6, horizon=3, optimizer="cem", discount=1.0
     )
     assert len(model.weights_digest) == 64
 

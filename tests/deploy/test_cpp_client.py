@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built as its README says, but quickly: without optimisation, and its files in one compilation."""
+    """The program, built as its README says, but quickly: without optimization, and its files in one compilation."""
     build = tmp_path_factory.mktemp("cpp")
     for command in (
         ["cmake", "-S", SOURCE, "-B", build, "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_UNITY_BUILD=ON"],

@@ -138,7 +138,7 @@ def test_the_pod_waits_longer_than_the_service_drains() -> None:
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert {name.removeprefix("PRESAGE_").lower() for name in variables} <= set(Settings.model_fields)
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= pause + float(variables["PRESAGE_DRAIN_S"]) + 5
+    assert pod["terminationGracePeriodSeconds"] >= pause + float(variables["PRESAGE_SHUTDOWN_GRACE_S"]) + 5
 
 
 def test_replicas_scale_by_a_metric_that_the_service_has() -> None:

@@ -148,7 +148,7 @@ def stopping(robot: Robot) -> Callable[[], bool]:
 
 
 @needs_arm
-def test_a_goal_set_by_service_is_approached_and_stamps_are_honoured(ros: Any, address: str) -> None:
+def test_a_goal_set_by_service_is_approached_and_stamps_are_honored(ros: Any, address: str) -> None:
     with driven(ros, address) as (node, robot):
         eventually(stopping(robot))  # no goal yet
         assert set_goal(node, png(GOAL)).success

@@ -1,4 +1,4 @@
-"""Turned cameras: the fit on moves with a known turn, and the wrapper against the bare model."""
+"""CameraYawWorldModel cameras: the fit on moves with a known turn, and the wrapper against the bare model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.camera_yaw import Turned, fit_turn, rotation, turns
+from model.camera_yaw import CameraYawWorldModel, fit_camera_yaw, rotation, turns
 from model.compact import CompactWorldModel
 from tests.support.model.compact_packages import tiny_config
 
@@ -23,7 +23,7 @@ def moves(count: int) -> torch.Tensor:
 def test_a_known_turn_is_found_and_explains_everything(degrees: float) -> None:
     angle = math.radians(degrees)
     understood = moves(6)
-    found = fit_turn(understood @ rotation(angle, CPU)[0].T, understood)
+    found = fit_camera_yaw(understood @ rotation(angle, CPU)[0].T, understood)
     assert found.angle_rad == pytest.approx(angle, abs=1e-6)
     assert found.residual < 1e-6
     assert found.residual_before == pytest.approx(2 * abs(math.sin(angle / 2)) * moves(6).square().sum(1).mean().sqrt())
@@ -33,7 +33,7 @@ def test_the_residual_is_what_noise_leaves_and_no_other_turn_leaves_less() -> No
     understood = moves(200)
     noise = 0.1 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
     done = understood @ rotation(0.6, CPU)[0].T + noise
-    found = fit_turn(done, understood)
+    found = fit_camera_yaw(done, understood)
     assert found.angle_rad == pytest.approx(0.6, abs=0.02)
     assert found.residual == pytest.approx(0.1 * math.sqrt(2), rel=0.1)
     for other in torch.linspace(-3, 3, 61).tolist():
@@ -49,9 +49,9 @@ def test_the_models_are_asked_about_actions_turned_back(tmp_path: Path) -> None:
     context = model.context(list(model.encode(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))), None)
     given = torch.randn(1, 3, 4, 2, generator=torch.Generator().manual_seed(2))
     turn = rotation(0.7, CPU)
-    seen = Turned(model).rollout((turn, *context), given @ turn[0].T)
+    seen = CameraYawWorldModel(model).rollout((turn, *context), given @ turn[0].T)
     torch.testing.assert_close(seen, model.rollout(context, given), atol=1e-5, rtol=0)
-    straight = Turned(model).rollout((rotation(0.0, CPU), *context), given)
+    straight = CameraYawWorldModel(model).rollout((rotation(0.0, CPU), *context), given)
     assert torch.equal(straight, model.rollout(context, given))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.preprocessing import CROP_POLICIES, CropPolicy, ObservationError, doubts, fit, prepare
+from model.preprocessing import CROP_POLICIES, CropPolicy, ObservationError, fit, observation_warnings, prepare
 from tests.support.model.reference_files import fixture, worst
 
 PUBLISHED: dict[CropPolicy, str] = {
@@ -64,7 +64,7 @@ def test_exact_takes_the_models_own_size_untouched() -> None:
 
 
 @pytest.mark.parametrize("policy", CROP_POLICIES)
-def test_frames_are_normalised_by_channel(policy: CropPolicy) -> None:
+def test_frames_are_normalized_by_channel(policy: CropPolicy) -> None:
     frame = torch.tensor([0, 127, 255], dtype=torch.uint8).expand(1, 32, 32, 3)
     got = prepare(frame, policy, (32, 32), mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
     expected = torch.tensor([0.0, (127 / 255 - 0.5) / 0.5, 0.0])
@@ -114,18 +114,18 @@ def textured(rows: int, columns: int) -> Tensor:
 
 
 def test_an_ordinary_frame_raises_no_doubt() -> None:
-    assert doubts(textured(60, 80), (64, 64), patch=16) == ()
+    assert observation_warnings(textured(60, 80), (64, 64), patch=16) == ()
 
 
 def test_odd_frames_are_warned_of() -> None:
-    (small,) = doubts(textured(31, 80), (64, 64), patch=16)
+    (small,) = observation_warnings(textured(31, 80), (64, 64), patch=16)
     assert "31 x 80 pixels are enlarged more than twice" in small
-    (cast,) = doubts(torch.ones(64, 64, 3, dtype=torch.uint8), (64, 64), patch=16)
+    (cast,) = observation_warnings(torch.ones(64, 64, 3, dtype=torch.uint8), (64, 64), patch=16)
     assert "were pixels in 0..1 cast to uint8" in cast
-    (covered,) = doubts(torch.full((64, 64, 3), 90, dtype=torch.uint8), (64, 64), patch=16)
+    (covered,) = observation_warnings(torch.full((64, 64, 3), 90, dtype=torch.uint8), (64, 64), patch=16)
     assert "all values lie in 90..90" in covered
 
 
 def test_a_frame_smaller_than_a_patch_is_refused() -> None:
     with pytest.raises(ObservationError, match="frames must have at least 16 x 16 pixels, a patch, got 15 x 80"):
-        doubts(textured(15, 80), (64, 64), patch=16)
+        observation_warnings(textured(15, 80), (64, 64), patch=16)

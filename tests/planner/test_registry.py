@@ -1,4 +1,4 @@
-"""Optimisers asked for by name, and the part of an action space they search."""
+"""Optimizers asked for by name, and the part of an action space they search."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tests.support.planner.problems import integrator, space
 SPACE = ActionSpace(("x", "y", "grip"), ("m", "m", "1"), (-1.0, -1.0, 0.0), (1.0, 1.0, 2.0), 10.0)
 
 
-@pytest.mark.parametrize("name", registry.OPTIMISERS)
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
 def test_every_name_plans_toward_the_goal(name: str) -> None:
-    optimiser = registry.optimiser(name, samples=48, iterations=8, elites=6, horizon=2)
-    assert (optimiser.iterations, optimiser.horizon) == (8, 2)
+    optimizer = registry.optimizer(name, samples=48, iterations=8, elites=6, horizon=2)
+    assert (optimizer.iterations, optimizer.horizon) == (8, 2)
     problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, -0.1]), space(), seed=3)
-    plan = optimiser.plan(integrator(), problem)
+    plan = optimizer.plan(integrator(), problem)
     assert plan.iterations <= 8
     still = GoalDistance()(torch.zeros(1, 1, 2, 2), problem.goal[None], torch.zeros(1, 1, 2, 2)).sum()
     assert plan.cost < still
 
 
 def test_the_published_search_keeps_its_rules() -> None:
-    chosen = registry.optimiser("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
+    chosen = registry.optimizer("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
     paper = CEM.vjepa2_ac_paper()
     assert isinstance(chosen, CEM)
     assert (chosen.noise, chosen.cost, chosen.gripper) == (paper.noise, paper.cost, paper.gripper)
@@ -36,22 +36,22 @@ def test_the_published_search_keeps_its_rules() -> None:
     assert registry.cost("vjepa2_ac") == GoalDistance("l1", over="last")
 
 
-@pytest.mark.parametrize("name", [name for name in registry.OPTIMISERS if name != "vjepa2_ac"])
+@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name != "vjepa2_ac"])
 def test_a_discount_weighs_later_steps(name: str) -> None:
-    assert registry.optimiser(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
+    assert registry.optimizer(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
     assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
-    assert registry.optimiser(name, 48, 8, 6, 2).cost == GoalDistance()
+    assert registry.optimizer(name, 48, 8, 6, 2).cost == GoalDistance()
 
 
 @pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
 def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
     with pytest.raises(PlanningError, match=r"planner.discount must be"):
-        registry.optimiser(name, 48, 8, 6, 2, discount)
+        registry.optimizer(name, 48, 8, 6, 2, discount)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(PlanningError, match=r"planner.optimiser must be one of cem, .*got annealing"):
-        registry.optimiser("annealing", 10, 1, 2, 1)
+    with pytest.raises(PlanningError, match=r"planner.optimizer must be one of cem, .*got annealing"):
+        registry.optimizer("annealing", 10, 1, 2, 1)
 
 
 def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:

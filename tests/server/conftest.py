@@ -78,7 +78,7 @@ async def application(compact_folder: Path) -> AsyncIterator[Application]:
     started = await Application.start(replace(SETTINGS, models=models, max_sessions=4096))
     await started.wait_ready(START_S)
     yield started
-    await started.stop(drain_s=0.0)
+    await started.stop(shutdown_grace_s=0.0)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -23,13 +23,13 @@ def test_flags_beat_the_environment_which_beats_the_file_which_beats_the_default
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "presage.yaml"
-    file.write_text("grpc_port: 1\nhttp_port: 2\ndrain_s: 3\nlimits: {sessions: 4, queue: 5}\n")
+    file.write_text("grpc_port: 1\nhttp_port: 2\nshutdown_grace_s: 3\nlimits: {sessions: 4, max_queue: 5}\n")
     monkeypatch.setenv("PRESAGE_HTTP_PORT", "22")
-    monkeypatch.setenv("PRESAGE_DRAIN_S", "33")
-    monkeypatch.setenv("PRESAGE_LIMITS__QUEUE", "55")
-    settings = load(file, {"drain_s": 333, "host": None})
-    assert (settings.grpc_port, settings.http_port, settings.drain_s) == (1, 22, 333)
-    assert (settings.limits.sessions, settings.limits.queue) == (4, 55)
+    monkeypatch.setenv("PRESAGE_SHUTDOWN_GRACE_S", "33")
+    monkeypatch.setenv("PRESAGE_LIMITS__MAX_QUEUE", "55")
+    settings = load(file, {"shutdown_grace_s": 333, "host": None})
+    assert (settings.grpc_port, settings.http_port, settings.shutdown_grace_s) == (1, 22, 333)
+    assert (settings.limits.sessions, settings.limits.max_queue) == (4, 55)
     assert settings.limits.clip_bytes == Limits().clip_bytes
     assert settings.host == "127.0.0.1"
 
@@ -73,7 +73,7 @@ def test_a_bad_setting_is_named_with_its_rule(flags: dict[str, object], words: l
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        load(flags={"grpc_port": -1, "drain_s": "soon"})
+        load(flags={"grpc_port": -1, "shutdown_grace_s": "soon"})
     assert len(str(caught.value).splitlines()) == 2
 
 

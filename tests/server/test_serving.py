@@ -41,8 +41,8 @@ def process(compact_folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[s
         [sys.executable, "-m", "server"],
         cwd=ROOT,
         env=environment(
-            models=str(compact_folder), devices="cpu", engine_threads="1", grpc_port="0", http_port="0", drain_s="30",
-            log_format="json", record__folder=str(tmp_path / "flight"), record__images="false",
+            models=str(compact_folder), devices="cpu", engine_threads="1", grpc_port="0", http_port="0",
+            shutdown_grace_s="30", log_format="json", record__folder=str(tmp_path / "flight"), record__images="false",
         ),
         stderr=subprocess.PIPE,
         text=True,
@@ -145,7 +145,9 @@ def test_waiting_for_readiness_ends_with_a_model_that_cannot_be_loaded(tmp_path:
     done = subprocess.run(
         [sys.executable, "-m", "server"],
         cwd=ROOT,
-        env=environment(models=str(tmp_path / "absent"), devices="cpu", grpc_port="0", http_port="0", startup_s="600"),
+        env=environment(
+            models=str(tmp_path / "absent"), devices="cpu", grpc_port="0", http_port="0", startup_timeout_s="600"
+        ),
         capture_output=True,
         text=True,
         timeout=300,

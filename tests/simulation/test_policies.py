@@ -69,7 +69,7 @@ def test_random_actions_fill_the_bounds_and_follow_their_generator() -> None:
     np.testing.assert_array_equal(again(nowhere, nowhere), actions[0])
 
 
-def test_smooth_commands_stay_in_bounds_and_resemble_their_neighbours() -> None:
+def test_smooth_commands_stay_in_bounds_and_resemble_their_neighbors() -> None:
     commands = smooth_commands(np.random.default_rng(0), 4000, 2)
     assert np.abs(commands).max() <= 1.0
     for column in commands.T:

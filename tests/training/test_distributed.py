@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support.training.one_of_two import main
-from training.distributed import ALONE, Ranks, SharedBatchNorm
+from training.distributed import ALONE, ProcessGroup, SharedBatchNorm
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -51,14 +51,19 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             # Adam's first steps have the size of the learning rate whatever the gradient's: what rounding makes of a
             # gradient that is zero (a bias before a batch norm) moves its weight, and the losses after it, a little.
             within = 1e-6 if one["step"] == 1 else 1e-3
-            for name in ("prediction_loss", "regulariser", "inverse_loss"):
+            for name in ("prediction_loss", "regularizer", "inverse_loss"):
                 assert two[name] == pytest.approx(one[name], rel=within, abs=within), (one["step"], name)
 
 
 def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
-    assert [Ranks(rank, 4).part(12) for rank in range(4)] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
+    assert [ProcessGroup(rank, 4).part(12) for rank in range(4)] == [
+        slice(0, 3),
+        slice(3, 6),
+        slice(6, 9),
+        slice(9, 12),
+    ]
     with pytest.raises(ValueError, match="multiple of the 5 processes, got 12"):
-        Ranks(0, 5).part(12)
+        ProcessGroup(0, 5).part(12)
 
 
 @pytest.mark.parametrize(

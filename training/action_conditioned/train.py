@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
-from model.vjepa2.model import PackagedVJepa2, describe
+from model.vjepa2.model import VJepa2Model, describe
 from model.vjepa2.poses import POSE_NAMES, check_poses, difference
-from model.vjepa2.rollout import normalise
+from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
@@ -111,33 +111,33 @@ def train(
     for episodes without poses or too short, an encoder that takes other images, another recipe's checkpoint, and
     encodings that pass `cache_bytes` in the folder `cache`.
     """
-    frozen = PackagedVJepa2(encoder, device)
+    frozen = VJepa2Model(encoder, device)
     if not 0 < recipe.held_out < len(episodes.frames):
         raise ValueError(f"held_out must lie in 1..{len(episodes.frames) - 1}, got {recipe.held_out}")
     encoded = encoded_episodes(episodes, frozen, cache, recipe.fps, cache_bytes)
     fitting, held_out = encoded[: -recipe.held_out], encoded[-recipe.held_out :]
     torch.manual_seed(recipe.seed)
     predictor = _new_predictor(recipe, frozen).to(device)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999)
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"predictor": predictor, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"predictor": predictor, "optimizer": optimizer}
     first, spent = resume_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest))
     started = time.monotonic() - spent
     line = ActionConditionedProgress(first, recipe.steps, float("nan"), float("nan"), None, None, spent)
     for step in range(first, recipe.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay)
         latents, poses = draw_windows(fitting, recipe, generator)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
             teacher, rolled = losses(predictor, latents.to(device), poses.to(device), recipe.rollout)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         (teacher + rolled).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(predictor.parameters(), recipe.gradient_clip)
-        optimiser.step()
+        optimizer.step()
         last = step + 1 == recipe.steps
         measuring = last or (step + 1) % recipe.checkpoint_every == 0
         error, still = one_step_errors(predictor, held_out, device) if measuring else (None, None)
@@ -173,7 +173,7 @@ def train(
     return out
 
 
-def _new_predictor(recipe: ActionConditionedRecipe, frozen: PackagedVJepa2) -> ActionPredictor:
+def _new_predictor(recipe: ActionConditionedRecipe, frozen: VJepa2Model) -> ActionPredictor:
     """An untrained predictor of the recipe's size, for that encoder's latents."""
     rows = frozen.package.config.image.height // frozen.encoder.config.patch
     return ActionPredictor(
@@ -189,7 +189,7 @@ def _new_predictor(recipe: ActionConditionedRecipe, frozen: PackagedVJepa2) -> A
 
 
 def encoded_episodes(
-    episodes: Episodes, frozen: PackagedVJepa2, cache: Path, fps: float, cache_bytes: int
+    episodes: Episodes, frozen: VJepa2Model, cache: Path, fps: float, cache_bytes: int
 ) -> list[EncodedEpisode]:
     """Episodes thinned to `fps` frames a second, encoded, with their poses. Raises ValueError, PoseError among them."""
     image = frozen.package.config.image
@@ -261,7 +261,7 @@ def predict(
 ) -> Float[Tensor, "batch frames tokens latent"]:
     """Layer-normed latents of the frame after each."""
     predicted = predictor(latents.flatten(1, 2), actions, poses)
-    return normalise(predicted.float()).view(latents.shape)
+    return normalize(predicted.float()).view(latents.shape)
 
 
 @torch.no_grad()

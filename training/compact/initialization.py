@@ -24,14 +24,14 @@ def begin(network: CompactNetwork, fitting: Episodes, recipe: CompactRecipe, ini
         start_from(network, initial)
     elif recipe.frozen_encoder:
         raise ValueError("frozen_encoder must have a package to start from (init_from), got none")
-    elif network.predictor.felt is not None:
-        _standardise(network, fitting)
+    elif network.predictor.proprioception is not None:
+        _standardize(network, fitting)
     if not recipe.frozen_encoder:
         return fitting
     return replace(fitting, frames=encoded(network, fitting.frames, recipe.bfloat16))
 
 
-def labelled(episodes: Episodes) -> Episodes:
+def labeled(episodes: Episodes) -> Episodes:
     """Episodes whose probe targets, of mean 0 and variance 1, are labels; ValueError where there are none."""
     targets = episodes.probe_targets
     if targets is None:
@@ -64,10 +64,10 @@ def start_from(network: CompactNetwork, package: Package) -> None:
         network.predictor.change_nothing()
 
 
-def _standardise(network: CompactNetwork, episodes: Episodes) -> None:
+def _standardize(network: CompactNetwork, episodes: Episodes) -> None:
     """Have the network measure proprioception in spreads of the training episodes; what never varies stays as it is."""
-    assert network.predictor.felt is not None
+    assert network.predictor.proprioception is not None
     recorded = episodes.recorded_proprioception().astype(np.float64)
     spread = recorded.std(axis=0)
-    network.predictor.felt.mean.copy_(torch.from_numpy(recorded.mean(axis=0)))
-    network.predictor.felt.std.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)))
+    network.predictor.proprioception.mean.copy_(torch.from_numpy(recorded.mean(axis=0)))
+    network.predictor.proprioception.std.copy_(torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)))

@@ -10,7 +10,7 @@ from model.compact.network import CompactNetwork, to_network_input
 from training.data.episodes import Episodes
 from training.linear_probe import linear_probe
 
-PROBED_FRAMES = 12  # of each held-out episode: neighbours tell a probe little, and encoding them takes time
+PROBED_FRAMES = 12  # of each held-out episode: neighbors tell a probe little, and encoding them takes time
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class CompactRecipe:
     weight_decay: float = 1e-3
     warmup: float = 0.05  # fraction of the steps
     gradient_clip: float = 1.0
-    regulariser: float = 0.3  # weight of SIGReg
+    regularizer: float = 0.3  # weight of SIGReg
     frozen_encoder: bool = False  # train the predictor alone, on latents encoded once; starts from a package
     inverse: float = 0.2  # weight of inverse dynamics: which actions led from one latent to the next
     labels: float = 0.0  # weight of telling what the probe looks for (`Episodes.probe_targets`) from each latent

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from training.distributed import ALONE, Ranks
+from training.distributed import ALONE, ProcessGroup
 
 KNOTS = 17
 LARGEST_KNOT = 3.0
@@ -25,7 +25,9 @@ def random_directions(width: int, count: int, generator: torch.Generator) -> Flo
 
 
 def sigreg(
-    latents: Float[Tensor, "groups batch latent"], directions: Float[Tensor, "latent count"], ranks: Ranks = ALONE
+    latents: Float[Tensor, "groups batch latent"],
+    directions: Float[Tensor, "latent count"],
+    group: ProcessGroup = ALONE,
 ) -> Float[Tensor, ""]:
     """Mean statistic over groups (time steps) and directions, which should be fresh each time.
 
@@ -34,7 +36,7 @@ def sigreg(
     batch is spread over processes, the statistic is that of the whole batch, on each of them; the mean of their
     gradients is its gradient.
     """
-    statistic: Tensor = _EppsPulley.apply(latents.float() @ directions, ranks)  # type: ignore[no-untyped-call]
+    statistic: Tensor = _EppsPulley.apply(latents.float() @ directions, group)  # type: ignore[no-untyped-call]
     return statistic
 
 
@@ -63,7 +65,7 @@ class _EppsPulley(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, projected: Tensor, group: ProcessGroup) -> Tensor:
         groups, batch, directions = projected.shape
         knots, gaussian, weights = (values.tolist() for values in _quadrature(projected))
         first_cos, first_sin = torch.cos(projected * knots[1]), torch.sin(projected * knots[1])
@@ -73,14 +75,14 @@ class _EppsPulley(torch.autograd.Function):
         for k in range(1, KNOTS):
             if k > 1:
                 cos, sin = cos * first_cos - sin * first_sin, sin * first_cos + cos * first_sin
-            means = ranks.mean(torch.stack([cos.mean(dim=1, keepdim=True), sin.mean(dim=1, keepdim=True)]))
+            means = group.mean(torch.stack([cos.mean(dim=1, keepdim=True), sin.mean(dim=1, keepdim=True)]))
             real, imaginary = means[0] - gaussian[k], means[1]
             total = total + weights[k] * (real.square() + imaginary.square()).sum()
             scale = 2 * weights[k] * knots[k]
             gradient.addcmul_(cos, imaginary, value=scale).addcmul_(sin, real, value=-scale)
         # Every process has this statistic in its loss, and losses are averaged: each sample's gradient counts for all.
-        ctx.save_for_backward(gradient * (ranks.world / (groups * directions)))
-        return total * (batch * ranks.world / (groups * directions))
+        ctx.save_for_backward(gradient * (group.world / (groups * directions)))
+        return total * (batch * group.world / (groups * directions))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:

@@ -22,14 +22,14 @@ from model.compact.world_model import saved_weights
 from model.normalizer import ActionNormalizer
 from model.package import Package, PackageConfig, write_package
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
-from training.compact.initialization import begin, labelled
+from training.compact.initialization import begin, labeled
 from training.compact.latent_whitening import change_basis, slow_basis
 from training.compact.latents import encoded, probe
 from training.compact.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
 from training.compact.recipe import CompactRecipe, package_config
 from training.compact.windows import Batch, Windows, batches, sample_batch
 from training.data.episodes import Episodes
-from training.distributed import ALONE, Ranks
+from training.distributed import ALONE, ProcessGroup
 from training.schedule import warmup_cosine
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ class TrainProgress:
     step: int
     steps: int
     prediction_loss: float
-    regulariser: float
+    regularizer: float
     inverse_loss: float
     latent_std: float  # mean over dimensions; near 0 says the latents have collapsed
     probe_r2: tuple[float, ...]  # held-out linear probe, one per target; empty between probes
@@ -62,7 +62,7 @@ class DivergedError(ArithmeticError):
     def __init__(self, step: int, checkpoint: Path | None) -> None:
         self.step, self.checkpoint = step, checkpoint
         kept = f"{checkpoint} is from before" if checkpoint else "there is no checkpoint yet"
-        super().__init__(f"the loss of step {step} is not finite: lower learning_rate or raise regulariser; {kept}")
+        super().__init__(f"the loss of step {step} is not finite: lower learning_rate or raise regularizer; {kept}")
 
 
 def train(
@@ -75,12 +75,12 @@ def train(
     provenance: dict[str, Any],
     initial: Package | None = None,
     device: torch.device = CPU,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Path:
     """Train and write the package `out`; resumes from `out/checkpoint.pt` where one lies.
 
     The same recipe, episodes and machine give the same weights, also across an interruption. `initial` is a package of
-    the same shapes whose weights the training starts from. Several processes (`ranks`) share each batch and train as
+    the same shapes whose weights the training starts from. Several processes (`group`) share each batch and train as
     one; the first writes. Raises ValueError for a recipe that does not suit the episodes, the checkpoint or `initial`,
     DivergedError for a loss that is no number, OSError for a checkpoint that cannot be written.
     """
@@ -88,54 +88,54 @@ def train(
     config = package_config(recipe, fitting, name)
     assert config.action is not None
     torch.manual_seed(recipe.seed)
-    fitting = labelled(fitting) if recipe.labels and not recipe.frozen_encoder else fitting
+    fitting = labeled(fitting) if recipe.labels and not recipe.frozen_encoder else fitting
     learner = make_learner(
-        CompactConfig(**config.network), ActionNormalizer(config.action), device, ranks, fitting.label_count()
+        CompactConfig(**config.network), ActionNormalizer(config.action), device, group, fitting.label_count()
     )
     network = learner.network
     fitting = begin(network, fitting, recipe, initial)
-    optimiser = _optimiser(list((network.predictor if recipe.frozen_encoder else learner).parameters()), recipe)
+    optimizer = _optimizer(list((network.predictor if recipe.frozen_encoder else learner).parameters()), recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"learner": learner, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
     made_with = (recipe, fitting.source, initial and initial.weights_digest)
     first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
     began, waited = time.monotonic() - spent, 0.0
-    drawn = batches(fitting, _windows(recipe), generator, ranks)
+    drawn = batches(fitting, _windows(recipe), generator, group)
     unseen = _unseen(held_out, recipe)
     for step in range(first, recipe.steps):
-        told, batch, waited_now = _step(step, learner, optimiser, drawn, recipe, ranks)
+        told, batch, waited_now = _step(step, learner, optimizer, drawn, recipe, group)
         waited += waited_now
-        prediction, regulariser, inverse, labels, spread = told
-        if not math.isfinite(prediction + regulariser + inverse + labels):
+        prediction, regularizer, inverse, labels, spread = told
+        if not math.isfinite(prediction + regularizer + inverse + labels):
             raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
-        found, unlearnt = _measured(learner, held_out, unseen, recipe) if probing and ranks.first else ((), None)
+        found, unlearned = _measured(learner, held_out, unseen, recipe) if probing and group.first else ((), None)
         seconds = time.monotonic() - began
         rate = (step + 1 - first) / (seconds - spent)
         line = TrainProgress(
             step + 1,
             recipe.steps,
             prediction,
-            regulariser,
+            regularizer,
             inverse,
             spread,
             found,
             seconds,
             frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
             compute_share=1 - waited / (seconds - spent),
-            held_out_loss=unlearnt,
+            held_out_loss=unlearned,
             label_loss=labels,
         )
         progress(line)
-        if probing and not last and ranks.first:
+        if probing and not last and group.first:
             generator_then = torch.Generator()
             generator_then.set_state(batch.state)  # the generator itself is a batch ahead
             save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
     drawn.close()
-    if ranks.first:
+    if group.first:
         if recipe.slow_floor:
             change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
         record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source}
@@ -152,38 +152,38 @@ def _write_trained(
     if last.held_out_loss is not None:
         record |= {"loss": round(last.prediction_loss, 4), "held_out_loss": round(last.held_out_loss, 4)}
     if initial is not None:
-        record["initialised_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
+        record["initialized_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
     record["probe_r2"] = [round(value, 4) for value in last.probe_r2]
     card = f"# {config.name}\n\nTrained; not evaluated yet.\n"
     write_package(out, replace(config, training=record), saved_weights(network), card)
 
 
-def _optimiser(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> torch.optim.AdamW:
+def _optimizer(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
 
 
 def _step(
     step: int,
     learner: Learner,
-    optimiser: torch.optim.AdamW,
+    optimizer: torch.optim.AdamW,
     drawn: Iterator[Batch],
     recipe: CompactRecipe,
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> tuple[list[float], Batch, float]:
-    """One step of the optimiser: the mean losses of its batches, the last batch, and the seconds waited for batches."""
-    for group in optimiser.param_groups:
+    """One step of the optimizer: the mean losses of its batches, the last batch, and the seconds waited for batches."""
+    for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    optimiser.zero_grad(set_to_none=True)
-    told, batch, waited = _accumulated(learner, drawn, recipe, ranks)
-    ranks.average_gradients(parameters)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    told, batch, waited = _accumulated(learner, drawn, recipe, group)
+    group.average_gradients(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
-    optimiser.step()
-    return ranks.mean(told).tolist(), batch, waited
+    optimizer.step()
+    return group.mean(told).tolist(), batch, waited
 
 
 def _accumulated(
-    learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, ranks: Ranks
+    learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, group: ProcessGroup
 ) -> tuple[Float[Tensor, "5"], Batch, float]:
     """Add one step's gradients; its batches' mean losses, the last batch, and the seconds waited for batches."""
     told, waited = torch.zeros(5, device=next(learner.parameters()).device), 0.0
@@ -191,25 +191,27 @@ def _accumulated(
         asked = time.monotonic()
         batch = next(drawn)
         waited += time.monotonic() - asked
-        told += _backward(learner, batch, recipe, ranks) / recipe.accumulate
+        told += _backward(learner, batch, recipe, group) / recipe.accumulate
     return told, batch, waited
 
 
-def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, ranks: Ranks) -> Float[Tensor, "5"]:
+def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, group: ProcessGroup) -> Float[Tensor, "5"]:
     """Add one batch's gradients; its four losses and the latents' spread."""
     device = next(learner.parameters()).device
     given = [part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)]
-    felt = None if batch.felt is None else batch.felt.to(device, non_blocking=True)
+    proprioception = None if batch.proprioception is None else batch.proprioception.to(device, non_blocking=True)
     if recipe.frozen_encoder:
-        loss = losses_of_latents(learner, *given[:2], felt=felt, bfloat16=recipe.bfloat16)
+        loss = losses_of_latents(learner, *given[:2], proprioception=proprioception, bfloat16=recipe.bfloat16)
     else:
         labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-        loss = losses(learner, *given, felt=felt, labels=labels, bfloat16=recipe.bfloat16, ranks=ranks)
-    total = loss.prediction + recipe.regulariser * loss.regulariser + recipe.inverse * loss.inverse
+        loss = losses(
+            learner, *given, proprioception=proprioception, labels=labels, bfloat16=recipe.bfloat16, group=group
+        )
+    total = loss.prediction + recipe.regularizer * loss.regularizer + recipe.inverse * loss.inverse
     total = total + recipe.labels * loss.labels
     (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
     spread = loss.latents.detach().std(dim=(0, 1)).mean()
-    parts = (loss.prediction, loss.regulariser, loss.inverse, loss.labels, spread)
+    parts = (loss.prediction, loss.regularizer, loss.inverse, loss.labels, spread)
     return torch.stack([part.detach() for part in parts])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training.compact.sigreg import random_directions
 from training.data.episodes import Episodes
-from training.distributed import ALONE, Ranks
+from training.distributed import ALONE, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Batch:
     actions: Float[Tensor, "batch time action"]
     directions: Float[Tensor, "latent directions"]
     state: Tensor
-    felt: Float[Tensor, "batch times numbers"] | None = None  # proprioception; NaN where it is hidden
+    proprioception: Float[Tensor, "batch times numbers"] | None = None  # proprioception; NaN where it is hidden
     labels: Float[Tensor, "batch times labels"] | None = None
 
 
-def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE) -> Batch:
+def sample_batch(
+    episodes: Episodes, windows: Windows, generator: torch.Generator, group: ProcessGroup = ALONE
+) -> Batch:
     """This process's part of a batch: frames a block apart, the actions between them, and SIGReg's directions.
 
     All processes draw the same and take their own rows. Raises ValueError where no episode is long enough.
@@ -52,33 +54,33 @@ def sample_batch(episodes: Episodes, windows: Windows, generator: torch.Generato
     span = windows.horizon * windows.block
     rows, starts = episodes.draw_windows(windows.batch, span, generator)
     directions = random_directions(windows.latent, windows.directions, generator)
-    own = ranks.part(windows.batch)
+    own = group.part(windows.batch)
     rows, starts = rows[own], starts[own]
     shown = starts[:, None] + np.arange(0, span + 1, windows.block)
     between = starts[:, None] + np.arange(span)
-    felt = None
+    proprioception = None
     if windows.unmeasured is not None:
         assert episodes.proprioception is not None
         hidden = torch.rand(windows.batch, windows.horizon + 1, generator=generator) < windows.unmeasured
         measured = torch.from_numpy(episodes.proprioception[rows[:, None], shown])
-        felt = measured.masked_fill(hidden[own].unsqueeze(-1), torch.nan)
+        proprioception = measured.masked_fill(hidden[own].unsqueeze(-1), torch.nan)
     return Batch(
         torch.from_numpy(episodes.frames[rows[:, None], shown]),
         torch.from_numpy(episodes.actions[rows[:, None], between]),
         directions,
         generator.get_state(),
-        felt,
+        proprioception,
         None if episodes.labels is None else torch.from_numpy(episodes.labels[rows[:, None], shown]),
     )
 
 
 def batches(
-    episodes: Episodes, windows: Windows, generator: torch.Generator, ranks: Ranks = ALONE
+    episodes: Episodes, windows: Windows, generator: torch.Generator, group: ProcessGroup = ALONE
 ) -> Generator[Batch, None, None]:
     """Batches without end, the next always under way in a thread of its own; closing the iterator ends it."""
     with ThreadPoolExecutor(1, thread_name_prefix="windows") as pool:
-        coming = pool.submit(sample_batch, episodes, windows, generator, ranks)
+        coming = pool.submit(sample_batch, episodes, windows, generator, group)
         while True:
             batch = coming.result()
-            coming = pool.submit(sample_batch, episodes, windows, generator, ranks)
+            coming = pool.submit(sample_batch, episodes, windows, generator, group)
             yield batch

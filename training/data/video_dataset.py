@@ -15,7 +15,7 @@ from training.data.episodes import Episodes
 
 
 @dataclass(frozen=True)
-class Footage:
+class FrameDataset:
     """Clips side by side in one array of frames; an image is a clip of one frame."""
 
     frames: NDArray[np.uint8]  # [all frames, size, size, 3] RGB, maybe a map of a file
@@ -51,11 +51,11 @@ class Footage:
         return torch.from_numpy(self.frames[first[:, None] + np.arange(frames)])
 
 
-def from_episodes(episodes: Episodes) -> Footage:
+def from_episodes(episodes: Episodes) -> FrameDataset:
     """What the camera saw in recorded episodes."""
     rows, frames = episodes.frames.shape[:2]
     lengths = np.array([episodes.steps_of(row) + 1 for row in range(rows)], np.int64)
-    return Footage(
+    return FrameDataset(
         frames=episodes.frames.reshape(-1, *episodes.frames.shape[2:]),
         starts=np.arange(rows, dtype=np.int64) * frames,
         lengths=lengths,

@@ -1,4 +1,4 @@
-"""Folders of videos and images as footage, subfolders too. No actions: those belong to `training.data.clips`."""
+"""Folders of videos and images as videos, subfolders too. No actions: those belong to `training.data.clips`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.data.clips import SUFFIXES
 from training.data.dataset import DatasetError
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
 from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
-from training.data.video_dataset import Footage
+from training.data.video_dataset import FrameDataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -29,7 +29,7 @@ def read_footage(
     fps: float,
     crop_policy: CropPolicy = "planning_antialiased",
     progress: Progress | None = None,
-) -> tuple[Footage, tuple[Skipped, ...]]:
+) -> tuple[FrameDataset, tuple[Skipped, ...]]:
     """All videos (at `fps` frames a second, or their own rate where it is lower) and images below `paths`.
 
     Frames are kept `image_size` square in the folder `store`. Files that cannot be read are left out, with the reason.
@@ -59,7 +59,7 @@ def read_footage(
     left_out = f", {len(skipped)} files left out" if skipped else ""
     names = ", ".join(path.name for path in paths)
     frames = kept_frames(store, image_size)
-    return Footage(frames, lengths.cumsum() - lengths, lengths, crop_policy, f"{names}: {said}{left_out}"), tuple(
+    return FrameDataset(frames, lengths.cumsum() - lengths, lengths, crop_policy, f"{names}: {said}{left_out}"), tuple(
         skipped
     )
 

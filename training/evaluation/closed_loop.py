@@ -22,7 +22,7 @@ from torch import Tensor
 from model.interface import LoadedModel
 from model.package import PackageError
 from planner import registry
-from planner.anytime import Optimiser, plan_in_time
+from planner.anytime import Optimizer, plan_in_time
 from planner.receding import warm_start
 from planner.types import ActionSpace, Plan, Problem
 from training.evaluation.statistics import episode_seed, percentile, plan_seed, wilson_interval
@@ -115,7 +115,7 @@ def success_rate(episodes: Sequence[Episode]) -> float:
 
 def evaluate(
     model: LoadedModel,
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     make_robot: Callable[[], AnyRobot],
     pairs: Sequence[Pair],
     *,
@@ -139,7 +139,7 @@ def evaluate(
         raise ValueError(f"pairs must hold one that is not solved at its start, got {len(pairs)} pairs")
     episodes = []
     for pair in unsolved:
-        episodes.append(run_episode(model, optimiser, robot, pair, episode_seed(seed, pair.index), budget_steps))
+        episodes.append(run_episode(model, optimizer, robot, pair, episode_seed(seed, pair.index), budget_steps))
         progress(episodes[-1])
     random = run_policy(robot, random_policy, unsolved, seed, budget_steps)
     assert random is not None
@@ -148,23 +148,23 @@ def evaluate(
 
 
 def run_episode(
-    model: LoadedModel, optimiser: Optimiser, robot: Robot, pair: Pair, seed: int, budget_steps: int
+    model: LoadedModel, optimizer: Optimizer, robot: Robot, pair: Pair, seed: int, budget_steps: int
 ) -> Episode:
     """Receding horizon from images alone: look, search from the last plan's rest, execute a few actions, look again."""
     space, execute = action_space(model), model.package.config.planner.execute
     robot.set_state(pair.start_state)
     goal = encode_image(model, robot.render_state(pair.goal_state))
     latents: list[Tensor] = []
-    felt: list[NDArray[np.float32]] = []
+    proprioception: list[NDArray[np.float32]] = []
     plan: Plan | None = None
     executed = steps = 0
     plan_ms: list[float] = []
     states = [robot.state]
     while steps < budget_steps:
         latents = [*latents, encode_image(model, robot.render())][-model.package.config.history :]
-        felt = [*felt, robot.proprioception][-model.package.config.history :]
+        proprioception = [*proprioception, robot.proprioception][-model.package.config.history :]
         problem = Problem(
-            context=model.context(latents, proprioception_of(model, felt)),
+            context=model.context(latents, proprioception_of(model, proprioception)),
             goal=goal,
             space=space,
             seed=plan_seed(seed, len(plan_ms)),
@@ -172,7 +172,7 @@ def run_episode(
             previous_action=None if plan is None else plan.actions[executed - 1],
         )
         began = time.perf_counter()
-        plan = plan_in_time(optimiser, model, problem)
+        plan = plan_in_time(optimizer, model, problem)
         actions = plan.actions.cpu().numpy()
         plan_ms.append((time.perf_counter() - began) * 1000)
         for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):
@@ -207,11 +207,13 @@ def encode_image(model: LoadedModel, image: NDArray[np.uint8]) -> Float[Tensor, 
     return model.encode(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))[0]
 
 
-def proprioception_of(model: LoadedModel, felt: Sequence[NDArray[np.float32]]) -> Float[Tensor, "history p"] | None:
+def proprioception_of(
+    model: LoadedModel, proprioception: Sequence[NDArray[np.float32]]
+) -> Float[Tensor, "history p"] | None:
     """The newest measurements as the model takes them; None for a model that uses none."""
     if not model.package.config.proprioception_names:
         return None
-    return torch.from_numpy(np.stack(felt)).to(model.device)
+    return torch.from_numpy(np.stack(proprioception)).to(model.device)
 
 
 def action_space(model: LoadedModel) -> ActionSpace:

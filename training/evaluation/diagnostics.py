@@ -45,18 +45,18 @@ def open_loop(
     model: LoadedModel,
     frames: UInt8[NDArray[np.uint8], "episodes steps height width 3"],
     actions: Float[NDArray[np.float32], "episodes time action"],
-    felt: Float[NDArray[np.float32], "episodes steps numbers"],
+    proprioception: Float[NDArray[np.float32], "episodes steps numbers"],
 ) -> OpenLoop:
     """Predict every episode from its first frame and all its actions, and compare with the frames that followed.
 
-    `felt` is the proprioception beside each frame, for models that take it.
+    `proprioception` is the proprioception beside each frame, for models that take it.
     """
     latents = _latents(model, frames)
     steps = latents.shape[1] - 1
     taken = torch.from_numpy(np.ascontiguousarray(actions[:, : steps * model.block])).to(model.device)
     errors, changes = [], []
     for row in range(len(latents)):
-        start = _start(model, latents[row, 0], felt[row])
+        start = _start(model, latents[row, 0], proprioception[row])
         predicted = model.rollout(start, taken[row, None, None])[0, 0]
         errors.append(_mean_square(predicted - latents[row, 1:]))
         changes.append(_mean_square(latents[row, :1] - latents[row, 1:]))
@@ -71,7 +71,7 @@ def plan_worthiness(
     model: LoadedModel,
     frames: UInt8[NDArray[np.uint8], "episodes steps height width 3"],
     actions: Float[NDArray[np.float32], "episodes time action"],
-    felt: Float[NDArray[np.float32], "episodes steps numbers"],
+    proprioception: Float[NDArray[np.float32], "episodes steps numbers"],
     horizon: int,
 ) -> PlanWorthiness:
     """Rank each episode's own first `horizon` model steps among everybody's, by the last step's distance to its goal.
@@ -83,24 +83,26 @@ def plan_worthiness(
     if latents.shape[1] < horizon + 1:
         raise ValueError(f"episodes must have {horizon * model.block} steps, got {frames.shape[1] - 1}")
     candidates = torch.from_numpy(np.ascontiguousarray(actions[:, : horizon * model.block])).to(model.device)
-    cost, ranks = GoalDistance("l2", over="last"), []
+    cost, group = GoalDistance("l2", over="last"), []
     for row in range(len(latents)):
-        start, goal = _start(model, latents[row, 0], felt[row]), latents[row, -1:]
+        start, goal = _start(model, latents[row, 0], proprioception[row]), latents[row, -1:]
         prices = torch.cat(
             [
                 cost(model.rollout(start, part[None]), goal, part[None])[0].sum(dim=-1)
                 for part in candidates.split(CANDIDATES_AT_ONCE)
             ]
         )
-        ranks.append((prices < prices[row]).float().mean())
-    found = torch.stack(ranks)
+        group.append((prices < prices[row]).float().mean())
+    found = torch.stack(group)
     return PlanWorthiness(len(candidates), found.median().item(), (found == 0).float().mean().item())
 
 
-def _start(model: LoadedModel, latent: Float[Tensor, "*latent"], felt: NDArray[np.float32]) -> tuple[Tensor, ...]:
-    """What the rollouts of an episode start from: its first latent, and the first row of what was felt."""
+def _start(
+    model: LoadedModel, latent: Float[Tensor, "*latent"], proprioception: NDArray[np.float32]
+) -> tuple[Tensor, ...]:
+    """What the rollouts of an episode start from: its first latent, and the first row of what was proprioception."""
     takes = bool(model.package.config.proprioception_names)
-    return model.context([latent], torch.from_numpy(felt[:1]).to(model.device) if takes else None)
+    return model.context([latent], torch.from_numpy(proprioception[:1]).to(model.device) if takes else None)
 
 
 def _latents(model: LoadedModel, frames: NDArray[np.uint8]) -> Float[Tensor, "episodes steps *latent"]:

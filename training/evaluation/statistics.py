@@ -23,15 +23,15 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     if not 0 <= successes <= trials:
         raise ValueError(f"successes must be 0 to {trials}, got {successes}")
     rate, weight = successes / trials, z * z / trials
-    centre = (rate + weight / 2) / (1 + weight)
+    center = (rate + weight / 2) / (1 + weight)
     half = z * math.sqrt(rate * (1 - rate) / trials + weight / (4 * trials)) / (1 + weight)
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == trials else min(1.0, centre + half)
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == trials else min(1.0, center + half)
     return low, high
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The value that `percent` of the sorted values lie below, interpolated between neighbours; None without values."""
+    """The value that `percent` of the sorted values lie below, interpolated between neighbors; None without values."""
     if not 0 <= percent <= 100:
         raise ValueError(f"percent must be 0 to 100, got {percent}")
     return float(np.percentile(values, percent)) if len(values) else None
@@ -43,5 +43,5 @@ def episode_seed(seed: int, pair: int) -> int:
 
 
 def plan_seed(episode: int, plan: int) -> int:
-    """The seed of an episode's plan number `plan` (0, 1, ...); planners treat neighbouring seeds as unrelated."""
+    """The seed of an episode's plan number `plan` (0, 1, ...); planners treat neighboring seeds as unrelated."""
     return (episode + plan) % (1 << 63)

@@ -1,7 +1,7 @@
 """Which tokens are hidden from the encoder and asked of the predictor: random blocks, through time for clips.
 
 For an image these are the multi-block masks of I-JEPA (arXiv 2301.08243), for a clip the tubes of V-JEPA (arXiv
-2404.08471): a block of rows and columns hidden in every frame, so that nothing can be copied from a neighbouring one.
+2404.08471): a block of rows and columns hidden in every frame, so that nothing can be copied from a neighboring one.
 """
 
 from __future__ import annotations

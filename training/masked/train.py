@@ -24,10 +24,10 @@ from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from model.vjepa2.encoder import Encoder, EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.model import describe
-from model.vjepa2.rollout import normalise
+from model.vjepa2.rollout import normalize
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.data.episodes import Episodes
-from training.data.video_dataset import Footage, random_crop
+from training.data.video_dataset import FrameDataset, random_crop
 from training.linear_probe import linear_probe
 from training.masked.collapse_metrics import content, effective_rank, feature_std
 from training.masked.masks import PUBLISHED, draw_masks
@@ -121,8 +121,8 @@ class MaskedLearner(nn.Module):
                 positions="interleaved",
             )
         )
-        initialise_linear(self.encoder)
-        initialise_linear(self.predictor)
+        initialize_linear(self.encoder)
+        initialize_linear(self.predictor)
         for token in self.predictor.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
         self.target = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -136,7 +136,7 @@ class MaskedLearner(nn.Module):
 
 def train(
     recipe: MaskedRecipe,
-    footage: Footage,
+    videos: FrameDataset,
     name: str,
     out: Path,
     progress: Callable[[MaskedProgress], None],
@@ -148,28 +148,28 @@ def train(
     """Train and write the package `out`; resumes from `out/checkpoint.pt` where one lies.
 
     `held_out` are episodes whose `probe_targets` a linear probe reads off the frozen features, before and after. The
-    same recipe, footage and machine give the same weights, also across an interruption. Raises ValueError for a recipe
-    that suits neither the footage nor the checkpoint.
+    same recipe, videos and machine give the same weights, also across an interruption. Raises ValueError for a recipe
+    that suits neither the videos nor the checkpoint.
     """
     torch.manual_seed(recipe.seed)
-    learner = MaskedLearner(recipe, footage.image_size).to(device)
-    optimiser = _optimiser(learner, recipe)
+    learner = MaskedLearner(recipe, videos.image_size).to(device)
+    optimizer = _optimizer(learner, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     before = probe(learner.target, held_out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"learner": learner, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
     first, spent = resume_checkpoint(checkpoint, parts, generator, recipe)
     started = time.monotonic() - spent
     line = MaskedProgress(first, recipe.steps, float("nan"), float("nan"), float("nan"), before, spent)
     for step in range(first, recipe.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay)
-        loss, targets = masked_loss(learner, draw_batch(footage, recipe, generator).to(device), recipe, generator)
-        optimiser.zero_grad(set_to_none=True)
+        loss, targets = masked_loss(learner, draw_batch(videos, recipe, generator).to(device), recipe, generator)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.parameters(), recipe.gradient_clip)
-        optimiser.step()
+        optimizer.step()
         learner.average(recipe.average)
         last = step + 1 == recipe.steps
         probing = last or (step + 1) % recipe.checkpoint_every == 0
@@ -186,18 +186,18 @@ def train(
         progress(line)
         if probing and not last:
             save_checkpoint(checkpoint, parts, generator, recipe, step + 1, line.seconds)
-    record = {**provenance, "recipe": asdict(recipe), "footage": footage.source, "seconds": round(line.seconds, 1)}
+    record = {**provenance, "recipe": asdict(recipe), "videos": videos.source, "seconds": round(line.seconds, 1)}
     record |= {"loss": round(line.loss, 4), "feature_std": round(line.feature_std, 4)}
     record |= {"effective_rank": round(line.effective_rank, 1)}
     if before:
         record["probe_r2_before"] = [round(value, 4) for value in before]
         record["probe_r2"] = [round(value, 4) for value in line.probe_r2]
-    write_package(out, package_config(learner, footage, name, record), saved_weights(learner), f"# {name}\n")
+    write_package(out, package_config(learner, videos, name, record), saved_weights(learner), f"# {name}\n")
     checkpoint.unlink(missing_ok=True)
     return out
 
 
-def initialise_linear(network: nn.Module) -> None:
+def initialize_linear(network: nn.Module) -> None:
     """Starting weights that pass on the size of what comes in, whatever the width.
 
     The published deviation of 0.02 does so about at width 1024. At 64 it leaves every block next to the identity, and
@@ -209,20 +209,20 @@ def initialise_linear(network: nn.Module) -> None:
 
 
 def draw_batch(
-    footage: Footage, recipe: MaskedRecipe, generator: torch.Generator
+    videos: FrameDataset, recipe: MaskedRecipe, generator: torch.Generator
 ) -> Float[Tensor, "batch 3 frames size size"]:
     """A batch of clips, or of images (clips of one frame), as the encoder takes them."""
     clips = bool(torch.rand((), generator=generator) >= recipe.images)
     if clips:
         return random_crop(
-            to_network_input(footage.draw(recipe.batch, recipe.frames, generator)), recipe.crop, generator
+            to_network_input(videos.draw(recipe.batch, recipe.frames, generator)), recipe.crop, generator
         )
     images = recipe.batch * recipe.frames // recipe.tubelet
-    return random_crop(to_network_input(footage.draw(images, 1, generator)), recipe.crop, generator)
+    return random_crop(to_network_input(videos.draw(images, 1, generator)), recipe.crop, generator)
 
 
 def to_network_input(clips: UInt8[Tensor, "batch frames size size 3"]) -> Float[Tensor, "batch 3 frames size size"]:
-    """Colours scaled as `model.preprocessing.prepare` scales them."""
+    """Colors scaled as `model.preprocessing.prepare` scales them."""
     mean, std = (torch.tensor(values).mul(255).view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (clips.movedim(-1, 1).float() - mean) / std
 
@@ -239,7 +239,7 @@ def masked_loss(
     losses = []
     with torch.autocast(clips.device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
         with torch.no_grad():
-            targets = normalise(learner.target(clips).float())
+            targets = normalize(learner.target(clips).float())
         for index, chosen in enumerate(PUBLISHED):
             masks = draw_masks(grid, chosen, len(clips), generator).to(clips.device)
             seen = learner.encoder(clips, masks.context)
@@ -253,7 +253,7 @@ def masked_loss(
 def probe(encoder: Encoder, held_out: Episodes | None) -> tuple[float, ...]:
     """R2 of a linear probe from pooled features of single frames, fitted on half of the held-out episodes.
 
-    Features are standardised as they are on the fitting half, so that the probe's ridge weighs all encoders alike:
+    Features are standardized as they are on the fitting half, so that the probe's ridge weighs all encoders alike:
     pooled features differ by little where most of a picture stays as it is.
     """
     if held_out is None or held_out.probe_targets is None or len(held_out.frames) < 2:
@@ -271,14 +271,14 @@ def probe(encoder: Encoder, held_out: Episodes | None) -> tuple[float, ...]:
     return linear_probe(standard[0], torch.cat(targets[:half]), standard[1], torch.cat(targets[half:]))
 
 
-def package_config(learner: MaskedLearner, footage: Footage, name: str, record: dict[str, Any]) -> PackageConfig:
+def package_config(learner: MaskedLearner, videos: FrameDataset, name: str, record: dict[str, Any]) -> PackageConfig:
     """The config of the package: the averaged encoder, and the predictor it was trained with."""
     config = learner.encoder.config
-    side = footage.image_size // config.patch
+    side = videos.image_size // config.patch
     return PackageConfig(
         name=name,
         family="vjepa2",
-        image=ImageSpec(footage.image_size, footage.image_size, footage.crop_policy),
+        image=ImageSpec(videos.image_size, videos.image_size, videos.crop_policy),
         latent_shape=(side * side, config.width),
         network=describe({"encoder": learner.target, "masked_predictor": learner.predictor}),
         training=record,
@@ -291,7 +291,7 @@ def saved_weights(learner: MaskedLearner) -> dict[str, Tensor]:
     return {f"{part}.{name}": weight for part, each in kept.items() for name, weight in each.state_dict().items()}
 
 
-def _optimiser(learner: MaskedLearner, recipe: MaskedRecipe) -> torch.optim.AdamW:
+def _optimizer(learner: MaskedLearner, recipe: MaskedRecipe) -> torch.optim.AdamW:
     """Weight decay for matrices alone: norms, biases and mask tokens are free."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.squeeze().ndim >= 2]

@@ -120,7 +120,7 @@ def decode_planner(message: models_pb2.PlannerSettings) -> calls.PlannerSettings
         iterations=message.iterations if message.HasField("iterations") else None,
         elites=message.elites if message.HasField("elites") else None,
         horizon=message.horizon if message.HasField("horizon") else None,
-        optimiser=message.optimiser if message.HasField("optimiser") else None,
+        optimizer=message.optimizer if message.HasField("optimizer") else None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
     )
@@ -197,7 +197,7 @@ def encode_planner(settings: calls.PlannerSettings) -> models_pb2.PlannerSetting
         iterations=settings.iterations,
         elites=settings.elites,
         horizon=settings.horizon,
-        optimiser=settings.optimiser,
+        optimizer=settings.optimizer,
         dimensions=settings.dimensions,
         discount=settings.discount,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from presage.v1 import planning_pb2
 
 from server.errors import Reason, ServiceError, invalid
-from server.transport.gateway import Door, explain
+from server.transport.gateway import Gateway, explain
 from server.transport.grpc import codec
 from server.values import calls, images
 
@@ -35,7 +35,7 @@ class _Waiting:
 
 
 async def control(
-    door: Door,
+    gateway: Gateway,
     requests: AsyncIterator[planning_pb2.ControlRequest],
     send: Send,
     deadline: float | None,
@@ -50,21 +50,21 @@ async def control(
         raise invalid("message", "must be start at first", _kind(first), Reason.INVALID_REQUEST)
     if not first.start.session_id:
         raise invalid("start.session_id", "must be set", "nothing")
-    session = await door.application.get_session(first.start.session_id)
-    await _Loop(door, first.start, session.last_sequence, send, deadline, request_id).run(requests)
+    session = await gateway.application.get_session(first.start.session_id)
+    await _Loop(gateway, first.start, session.last_sequence, send, deadline, request_id).run(requests)
 
 
 class _Loop:
     def __init__(
         self,
-        door: Door,
+        gateway: Gateway,
         start: planning_pb2.ControlStart,
         last_sequence: int,
         send: Send,
         deadline: float | None,
         request_id: str,
     ) -> None:
-        self._door, self._start, self._deadline, self._request_id = door, start, deadline, request_id
+        self._gateway, self._start, self._deadline, self._request_id = gateway, start, deadline, request_id
         self._goal_id = start.goal_id
         self._sequence = last_sequence
         self._told = 0  # sequence of the last plan sent, which a robot that names none counts from
@@ -78,7 +78,7 @@ class _Loop:
     async def run(self, requests: AsyncIterator[planning_pb2.ControlRequest]) -> None:
         reader = asyncio.create_task(self._read(requests))
         planner = asyncio.create_task(self._plan())
-        draining = asyncio.create_task(self._door.lifecycle.draining.wait())
+        draining = asyncio.create_task(self._gateway.lifecycle.draining.wait())
         tasks = (reader, planner, draining)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +89,7 @@ class _Loop:
             self._close()
             await planner
             if draining.done():
-                self._door.lifecycle.check()
+                self._gateway.lifecycle.check()
         finally:
             for task in tasks:
                 task.cancel()
@@ -111,7 +111,7 @@ class _Loop:
 
     async def _keep_alive(self) -> None:
         try:
-            await self._door.application.get_session(self._start.session_id)
+            await self._gateway.application.get_session(self._start.session_id)
         except ServiceError as error:
             await self._send(codec.encode_control_error(error, 0))
 
@@ -119,7 +119,7 @@ class _Loop:
         """Put an observation in the only place there is; the one that was there is skipped."""
         if self._waiting is not None:
             self._skipped.append(self._waiting.sequence)
-            self._door.telemetry.skipped_observations.inc()
+            self._gateway.telemetry.skipped_observations.inc()
         sequence = message.observation.sequence or self._sequence + 1
         self._sequence = max(self._sequence, sequence)
         self._waiting = _Waiting(
@@ -158,7 +158,7 @@ class _Loop:
         started = time.monotonic()
         message = waiting.message
         sources = codec.image_sources(message.observation.images, "observation.images")
-        frames = await images.decode(sources, self._door.limits.image_pixels)
+        frames = await images.decode(sources, self._gateway.limits.image_pixels)
         message.observation.sequence = waiting.sequence
         request = calls.PlanRequest(
             codec.decode_observation(message.observation, frames),
@@ -172,8 +172,8 @@ class _Loop:
             plan_sequence=waiting.plan_sequence,
         )
         decode_ms = (time.monotonic() - started) * 1e3
-        plan = await self._door.application.plan(request, self._deadline, waiting.received, decode_ms)
-        self._door.telemetry.observe_plan(plan)
+        plan = await self._gateway.application.plan(request, self._deadline, waiting.received, decode_ms)
+        self._gateway.telemetry.observe_plan(plan)
         return plan
 
     async def _send(self, response: planning_pb2.ControlResponse) -> None:

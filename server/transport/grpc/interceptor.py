@@ -1,4 +1,4 @@
-"""The one interceptor of the gRPC door: what every call goes through, whichever service it belongs to.
+"""The one interceptor of the gRPC gateway: what every call goes through, whichever service it belongs to.
 
 Parses requests itself, so that bytes that are not protobuf are refused by name. What a call does lives in grpc_service.
 """
@@ -17,9 +17,8 @@ from grpc_status import rpc_status
 
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
-from server.transport import gateway as doors
 from server.transport.error_replies import to_status
-from server.transport.gateway import Call, Door
+from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -35,10 +34,10 @@ REQUEST_ID = "x-request-id"
 
 
 @dataclass(frozen=True)
-class DoorInterceptor(grpc.aio.ServerInterceptor):
+class GatewayInterceptor(grpc.aio.ServerInterceptor):
     """Request id, keys, readiness, limits, metrics and errors of every call."""
 
-    door: Door
+    gateway: Gateway
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -47,20 +46,20 @@ class DoorInterceptor(grpc.aio.ServerInterceptor):
         service, _, method = details.method.lstrip("/").partition("/")
         headers = {name: value for name, value in details.invocation_metadata if isinstance(value, str)}
         rpc, trace = f"{service.rpartition('.')[2]}.{method}", tracing.begun(headers.get(tracing.HEADER))
-        call = Call(doors.request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
+        call = Call(checked_request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
         handler = await continuation(details)
         if service in PUBLIC_SERVICES and handler is not None:
             return handler
         try:
-            self.door.keys.check(headers.get)
+            self.gateway.keys.check(headers.get)
         except ServiceError as error:
-            return _refusing(self.door, call if handler is not None else replace(call, rpc="unknown"), error)
+            return _refusing(self.gateway, call if handler is not None else replace(call, rpc="unknown"), error)
         if handler is None:
             unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
-            return _refusing(self.door, replace(call, rpc="unknown"), unknown)
+            return _refusing(self.gateway, replace(call, rpc="unknown"), unknown)
         if service in INFRASTRUCTURE:
             return handler
-        return _served(self.door, call, handler)
+        return _served(self.gateway, call, handler)
 
 
 def deadline(context: Context) -> float | None:
@@ -74,33 +73,33 @@ def request_id_of(context: Context) -> str:
     return str(dict(context.trailing_metadata())[REQUEST_ID])
 
 
-def _served(door: Door, call: Call, handler: Handler) -> Handler:
+def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     """`handler` with everything around it; requests reach it parsed."""
     parse = _parser(handler)
-    behaviour: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
+    behavior: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
 
     async def one(request: bytes, context: Context) -> Any:
         try:
-            with doors.watched(door, "grpc", call, is_public=False):
-                _prepare(door, call, context)
-                _check_size(door, request)
-                return await behaviour(parse(request), context)
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                _check_size(gateway, request)
+                return await behavior(parse(request), context)
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with doors.watched(door, "grpc", call, is_public=False):
-                _prepare(door, call, context)
-                return await behaviour(_parsed(requests, parse), context)
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                return await behavior(_parsed(requests, parse), context)
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def conversed(requests: AsyncIterator[bytes], context: Context) -> None:
         try:
-            with doors.watched(door, "grpc", call, is_public=False):
-                _prepare(door, call, context)
-                await behaviour(_parsed(requests, parse), context)
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                await behavior(_parsed(requests, parse), context)
         except ServiceError as error:
             await _abort(error, call, context)
 
@@ -112,12 +111,12 @@ def _served(door: Door, call: Call, handler: Handler) -> Handler:
     return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
 
 
-def _refusing(door: Door, call: Call, error: ServiceError) -> Handler:
+def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     """Answers any call with `error`, without reading its request."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
         try:
-            with doors.watched(door, "grpc", call, is_public=False):
+            with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
         except ServiceError as told:
             await _abort(told, call, context)
@@ -125,10 +124,10 @@ def _refusing(door: Door, call: Call, error: ServiceError) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 
 
-def _prepare(door: Door, call: Call, context: Context) -> None:
+def _prepare(gateway: Gateway, call: Call, context: Context) -> None:
     context.set_trailing_metadata(_told(call))
     call.deadline = deadline(context)
-    door.lifecycle.check()
+    gateway.lifecycle.check()
 
 
 def _told(call: Call) -> tuple[tuple[str, str], ...]:
@@ -136,9 +135,9 @@ def _told(call: Call) -> tuple[tuple[str, str], ...]:
     return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
 
 
-def _check_size(door: Door, request: bytes) -> None:
+def _check_size(gateway: Gateway, request: bytes) -> None:
     """Refuse by name what is little over the limit; the transport itself refuses more than twice as much."""
-    limit = door.limits.message_bytes
+    limit = gateway.limits.message_bytes
     if len(request) > limit:
         raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
 

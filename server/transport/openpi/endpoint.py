@@ -1,4 +1,4 @@
-"""A door for openpi clients: a WebSocket on the REST port, one message in and one out, a session for each connection.
+"""WebSocket endpoint for openpi clients, on the REST port: one message in and one out, a session per connection.
 
 Robots that speak to an openpi policy server are served unchanged: they send a dictionary of arrays, and take the
 `actions` of what comes back. What their dictionaries leave open (which array is which camera, what the goal is) is
@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from starlette.websockets import WebSocket
 
 from server.errors import Reason, ServiceError, invalid
-from server.transport import gateway as doors
 from server.transport.error_replies import to_problem
-from server.transport.gateway import Call, Door
+from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
 from server.transport.openpi.codec import Value, pack, unpack
 from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
 from server.transport.rest.middleware import problem
@@ -29,11 +28,11 @@ GOING_AWAY = 1001  # a WebSocket's closing code
 
 async def openpi(websocket: WebSocket) -> None:
     """One connection, from the handshake to the end."""
-    door: Door = websocket.app.state.door
-    call = Call(doors.request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect")
+    gateway: Gateway = websocket.app.state.gateway
+    call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect")
     try:
-        with doors.watched(door, "openpi", call, is_public=False):
-            robot = await _admit(door, websocket)
+        with instrumented_call(gateway, "openpi", call, is_public=False):
+            robot = await _admit(gateway, websocket)
             try:
                 await robot.run()
             finally:
@@ -43,15 +42,15 @@ async def openpi(websocket: WebSocket) -> None:
             await websocket.send_denial_response(problem(error, call))
 
 
-async def _admit(door: Door, websocket: WebSocket) -> _Robot:
+async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
     """Accept the connection, if it may come in, and say whom it reached."""
-    door.keys.check(websocket.headers.get)
+    gateway.keys.check(websocket.headers.get)
     origin = websocket.headers.get("origin")
     if origin is not None:  # a page in somebody's browser could otherwise reach a service on loopback
         raise invalid("Origin", "must be absent: pages in browsers are not served", origin, Reason.INVALID_REQUEST)
-    door.lifecycle.check()
+    gateway.lifecycle.check()
     asked = wishes(websocket.query_params)
-    robot = _Robot(door, websocket, asked, door.application.model(asked.model))
+    robot = _Robot(gateway, websocket, asked, gateway.application.model(asked.model))
     await robot.open_session()
     await websocket.accept()
     await websocket.send_bytes(pack(robot.metadata()))
@@ -61,19 +60,19 @@ async def _admit(door: Door, websocket: WebSocket) -> _Robot:
 class _Robot:
     """The other end of a connection, and its session."""
 
-    def __init__(self, door: Door, websocket: WebSocket, asked: Wishes, model: calls.ModelReply) -> None:
-        self._door, self._websocket, self._asked, self._model = door, websocket, asked, model
+    def __init__(self, gateway: Gateway, websocket: WebSocket, asked: Wishes, model: calls.ModelReply) -> None:
+        self._gateway, self._websocket, self._asked, self._model = gateway, websocket, asked, model
         self._session_id, self._goal_id = "", asked.goal_id
         self._has_plan = False
 
     async def open_session(self) -> None:
         request = calls.SessionRequest(self._model.name, self._goal_id)
-        self._session_id = (await self._door.application.create_session(request)).session_id
+        self._session_id = (await self._gateway.application.create_session(request)).session_id
         self._has_plan = False
 
     async def leave(self) -> None:
         try:
-            await self._door.application.delete_session(self._session_id)
+            await self._gateway.application.delete_session(self._session_id)
         except ServiceError:
             return  # it expired before
 
@@ -82,7 +81,7 @@ class _Robot:
         model = self._model
         return {
             "server": "presage",
-            "server_version": self._door.server_version,
+            "server_version": self._gateway.server_version,
             "model": model.name,
             "weights_digest": model.weights_digest,
             "image_height": model.image_height,
@@ -101,7 +100,7 @@ class _Robot:
 
     async def run(self) -> None:
         """Answer one message after another until the robot leaves or the service does."""
-        draining = asyncio.create_task(self._door.lifecycle.draining.wait())
+        draining = asyncio.create_task(self._gateway.lifecycle.draining.wait())
         receiving = asyncio.create_task(self._received())
         answering: asyncio.Task[None] | None = None
         try:
@@ -134,10 +133,10 @@ class _Robot:
         return content
 
     async def _answer(self, content: bytes) -> None:
-        call = Call(doors.request_id(None), "OpenPI.Infer")
+        call = Call(checked_request_id(None), "OpenPI.Infer")
         try:
-            with doors.watched(self._door, "openpi", call, is_public=False):
-                self._door.lifecycle.check()
+            with instrumented_call(self._gateway, "openpi", call, is_public=False):
+                self._gateway.lifecycle.check()
                 reply = pack(await self._inferred(content, call))
         except ServiceError as error:
             await self._websocket.send_text(json.dumps(to_problem(error, call.request_id)))  # text is an error to them
@@ -147,12 +146,12 @@ class _Robot:
     async def _inferred(self, content: bytes, call: Call) -> dict[str, object]:
         values = unpack(content)
         if flag(values, "reset"):
-            await self._door.application.reset_session(self._session_id)
+            await self._gateway.application.reset_session(self._session_id)
             self._has_plan = False
         timeout_ms = positive(values, "timeout_ms", self._asked.timeout_ms)
         call.deadline = None if timeout_ms is None else call.received + timeout_ms / 1e3
         self._goal_id = await self._goal(values, call.deadline)
-        seen = await frames(values, self._asked, self._model, self._door.limits.image_pixels)
+        seen = await frames(values, self._asked, self._model, self._gateway.limits.image_pixels)
         request = calls.PlanRequest(
             calls.Observation(seen, proprioception(values, self._asked, self._model)),
             session_id=self._session_id,
@@ -163,13 +162,13 @@ class _Robot:
         )
         decode_ms = (time.monotonic() - call.received) * 1e3
         plan = await self._planned(request, call, decode_ms)
-        self._door.telemetry.observe_plan(plan)
+        self._gateway.telemetry.observe_plan(plan)
         self._has_plan = True
         return _reply(plan)
 
     async def _planned(self, request: calls.PlanRequest, call: Call, decode_ms: float) -> calls.PlanReply:
         """The plan; where the robot was silent for longer than its session lived, the first one of a new session."""
-        application = self._door.application
+        application = self._gateway.application
         try:
             return await application.plan(request, call.deadline, call.received, decode_ms)
         except ServiceError as error:
@@ -193,8 +192,8 @@ class _Robot:
             return named
         if shown is None:
             return self._goal_id
-        (frame,) = await decoded({"goal": shown}, self._door.limits.image_pixels)
-        made = await self._door.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
+        (frame,) = await decoded({"goal": shown}, self._gateway.limits.image_pixels)
+        made = await self._gateway.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
         return made.goal_id
 
     def _executed(self, values: Mapping[str, Value]) -> int:

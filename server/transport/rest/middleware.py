@@ -1,4 +1,4 @@
-"""The one middleware of the REST door: what every request goes through, whichever route it takes.
+"""The one middleware of the REST gateway: what every request goes through, whichever route it takes.
 
 Counts bodies as they arrive and renders every failure as problem details. What a route does lives in rest.
 """
@@ -18,9 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
-from server.transport import gateway as doors
 from server.transport.error_replies import PROBLEM_JSON, to_problem
-from server.transport.gateway import Call, Door
+from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
 from server.transport.rest.tensors import UNION_TAGS
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
@@ -41,7 +40,7 @@ def call_of(request: Request) -> Call:
     return call
 
 
-async def attended(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """Await `work` while the caller is there; when it goes away, cancel. The body must have been read."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
@@ -60,11 +59,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class DoorMiddleware:
+class GatewayMiddleware:
     """Request id, keys, readiness, limits, metrics and errors of every request."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
-        self.app, self.door = app, door
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self.app, self.gateway = app, gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +71,7 @@ class DoorMiddleware:
             return
         headers = Headers(scope=scope)
         trace = tracing.begun(headers.get(tracing.HEADER))
-        call = Call(doors.request_id(headers.get("x-request-id")), "unknown", trace=trace)
+        call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace)
         scope[_CALL] = call
         has_started = False
 
@@ -85,7 +84,7 @@ class DoorMiddleware:
             await send(message)
 
         try:
-            with doors.watched(self.door, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
+            with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
                 try:
                     self._admit(scope["path"], headers)
                     limited = _limited(receive, self._max_body(scope["path"]), headers)
@@ -100,12 +99,12 @@ class DoorMiddleware:
 
     def _admit(self, path: str, headers: Headers) -> None:
         if path not in PUBLIC_PATHS:
-            self.door.keys.check(headers.get)
+            self.gateway.keys.check(headers.get)
         if path.startswith(WORK):
-            self.door.lifecycle.check()
+            self.gateway.lifecycle.check()
 
     def _max_body(self, path: str) -> int:
-        limits = self.door.limits
+        limits = self.gateway.limits
         return limits.clip_bytes + FORM_BYTES if path == CLIPS else limits.message_bytes
 
 

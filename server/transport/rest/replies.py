@@ -191,7 +191,7 @@ class ProblemReply(BaseModel):
     title: str
     status: int
     detail: str
-    code: str = Field(description="The reason, the same as on the gRPC door")
+    code: str = Field(description="The reason, the same as on the gRPC gateway")
     request_id: str
     errors: list[FaultReply]
     retry_after_s: float | None = None
@@ -326,7 +326,7 @@ def _encode_planner(settings: calls.PlannerSettings) -> PlannerBody:
         iterations=settings.iterations,
         elites=settings.elites,
         horizon=settings.horizon,
-        optimiser=settings.optimiser,
+        optimizer=settings.optimizer,
         dimensions=list(settings.dimensions),
         discount=settings.discount,
     )

@@ -104,7 +104,7 @@ class PlannerBody(BaseModel):
     iterations: Count | None = None
     elites: Count | None = None
     horizon: Count | None = None
-    optimiser: Name | None = Field(default=None, description=f"One of {', '.join(calls.OPTIMISERS)}")
+    optimizer: Name | None = Field(default=None, description=f"One of {', '.join(calls.OPTIMIZERS)}")
     dimensions: list[Name] = Field(
         default=[], max_length=64, description="Names of the action entries to search over; the others stay at rest"
     )
@@ -118,7 +118,7 @@ class PlannerBody(BaseModel):
             self.iterations,
             self.elites,
             self.horizon,
-            self.optimiser,
+            self.optimizer,
             tuple(self.dimensions),
             self.discount,
         )

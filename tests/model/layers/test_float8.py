@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.compact.world_model import CompactWorldModel
-from model.layers.float8 import E4M3, Float8Linear, has_units, quantise, quantise_linears
+from model.layers.float8 import E4M3, Float8Linear, has_units, quantize, quantize_linears
 from model.registry import load
 
 CPU = torch.device("cpu")
@@ -27,13 +27,13 @@ def rows(count: int, width: int, seed: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_each_number_is_known_to_a_sixteenth_of_itself_or_a_little_of_its_rows_largest(dtype: torch.dtype) -> None:
     given = rows(50, 300).to(dtype)
-    quantised, scale = quantise(given)
-    assert quantised.dtype == E4M3
-    back, exact = quantised.float() * scale, given.float()
+    quantized, scale = quantize(given)
+    assert quantized.dtype == E4M3
+    back, exact = quantized.float() * scale, given.float()
     largest = exact.abs().amax(-1, keepdim=True)
     assert bool(((back - exact).abs() <= exact.abs() / 15 + largest * 2**-17).all())
     assert bool((back.abs().amax(-1, keepdim=True) <= 1.01 * largest).all())
-    assert torch.equal(quantise(torch.zeros(2, 8, dtype=dtype))[0].float(), torch.zeros(2, 8))
+    assert torch.equal(quantize(torch.zeros(2, 8, dtype=dtype))[0].float(), torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -72,9 +72,9 @@ def test_slopes_are_near_those_of_the_exact_layer() -> None:
     assert bool((cosine < 1).any())
 
 
-def test_only_large_layers_whose_sides_fit_are_quantised() -> None:
+def test_only_large_layers_whose_sides_fit_are_quantized() -> None:
     network = nn.Sequential(layer(256, 256), nn.Sequential(layer(16, 16), layer(520, 256)), layer(256, 512))
-    quantise_linears(network)
+    quantize_linears(network)
     kinds = [type(network[0]), type(network[1][0]), type(network[1][1]), type(network[2])]
     assert kinds == [Float8Linear, nn.Linear, nn.Linear, Float8Linear]
     assert sum(buffer.element_size() for buffer in network[0].buffers() if buffer.dtype == E4M3) == 1
@@ -82,11 +82,11 @@ def test_only_large_layers_whose_sides_fit_are_quantised() -> None:
 
 def test_a_model_in_8_bit_floats_predicts_nearly_the_same_and_embeds_the_same() -> None:
     arm = load("arm", CPU)
-    lowered = arm.computing_in(E4M3)
+    lowered = arm.to_precision(E4M3)
     assert isinstance(lowered, CompactWorldModel)
     assert lowered.dtype == E4M3
-    quantised = [module for module in lowered._network.modules() if isinstance(module, Float8Linear)]
-    assert len(quantised) >= 9  # three blocks, of each at least one projection and the two of its MLP
+    quantized = [module for module in lowered._network.modules() if isinstance(module, Float8Linear)]
+    assert len(quantized) >= 9  # three blocks, of each at least one projection and the two of its MLP
     frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(arm.encode(frames), lowered.encode(frames))
     context = arm.context([arm.encode(frames)[0]], None)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.layers import int8
-from model.layers.int8 import Int8Linear, has_vnni, quantise, quantise_linears
+from model.layers.int8 import Int8Linear, has_vnni, quantize, quantize_linears
 from model.layers.prepacked_linear import pack_linears
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
@@ -30,13 +30,13 @@ def rows(count: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_each_number_is_known_to_a_part_of_its_rows_largest(dtype: torch.dtype) -> None:
     given = rows(400, 300).to(dtype)
-    whole, scale = quantise(given)
+    whole, scale = quantize(given)
     assert whole.dtype == torch.int8
     assert whole.abs().amax() <= 126
     largest = given.float().abs().amax(-1, keepdim=True)
     # Half a step for the integer, a quarter for what it was rounded from, and the scale's own rounding.
     assert bool(((whole.float() * scale.float() - given.float()).abs() <= largest * (0.76 / 126 + 2**-7)).all())
-    assert torch.equal(quantise(torch.zeros(2, 8, dtype=dtype))[0], torch.zeros(2, 8, dtype=torch.int8))
+    assert torch.equal(quantize(torch.zeros(2, 8, dtype=dtype))[0], torch.zeros(2, 8, dtype=torch.int8))
 
 
 @needs_vnni
@@ -77,11 +77,11 @@ def test_a_row_does_not_depend_on_its_company() -> None:
     assert not bool(found[:5].isnan().any())
 
 
-def test_only_wide_layers_are_quantised() -> None:
+def test_only_wide_layers_are_quantized() -> None:
     network = nn.Sequential(layer(256, 256), nn.Sequential(layer(64, 512), layer(512, 256)))
     if not has_vnni(CPU):
         pytest.skip("this processor has no VNNI")
-    quantise_linears(network)
+    quantize_linears(network)
     assert [type(each) for each in (network[0], network[1][0], network[1][1])] == [Int8Linear, nn.Linear, Int8Linear]
 
 
@@ -92,7 +92,7 @@ def test_an_encoder_of_integers_tells_nearly_the_same() -> None:
     exact = Encoder(EncoderConfig(width=256, depth=3, heads=4, mlp_hidden=1024)).eval()
     lowered = Encoder(exact.config).to(torch.bfloat16).eval()
     lowered.load_state_dict(exact.state_dict())
-    quantise_linears(lowered.blocks)
+    quantize_linears(lowered.blocks)
     pack_linears(lowered.blocks)
     assert sum(isinstance(part, Int8Linear) for part in lowered.modules()) == 12
     video = torch.randn(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(1))

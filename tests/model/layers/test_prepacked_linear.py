@@ -72,9 +72,9 @@ def test_only_bfloat16_layers_are_packed_and_blocks_go_on_as_before() -> None:
 def test_a_served_model_plans_on_packed_layers_as_on_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = load("arm", CPU)
     assert isinstance(exact, CompactWorldModel)
-    fast = exact.computing_in(torch.bfloat16)
+    fast = exact.to_precision(torch.bfloat16)
     monkeypatch.setattr(prepacked_linear, "can_pack", lambda: False)
-    plain = exact.computing_in(torch.bfloat16)
+    plain = exact.to_precision(torch.bfloat16)
     counts = [sum(isinstance(part, PackedLinear) for part in one._network.predictor.modules()) for one in (fast, plain)]
     assert counts == [16, 0]  # three blocks of five, and what mixes an action block
     context = (torch.randn(1, 128, generator=torch.Generator().manual_seed(0)),)

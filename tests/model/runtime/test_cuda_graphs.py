@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.camera_yaw import Turned, rotation
+from model.camera_yaw import CameraYawWorldModel, rotation
 from model.layers.transformer import RotaryCache
 from model.registry import load
 from model.runtime.cuda_graphs import Captured, CudaGraphs, Graphed, WorldModel, outside, rehearsed
 from model.vjepa2.action_predictor import ActionPredictorConfig
-from model.vjepa2.rollout import normalise
+from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import VJepa2WorldModel
 from tests.support.model.tiny_vjepa2 import ENCODER, action_predictor, encoder
 
@@ -42,13 +42,13 @@ def vjepa2(device: torch.device = CPU) -> tuple[WorldModel, Callable[[int, int, 
 
     def ask(batch: int, samples: int, seed: int) -> Question:
         generator = torch.Generator().manual_seed(seed)
-        latents = normalise(torch.randn(batch, 2, 6, 32, generator=generator))
+        latents = normalize(torch.randn(batch, 2, 6, 32, generator=generator))
         poses, past = torch.rand(batch, 2, 7, generator=generator), torch.rand(batch, 1, 7, generator=generator)
         actions = 0.1 * torch.randn(batch, samples, 3, 7, generator=generator)
         turned = torch.cat([rotation(0.1 * robot, CPU) for robot in range(batch)])
         return tuple(part.to(device) for part in (turned, latents, poses, past)), actions.to(device)
 
-    return Turned(world), ask
+    return CameraYawWorldModel(world), ask
 
 
 FAMILIES = pytest.mark.parametrize("family", [compact, vjepa2])
@@ -155,7 +155,7 @@ def test_a_graph_of_a_rollout_keeps_its_weights_and_tables() -> None:
     predictor = action_predictor(SHAPE)
     world = VJepa2WorldModel(encoder(ENCODER), predictor, size=(16, 24))
     generator = torch.Generator().manual_seed(0)
-    inputs = [normalise(torch.randn(1, 1, 6, 32, generator=generator)), torch.rand(1, 1, 7), torch.zeros(1, 0, 7)]
+    inputs = [normalize(torch.randn(1, 1, 6, 32, generator=generator)), torch.rand(1, 1, 7), torch.zeros(1, 0, 7)]
     actions = torch.zeros(1, 2, 2, 7)
     world.rollout(tuple(inputs), actions)  # makes the tables
     read = outside(lambda *given: world.rollout(given[:-1], given[-1]), [*inputs, actions])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.camera_yaw import Turned
+from model.camera_yaw import CameraYawWorldModel
 from model.compact.world_model import CompactWorldModel
 from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
@@ -24,7 +24,7 @@ SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=2, heads=2, mlp_h
 def test_a_compact_rollout_waits_for_nothing(
     dtype: torch.dtype, differentiated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = load("arm", torch.device("cpu")).computing_in(dtype)
+    world = load("arm", torch.device("cpu")).to_precision(dtype)
     assert isinstance(world, CompactWorldModel)
     shape = world.package.config.latent_shape
     with pretended_device(monkeypatch) as waits, torch.device(DEVICE):
@@ -42,7 +42,7 @@ def test_a_compact_rollout_waits_for_nothing(
 def test_a_vjepa2_rollout_waits_for_nothing(extrinsics: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with pretended_device(monkeypatch) as waits, torch.device(DEVICE):
         predictor = ActionPredictor(replace(SHAPE, extrinsics=extrinsics))
-        world = Turned(VJepa2WorldModel(Encoder(ENCODER), predictor, size=(16, 24), chunk=4))
+        world = CameraYawWorldModel(VJepa2WorldModel(Encoder(ENCODER), predictor, size=(16, 24), chunk=4))
         context = [torch.empty(2, 2, 2), torch.empty(2, 3, 6, 32), torch.empty(2, 3, 7), torch.empty(2, 2, 7)]
         camera = [torch.empty(2, 3, 6)] if extrinsics else []
         predicted = world.rollout((*context, *camera), torch.empty(2, 5, 4, 7))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from planner.cost import ActionCost, GoalDistance, WeightedSum
-from planner.noise import ColouredNoise, NoiseShape, Stream, WhiteNoise
+from planner.noise import ColoredNoise, NoiseShape, Stream, WhiteNoise
 from planner.optimizers.cem import CEM
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents, StepCosts
@@ -74,9 +74,7 @@ class Wall:
 
 def test_a_path_goes_round_an_obstacle() -> None:
     problem = reach((1.0, 0.0))
-    around = CEM(iterations=20, horizon=12, cost=Wall(), noise=ColouredNoise(2.0, fade=0.8)).plan(
-        integrator(2), problem
-    )
+    around = CEM(iterations=20, horizon=12, cost=Wall(), noise=ColoredNoise(2.0, fade=0.8)).plan(integrator(2), problem)
     path = integrator(2).rollout(problem.context, around.actions.reshape(1, 1, 24, 2))[0, 0]
     assert (path - torch.tensor([0.5, 0.0])).norm(dim=-1).min() > 0.24
     assert (path[-1] - problem.goal).norm() < 0.1

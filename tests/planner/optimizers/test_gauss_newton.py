@@ -1,4 +1,4 @@
-"""What is particular to Gauss-Newton steps; what all optimisers must do is tested beside the others."""
+"""What is particular to Gauss-Newton steps; what all optimizers must do is tested beside the others."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def test_what_is_called_alike_is_alike_within_all_limits(limits: dict[str, Any],
         committed=torch.full((committed, 2), 0.1) if committed else None,
     )
     world = Sharing(SPRING)
-    optimiser = GaussNewton(starts=3, iterations=4, horizon=4)
-    shared = optimiser.plan(world, asked)
+    optimizer = GaussNewton(starts=3, iterations=4, horizon=4)
+    shared = optimizer.plan(world, asked)
     assert world.asked == 4
-    assert torch.equal(shared.actions, optimiser.plan(SPRING, asked).actions)
+    assert torch.equal(shared.actions, optimizer.plan(SPRING, asked).actions)
 
 
 def test_where_every_step_went_wrong_it_stays_and_tries_smaller_ones() -> None:
@@ -117,30 +117,30 @@ def test_where_every_step_went_wrong_it_stays_and_tries_smaller_ones() -> None:
             moved = actions.abs().amax(dim=(-1, -2)).unsqueeze(-1)
             return torch.where(moved > 0.01, 2.0 + moved, 1.0 - moved).expand(*actions.shape[:2], 4)
 
-    optimiser = GaussNewton(starts=1, horizon=4, cost=Spiky())
-    (search,) = optimiser.improve(integrator(), [optimiser.start(reach(), 1)])
+    optimizer = GaussNewton(starts=1, horizon=4, cost=Spiky())
+    (search,) = optimizer.improve(integrator(), [optimizer.start(reach(), 1)])
     points, caution = search.memory
     assert torch.equal(points[0], torch.zeros(4, 2))
     assert caution.tolist() == [MORE_CAUTIOUS]
     assert search.best_cost == 4.0
-    while optimiser.stopped(search) is None:
-        (search,) = optimiser.improve(integrator(), [search])
+    while optimizer.stopped(search) is None:
+        (search,) = optimizer.improve(integrator(), [search])
     assert search.best_cost <= 4.0
 
 
 def test_its_opening_moves_whole_model_steps_and_leaves_the_best_of_its_starts() -> None:
-    optimiser = GaussNewton(starts=3, iterations=3, opening=1, horizon=4, cost=EFFORT)
+    optimizer = GaussNewton(starts=3, iterations=3, opening=1, horizon=4, cost=EFFORT)
     problem = reach()
-    search = optimiser.start(problem, 2)
+    search = optimizer.start(problem, 2)
     began = search.memory[0]
-    assert optimiser.iteration_steps(search) == 3 * (1 + 4 * 2 + 5) * 4
-    (search,) = optimiser.improve(SPRING, [search])
+    assert optimizer.iteration_steps(search) == 3 * (1 + 4 * 2 + 5) * 4
+    (search,) = optimizer.improve(SPRING, [search])
     (after,) = search.memory[0]
     changes = (after - began).unflatten(1, (4, 2))
     by_start = [torch.allclose(change[:, 0], change[:, 1], atol=1e-6) for change in changes]
     assert sum(by_start) == 1  # within the bounds a model step's two actions moved alike; the others were left behind
     assert torch.equal(after, search.best_actions)
-    assert optimiser.iteration_steps(search) == (1 + 8 * 2 + 5) * 4
+    assert optimizer.iteration_steps(search) == (1 + 8 * 2 + 5) * 4
 
 
 def test_after_sampling_an_iteration_still_evaluates_as_many_steps_as_it_says() -> None:

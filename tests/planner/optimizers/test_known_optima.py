@@ -1,4 +1,4 @@
-"""Every optimiser on systems whose optimum is known, at equal cost, and where each of them wins.
+"""Every optimizer on systems whose optimum is known, at equal cost, and where each of them wins.
 
 Cost is counted in model steps, of one candidate each; a step that is also differentiated counts three.
 """
@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from planner.anytime import Optimiser, plan_in_time
+from planner.anytime import Optimizer, plan_in_time
 from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.noise import WhiteNoise
 from planner.optimizers.cem import CEM
@@ -90,7 +90,7 @@ def stairs(seed: int) -> System:
 SYSTEMS = {"bowl": (bowl, 5), "obstacle": (obstacle, 4), "ripples": (ripples, 12), "stairs": (stairs, 5)}
 
 
-def optimisers(system: System) -> dict[str, Optimiser]:
+def optimizers(system: System) -> dict[str, Optimizer]:
     """All of them, each with about the model steps that 8 iterations of 200 samples take."""
     horizon, cost = system.horizon, system.cost
     entries = horizon * system.world.block * system.problem.space.dimensions
@@ -131,7 +131,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one optimiser on one system, over its seeds."""
+    """Of one optimizer on one system, over its seeds."""
 
     excess: torch.Tensor  # cost above the optimum, of every seed
     steps: int  # model steps in all
@@ -154,10 +154,10 @@ def outcomes(name: str) -> dict[str, Outcome]:
     make, seeds = SYSTEMS[name]
     systems = [make(seed) for seed in range(seeds)]
     found = {}
-    for kind in optimisers(systems[0]):
+    for kind in optimizers(systems[0]):
         worlds = [Counting(system.world) for system in systems]
         costs = [
-            plan_in_time(optimisers(system)[kind], world, system.problem).cost - system.optimum
+            plan_in_time(optimizers(system)[kind], world, system.problem).cost - system.optimum
             for system, world in zip(systems, worlds, strict=True)
         ]
         found[kind] = Outcome(torch.tensor(costs), sum(sum(world.steps) for world in worlds))

@@ -1,4 +1,4 @@
-"""What every optimiser must do, on systems with known optima."""
+"""What every optimizer must do, on systems with known optima."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.anytime import Optimiser, plan_in_time
+from planner.anytime import Optimizer, plan_in_time
 from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.mppi import MPPI
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, CostFunction, Latents, StepCosts
-from tests.support.planner.every_optimizer import AnyOptimiser, changed, each_optimiser
+from tests.support.planner.every_optimizer import AnyOptimizer, changed, each_optimizer
 from tests.support.planner.problems import Broken, cost_of, integrator, reach, space
 
 EFFORT = WeightedSum(((1.0, GoalDistance()), (0.02, ActionCost())))
 
 
-@each_optimiser
-def test_warm_start_never_raises_cost(optimiser: Optimiser) -> None:
+@each_optimizer
+def test_warm_start_never_raises_cost(optimizer: Optimizer) -> None:
     for seed in range(10):
         warm = 2 * torch.rand(4, 2, generator=torch.Generator().manual_seed(seed)) - 1
         problem = reach(seed=seed, warm_start=warm)
-        plan = plan_in_time(optimiser, integrator(), problem)
+        plan = plan_in_time(optimizer, integrator(), problem)
         assert plan.cost <= cost_of(warm, integrator(), problem) + 1e-7
 
 
-@each_optimiser
-def test_the_best_cost_never_rises_and_is_the_plans_own(optimiser: Optimiser) -> None:
-    plan = plan_in_time(optimiser, integrator(), reach())
+@each_optimizer
+def test_the_best_cost_never_rises_and_is_the_plans_own(optimizer: Optimizer) -> None:
+    plan = plan_in_time(optimizer, integrator(), reach())
     assert list(plan.iteration_costs) == sorted(plan.iteration_costs, reverse=True)
     assert plan.cost == pytest.approx(plan.iteration_costs[-1], rel=1e-6)
     assert plan.cost == pytest.approx(cost_of(plan.actions, integrator(), reach()), rel=1e-5)
-    assert plan.iterations == optimiser.iterations == len(plan.elite_spread)
+    assert plan.iterations == optimizer.iterations == len(plan.elite_spread)
 
 
-@each_optimiser
-def test_the_same_seed_gives_the_same_plan_and_another_seed_another(optimiser: Optimiser) -> None:
-    first, again, other = (plan_in_time(optimiser, integrator(), reach(seed=seed)) for seed in (3, 3, 4))
+@each_optimizer
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another(optimizer: Optimizer) -> None:
+    first, again, other = (plan_in_time(optimizer, integrator(), reach(seed=seed)) for seed in (3, 3, 4))
     assert torch.equal(first.actions, again.actions)
     assert first.iteration_costs == again.iteration_costs
     assert not torch.equal(first.actions, other.actions)
 
 
-@each_optimiser
-def test_global_randomness_is_neither_used_nor_touched(optimiser: Optimiser) -> None:
+@each_optimizer
+def test_global_randomness_is_neither_used_nor_touched(optimizer: Optimizer) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    plan_in_time(optimiser, integrator(), reach())
+    plan_in_time(optimizer, integrator(), reach())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@each_optimiser
-def test_an_iteration_is_a_pure_function(optimiser: Optimiser) -> None:
-    search = optimiser.start(reach(), 1)
-    (once,) = optimiser.improve(integrator(), [search])
-    (twice,) = optimiser.improve(integrator(), [search])
+@each_optimizer
+def test_an_iteration_is_a_pure_function(optimizer: Optimizer) -> None:
+    search = optimizer.start(reach(), 1)
+    (once,) = optimizer.improve(integrator(), [search])
+    (twice,) = optimizer.improve(integrator(), [search])
     assert torch.equal(once.best_actions, twice.best_actions)
     assert torch.equal(once.distribution.mean, twice.distribution.mean)
     assert search.iterations == 0
@@ -80,24 +80,24 @@ class Watched:
         return integrator().rollout(context, actions)
 
 
-@each_optimiser
-def test_an_iteration_evaluates_as_many_steps_as_it_says(optimiser: Optimiser) -> None:
-    search = optimiser.start(reach(), 1)
-    while optimiser.stopped(search) is None:
-        world, told = Watched(), optimiser.iteration_steps(search)
-        (search,) = optimiser.improve(world, [search])
+@each_optimizer
+def test_an_iteration_evaluates_as_many_steps_as_it_says(optimizer: Optimizer) -> None:
+    search = optimizer.start(reach(), 1)
+    while optimizer.stopped(search) is None:
+        world, told = Watched(), optimizer.iteration_steps(search)
+        (search,) = optimizer.improve(world, [search])
         assert told == sum(
             asked.shape[:3].numel() * times for asked, times in zip(world.asked, world.counted, strict=True)
         )
 
 
-@each_optimiser
-def test_every_candidate_obeys_the_action_space(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_every_candidate_obeys_the_action_space(optimizer: AnyOptimizer) -> None:
     previous = torch.tensor([0.4, -0.4])
     made = space(bound=0.5, slew=0.2, max_norm=0.6, frozen=(None, -0.25))
     world = Watched()
     problem = reach((9.0, 9.0), space=made, previous_action=previous)
-    plan = plan_in_time(changed(optimiser, initial_std=3.0), world, problem)
+    plan = plan_in_time(changed(optimizer, initial_std=3.0), world, problem)
     for actions in (*world.asked, plan.actions):
         assert (actions[..., 1] == -0.25).all()
         assert (actions.abs() <= 0.5).all()
@@ -106,11 +106,11 @@ def test_every_candidate_obeys_the_action_space(optimiser: AnyOptimiser) -> None
         assert (whole.diff(dim=-2).abs() <= 0.2).all()
 
 
-@each_optimiser
-def test_committed_actions_are_kept_exactly_and_the_rest_makes_up_for_them(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_committed_actions_are_kept_exactly_and_the_rest_makes_up_for_them(optimizer: AnyOptimizer) -> None:
     committed = torch.tensor([[-0.7, 0.3], [-0.1, 0.9]])
     world = Watched()
-    plan = plan_in_time(changed(optimiser, iterations=20), world, reach((0.1, 0.0), committed=committed))
+    plan = plan_in_time(changed(optimizer, iterations=20), world, reach((0.1, 0.0), committed=committed))
     for actions in (*world.asked, plan.actions):
         assert torch.equal(actions[..., :2, :], committed.expand_as(actions[..., :2, :]))
     assert (plan.distribution.std[:2] == 0).all()
@@ -118,29 +118,29 @@ def test_committed_actions_are_kept_exactly_and_the_rest_makes_up_for_them(optim
     assert plan.actions[2, 1] < -0.9
 
 
-@each_optimiser
-def test_a_plan_that_is_wholly_committed_converges_at_once(optimiser: Optimiser) -> None:
+@each_optimizer
+def test_a_plan_that_is_wholly_committed_converges_at_once(optimizer: Optimizer) -> None:
     committed = torch.full((4, 2), 0.25)
-    plan = plan_in_time(optimiser, integrator(), reach(committed=committed))
+    plan = plan_in_time(optimizer, integrator(), reach(committed=committed))
     assert torch.equal(plan.actions, committed)
     assert (plan.stop_reason, plan.iterations) == ("converged", 1)
 
 
-@each_optimiser
-def test_a_nan_cost_is_never_chosen(optimiser: AnyOptimiser) -> None:
-    plan = plan_in_time(changed(optimiser, cost=Broken()), integrator(), reach((-0.2, 0.3)))
+@each_optimizer
+def test_a_nan_cost_is_never_chosen(optimizer: AnyOptimizer) -> None:
+    plan = plan_in_time(changed(optimizer, cost=Broken()), integrator(), reach((-0.2, 0.3)))
     assert plan.actions[0, 0] <= 0
     assert plan.cost < 0.15
     assert torch.isfinite(plan.distribution.std).all()
 
 
-@each_optimiser
-def test_all_nan_is_an_error_with_a_name(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_all_nan_is_an_error_with_a_name(optimizer: AnyOptimizer) -> None:
     with pytest.raises(PlanningError, match="cost must be finite for at least one candidate"):
-        plan_in_time(changed(optimiser, cost=Broken(everywhere=True)), integrator(), reach())
+        plan_in_time(changed(optimizer, cost=Broken(everywhere=True)), integrator(), reach())
 
 
-@pytest.mark.parametrize("optimiser", [MPPI(), Gradient()], ids=["mppi", "gradient"])
+@pytest.mark.parametrize("optimizer", [MPPI(), Gradient()], ids=["mppi", "gradient"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -151,12 +151,12 @@ def test_all_nan_is_an_error_with_a_name(optimiser: AnyOptimiser) -> None:
         {"converged_below": -1.0},
     ],
 )
-def test_settings_that_cannot_search_are_refused(optimiser: MPPI | Gradient, settings: dict[str, object]) -> None:
+def test_settings_that_cannot_search_are_refused(optimizer: MPPI | Gradient, settings: dict[str, object]) -> None:
     with pytest.raises(PlanningError, match=next(iter(settings))):
-        replace(optimiser, **settings)  # type: ignore[arg-type]
+        replace(optimizer, **settings)  # type: ignore[arg-type]
 
 
-def test_settings_of_one_optimiser_alone_are_refused_as_well() -> None:
+def test_settings_of_one_optimizer_alone_are_refused_as_well() -> None:
     for name, value in (("temperature", 0.0), ("narrowing", 1.5), ("samples", 0)):
         with pytest.raises(PlanningError, match=name):
             replace(MPPI(), **{name: value})  # type: ignore[arg-type]
@@ -167,8 +167,8 @@ def test_settings_of_one_optimiser_alone_are_refused_as_well() -> None:
 
 def test_mppi_moves_to_the_weighted_average_of_its_samples() -> None:
     world = Watched()
-    optimiser = MPPI(samples=32, iterations=1, horizon=4, temperature=0.5)
-    (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
+    optimizer = MPPI(samples=32, iterations=1, horizon=4, temperature=0.5)
+    (after,) = optimizer.improve(world, [optimizer.start(reach(), 1)])
     candidates = world.asked[0][0]
     costs = torch.tensor([cost_of(each, integrator(), reach()) for each in candidates])
     weights = torch.softmax(-costs / (0.5 * costs.std(correction=0)), dim=0)
@@ -180,8 +180,8 @@ def test_mppi_weighs_candidates_of_equal_cost_alike() -> None:
         return torch.ones(predicted.shape[:3])
 
     world = Watched()
-    optimiser = MPPI(samples=32, horizon=4, cost=flat)
-    (after,) = optimiser.improve(world, [optimiser.start(reach(), 1)])
+    optimizer = MPPI(samples=32, horizon=4, cost=flat)
+    (after,) = optimizer.improve(world, [optimizer.start(reach(), 1)])
     torch.testing.assert_close(after.distribution.mean, world.asked[0][0].mean(0))
 
 

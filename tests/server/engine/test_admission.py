@@ -1,10 +1,10 @@
-"""Admission: who is taken on, at what size, and who is refused, by predictions alone."""
+"""AdmissionController: who is taken on, at what size, and who is refused, by predictions alone."""
 
 from __future__ import annotations
 
 import pytest
 
-from server.engine.admission import FEWEST_SAMPLES, TRUST_AFTER, Admission, ReplyMargin, shrunk
+from server.engine.admission import FEWEST_SAMPLES, TRUST_AFTER, AdmissionController, ReplyMargin, shrunk
 from server.engine.messages import Pace, SearchSize
 from server.errors import Reason, ServiceError
 
@@ -12,8 +12,8 @@ SIZE = SearchSize(samples=100, iterations=10, elites=10, horizon=1)
 PACE = Pace(encode_s=0.1, step_s=0.01)  # an iteration of SIZE takes a second
 
 
-def admission(limit: int = 8, pace: Pace = PACE) -> Admission:
-    made = Admission(limit)
+def admission(limit: int = 8, pace: Pace = PACE) -> AdmissionController:
+    made = AdmissionController(limit)
     made.learn({"linear": pace})
     return made
 
@@ -74,7 +74,7 @@ def test_where_others_are_the_reason_a_deadline_cannot_be_kept_the_answer_is_ove
 
 
 def test_an_engine_not_measured_yet_is_trusted() -> None:
-    ticket = Admission(8).admit_plan("linear", SIZE, now=0.0, deadline=0.001)
+    ticket = AdmissionController(8).admit_plan("linear", SIZE, now=0.0, deadline=0.001)
     assert not ticket.degraded
 
 

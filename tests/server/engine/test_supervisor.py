@@ -34,7 +34,7 @@ async def started(settings: AppSettings) -> AsyncIterator[Application]:
     try:
         yield application
     finally:
-        await application.stop(drain_s=0.0)
+        await application.stop(shutdown_grace_s=0.0)
 
 
 async def plan(application: Application, request: PlanRequest) -> PlanReply:
@@ -99,7 +99,7 @@ async def test_stopping_lets_a_plan_end_and_refuses_new_ones() -> None:
         request = PlanRequest(HERE, goal_id=goal, planner=PlannerSettings(samples=16, iterations=5))
         running = asyncio.create_task(plan(application, request))
         await asyncio.sleep(SLOW_S)
-        stopping = asyncio.create_task(application.stop(drain_s=60.0))
+        stopping = asyncio.create_task(application.stop(shutdown_grace_s=60.0))
         await asyncio.sleep(0)
         assert not application.ready
         with pytest.raises(ServiceError) as caught:
@@ -118,7 +118,7 @@ async def test_giving_up_on_readiness_leaves_no_failure_that_nobody_looks_at() -
     await asyncio.sleep(0.05)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await application.stop(drain_s=0.0)
+    await application.stop(shutdown_grace_s=0.0)
     del waiting
     gc.collect()
     assert complaints == []

@@ -1,4 +1,4 @@
-"""Costs of a grid of actions: the model's own, in the right places, drawn, and the same through every door."""
+"""Costs of a grid of actions: the model's own, in the right places, drawn, and the same through every gateway."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ async def test_the_picture_is_bright_where_it_is_costly_and_rings_the_best(appli
 
 
 def _is_cell(line: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
-    """Whether a line of pixels has a coloured one: text is grey."""
+    """Whether a line of pixels has a colored one: text is gray."""
     return bool((np.ptp(line, axis=-1) > 40).any())
 
 
 async def test_both_doors_and_the_client_say_the_same(service: Service) -> None:
-    application = service.door.application
+    application = service.gateway.application
     request = replace(await asked(application, 0.44, 0.38), plot=True)
     direct = await application.landscape(request)
     asked_proto = planning_pb2.LandscapeRequest(observation=proto_observation(SEEN), goal_id=request.goal_id, plot=True)

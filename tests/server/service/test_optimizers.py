@@ -13,7 +13,7 @@ from server.service.application import Application
 from server.values.calls import (
     LEAST_DISCOUNT,
     MOST_DISCOUNT,
-    OPTIMISERS,
+    OPTIMIZERS,
     GoalRequest,
     Observation,
     PlannerSettings,
@@ -34,21 +34,21 @@ async def plan(application: Application, settings: PlannerSettings, model: str =
 
 
 async def test_the_service_offers_the_planners_names() -> None:
-    assert OPTIMISERS == registry.OPTIMISERS
+    assert OPTIMIZERS == registry.OPTIMIZERS
     assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (registry.LEAST_DISCOUNT, registry.MOST_DISCOUNT)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-async def test_every_optimiser_plans_toward_the_goal_and_is_named(application: Application, name: str) -> None:
-    reply = await plan(application, PlannerSettings(samples=24, iterations=6, elites=6, optimiser=name))
-    assert reply.provenance.planner.optimiser == name
+@pytest.mark.parametrize("name", OPTIMIZERS)
+async def test_every_optimizer_plans_toward_the_goal_and_is_named(application: Application, name: str) -> None:
+    reply = await plan(application, PlannerSettings(samples=24, iterations=6, elites=6, optimizer=name))
+    assert reply.provenance.planner.optimizer == name
     assert reply.step_costs[-1] < reply.goal_distance / 2
 
 
 async def test_the_goals_distance_is_measured_as_the_search_does(application: Application) -> None:
     quick = PlannerSettings(samples=8, iterations=1)
     squared = await plan(application, quick)
-    absolute = await plan(application, replace(quick, optimiser="vjepa2_ac"))
+    absolute = await plan(application, replace(quick, optimizer="vjepa2_ac"))
     away = latent(0.2, 0.4) - latent(0.5, 0.3)
     assert squared.goal_distance == pytest.approx(float(np.square(away).mean()))
     assert absolute.goal_distance == pytest.approx(float(np.abs(away).mean()))

@@ -212,16 +212,16 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
         ({"planner": PlannerSettings(iterations=1001)}, Reason.TOO_LARGE, "planner.iterations"),
         ({"planner": PlannerSettings(samples=1 << 31)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(samples=20_000, iterations=200, horizon=1)}, Reason.TOO_LARGE, "planner"),
-        ({"planner": PlannerSettings(optimiser="annealing")}, Reason.INVALID_FIELD, "planner.optimiser"),
+        ({"planner": PlannerSettings(optimizer="annealing")}, Reason.INVALID_FIELD, "planner.optimizer"),
         ({"planner": PlannerSettings(discount=0.0)}, Reason.INVALID_FIELD, "planner.discount"),
         ({"planner": PlannerSettings(discount=float("nan"))}, Reason.INVALID_FIELD, "planner.discount"),
         (
-            {"planner": PlannerSettings(optimiser="vjepa2_ac", discount=2.0)},
+            {"planner": PlannerSettings(optimizer="vjepa2_ac", discount=2.0)},
             Reason.INVALID_FIELD,
             "planner.discount",
         ),
         (
-            {"planner": PlannerSettings(optimiser="gauss_newton", samples=3, iterations=2, elites=2, horizon=200)},
+            {"planner": PlannerSettings(optimizer="gauss_newton", samples=3, iterations=2, elites=2, horizon=200)},
             Reason.TOO_LARGE,
             "planner.horizon",
         ),
@@ -247,13 +247,13 @@ async def test_a_bad_plan_request_is_refused_by_name(
     assert application.calls_in_hand == 0
 
 
-@pytest.mark.parametrize("felt", [None, np.zeros(2, np.float32), np.array([np.inf], np.float32)])
+@pytest.mark.parametrize("proprioception", [None, np.zeros(2, np.float32), np.array([np.inf], np.float32)])
 async def test_a_model_that_feels_refuses_other_proprioception(
-    application: Application, felt: np.ndarray[tuple[int], np.dtype[np.float32]] | None
+    application: Application, proprioception: np.ndarray[tuple[int], np.dtype[np.float32]] | None
 ) -> None:
     goal = await goal_at(application, 0.5, model="historian")
-    request = PlanRequest(Observation(HERE.images, felt), model="historian", goal_id=goal)
-    reason = Reason.INVALID_TENSOR if felt is not None and len(felt) == 1 else Reason.INVALID_FIELD
+    request = PlanRequest(Observation(HERE.images, proprioception), model="historian", goal_id=goal)
+    reason = Reason.INVALID_TENSOR if proprioception is not None and len(proprioception) == 1 else Reason.INVALID_FIELD
     await refused(plan(application, request), reason, "observation.proprioception")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.engine.messages import Floats
 from server.errors import Reason, ServiceError
-from server.service.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, Place, Seen, Session
+from server.service.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, EncodedObservation, PlanProgress, Session
 from server.service.stages import Stages
 from server.values.calls import GoalStage, PlannerSettings, PlanReply, Provenance, Timings
 
@@ -18,8 +18,8 @@ def session(history: int = 3, ttl_s: float = 10.0, name: str = "robot") -> Sessi
     return Session(name, "linear", "goal", history, ttl_s, seed=5, wall_ns=1)
 
 
-def plan(actions: int = 6, goal_id: str = "goal", sequence: int = 1, at: Place | None = None) -> CurrentPlan:
-    place = at or Place(0)
+def plan(actions: int = 6, goal_id: str = "goal", sequence: int = 1, at: PlanProgress | None = None) -> CurrentPlan:
+    place = at or PlanProgress(0)
     numbered = 10 * sequence + np.arange(actions, dtype=np.float32)[:, None]
     return CurrentPlan(
         actions=numbered,
@@ -33,8 +33,8 @@ def plan(actions: int = 6, goal_id: str = "goal", sequence: int = 1, at: Place |
     )
 
 
-def seen(sequence: int) -> Seen:
-    return Seen(sequence, np.full(2, sequence, np.float32), None)
+def seen(sequence: int) -> EncodedObservation:
+    return EncodedObservation(sequence, np.full(2, sequence, np.float32), None)
 
 
 def planned(at: Session, sequence: int = 0, executed: int = 0, goal_id: str = "goal", follows: int = 0) -> int:
@@ -97,7 +97,7 @@ def test_reset_starts_a_new_epoch_with_nothing_but_model_and_goal() -> None:
     told = robot.describe()
     assert (told.epoch, told.plans, told.last_sequence, told.goal_id) == (1, 0, 0, "goal")
     assert robot.earlier(0) == ()
-    assert robot.continuation(Place(0), 0, "goal").warm_start is None
+    assert robot.continuation(PlanProgress(0), 0, "goal").warm_start is None
     assert robot.reply("call") is None
     assert robot.begin(1).epoch == 1
 
@@ -231,7 +231,7 @@ def test_a_plan_executed_past_its_end_gives_a_warning_and_no_warm_start() -> Non
 
 
 def test_executed_without_a_plan_gives_a_warning() -> None:
-    follows = session().continuation(Place(2), 0, "goal")
+    follows = session().continuation(PlanProgress(2), 0, "goal")
     assert len(follows.warnings) == 1
     assert "no plan" in follows.warnings[0]
 

@@ -37,7 +37,7 @@ async def application(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     started = await Application.start(replace(SETTINGS, models=(str(folder / "tiny"),)))
     await started.wait_ready(START_S)
     yield started
-    await started.stop(drain_s=0.0)
+    await started.stop(shutdown_grace_s=0.0)
 
 
 def seen(pose: np.ndarray[tuple[int], np.dtype[np.float32]] | None = POSE, image: Frame = SEEN) -> Observation:
@@ -56,7 +56,7 @@ async def test_a_plan_follows_the_published_rules_and_says_so(application: Appli
     assert (action[3:6] == 0).all()
     assert action[6] == 0 or 0.25 <= abs(action[6]) <= 0.75
     made = plan.provenance
-    assert (made.crop_policy, made.planner.optimiser) == ("planning", "vjepa2_ac")
+    assert (made.crop_policy, made.planner.optimizer) == ("planning", "vjepa2_ac")
     assert made.planner.dimensions == ("x", "y", "z", "gripper")
     assert plan.warnings == ()
 
@@ -102,8 +102,8 @@ async def test_input_that_cannot_be_meant_is_refused_with_field_rule_and_value(
 @pytest.mark.parametrize(
     ("observation", "warning"),
     [
-        (seen(changed(6, 0.08)), "opening in metres"),
-        (seen(changed(0, 410.0)), "millimetres"),
+        (seen(changed(6, 0.08)), "opening in meters"),
+        (seen(changed(0, 410.0)), "millimeters"),
         (seen(image=SEEN // 255), "were pixels in 0..1 cast to uint8"),
         (seen(image=SEEN // 32 + 100), "is the camera covered"),
     ],

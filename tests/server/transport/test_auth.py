@@ -31,7 +31,7 @@ from server.service.application import Application
 from server.transport.auth import Keys, load_keys
 from server.transport.grpc.interceptor import PUBLIC_SERVICES
 from server.transport.grpc.service import SERVICES
-from server.transport.listeners import bind, create_door, listening
+from server.transport.listeners import bind, create_gateway, listening
 from server.transport.rest.middleware import PUBLIC_PATHS
 from server.transport.rest.routes import create_app
 from tests.support.paths import ROOT
@@ -130,7 +130,7 @@ async def test_every_grpc_call_is_open_with_a_key(guarded: Service) -> None:
 
 
 def every_route(service: Service) -> list[tuple[str, str]]:
-    app = create_app(service.door)
+    app = create_app(service.gateway)
     documented = [(method, path) for path, methods in app.openapi()["paths"].items() for method in methods]
     declared = {route.path for route in _routes(app.routes) if isinstance(route, APIRoute)}
     assert declared <= {path for _, path in documented}, "a route is missing from the document"
@@ -207,7 +207,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tls_settings(folder: Path, asks_clients: bool) -> Settings:
     flags = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key", "grpc_port": 0, "http_port": 0}
-    return load(flags={**flags, "drain_s": 1.0, "tls_client_ca": folder / "ca.pem" if asks_clients else None})
+    return load(flags={**flags, "shutdown_grace_s": 1.0, "tls_client_ca": folder / "ca.pem" if asks_clients else None})
 
 
 async def asked_over_tls(application: Application, folder: Path, asks_clients: bool, shows: bool) -> tuple[bool, bool]:
@@ -220,7 +220,7 @@ async def asked_over_tls(application: Application, folder: Path, asks_clients: b
         context.load_cert_chain(folder / "client.pem", folder / "client.key")
     with closing(bind(settings.host, 0, "http_port")) as rest_socket:
         async with (
-            listening(create_door(application, settings), settings, rest_socket) as addresses,
+            listening(create_gateway(application, settings), settings, rest_socket) as addresses,
             grpc.aio.secure_channel(addresses.grpc, grpc.ssl_channel_credentials(authority, *pair)) as channel,
             httpx.AsyncClient(base_url=addresses.rest, verify=context, trust_env=False) as rest,
         ):
@@ -262,7 +262,7 @@ async def test_tls_files_that_cannot_be_used_are_refused_by_name(application: Ap
             closing(bind(settings.host, 0, "http_port")) as rest_socket,
             pytest.raises(SettingsError, match=said),
         ):
-            async with listening(create_door(application, settings), settings, rest_socket):
+            async with listening(create_gateway(application, settings), settings, rest_socket):
                 raise AssertionError("it opened")
 
 

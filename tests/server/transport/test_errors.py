@@ -314,13 +314,13 @@ async def test_requests_before_readiness_are_refused_and_afterwards_served() -> 
             assert (await service.rest.get("/readyz")).status_code == 200
             await still_serves(service)
     finally:
-        await application.stop(drain_s=0.0)
+        await application.stop(shutdown_grace_s=0.0)
 
 
 async def test_calls_past_the_limit_are_refused_but_probes_are_answered(application: Application) -> None:
     async with open_service(application, limits={"concurrent_calls": 1}) as service:
         waiting = service.planning.Control()  # a stream that nobody speaks on is a call in progress
-        await eventually(lambda: service.door.lifecycle.in_flight == 1)
+        await eventually(lambda: service.gateway.lifecycle.in_flight == 1)
         refused = await both(service.models.List(models_pb2.ModelsListRequest()), service.rest.get("/v1/models"))
         assert refused.reason == "OVERLOADED"
         assert (await service.rest.get("/livez")).status_code == 200

@@ -223,12 +223,12 @@ async def _rests(target: Target, files: int, memory: int) -> None:
     """Nothing is left of all these requests."""
     application, service = target.application, target.service
     for _ in range(500):
-        if application.calls_in_hand == 0 and service.door.lifecycle.in_flight == 0:
+        if application.calls_in_hand == 0 and service.gateway.lifecycle.in_flight == 0:
             break
         await asyncio.sleep(0.02)
     assert application.calls_in_hand == 0
-    assert service.door.lifecycle.in_flight == 0
-    assert service.door.uploads.active == 0
+    assert service.gateway.lifecycle.in_flight == 0
+    assert service.gateway.uploads.active == 0
     assert list(target.spool.iterdir()) == []
     assert application.engine_restarts == 0
     assert application.ready

@@ -141,7 +141,7 @@ async def test_a_strange_clip_is_answered_or_refused_by_name_on_both_doors(
     if content:  # an empty upload cannot be announced over gRPC
         refused = await grpc_refusal(service.embeddings.EmbedClip(clip_messages(content), timeout=PATIENCE_S))
         assert refused.reason == problem["code"]
-    assert service.door.uploads.active == 0
+    assert service.gateway.uploads.active == 0
 
 
 # Images and tensors
@@ -282,7 +282,7 @@ async def test_a_flood_of_grpc_metadata_is_refused(service: Service) -> None:
 
 @on_the_shared_loop
 async def test_connections_left_half_open_leave_room_for_others(application: Application) -> None:
-    async with open_service(application, drain_s=0.0) as service:
+    async with open_service(application, shutdown_grace_s=0.0) as service:
         host, _, port = service.addresses.rest.removeprefix("http://").partition(":")
         idle: list[socket.socket] = []
         for _ in range(100):

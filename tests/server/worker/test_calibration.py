@@ -122,7 +122,7 @@ async def test_a_model_without_horizontal_axes_is_not_calibrated(application: Ap
 
 
 async def test_both_doors_say_the_same(service: Service) -> None:
-    application = service.door.application
+    application = service.gateway.application
     direct = (await application.calibrate(CalibrateRequest(await session(application), moves()))).calibration
     assert direct is not None
     body = {

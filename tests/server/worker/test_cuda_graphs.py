@@ -79,7 +79,7 @@ async def test_an_engine_with_graphs_finds_the_plans_of_one_without(
                 found.append(await plan(each, request))
             np.testing.assert_allclose(found[0].actions, found[1].actions, atol=1e-4)
     finally:
-        await other.stop(drain_s=0.0)
+        await other.stop(shutdown_grace_s=0.0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from server.engine.messages import Alive
-from server.worker.heartbeat import OVERDUE_FACTOR, OVERDUE_LEAST_S, Pulse, beating
+from server.engine.messages import Heartbeat
+from server.worker.heartbeat import OVERDUE_FACTOR, OVERDUE_LEAST_S, Watchdog, heartbeat_thread
 
 
 class Clock:
@@ -24,44 +24,44 @@ class Clock:
 )
 def test_work_is_overdue_after_many_times_what_was_predicted(predicted_s: float, bound_s: float) -> None:
     clock = Clock()
-    pulse = Pulse(clock)
-    with pulse.work(predicted_s):
+    watchdog = Watchdog(clock)
+    with watchdog.work(predicted_s):
         clock.now += bound_s - 0.01
-        assert pulse.is_well
+        assert watchdog.is_well
         clock.now += 0.02
-        assert not pulse.is_well
-    assert pulse.is_well
+        assert not watchdog.is_well
+    assert watchdog.is_well
 
 
 def test_work_of_a_kind_not_seen_before_may_take_any_time() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
-    with pulse.work(None):
+    watchdog = Watchdog(clock)
+    with watchdog.work(None):
         clock.now += 1e6
-        assert pulse.is_well
+        assert watchdog.is_well
 
 
 def test_work_that_fails_leaves_nothing_overdue() -> None:
     clock = Clock()
-    pulse = Pulse(clock)
-    with pytest.raises(ValueError, match="no"), pulse.work(0.1):
+    watchdog = Watchdog(clock)
+    with pytest.raises(ValueError, match="no"), watchdog.work(0.1):
         raise ValueError("no")
     clock.now += 1e6
-    assert pulse.is_well
+    assert watchdog.is_well
 
 
 def test_beats_stop_while_work_is_overdue_and_go_on_after_it() -> None:
     clock = Clock()
-    pulse, beats = Pulse(clock), threading.Semaphore(0)
-    sent: list[Alive] = []
+    watchdog, beats = Watchdog(clock), threading.Semaphore(0)
+    sent: list[Heartbeat] = []
 
-    def send(beat: Alive) -> None:
+    def send(beat: Heartbeat) -> None:
         sent.append(beat)
         beats.release()
 
-    with beating(pulse, send, every_s=0.01):
+    with heartbeat_thread(watchdog, send, every_s=0.01):
         assert beats.acquire(timeout=30)
-        with pulse.work(0.1):
+        with watchdog.work(0.1):
             clock.now += 1e6
             threading.Event().wait(0.2)  # one may have been under way
             count = len(sent)
@@ -73,15 +73,15 @@ def test_beats_stop_while_work_is_overdue_and_go_on_after_it() -> None:
 
 
 def test_a_front_that_has_gone_ends_the_beats() -> None:
-    beats: list[Alive] = []
+    beats: list[Heartbeat] = []
     threads: list[threading.Thread] = []
 
-    def send(beat: Alive) -> None:
+    def send(beat: Heartbeat) -> None:
         beats.append(beat)
         threads.append(threading.current_thread())
         raise BrokenPipeError
 
-    with beating(Pulse(), send, every_s=0.01):
+    with heartbeat_thread(Watchdog(), send, every_s=0.01):
         while not threads:
             threading.Event().wait(0.01)
         threads[0].join(30)

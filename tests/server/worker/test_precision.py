@@ -47,7 +47,7 @@ class Coarse:
         self.encode, self.embed_clip, self.context = model.encode, model.embed_clip, model.context
         self.rollout = model.rollout
 
-    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+    def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         lowered = CompactWorldModel.from_package(self.package, self.device, dtype)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -61,11 +61,11 @@ def test_a_precision_that_chooses_the_same_actions_agrees_and_a_ruined_one_does_
     problems = precision.imagined_problems(arm, SIZE, count=3)
     same = precision.agreement(arm, arm, SIZE, problems)
     assert (same.gap, same.excess) == (0, 0)
-    lowered = precision.agreement(arm, arm.computing_in(torch.bfloat16), SIZE, problems)
+    lowered = precision.agreement(arm, arm.to_precision(torch.bfloat16), SIZE, problems)
     assert lowered.gap > 0
     assert lowered.holds
     assert isinstance(arm, CompactWorldModel)
-    ruined = Coarse(arm, noise=1.0).computing_in(torch.bfloat16)
+    ruined = Coarse(arm, noise=1.0).to_precision(torch.bfloat16)
     assert not precision.agreement(arm, ruined, SIZE, problems).holds
 
 
@@ -131,8 +131,8 @@ def test_threads_are_chosen_among_those_available_and_left_as_they_were() -> Non
 
 def test_lowering_keeps_latents_and_inputs_in_float32() -> None:
     model = load("arm", CPU)
-    lowered = model.computing_in(torch.bfloat16)
-    assert model.computing_in(torch.float32) is model
+    lowered = model.to_precision(torch.bfloat16)
+    assert model.to_precision(torch.float32) is model
     frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     assert torch.equal(model.encode(frames), lowered.encode(frames))
     context = model.context([model.encode(frames)[0]], None)
@@ -148,7 +148,7 @@ def test_8_bit_floats_are_judged_by_the_plans_they_choose(monkeypatch: pytest.Mo
     monkeypatch.setattr(precision, "has_units", lambda device: True)
     arm = load("arm", CPU)
     served, verdict = precision.with_best_precision(arm, SIZE)
-    measured = precision.agreement(arm, arm.computing_in(E4M3), SIZE, precision.imagined_problems(arm, SIZE))
+    measured = precision.agreement(arm, arm.to_precision(E4M3), SIZE, precision.imagined_problems(arm, SIZE))
     assert measured.gap > 0
     assert (verdict.dtype == E4M3) == measured.holds
     assert verdict.dtype == served.dtype
@@ -172,7 +172,7 @@ def test_8_bit_integers_are_judged_by_the_embeddings_of_an_encoder(
     size = own_search(model.package.config.planner)
     served, verdict = precision.with_best_precision(model, size)
     cosine, nearer = (
-        precision._embedding_cosine(model, model.computing_in(dtype)) for dtype in (torch.int8, torch.bfloat16)
+        precision._embedding_cosine(model, model.to_precision(dtype)) for dtype in (torch.int8, torch.bfloat16)
     )
     assert cosine < nearer < 1
     assert (verdict.dtype == torch.int8) == (cosine >= precision.LEAST_COSINE)
@@ -193,7 +193,7 @@ def test_8_bit_integers_are_refused_by_name_without_units(monkeypatch: pytest.Mo
 
 
 def test_a_model_that_plans_is_in_bfloat16_where_8_bit_integers_are_asked_for() -> None:
-    assert load("arm", CPU).computing_in(torch.int8).dtype == torch.bfloat16
+    assert load("arm", CPU).to_precision(torch.int8).dtype == torch.bfloat16
 
 
 def test_a_precision_that_is_set_is_taken_where_the_device_has_units_for_it() -> None:

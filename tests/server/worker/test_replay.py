@@ -47,7 +47,7 @@ async def recordings(tmp_path_factory: pytest.TempPathFactory, compact_folder: P
     application = await Application.start(replace(SETTINGS, models=models), Both())
     await application.wait_ready(START_S)
     await fly(application)
-    await application.stop(drain_s=0.0)
+    await application.stop(shutdown_grace_s=0.0)
     for recorder, name in ((with_pictures, "with"), (without, "without")):
         recorder.close(30.0)
         assert recorder.dropped == 0
@@ -68,13 +68,13 @@ async def fly(application: Application) -> None:
     feeling = await goal_at(application, 0.5, model="historian")
     session = (await application.create_session(SessionRequest("historian", feeling))).session_id
     for step in range(4):
-        felt = Observation((frame(0.1 * step, 0.4),), np.array([step], np.float32))
-        await plan(application, PlanRequest(felt, session, planner=QUICK, executed=1))
+        proprioception = Observation((frame(0.1 * step, 0.4),), np.array([step], np.float32))
+        await plan(application, PlanRequest(proprioception, session, planner=QUICK, executed=1))
     slow = await goal_at(application, 0.5, model="slow")
-    for optimiser in ("cem", "gradient"):  # gradient's steps depend on how many iterations there were to be
+    for optimizer in ("cem", "gradient"):  # gradient's steps depend on how many iterations there were to be
         hurried = PlanRequest(
             Observation((frame(0.2, 0.4),)), model="slow", goal_id=slow, seed=1, budget_ms=5 * SLOW_S * 1e3,
-            planner=replace(ENDLESS, optimiser=optimiser),
+            planner=replace(ENDLESS, optimizer=optimizer),
         )  # fmt: skip
         await plan(application, hurried)
     generator = np.random.default_rng(2)

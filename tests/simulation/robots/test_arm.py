@@ -13,7 +13,7 @@ from simulation.robots.arm import Arm
 
 
 def pixel_at(image: np.ndarray, point: np.ndarray) -> tuple[int, ...]:
-    """The colour of the image where a point of the table, in metres, lies."""
+    """The color of the image where a point of the table, in meters, lies."""
     column, row = arm.to_pixels(point[None], len(image))[0]
     return tuple(int(value) for value in image[int(row), int(column)])
 
@@ -60,7 +60,7 @@ def test_success_takes_the_shorter_way_round() -> None:
     assert not arm.successes(np.array([[0.01, 0.5]]), goal)[0]
 
 
-def test_the_links_are_drawn_in_their_colours_where_they_are() -> None:
+def test_the_links_are_drawn_in_their_colors_where_they_are() -> None:
     state = np.array([0.7, 1.2])
     image = Arm(128).render_state(state)
     elbow, tip = (points[0] for points in arm.joint_positions(state[None]))

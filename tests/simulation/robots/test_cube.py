@@ -32,7 +32,7 @@ def start(robot: Cube, seed: int = 3) -> np.ndarray:
     return robot.random_state(np.random.default_rng(seed))
 
 
-def test_success_is_four_centimetres_however_the_cube_is_turned() -> None:
+def test_success_is_four_centimeters_however_the_cube_is_turned() -> None:
     goal = np.zeros((1, cube.WIDTH))
     moved = np.ones((1, cube.WIDTH))
     moved[0, CUBE] = [0.0, 0.024, 0.0319]  # 0.0399 m

@@ -1,4 +1,4 @@
-"""Shapes drawn into batches of images, against areas and colours known beforehand."""
+"""Shapes drawn into batches of images, against areas and colors known beforehand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_capsule_covers_a_rectangle_and_two_half_discs() -> None:
     assert covered(canvas).sum() == pytest.approx(45.0 * 10.0 + math.pi * 25.0, rel=0.01)
 
 
-def test_pixels_on_the_axis_have_the_colour_and_far_ones_the_background() -> None:
+def test_pixels_on_the_axis_have_the_color_and_far_ones_the_background() -> None:
     canvas = blank(1, 32, WHITE)
     draw_capsules(canvas, np.array([[6.5, 10.5]]), np.array([[25.5, 10.5]]), 2.0, RED)
     assert (canvas[0, 10, 6:26] == RED).all()

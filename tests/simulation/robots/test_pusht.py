@@ -41,9 +41,9 @@ def test_success_is_a_joint_distance_below_20_px_and_an_angle_below_20_degrees()
     assert moved(0.0, 0.0, 355.0)  # the shorter way round
 
 
-def test_the_blocks_centre_turns_with_it() -> None:
+def test_the_blocks_center_turns_with_it() -> None:
     states = np.array([[0, 0, 200, 200, 0, 0, 0], [0, 0, 200, 200, np.pi / 2, 0, 0]], dtype=float)
-    np.testing.assert_allclose(pusht.block_centres(states), [[200, 245], [155, 200]])
+    np.testing.assert_allclose(pusht.block_centers(states), [[200, 245], [155, 200]])
 
 
 @needs_simulator
@@ -111,7 +111,7 @@ def test_a_picture_is_a_function_of_the_state(size: int) -> None:
 
 @needs_simulator
 @pytest.mark.parametrize(
-    ("change", "rule"), [({0: np.nan}, "finite"), ({1: -5.0}, "pusher must be within"), ({2: 700.0}, "block's centre")]
+    ("change", "rule"), [({0: np.nan}, "finite"), ({1: -5.0}, "pusher must be within"), ({2: 700.0}, "block's center")]
 )
 def test_an_impossible_state_is_refused_by_name(change: dict[int, float], rule: str) -> None:
     state = STATE.copy()

@@ -20,7 +20,7 @@ from simulation.robots.reacher import MAX_TORQUE, WRIST_LIMIT, Reacher
 from tests.support.simulation.simulators import require
 
 STATE = np.array([2.9, -1.2, 3.0, -2.0])
-LINKS = (0.12, 0.12)  # metres, from joint to joint and from the wrist to the fingertip's centre
+LINKS = (0.12, 0.12)  # meters, from joint to joint and from the wrist to the fingertip's center
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def robot() -> Reacher:
     return Reacher(64)
 
 
-def pixel_at(image: np.ndarray, metres: np.ndarray) -> tuple[int, ...]:
-    """The colour where the camera, 0.74 m above the arm and 45 degrees wide, sees a point beside the base."""
+def pixel_at(image: np.ndarray, meters: np.ndarray) -> tuple[int, ...]:
+    """The color where the camera, 0.74 m above the arm and 45 degrees wide, sees a point beside the base."""
     size = len(image)
-    across, down = (0.5 + metres * np.array([1.0, -1.0]) / (2 * 0.74 * np.tan(np.pi / 8))) * size
+    across, down = (0.5 + meters * np.array([1.0, -1.0]) / (2 * 0.74 * np.tan(np.pi / 8))) * size
     return tuple(int(value) for value in image[int(down), int(across)])
 
 

@@ -15,7 +15,7 @@ from simulation.robots import tworoom
 from simulation.robots.tworoom import DOOR_Y, RADIUS, SIDE, SUCCESS_TOLERANCE, WALL_X, TwoRoom
 from simulation.tasks import make
 
-FACE = WALL_X[0] - RADIUS  # the centre's x when the robot touches the wall from the left
+FACE = WALL_X[0] - RADIUS  # the center's x when the robot touches the wall from the left
 
 
 def moved(place: tuple[float, float], target: tuple[float, float]) -> np.ndarray:

@@ -26,7 +26,7 @@ class Refusal:
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """What the server was told to do wrong, and what it saw."""
 
     refusals: list[Refusal] = field(default_factory=list)  # one for each of the next calls

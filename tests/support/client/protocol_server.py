@@ -28,7 +28,7 @@ from presage.v1 import (
     sessions_pb2_grpc,
 )
 
-from tests.support.client.protocol_behavior import Behaviour, Refusal, abort
+from tests.support.client.protocol_behavior import Behavior, Refusal, abort
 from tests.support.client.protocol_service import Service, tensor
 
 
@@ -76,7 +76,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     def Create(self, request: Any, context: Any) -> Any:
         self.service.enter("Sessions.Create", request, context)
-        name = f"session-{len(self.service.behaviour.calls)}"
+        name = f"session-{len(self.service.behavior.calls)}"
         session = sessions_pb2.Session(
             session_id=name, model="echo", goal_id=request.goal_id, ttl_s=request.ttl_s or 60
         )
@@ -119,7 +119,7 @@ class Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
         digest, received = hashlib.sha256(), 0
         for message in request_iterator:
             assert message.WhichOneof("part") == "chunk"
-            self.service.behaviour.chunks.append(len(message.chunk))
+            self.service.behavior.chunks.append(len(message.chunk))
             digest.update(message.chunk)
             received += len(message.chunk)
         if (received, digest.digest()) != (header.total_bytes, header.sha256):
@@ -141,7 +141,7 @@ class Planning(planning_pb2_grpc.PlanningServicer):
         session = self.service.find_session(request.session_id, context) if request.session_id else None
         goal_id = request.goal_id or (session.goal_id if session is not None else "")
         self.service.check_goal(goal_id, context)
-        while not self.service.behaviour.planning.wait(0.01):
+        while not self.service.behavior.planning.wait(0.01):
             if not context.is_active():
                 return planning_pb2.PlanResponse()
         key = (request.session_id, request.request_id)
@@ -152,15 +152,15 @@ class Planning(planning_pb2_grpc.PlanningServicer):
         return planning_pb2.PlanResponse(plan=self.service.replies[key])
 
     def Control(self, request_iterator: Any, context: Any) -> Iterator[Any]:
-        behaviour = self.service.behaviour
+        behavior = self.service.behavior
         start = next(request_iterator).start
         self.service.enter("Planning.Control", start, context)
         session = self.service.find_session(start.session_id, context)
-        behaviour.starts.append(start)
+        behavior.starts.append(start)
         goal_id = start.goal_id or session.goal_id
         for request in request_iterator:
             kind = request.WhichOneof("message")
-            if behaviour.muted:
+            if behavior.muted:
                 continue
             if kind == "heartbeat":
                 yield planning_pb2.ControlResponse(heartbeat=request.heartbeat)
@@ -168,19 +168,19 @@ class Planning(planning_pb2_grpc.PlanningServicer):
                 goal_id = request.goal.goal_id
             elif kind == "observation":
                 observation = request.observation
-                behaviour.observations.append(observation)
-                if behaviour.drop_streams:
-                    behaviour.drop_streams -= 1
+                behavior.observations.append(observation)
+                if behavior.drop_streams:
+                    behavior.drop_streams -= 1
                     abort(context, Refusal("UNAVAILABLE", "ENGINE_LOST", "the engine stopped"))
-                if behaviour.refused_observations:
-                    refusal = behaviour.refused_observations.pop(0)
+                if behavior.refused_observations:
+                    refusal = behavior.refused_observations.pop(0)
                     sequence = observation.observation.sequence
                     error = planning_pb2.ControlError(
                         reason=refusal.reason, message=refusal.message, observation_sequence=sequence
                     )
                     yield planning_pb2.ControlResponse(error=error)
                     continue
-                while not behaviour.planning.wait(0.01):
+                while not behavior.planning.wait(0.01):
                     if not context.is_active():
                         return
                 plan = self.service.make_plan(session, observation, goal_id, observation.seed)
@@ -210,11 +210,11 @@ class Planning(planning_pb2_grpc.PlanningServicer):
         return planning_pb2.ScoreResponse(costs=costs.sum(-1).tolist(), step_costs=tensor(costs))
 
 
-def health_handler(behaviour: Behaviour) -> grpc.GenericRpcHandler:
+def health_handler(behavior: Behavior) -> grpc.GenericRpcHandler:
     """grpc.health.v1 by hand, so that it needs no package that old Pythons lack."""
 
     def check(request: bytes, context: Any) -> bytes:
-        return b"\x08\x01" if behaviour.serving else b"\x08\x02"
+        return b"\x08\x01" if behavior.serving else b"\x08\x02"
 
     handler = grpc.unary_unary_rpc_method_handler(check)
     return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})
@@ -225,27 +225,27 @@ class Running:
     """A server in this process."""
 
     address: str
-    behaviour: Behaviour
+    behavior: Behavior
     service: Service
 
 
 @contextmanager
 def running(port: int = 0, service: Service | None = None, credentials: Any = None) -> Iterator[Running]:
     """Serves on a free port, or on `port`, with the memory of an earlier server where one is given."""
-    service = service or Service(Behaviour())
+    service = service or Service(Behavior())
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16), options=[("grpc.so_reuseport", 0)])
     models_pb2_grpc.add_ModelsServicer_to_server(Models(service), server)
     goals_pb2_grpc.add_GoalsServicer_to_server(Goals(service), server)
     sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(service), server)
     embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(Embeddings(service), server)
     planning_pb2_grpc.add_PlanningServicer_to_server(Planning(service), server)
-    server.add_generic_rpc_handlers((health_handler(service.behaviour),))
+    server.add_generic_rpc_handlers((health_handler(service.behavior),))
     address = f"127.0.0.1:{port}"
     bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     assert bound, f"port {port} must be free"
     server.start()
     try:
-        yield Running(f"127.0.0.1:{bound}", service.behaviour, service)
+        yield Running(f"127.0.0.1:{bound}", service.behavior, service)
     finally:
-        service.behaviour.planning.set()
+        service.behavior.planning.set()
         server.stop(None).wait(5)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
-from tests.support.client.protocol_behavior import Behaviour, Refusal, abort
+from tests.support.client.protocol_behavior import Behavior, Refusal, abort
 
 SIZE = 8  # pixels, square
 HORIZON, ACTION = 6, 2
@@ -31,8 +31,8 @@ def expected_actions(seed: int, sequence: int) -> np.ndarray:
 class Service:
     """All five services over one memory."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
+    def __init__(self, behavior: Behavior) -> None:
+        self.behavior = behavior
         self.goals: dict = {}
         self.sessions: dict = {}
         self.replies: dict = {}
@@ -40,13 +40,13 @@ class Service:
 
     def enter(self, method: str, request: Any, context: Any) -> Refusal | None:
         """Notes the call and refuses it if told so; a refusal that comes after the work is returned."""
-        behaviour = self.behaviour
+        behavior = self.behavior
         with self.lock:
-            behaviour.calls.append(method)
-            behaviour.metadata.append(dict(context.invocation_metadata()))
-            behaviour.requests.append(request)
-            refusal = behaviour.refusals.pop(0) if behaviour.refusals else None
-        if refusal is not None and not behaviour.refuse_after_work:
+            behavior.calls.append(method)
+            behavior.metadata.append(dict(context.invocation_metadata()))
+            behavior.requests.append(request)
+            refusal = behavior.refusals.pop(0) if behavior.refusals else None
+        if refusal is not None and not behavior.refuse_after_work:
             abort(context, refusal)
         return refusal
 
@@ -89,7 +89,7 @@ class Service:
     def make_plan(self, session: Any, message: Any, goal_id: str, seed: int) -> planning_pb2.Plan:
         observation = message.observation
         with self.lock:
-            self.behaviour.plans_made += 1
+            self.behavior.plans_made += 1
             sequence = observation.sequence
             if session is not None:
                 sequence = sequence or session.last_sequence + 1

@@ -72,12 +72,12 @@ def rest(affinity: str) -> httpx.Client:
 
 def engine_calls(affinity: str) -> float:
     """Calls in hand in the replica of this name."""
-    with rest(affinity) as door:
-        return float(re.findall(r"^presage_engine_calls (\S+)", door.get("/metrics").text, re.MULTILINE)[0])
+    with rest(affinity) as gateway:
+        return float(re.findall(r"^presage_engine_calls (\S+)", gateway.get("/metrics").text, re.MULTILINE)[0])
 
 
 def test_both_doors_and_every_replica_give_the_same_plan(image: np.ndarray, goal_image: np.ndarray) -> None:
-    with connected("robot-0") as client, rest("robot-0") as door:
+    with connected("robot-0") as client, rest("robot-0") as gateway:
         client.wait_ready(10.0)
         goal = client.goal(goal_image)
         plan = client.plan(image, goal, seed=7, settings=SMALL)
@@ -88,13 +88,13 @@ def test_both_doors_and_every_replica_give_the_same_plan(image: np.ndarray, goal
             "seed": 7,
             "planner": {"samples": 16, "iterations": 2, "elites": 4},
         }
-        reply = door.post("/v1/plans?tensors=lists", json=body)
+        reply = gateway.post("/v1/plans?tensors=lists", json=body)
     assert reply.status_code == 200, reply.text
     np.testing.assert_allclose(reply.json()["actions"]["data"], plan.actions, atol=1e-6)
 
 
 def test_errors_keep_their_details_on_both_doors(image: np.ndarray) -> None:
-    with connected("robot-0") as client, rest("robot-0") as door:
+    with connected("robot-0") as client, rest("robot-0") as gateway:
         with pytest.raises(presage.InvalidRequest) as caught:
             client.goal(image[:32, :32])
         error = caught.value
@@ -102,7 +102,7 @@ def test_errors_keep_their_details_on_both_doors(image: np.ndarray) -> None:
         assert error.request_id
         with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
             client.resume_session("nosuch")
-        problem = door.get("/v1/goals/nosuch")
+        problem = gateway.get("/v1/goals/nosuch")
     assert (problem.status_code, problem.json()["code"]) == (404, "UNKNOWN_GOAL")
     with (
         presage.Client("127.0.0.1:50051", api_key="another") as stranger,

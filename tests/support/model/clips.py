@@ -19,7 +19,7 @@ FPS = 25
 
 
 def moving_square(count: int, height: int = 64, width: int = 80) -> NDArray[np.uint8]:
-    """[count, height, width, 3]: smooth enough for any codec; each frame 5 grey levels brighter than the one before."""
+    """[count, height, width, 3]: smooth enough for any codec; each frame 5 gray levels brighter than the one before."""
     rows, columns = np.mgrid[0:height, 0:width]
     frames = np.empty((count, height, width, 3), np.uint8)
     for index in range(count):
@@ -112,7 +112,7 @@ def nearest(frames: NDArray[np.uint8], source: NDArray[np.uint8]) -> list[int]:
 
 
 def difference(frames: NDArray[np.uint8], source: NDArray[np.uint8]) -> float:
-    """Mean error of the worst frame, in grey levels."""
+    """Mean error of the worst frame, in gray levels."""
     return float(np.abs(frames.astype(int) - source).mean((1, 2, 3)).max())
 
 
@@ -122,7 +122,7 @@ X265 = "pools=none:frame-threads=1:log-level=none"
 OPEN_GROUPS = {"x264-params": "open-gop=1:bframes=2:keyint=6:b-adapt=0", "crf": "12"}
 SHARP = {"crf": "12"}
 
-# name: how it is written, which reader suits a few frames of it, and the error its codec is allowed in grey levels
+# name: how it is written, which reader suits a few frames of it, and the error its codec is allowed in gray levels
 KINDS: dict[str, tuple[dict[str, Any], str, float]] = {
     "h264.mp4": ({"options": SHARP}, "decord", 3),
     "h264.mkv": ({"options": SHARP}, "decord", 3),

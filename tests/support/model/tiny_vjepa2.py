@@ -12,14 +12,14 @@ from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 
 
-def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(network: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter, norms and biases too, a random value."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             scale = 0.2 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.copy_(centre + scale * torch.randn(parameter.shape, generator=generator))
+            center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(center + scale * torch.randn(parameter.shape, generator=generator))
     return network.eval().requires_grad_(False)
 
 
@@ -32,19 +32,19 @@ MASKED_PREDICTOR = MaskedPredictorConfig(
 
 
 def encoder(config: EncoderConfig = ENCODER, seed: int = 0) -> Encoder:
-    network = randomised(Encoder(config), seed)
+    network = randomized(Encoder(config), seed)
     assert isinstance(network, Encoder)
     return network
 
 
 def action_predictor(config: ActionPredictorConfig = ACTION_PREDICTOR, seed: int = 1) -> ActionPredictor:
-    network = randomised(ActionPredictor(config), seed)
+    network = randomized(ActionPredictor(config), seed)
     assert isinstance(network, ActionPredictor)
     return network
 
 
 def masked_predictor(config: MaskedPredictorConfig = MASKED_PREDICTOR, seed: int = 2) -> MaskedPredictor:
-    network = randomised(MaskedPredictor(config), seed)
+    network = randomized(MaskedPredictor(config), seed)
     assert isinstance(network, MaskedPredictor)
     return network
 
@@ -60,6 +60,6 @@ def published(acts: bool) -> PublishedModel:
         predictor=predictor if acts else MASKED_PREDICTOR,
         image_size=size,
         encoder_key="target_encoder",
-        licence="none",
+        license="none",
         verified="by these tests",
     )

@@ -1,4 +1,4 @@
-"""Every optimiser, made small, for tests of what all of them must do."""
+"""Every optimizer, made small, for tests of what all of them must do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
 
-AnyOptimiser = CEM | MPPI | Gradient | GaussNewton | Hybrid
+AnyOptimizer = CEM | MPPI | Gradient | GaussNewton | Hybrid
 
 SMALL = CEM(samples=64, iterations=5, elites=8, horizon=4, initial_std=0.5)
-OPTIMISERS: dict[str, AnyOptimiser] = {
+OPTIMIZERS: dict[str, AnyOptimizer] = {
     "cem": SMALL,
     "icem": replace(CEM.icem(), samples=64, iterations=5, horizon=4, initial_std=0.5),
     "adaptive": replace(SMALL, full_above=0.2),
@@ -26,12 +26,12 @@ OPTIMISERS: dict[str, AnyOptimiser] = {
     "gauss-newton": GaussNewton(starts=3, iterations=6, horizon=4),
     "sampling, then gauss-newton": Hybrid(replace(SMALL, iterations=1), GaussNewton(2, iterations=4, horizon=4)),
 }
-each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
 
-def changed(optimiser: AnyOptimiser, **settings: Any) -> AnyOptimiser:
-    """The optimiser with other settings; both halves of a hybrid get them, as far as they mean something there."""
-    if not isinstance(optimiser, Hybrid):
-        return replace(optimiser, **settings)
+def changed(optimizer: AnyOptimizer, **settings: Any) -> AnyOptimizer:
+    """The optimizer with other settings; both halves of a hybrid get them, as far as they mean something there."""
+    if not isinstance(optimizer, Hybrid):
+        return replace(optimizer, **settings)
     of_search = {name: value for name, value in settings.items() if name != "iterations"}
-    return Hybrid(replace(optimiser.search, **of_search), replace(optimiser.polish, **settings))
+    return Hybrid(replace(optimizer.search, **of_search), replace(optimizer.polish, **settings))

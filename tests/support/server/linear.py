@@ -75,13 +75,13 @@ class Linear:
         self.block = ACTION.block
         self.dtype = torch.float32
 
-    def computing_in(self, dtype: torch.dtype) -> LoadedModel:
+    def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         return self
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames[:, 0, 0, :2].float() / 255
 
-    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+    def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ("the pixel is in the corner",) if int(frame[0, 0, :2].max()) == 0 else ()
 
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:

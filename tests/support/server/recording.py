@@ -11,7 +11,7 @@ from model.interface import LoadedModel
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
 from server.recording.records import PlanRecord
 from server.values.calls import Observation, PlannerSettings, PlanReply, PlanRequest, Provenance, Timings
-from server.worker.plan_scheduler import Searches
+from server.worker.plan_scheduler import PlanScheduler
 from tests.support.server import linear
 
 SIZE = SearchSize(samples=16, iterations=3, elites=4, horizon=3)
@@ -29,10 +29,10 @@ def job(model: str = "linear", seed: int = 3, side: int = linear.SIDE, latent: i
 def done(asked: PlanJob, models: Mapping[str, LoadedModel]) -> PlanDone:
     """What an engine with these models finds."""
     answers: list[FromEngine] = []
-    searches = Searches(models, 1, 65_536, answers.append, lambda: 0.0)
-    searches.add(1, asked)
-    while searches.busy:
-        searches.step()
+    scheduler = PlanScheduler(models, 1, 65_536, answers.append, lambda: 0.0)
+    scheduler.add(1, asked)
+    while scheduler.busy:
+        scheduler.step()
     (answer,) = answers
     assert isinstance(answer, Done), answer
     assert isinstance(answer.result, PlanDone)

@@ -1,12 +1,12 @@
-"""Searches and errands of an engine around one model, on a clock that only the model's work moves."""
+"""PlanScheduler and background_jobs of an engine around one model, on a clock that only the model's work moves."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from server.engine.messages import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
-from server.worker.background_jobs import Errands
-from server.worker.plan_scheduler import Searches
+from server.worker.background_jobs import BackgroundJobs
+from server.worker.plan_scheduler import PlanScheduler
 from tests.support.server.linear import CONFIGS, Linear, frame, latent
 
 ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001
@@ -35,15 +35,15 @@ class Ticking(Linear):
 
 
 class Bench:
-    """Searches and errands around one ticking model, with their results."""
+    """PlanScheduler and background_jobs around one ticking model, with their results."""
 
     def __init__(self, name: str = "linear", max_batch: int = 16, max_steps: int = 10_000) -> None:
         self.model = Ticking(name)
         self.sent: dict[int, FromEngine] = {}
         self.at: dict[int, float] = {}
         models = {name: self.model}
-        self.searches = Searches(models, max_batch, max_steps, self._send, lambda: self.model.now)
-        self.errands = Errands(models, self.searches, max_steps, self._send, lambda: self.model.now)
+        self.scheduler = PlanScheduler(models, max_batch, max_steps, self._send, lambda: self.model.now)
+        self.background_jobs = BackgroundJobs(models, self.scheduler, max_steps, self._send, lambda: self.model.now)
 
     def _send(self, message: FromEngine) -> None:
         assert isinstance(message, (Done, Failed))
@@ -52,9 +52,9 @@ class Bench:
         self.at[message.number] = self.model.now
 
     def run(self) -> None:
-        while self.searches.busy or self.errands.busy:
-            self.searches.step()
-            self.errands.step()
+        while self.scheduler.busy or self.background_jobs.busy:
+            self.scheduler.step()
+            self.background_jobs.step()
 
     def plan(self, number: int) -> PlanDone:
         message = self.sent[number]
@@ -92,7 +92,7 @@ def job(
 
 def measured(bench: Bench) -> Bench:
     """The bench, once it knows how long things take."""
-    bench.searches.add(0, job(bench))
+    bench.scheduler.add(0, job(bench))
     bench.run()
     del bench.sent[0]
     bench.model.batches.clear()

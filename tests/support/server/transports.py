@@ -28,16 +28,16 @@ from presage.v1 import (
 from server.config import load
 from server.observability.tracing import SpanSink
 from server.service.application import Application
-from server.transport.gateway import Door
-from server.transport.listeners import Addresses, bind, create_door, listening
+from server.transport.gateway import Gateway
+from server.transport.listeners import Addresses, bind, create_gateway, listening
 from server.values.calls import Array, Frame
 
 
 @dataclass(frozen=True)
 class Service:
-    """An open service and a client for each door."""
+    """An open service and a client for each gateway."""
 
-    door: Door
+    gateway: Gateway
     addresses: Addresses
     channel: grpc.aio.Channel
     rest: httpx.AsyncClient
@@ -68,15 +68,15 @@ async def open_service(
     application: Application, *, spans: SpanSink | None = None, **flags: Any
 ) -> AsyncIterator[Service]:
     """Serve on free ports with these settings beside the defaults."""
-    settings = load(flags={"grpc_port": 0, "http_port": 0, "drain_s": 5.0, **flags})
-    door = create_door(application, settings, spans=spans)
+    settings = load(flags={"grpc_port": 0, "http_port": 0, "shutdown_grace_s": 5.0, **flags})
+    gateway = create_gateway(application, settings, spans=spans)
     with closing(bind(settings.host, 0, "http_port")) as rest_socket:
         async with (
-            listening(door, settings, rest_socket) as addresses,
+            listening(gateway, settings, rest_socket) as addresses,
             grpc.aio.insecure_channel(addresses.grpc) as channel,
             httpx.AsyncClient(base_url=addresses.rest, timeout=60.0, trust_env=False) as rest,
         ):
-            yield Service(door, addresses, channel, rest)
+            yield Service(gateway, addresses, channel, rest)
 
 
 # Refusals, told alike
@@ -84,7 +84,7 @@ async def open_service(
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a caller is told, whichever door it came through. `status` is the code of the door it came through."""
+    """What a caller is told, whichever gateway it came through. `status` is the code of the gateway it came through."""
 
     status: Any
     reason: str

@@ -51,8 +51,8 @@ def drawn_dots(places: np.ndarray) -> np.ndarray:
     """Frames `[..., 32, 32, 3]` of a dot at `places` `[..., 2]`."""
     rows, columns = np.mgrid[0:32, 0:32]
     distance = (rows - places[..., 0, None, None]) ** 2 + (columns - places[..., 1, None, None]) ** 2
-    grey = (255 * np.exp(-distance / 18)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
+    gray = (255 * np.exp(-distance / 18)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def windy_episodes(count: int = 128, steps: int = 8) -> Episodes:

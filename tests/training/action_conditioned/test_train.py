@@ -72,8 +72,8 @@ def encoder(episodes: Episodes, tmp_path_factory: pytest.TempPathFactory) -> Pac
         steps=1, batch=2, frames=2, width=24, depth=1, heads=2, predictor_width=24, predictor_depth=1, predictor_heads=2
     )
     folder = tmp_path_factory.mktemp("encoder")
-    footage = from_episodes(episodes)
-    pretrain(recipe, footage, "encoder", folder, lambda line: None, provenance={}, device=CPU)
+    videos = from_episodes(episodes)
+    pretrain(recipe, videos, "encoder", folder, lambda line: None, provenance={}, device=CPU)
     return read_package(folder)
 
 

@@ -12,7 +12,7 @@ import torch
 from model.compact.network import CompactConfig, CompactNetwork
 from model.package import read_package
 from tests.support.training.dots import RECIPE, dot_episodes, ignore, run
-from training.compact.initialization import labelled, start_from
+from training.compact.initialization import labeled, start_from
 from training.compact.train import train
 
 
@@ -22,7 +22,7 @@ def test_a_training_that_starts_from_a_package_has_its_weights(tmp_path: Path) -
     still = replace(RECIPE, steps=1, learning_rate=1e-12)  # a step that moves nothing
     train(still, dot_episodes(), "dot", tmp_path / "next", ignore, provenance={}, initial=first)
     went_on = read_package(tmp_path / "next")
-    assert first.weights_digest in went_on.config.training["initialised_from"]
+    assert first.weights_digest in went_on.config.training["initialized_from"]
     for name, weight in first.weights().items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(went_on.weights()[name], weight, rtol=0, atol=1e-9)
@@ -72,10 +72,10 @@ def test_labels_are_measured_in_their_own_spread_where_they_were_recorded() -> N
     assert episodes.probe_targets is not None
     targets = np.concatenate([100.0 + 7.0 * episodes.probe_targets, np.full((3, 5, 1), 5.0)], axis=2)
     targets[1, 3:], targets[2, 4:] = 1e9, np.nan  # never recorded
-    labels = labelled(replace(episodes, probe_targets=targets.astype(np.float32))).labels
+    labels = labeled(replace(episodes, probe_targets=targets.astype(np.float32))).labels
     assert labels is not None
     recorded = np.concatenate([labels[0], labels[1, :3], labels[2, :4]])
     np.testing.assert_allclose(recorded.mean(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(recorded.std(axis=0), [1.0, 1.0, 0.0], atol=1e-5)
     with pytest.raises(ValueError, match="labels: episodes must say what latents are to tell, got none in a dot"):
-        labelled(replace(episodes, probe_targets=None))
+        labeled(replace(episodes, probe_targets=None))

@@ -43,12 +43,12 @@ def test_what_is_not_a_standard_gaussian_scores_far_more(spoil: object) -> None:
 
 def test_descent_on_the_statistic_makes_a_collapsed_batch_gaussian() -> None:
     z = (0.1 * latents(5) + 1.0).requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=0.05)
+    optimizer = torch.optim.Adam([z], lr=0.05)
     generator = torch.Generator().manual_seed(6)
     for _ in range(200):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sigreg(z, random_directions(16, 64, generator)).backward()
-        optimiser.step()
+        optimizer.step()
     covariance = torch.cov(z.detach()[0].T)
     assert z.mean().abs().item() < 0.1
     assert (covariance.diagonal().mean() - 1).abs().item() < 0.2

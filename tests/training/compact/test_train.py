@@ -35,7 +35,7 @@ def test_a_resumed_training_has_the_same_losses_and_weights(tmp_path: Path) -> N
     resumed = run(RECIPE, tmp_path / "resumed")
     assert [line.step for line in resumed] == [4, 5, 6]
     for one, other in zip(straight[3:], resumed, strict=True):
-        assert (one.prediction_loss, one.regulariser) == (other.prediction_loss, other.regulariser)
+        assert (one.prediction_loss, one.regularizer) == (other.prediction_loss, other.regularizer)
     assert read_package(tmp_path / "straight").weights_digest == read_package(tmp_path / "resumed").weights_digest
 
 
@@ -109,7 +109,7 @@ def test_what_a_robot_measures_tells_a_prediction_what_no_frame_shows(tmp_path: 
     assert tails[1] < 0.9 * tails[0], tails
     package = read_package(tmp_path / "feeling")
     assert package.config.proprioception_names == ("wind", "constant")
-    assert package.weights()["predictor.felt.std"].tolist() == pytest.approx(
+    assert package.weights()["predictor.proprioception.std"].tolist() == pytest.approx(
         [windy.proprioception[..., 0].std(), 1.0], rel=0.1
     )
     model = load(str(tmp_path / "feeling"), torch.device("cpu"))
@@ -137,7 +137,7 @@ def test_a_slow_basis_changes_what_is_far_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_latents_can_be_told_what_no_action_moves(tmp_path: Path) -> None:
-    """How bright the dot is stays as it is, and hardly counts in a prediction; labelled, it is told well."""
+    """How bright the dot is stays as it is, and hardly counts in a prediction; labeled, it is told well."""
     rng = np.random.default_rng(1)
     dots = dot_episodes(count=256)
     bright = rng.uniform(0.3, 1.0, (256, 1)).astype(np.float32)

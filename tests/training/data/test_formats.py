@@ -52,7 +52,7 @@ def test_what_was_recorded_is_what_is_read(
         error = np.abs(shown.astype(int) - truth.frames).mean(axis=(1, 2, 3))
         assert error.max() < (0.01 if "hdf5" in format_ else 4.0)  # H.264 loses a little
         others = np.abs(shown[:, None].astype(int) - truth.frames[None]).mean(axis=(2, 3, 4))
-        assert (others.argmin(axis=1) == np.arange(len(shown))).all()  # every frame is its own, none is a neighbour's
+        assert (others.argmin(axis=1) == np.arange(len(shown))).all()  # every frame is its own, none is a neighbor's
 
 
 def test_images_inside_the_tables_are_read_too(tmp_path: Path) -> None:

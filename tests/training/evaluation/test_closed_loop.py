@@ -68,7 +68,7 @@ class JointModel:
     def latent(self, angles: Tensor) -> Tensor:
         return self.sight * torch.cat([angles.cos(), angles.sin()], dim=-1)
 
-    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+    def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ()
 
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:

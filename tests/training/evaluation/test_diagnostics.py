@@ -12,7 +12,7 @@ from training.evaluation.diagnostics import open_loop, plan_worthiness
 
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames that an exact model can read, the actions between them, and what the robot felt."""
+    """Frames that an exact model can read, the actions between them, and what the robot proprioception."""
     group = explore("arm", 3, range(24), 30, 16)
     robot = ArmInFigures(16)
     frames = np.stack([[robot.render_state(state) for state in episode] for episode in group.states])
@@ -31,10 +31,10 @@ def test_an_exact_model_predicts_without_error_and_finds_the_true_actions(
 
 
 def test_a_model_that_is_wrong_about_a_sign_is_told_apart(recorded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-    frames, actions, felt = recorded
-    found = open_loop(JointModel(), frames, -actions, felt)
+    frames, actions, proprioception = recorded
+    found = open_loop(JointModel(), frames, -actions, proprioception)
     assert found.error[-1] > found.unchanged[-1]
-    assert plan_worthiness(JointModel(), frames, -actions, felt, horizon=4).median_rank > 0.1
+    assert plan_worthiness(JointModel(), frames, -actions, proprioception, horizon=4).median_rank > 0.1
 
 
 def test_episodes_shorter_than_the_horizon_are_refused(recorded: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

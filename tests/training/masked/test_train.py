@@ -16,7 +16,7 @@ from model.video.decode import write_clip
 from tests.support.training.dots import dot_episodes
 from training.data.dataset import DatasetError
 from training.data.episodes import Episodes
-from training.data.video_dataset import Footage, from_episodes, random_crop
+from training.data.video_dataset import FrameDataset, from_episodes, random_crop
 from training.data.video_folder import read_footage
 from training.masked.collapse_metrics import content, effective_rank, feature_std
 from training.masked.train import (
@@ -46,7 +46,7 @@ RECIPE = MaskedRecipe(
 )
 
 
-def run(recipe: MaskedRecipe, footage: Footage, out: Path, stop_after: int | None = None) -> list[MaskedProgress]:
+def run(recipe: MaskedRecipe, videos: FrameDataset, out: Path, stop_after: int | None = None) -> list[MaskedProgress]:
     log: list[MaskedProgress] = []
 
     def note(line: MaskedProgress) -> None:
@@ -54,32 +54,32 @@ def run(recipe: MaskedRecipe, footage: Footage, out: Path, stop_after: int | Non
         if line.step == stop_after:
             raise KeyboardInterrupt
 
-    train(recipe, footage, "dots", out, note, provenance={"command": "test"}, device=CPU)
+    train(recipe, videos, "dots", out, note, provenance={"command": "test"}, device=CPU)
     return log
 
 
 @pytest.fixture(scope="module")
-def footage() -> Footage:
+def videos() -> FrameDataset:
     return from_episodes(dot_episodes(count=24, steps=8))
 
 
-def test_a_training_ends_in_a_package_that_embeds(footage: Footage, tmp_path: Path) -> None:
-    log = run(RECIPE, footage, tmp_path / "dots")
+def test_a_training_ends_in_a_package_that_embeds(videos: FrameDataset, tmp_path: Path) -> None:
+    log = run(RECIPE, videos, tmp_path / "dots")
     assert [line.step for line in log] == [1, 2, 3, 4, 5, 6]
     package = read_package(tmp_path / "dots")
     assert (package.config.family, package.config.latent_shape, package.config.action) == ("vjepa2", (16, 32), None)
-    assert package.config.training["footage"] == "a dot"
+    assert package.config.training["videos"] == "a dot"
     model = load(str(tmp_path / "dots"), CPU)
     clip = torch.randint(256, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert model.embed_clip(clip).per_frame.shape == (3, 32)
     assert not (tmp_path / "dots/checkpoint.pt").exists()
 
 
-def test_the_package_sees_what_the_training_saw(footage: Footage, tmp_path: Path) -> None:
+def test_the_package_sees_what_the_training_saw(videos: FrameDataset, tmp_path: Path) -> None:
     """The service's own path from pixels to features gives what the probe reads in training."""
     learner = MaskedLearner(RECIPE, 32)
-    frames = torch.from_numpy(footage.frames[:3].copy())
-    run(replace(RECIPE, steps=1), footage, tmp_path / "dots")
+    frames = torch.from_numpy(videos.frames[:3].copy())
+    run(replace(RECIPE, steps=1), videos, tmp_path / "dots")
     model = load(str(tmp_path / "dots"), CPU)
     weights = read_package(tmp_path / "dots").weights()
     own = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
@@ -88,18 +88,18 @@ def test_the_package_sees_what_the_training_saw(footage: Footage, tmp_path: Path
     assert torch.allclose(model.encode(frames), expected, atol=1e-5)
 
 
-def test_a_resumed_training_has_the_same_losses_and_weights(footage: Footage, tmp_path: Path) -> None:
-    straight = run(RECIPE, footage, tmp_path / "straight")
+def test_a_resumed_training_has_the_same_losses_and_weights(videos: FrameDataset, tmp_path: Path) -> None:
+    straight = run(RECIPE, videos, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        run(RECIPE, footage, tmp_path / "resumed", stop_after=5)
-    resumed = run(RECIPE, footage, tmp_path / "resumed")
+        run(RECIPE, videos, tmp_path / "resumed", stop_after=5)
+    resumed = run(RECIPE, videos, tmp_path / "resumed")
     assert [line.step for line in resumed] == [4, 5, 6]
     assert [line.loss for line in straight[3:]] == [line.loss for line in resumed]
     assert read_package(tmp_path / "straight").weights_digest == read_package(tmp_path / "resumed").weights_digest
     with pytest.raises(KeyboardInterrupt):
-        run(RECIPE, footage, tmp_path / "other", stop_after=5)
+        run(RECIPE, videos, tmp_path / "other", stop_after=5)
     with pytest.raises(ValueError, match="another recipe"):
-        run(replace(RECIPE, average=0.9), footage, tmp_path / "other")
+        run(replace(RECIPE, average=0.9), videos, tmp_path / "other")
 
 
 def test_targets_come_from_the_average_and_gradients_only_from_what_is_seen() -> None:
@@ -149,11 +149,11 @@ def test_windows_of_footage_never_leave_their_clip() -> None:
     starts = np.array([0, 5, 6])
     frames = np.zeros((9, 2, 2, 3), np.uint8)
     frames += np.arange(9, dtype=np.uint8)[:, None, None, None]
-    footage = Footage(frames, starts, lengths, "exact", "numbered")
-    drawn = footage.draw(500, 3, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]
+    videos = FrameDataset(frames, starts, lengths, "exact", "numbered")
+    drawn = videos.draw(500, 3, torch.Generator().manual_seed(0))[:, :, 0, 0, 0]
     assert sorted({tuple(row) for row in drawn.tolist()}) == [(0, 1, 2), (1, 2, 3), (2, 3, 4), (6, 7, 8)]
     with pytest.raises(ValueError, match="at most 5, the longest clip's, got 6"):
-        footage.draw(1, 6, torch.Generator())
+        videos.draw(1, 6, torch.Generator())
 
 
 def test_a_crop_shows_a_part_and_a_whole_crop_everything() -> None:
@@ -173,11 +173,11 @@ def test_folders_of_clips_and_images_are_read_and_the_broken_left_out(tmp_path: 
     (tmp_path / "in/c.mp4").write_bytes(b"no clip")
     (tmp_path / "in/d.jpg").write_bytes(b"no image")
     (tmp_path / "in/notes.txt").write_text("not read")
-    footage, skipped = read_footage([tmp_path / "in"], tmp_path / "store", 32, fps=5.0)
+    videos, skipped = read_footage([tmp_path / "in"], tmp_path / "store", 32, fps=5.0)
     assert [Path(entry.name).name for entry in skipped] == ["c.mp4", "d.jpg"]
-    assert footage.lengths.tolist() == [1, 10]  # b.png, then every second frame of a.mp4
-    assert np.abs(footage.frames[1:].astype(int) - frames[::2]).mean() < 3
-    assert "1 clips and 1 images, 11 frames at up to 5 a second, 2 files left out" in footage.source
+    assert videos.lengths.tolist() == [1, 10]  # b.png, then every second frame of a.mp4
+    assert np.abs(videos.frames[1:].astype(int) - frames[::2]).mean() < 3
+    assert "1 clips and 1 images, 11 frames at up to 5 a second, 2 files left out" in videos.source
     with pytest.raises(DatasetError, match=r"no video or image can be read: .*c\.mp4: the file is not a video"):
         read_footage([tmp_path / "in/c.mp4"], tmp_path / "other", 32, fps=5.0)
     with pytest.raises(DatasetError, match="no such file or folder"):
@@ -193,11 +193,11 @@ def gratings(clips: int, frames: int, seed: int) -> Episodes:
     rows, columns = np.mgrid[0:32, 0:32]
     along = columns * np.cos(angle) + rows * np.sin(angle)
     drift = speed * np.arange(frames)[:, None, None]
-    grey = (127.5 + 100 * np.sin(2 * np.pi * along / wavelength + phase + drift)).astype(np.uint8)
+    gray = (127.5 + 100 * np.sin(2 * np.pi * along / wavelength + phase + drift)).astype(np.uint8)
     wanted = np.stack([np.cos(2 * angle), np.sin(2 * angle), wavelength / 5], axis=-1)[:, :, 0, 0]
     dots = dot_episodes(count=clips, steps=frames - 1)
     probed = np.repeat(wanted, frames, axis=1).astype(np.float32)
-    return replace(dots, frames=np.repeat(grey[..., None], 3, axis=-1), probe_targets=probed, source="gratings")
+    return replace(dots, frames=np.repeat(gray[..., None], 3, axis=-1), probe_targets=probed, source="gratings")
 
 
 def test_pretraining_improves_a_linear_probe(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def test_each_observation_is_answered_by_a_plan_that_names_it(service: Ser
 async def test_the_newest_observation_wins_and_the_skipped_ones_are_named(service: Service) -> None:
     call = await start(service, await session(service, await goal(service, 0.8, 0.5, "slow"), "slow"))
     await observe(call, MIDDLE)
-    await eventually(lambda: service.door.application.calls_in_hand == 1)  # it is being planned for
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)  # it is being planned for
     for _ in range(4):
         await observe(call, MIDDLE)
     first, second = await read(call, "plan"), await read(call, "plan")
@@ -68,7 +68,7 @@ async def test_what_was_executed_counts_from_the_plan_the_robot_had(service: Ser
     await observe(call, MIDDLE)
     had = (await read(call, "plan")).plan
     await observe(call, MIDDLE)
-    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)
     named = had.observation_sequence if is_named else 0
     await observe(call, MIDDLE, executed=2, committed=2, plan_sequence=named)  # before the plan being made is there
     between, late = (await read(call, "plan")).plan, (await read(call, "plan")).plan
@@ -121,7 +121,7 @@ async def test_a_new_goal_counts_for_the_observations_after_it(service: Service)
 async def test_heartbeats_are_echoed_even_while_a_plan_is_made(service: Service) -> None:
     call = await start(service, await session(service, await goal(service, 0.8, 0.5, "slow"), "slow"))
     await observe(call, MIDDLE)
-    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)
     await call.write(planning_pb2.ControlRequest(heartbeat=planning_pb2.ControlHeartbeat(nonce=42)))
     assert (await read(call, "heartbeat")).nonce == 42
     await read(call, "plan")
@@ -186,10 +186,10 @@ async def test_a_robot_that_disconnects_frees_the_engine(service: Service) -> No
     name = await session(service, await goal(service, 0.5, 0.5, "slow"), "slow")
     call = await start(service, name, planner=planner)
     await observe(call, MIDDLE)
-    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)
     call.cancel()
-    await eventually(lambda: service.door.application.calls_in_hand == 0, patience_s=10)
-    await eventually(lambda: service.door.lifecycle.in_flight == 0)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 0, patience_s=10)
+    await eventually(lambda: service.gateway.lifecycle.in_flight == 0)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ async def test_draining_lets_the_plan_in_progress_out_and_ends_the_loop(applicat
     async with open_service(application) as service:
         call = await start(service, await session(service, await goal(service, 0.8, 0.5, "slow"), "slow"))
         await observe(call, MIDDLE)
-        await eventually(lambda: service.door.application.calls_in_hand == 1)
-        service.door.lifecycle.draining.set()
+        await eventually(lambda: service.gateway.application.calls_in_hand == 1)
+        service.gateway.lifecycle.draining.set()
         await read(call, "plan")
         assert (await grpc_refusal(call.read())).reason == "NOT_READY"

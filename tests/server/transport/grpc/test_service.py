@@ -1,4 +1,4 @@
-"""The gRPC door over a real channel, with a real engine behind it."""
+"""The gRPC gateway over a real channel, with a real engine behind it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_models_are_listed_with_what_to_send_them_and_the_limits(service: 
     assert listed[0].name == "linear"
     assert (listed[0].image.height, listed[0].image.width) == (linear.SIDE, linear.SIDE)
     assert list(listed[0].action.high) == [1.0, 0.5]
-    assert listed[0].limits.message_bytes == service.door.limits.message_bytes
+    assert listed[0].limits.message_bytes == service.gateway.limits.message_bytes
     one = (await service.models.Get(models_pb2.ModelsGetRequest(name="embedder"))).model
     assert not one.HasField("action")
 
@@ -87,7 +87,7 @@ async def test_a_plan_is_the_one_the_application_makes_for_that_seed(service: Se
     ask = planning_pb2.PlanRequest(observation=observation, goal_id=goal_id, seed=11)
     plan = (await service.planning.Plan(ask)).plan
     here = calls.PlanRequest(calls.Observation((linear.frame(0.5, 0.5),)), goal_id=goal_id, seed=11)
-    expected = await service.door.application.plan(here, None, time.monotonic())
+    expected = await service.gateway.application.plan(here, None, time.monotonic())
     np.testing.assert_array_equal(array_of(plan.actions), expected.actions)
     assert plan.cost == expected.cost
     assert (plan.seed, plan.observation_sequence) == (11, 7)
@@ -149,7 +149,7 @@ async def test_a_clip_arrives_in_chunks_and_leaves_nothing_behind(service: Servi
     assert array_of(reply.embedding).shape == (3, 2)
     assert len(reply.frame_times_s) == 3
     assert len(reply.step_distances) == 2
-    assert service.door.uploads.active == 0
+    assert service.gateway.uploads.active == 0
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_an_upload_that_breaks_its_word_is_refused(
     content = bytes(10 if chunk == 10 else chunk)
     refused = await grpc_refusal(service.embeddings.EmbedClip(clip_messages(content, chunk=chunk, **header)))
     assert (refused.reason, refused.field) == (reason, field)
-    assert service.door.uploads.active == 0
+    assert service.gateway.uploads.active == 0
 
 
 async def test_an_upload_must_begin_with_its_header_and_go_on_with_chunks(service: Service) -> None:
@@ -191,9 +191,9 @@ async def test_more_uploads_than_slots_are_refused_at_once(service: Service) -> 
             yield message
             await go_on.wait()
 
-    slots = service.door.limits.uploads
+    slots = service.gateway.limits.max_concurrent_uploads
     held = [service.embeddings.EmbedClip(slow_upload()) for _ in range(slots)]
-    await eventually(lambda: service.door.uploads.active == slots)
+    await eventually(lambda: service.gateway.uploads.active == slots)
     refused = await grpc_refusal(service.embeddings.EmbedClip(clip_messages(b"0123456789")))
     assert refused.reason == "OVERLOADED"
     assert refused.retry_after_s is not None
@@ -209,7 +209,7 @@ async def test_an_upload_that_falls_silent_loses_its_slot(application: Applicati
     async with open_service(application, limits={"upload_idle_s": 0.2}) as service:
         refused = await grpc_refusal(service.embeddings.EmbedClip(silent()))
         assert (refused.reason, refused.field) == ("DEADLINE", "chunk")
-        assert service.door.uploads.active == 0
+        assert service.gateway.uploads.active == 0
 
 
 async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
@@ -234,9 +234,9 @@ async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
         planner=models_pb2.PlannerSettings(iterations=900, elites=32),
     )
     call = service.planning.Plan(ask)
-    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)
     call.cancel()
-    await eventually(lambda: service.door.application.calls_in_hand == 0, patience_s=10)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 0, patience_s=10)
 
 
 async def test_a_request_id_is_echoed_and_a_strange_one_replaced(service: Service) -> None:
@@ -274,13 +274,13 @@ async def test_draining_says_so_first_finishes_what_runs_and_refuses_the_rest(ap
             model="slow", observation=proto_observation(linear.frame(0.5, 0.5)), goal_id=goal_id
         )
         running = asyncio.ensure_future(service.planning.Plan(ask))
-        await eventually(lambda: service.door.lifecycle.in_flight == 1)
-        service.door.lifecycle.draining.set()
+        await eventually(lambda: service.gateway.lifecycle.in_flight == 1)
+        service.gateway.lifecycle.draining.set()
         refused = await grpc_refusal(service.planning.Plan(ask))
         assert (refused.status, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
         assert refused.retry_after_s is not None
         stub = health_pb2_grpc.HealthStub(service.channel)
-        await eventually(lambda: not service.door.lifecycle.ready)
+        await eventually(lambda: not service.gateway.lifecycle.ready)
         while True:
             status = (await stub.Check(health_pb2.HealthCheckRequest())).status
             if status == health_pb2.HealthCheckResponse.NOT_SERVING:

@@ -1,4 +1,4 @@
-"""The door for openpi clients: their own client drives the service unchanged, and connections end as they should."""
+"""The gateway for openpi clients: their own client drives the service unchanged, and connections end as they should."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_an_openpi_client_drives_the_service_unchanged(application: Applic
             assert reply["plan"]["observation_sequence"] == number
             assert reply["plan"]["warm_started"] == (number > 1)
         assert replies[0]["actions"][:, 0].mean() > 0  # the goal is to the right
-        await eventually(lambda: service.door.lifecycle.in_flight == 0)
+        await eventually(lambda: service.gateway.lifecycle.in_flight == 0)
 
 
 @on_the_shared_loop
@@ -198,12 +198,12 @@ async def test_a_bad_value_is_refused_by_name_and_the_connection_goes_on(
         assert (await ask(socket, {"a": HERE, "goal_id": await goal(application)}))["plan/model"] == "linear"
 
 
-@pytest.mark.parametrize("query", ["camera=a&colour=red", "executed=-1", "executed=many", "budget_ms=inf"])
+@pytest.mark.parametrize("query", ["camera=a&color=red", "executed=-1", "executed=many", "budget_ms=inf"])
 def test_a_bad_address_is_refused_by_name(query: str) -> None:
     with pytest.raises(ServiceError) as caught:
         wishes(QueryParams(query))
     assert caught.value.reason is Reason.INVALID_FIELD
-    assert caught.value.field in ("colour", "executed", "budget_ms")
+    assert caught.value.field in ("color", "executed", "budget_ms")
 
 
 # Who may come in, and how connections end
@@ -292,12 +292,12 @@ async def test_a_robot_that_outlived_its_session_goes_on_in_a_new_one(
 async def test_draining_lets_the_plan_out_and_closes(application: Application) -> None:
     made = (await application.create_goal(GoalRequest("slow", linear.frame(0.5, 0.4)))).goal_id
     leaving: Callable[[], Any]
-    async with open_service(application, drain_s=30.0) as service:
+    async with open_service(application, shutdown_grace_s=30.0) as service:
         socket = await connect(address(service, model="slow", goal_id=made), proxy=None)
         await socket.recv()
         await socket.send(pack({"image": HERE}))
         await eventually(lambda: application.calls_in_hand == 1)
-        service.door.lifecycle.draining.set()
+        service.gateway.lifecycle.draining.set()
         leaving = socket.recv
         assert "actions" in answer(await leaving())
         with pytest.raises(ConnectionClosed) as caught:

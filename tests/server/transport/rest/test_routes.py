@@ -1,4 +1,4 @@
-"""The REST door over real HTTP, with a real engine behind it. Clips are in test_rest_uploads."""
+"""The REST gateway over real HTTP, with a real engine behind it. Clips are in test_rest_uploads."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_plan_is_the_one_the_application_makes_for_that_seed(service: Se
     }
     plan = await ok(service.rest.post("/v1/plans", json=body))
     here = calls.PlanRequest(calls.Observation((MIDDLE,)), goal_id=str(body["goal_id"]), seed=11)
-    expected = await service.door.application.plan(here, None, time.monotonic())
+    expected = await service.gateway.application.plan(here, None, time.monotonic())
     np.testing.assert_array_equal(array_of(plan["actions"]), expected.actions)
     assert (plan["cost"], plan["seed"], plan["observation_sequence"]) == (expected.cost, 11, 7)
     assert plan["capture_time"] == "2026-01-31T12:00:00.000000001Z"
@@ -239,10 +239,10 @@ async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:
         "planner": {"iterations": 900, "elites": 32},
     }
     call = asyncio.ensure_future(service.rest.post("/v1/plans", json=body))
-    await eventually(lambda: service.door.application.calls_in_hand == 1)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 1)
     call.cancel()
-    await eventually(lambda: service.door.application.calls_in_hand == 0, patience_s=10)
-    await eventually(lambda: service.door.lifecycle.in_flight == 0)
+    await eventually(lambda: service.gateway.application.calls_in_hand == 0, patience_s=10)
+    await eventually(lambda: service.gateway.lifecycle.in_flight == 0)
 
 
 async def test_a_request_id_is_echoed_and_a_strange_one_replaced(service: Service) -> None:
@@ -257,7 +257,7 @@ async def test_probes_answer_and_draining_shows(application: Application) -> Non
     async with open_service(application) as service:
         assert (await ok(service.rest.get("/livez"))) == {"status": "live"}
         assert (await ok(service.rest.get("/readyz"))) == {"status": "ready"}
-        service.door.lifecycle.draining.set()
+        service.gateway.lifecycle.draining.set()
         assert (await ok(service.rest.get("/livez"))) == {"status": "live"}
         assert (await rest_refusal(service.rest.get("/readyz"))).reason == "NOT_READY"
         reply = await service.rest.get("/v1/models")
@@ -281,20 +281,20 @@ async def test_distances_and_surprises_are_told(service: Service) -> None:
     assert (refused.reason, refused.field) == ("INVALID_IMAGE", "observations[1].images")
 
 
-async def test_metrics_count_calls_by_door_call_and_reason(service: Service) -> None:
+async def test_metrics_count_calls_by_transport_call_and_reason(service: Service) -> None:
     body = {"observation": json_observation(MIDDLE), "goal_id": await goal(service, 0.2, 0.8)}
-    before = service.door.telemetry.requests.labels("rest", "Planning.Plan", "OK")._value.get()
+    before = service.gateway.telemetry.requests.labels("rest", "Planning.Plan", "OK")._value.get()
     await ok(service.rest.post("/v1/plans", json=body))
     await service.rest.get("/v1/goals/none")
     await service.rest.get("/anything/at/all")
     text = (await service.rest.get("/metrics")).text
-    assert f'presage_requests_total{{code="OK",door="rest",rpc="Planning.Plan"}} {before + 1}' in text
-    assert 'code="UNKNOWN_GOAL",door="rest",rpc="Goals.Get"' in text
-    assert 'code="UNKNOWN_ROUTE",door="rest",rpc="unknown"' in text
+    assert f'presage_requests_total{{code="OK",rpc="Planning.Plan",transport="rest"}} {before + 1}' in text
+    assert 'code="UNKNOWN_GOAL",rpc="Goals.Get",transport="rest"' in text
+    assert 'code="UNKNOWN_ROUTE",rpc="unknown",transport="rest"' in text
     for name in ("presage_plan_seconds_bucket", "presage_sessions", "presage_ready 1.0", "presage_build_info"):
         assert name in text
     assert "presage_engine_restarts 0.0" in text
-    assert f"presage_goal_bytes {float(service.door.application.goal_bytes)}" in text
+    assert f"presage_goal_bytes {float(service.gateway.application.goal_bytes)}" in text
     assert "/anything" not in text
     assert "none" not in text
 

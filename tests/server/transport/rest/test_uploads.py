@@ -31,7 +31,7 @@ async def test_an_uploaded_clip_is_embedded_and_leaves_nothing_behind(service: S
     assert reply.status_code == 200, reply.text
     assert reply.json()["embedding"]["shape"] == [3, 2]
     assert len(reply.json()["frame_times_s"]) == 3
-    assert service.door.uploads.active == 0
+    assert service.gateway.uploads.active == 0
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ async def test_an_uploaded_clip_is_embedded_and_leaves_nothing_behind(service: S
         ({"kind": "everything"}, "INVALID_FIELD", "kind"),
         ({"fps": "fast"}, "INVALID_FIELD", "fps"),
         ({"fps": "2", "frames": "2"}, "INVALID_FIELD", "frames"),
-        ({"colour": "blue"}, "INVALID_FIELD", "colour"),
+        ({"color": "blue"}, "INVALID_FIELD", "color"),
         ({"goal_id": "x" * 5000}, "TOO_LARGE", "goal_id"),
         ({"goal_id": ["one", "two"]}, "INVALID_FIELD", "goal_id"),
     ],
@@ -54,7 +54,7 @@ async def test_a_form_that_breaks_a_rule_is_refused(
         service.rest.post("/v1/embeddings/clips", data=form, files={"clip": ("clip.mp4", b"0123456789")})
     )
     assert (refused.reason, refused.field) == (reason, field)
-    assert service.door.uploads.active == 0
+    assert service.gateway.uploads.active == 0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ async def test_an_upload_that_falls_silent_loses_its_slot(application: Applicati
     async with open_service(application, limits={"upload_idle_s": 0.2}) as service:
         headers, begun = {"content-type": "multipart/form-data; boundary=B"}, time.monotonic()
         call = asyncio.ensure_future(service.rest.post("/v1/embeddings/clips", content=silent(), headers=headers))
-        await eventually(lambda: service.door.uploads.active == 1)
-        await eventually(lambda: service.door.uploads.active == 0)
+        await eventually(lambda: service.gateway.uploads.active == 1)
+        await eventually(lambda: service.gateway.uploads.active == 0)
         assert time.monotonic() - begun < 30
         call.cancel()

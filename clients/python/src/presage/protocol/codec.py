@@ -126,7 +126,7 @@ def planner_message(settings: values.PlannerSettings | None) -> models_pb2.Plann
         iterations=chosen.iterations,
         elites=chosen.elites,
         horizon=chosen.horizon,
-        optimiser=chosen.optimiser,
+        optimizer=chosen.optimizer,
         dimensions=chosen.dimensions,
         discount=chosen.discount,
     )
@@ -191,7 +191,7 @@ def planner_value(message: models_pb2.PlannerSettings) -> values.PlannerSettings
         iterations=message.iterations or None,
         elites=message.elites or None,
         horizon=message.horizon or None,
-        optimiser=message.optimiser or None,
+        optimizer=message.optimizer or None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
     )
