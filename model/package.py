@@ -81,6 +81,7 @@ class PackageConfig:
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
     training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
     scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals
+    proposer: dict[str, Any] | None = None  # shapes of the network in proposer.safetensors; None: it has none
 
     def __post_init__(self) -> None:
         known = self.action.names if self.action is not None else ()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.compact.predictor import Predictor
+from model.compact.step_predictor import StepPredictor
 from model.compact.stem import ConvStem
 from model.vjepa2.encoder import Encoder, EncoderConfig
 
@@ -35,6 +36,9 @@ class CompactConfig:
     proprioception: int = 0  # numbers a robot measures of itself, given beside the latent that a prediction starts from
     normed_stem: bool = False  # a batch norm after each of the encoder's convolutions
     placed_tokens: int = 0  # a frame's tokens, which the head then reads each in its place; 0: it reads their mean
+    step_width: int = 0  # of a predictor beside the other that goes one block at a time; 0: there is none
+    step_depth: int = 3  # its hidden layers
+    step_share: float = 0.5  # how far from the other predictor's answer towards its own a prediction lies
 
 
 class CompactNetwork(nn.Module):
@@ -76,6 +80,17 @@ class CompactNetwork(nn.Module):
             residual=config.residual,
             proprioception=config.proprioception,
         )
+        self.stepper = (
+            StepPredictor(
+                config.latent,
+                config.action_width,
+                width=config.step_width,
+                depth=config.step_depth,
+                proprioception=config.proprioception,
+            )
+            if config.step_width
+            else None
+        )
 
     def tokens(self, frames: Float[Tensor, "batch 3 height w"]) -> Float[Tensor, "batch tokens width"]:
         """The encoder's tokens of single frames."""
@@ -101,6 +116,19 @@ class CompactNetwork(nn.Module):
 
         Past `horizon` steps, the last prediction starts the next call, at which nothing is measured.
         """
+        stepped = None if self.stepper is None else self.stepper(latent, actions, proprioception)
+        if stepped is not None and self.config.step_share >= 1:
+            return stepped  # type: ignore[no-any-return]  # a module's call
+        return self.between(self.predict_at_once(latent, actions, proprioception), stepped)
+
+    def between(self, at_once: Tensor, stepped: Tensor | None) -> Tensor:
+        """One prediction of what the two predictors say; the first alone where there is no second."""
+        return at_once if stepped is None else torch.lerp(at_once, stepped.to(at_once.dtype), self.config.step_share)
+
+    def predict_at_once(
+        self, latent: Tensor, actions: Tensor, proprioception: Tensor | None
+    ) -> Float[Tensor, "batch steps latent"]:
+        """What the one-call predictor says alone."""
         predicted: list[Tensor] = []
         for part in torch.split(actions, self.config.horizon, dim=1):
             predicted.append(self.predictor(latent, part, proprioception))

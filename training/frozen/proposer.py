@@ -1,0 +1,205 @@
+"""Training of a package's proposer: inverse dynamics by hindsight, on latents that no longer change.
+
+Whatever a robot did for k actions is a way to get in k actions to where it then was: every two frames of an episode are
+an answered question (hindsight; Ghosh et al. 2019, GCSL). Mean squared error of the actions up to the goal.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.normalizer import ActionNormalizer
+from model.package import Package, write_package
+from model.proposer import ProposerConfig, ProposerNetwork, save_proposer
+from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
+from training.frozen.windows import EncodedEpisodes, Hindsight, draw_hindsight
+from training.schedule import warmup_cosine
+
+HELD_OUT_PAIRS = 4096
+HIDDEN = 0.4  # of the pairs hide what is measured: past its first block a proposal starts from a prediction
+
+
+@dataclass(frozen=True)
+class ProposerRecipe:
+    """Every knob of a training."""
+
+    steps: int = 6000
+    batch: int = 1024  # pairs of frames
+    longest: int = 25  # robot actions from a frame to its goal, at most
+    blocks: int = 5  # action blocks told in one pass
+    width: int = 512
+    depth: int = 3
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup: float = 0.05  # fraction of the steps
+    gradient_clip: float = 1.0
+    bfloat16: bool = True  # matrix products only
+    seed: int = 0
+    held_out: int = 100  # episodes
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "longest", "blocks", "width", "depth", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class ProposerProgress:
+    """One line of the log; losses are shares of the actions' variance that the network does not tell."""
+
+    step: int
+    steps: int
+    loss: float
+    held_out_loss: float | None  # None between measurements
+    seconds: float
+
+
+def train(
+    recipe: ProposerRecipe,
+    episodes: EncodedEpisodes,
+    package: Package,
+    out: Path,
+    progress: Callable[[ProposerProgress], None],
+    *,
+    source: str,
+    provenance: dict[str, Any],
+) -> Path:
+    """Train on the package's latents and write the package with its proposer into `out`; resumes what lies there.
+
+    The same recipe, episodes and machine give the same weights, also across an interruption. Raises ValueError for
+    episodes that are too short, and for another recipe's checkpoint.
+    """
+    action = package.config.action
+    if action is None:
+        raise ValueError(f"package must have actions to propose, got {package.config.name}, which only embeds")
+    fitting, held_out = episodes.split(recipe.held_out)
+    torch.manual_seed(recipe.seed)
+    network = ProposerNetwork(_config(recipe, episodes, package))
+    _standardize(network, fitting)
+    normalizer = ActionNormalizer(action)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    span = recipe.blocks * action.block
+    unseen = draw_hindsight(held_out, HELD_OUT_PAIRS, recipe.longest, span, torch.Generator().manual_seed(recipe.seed))
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / CHECKPOINT
+    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer}
+    made_with = (recipe, source, package.weights_digest)
+    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
+    began = time.monotonic() - spent
+    unlearned: float | None = None
+    for step in range(first, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
+        pairs = draw_hindsight(fitting, recipe.batch, recipe.longest, span, generator)
+        hidden = torch.rand(recipe.batch, generator=generator) < HIDDEN
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
+            loss = hindsight_loss(network, normalizer, pairs, hidden)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        optimizer.step()
+        last = step + 1 == recipe.steps
+        measuring = last or (step + 1) % recipe.checkpoint_every == 0
+        if measuring:
+            unlearned = held_out_loss(network, normalizer, unseen)
+        told, seconds = loss.item(), time.monotonic() - began
+        if not math.isfinite(told):
+            raise ValueError(f"learning_rate must be lower: the loss of step {step + 1} is not finite")
+        progress(ProposerProgress(step + 1, recipe.steps, told, unlearned if measuring else None, seconds))
+        if measuring and not last:
+            save_checkpoint(checkpoint, parts, generator, made_with, step + 1, seconds)
+    record = {
+        **provenance,
+        "recipe": asdict(recipe),
+        "episodes": source,
+        "seconds": round(time.monotonic() - began, 1),
+        "held_out_loss": None if unlearned is None else round(unlearned, 4),
+    }
+    return _written(out, package, network, record, checkpoint)
+
+
+def hindsight_loss(
+    network: ProposerNetwork, normalizer: ActionNormalizer, pairs: Hindsight, hidden: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error in network units over the actions before the goal; `hidden` pairs are not measured."""
+    measured = pairs.proprioception if network.config.proprioception else None
+    if measured is not None and hidden is not None:
+        measured = measured.masked_fill(hidden.unsqueeze(-1), torch.nan)
+    wanted = normalizer(pairs.actions)
+    found = network(pairs.latent, pairs.goal, pairs.steps_to_go, measured).float().view_as(wanted)
+    counted = torch.arange(wanted.shape[1]) < pairs.steps_to_go.unsqueeze(-1)
+    errors = (found - wanted).square().mean(dim=-1)
+    return (errors * counted).sum() / counted.sum()
+
+
+@torch.no_grad()
+def held_out_loss(network: ProposerNetwork, normalizer: ActionNormalizer, unseen: Hindsight) -> float:
+    """The loss of pairs of held-out episodes, all of them measured."""
+    network.eval()
+    loss = hindsight_loss(network, normalizer, unseen).item()
+    network.train()
+    return loss
+
+
+def _config(recipe: ProposerRecipe, episodes: EncodedEpisodes, package: Package) -> ProposerConfig:
+    action = package.config.action
+    assert action is not None
+    measured = 0
+    if package.config.family == "compact" and package.config.proprioception_names:
+        measured = len(package.config.proprioception_names)
+    return ProposerConfig(
+        latent=episodes.latents.shape[-1],
+        action_width=action.block * len(action.names),
+        blocks=recipe.blocks,
+        longest=recipe.longest,
+        trained_on=package.weights_digest,
+        width=recipe.width,
+        depth=recipe.depth,
+        proprioception=measured,
+    )
+
+
+@torch.no_grad()
+def _standardize(network: ProposerNetwork, episodes: EncodedEpisodes) -> None:
+    """Have the network read latents and measurements in spreads of the training episodes."""
+    seen = np_rows(episodes.latents, episodes.encoded_steps)
+    network.latent_mean.copy_(seen.mean(dim=0))
+    network.latent_std.copy_(seen.std(dim=0).clamp(min=1e-6))
+    if network.config.proprioception:
+        assert episodes.proprioception is not None
+        measured = np_rows(episodes.proprioception, episodes.lengths)
+        network.measured_mean.copy_(measured.mean(dim=0))
+        network.measured_std.copy_(measured.std(dim=0).clamp(min=1e-6))
+
+
+def np_rows(of_frames: Any, lengths: Any) -> Tensor:
+    """[frames, numbers] of what was recorded in at most 512 episodes."""
+    rows = [torch.from_numpy(of_frames[row, : int(lengths[row]) + 1]) for row in range(min(512, len(of_frames)))]
+    return torch.cat(rows).float()
+
+
+def _written(out: Path, package: Package, network: ProposerNetwork, record: dict[str, Any], checkpoint: Path) -> Path:
+    """The package's own files in `out`, its proposer beside them."""
+    weights = package.weights() if out.resolve() != package.folder.resolve() else None
+    settings = save_proposer(out, network)
+    config = replace(
+        package.config, proposer=settings, training={**package.config.training, "proposer": record}
+    )
+    write_package(out, config, weights if weights is not None else package.weights(), package.card())
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(out / "latents", ignore_errors=True)
+    return out
