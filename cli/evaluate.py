@@ -142,15 +142,7 @@ def _run(output: Output, model: LoadedModel, task: str, pairs: list[Any], seed: 
 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
-    settings = config.planner
-    optimizer = registry.optimizer(
-        settings.optimizer,
-        settings.samples,
-        settings.iterations,
-        settings.elites,
-        settings.horizon,
-        settings.discount,
-    )
+    optimizer = registry.configured(config.planner)
     with output.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
         solved = 0

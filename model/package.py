@@ -64,6 +64,8 @@ class PlannerDefaults:
     optimizer: str = "cem"  # one of planner.registry.OPTIMIZERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
     discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
+    cost: str = ""  # the steps that count, one of planner.registry.COSTS; empty: the optimizer's own choice
+    replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to take its place
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,17 @@ at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.types import PlanningError
+from planner.anytime import Optimizer
+from planner.optimizers.policy import Policy
+from planner.receding import of_length
+from planner.types import PlanningError, Problem
 from planner.world_model import Context, Latents, WorldModel
 
 
@@ -65,3 +69,21 @@ def proposals(
     if not bool(found.isfinite().all()):
         raise PlanningError("proposer", "must propose finite actions", "NaN or infinity")
     return found[0]
+
+
+def with_proposals(problem: Problem, proposer: Proposer, world_model: WorldModel, optimizer: Optimizer) -> Problem:
+    """The problem with what its search is to be proposed: one pass where that is all there is, else several arrivals.
+
+    Raises PlanningError as `proposals` does.
+    """
+    time = optimizer.horizon * world_model.block
+    if isinstance(optimizer, Policy):
+        ahead = min(problem.arrival or time, time, proposer.longest)
+        left = torch.tensor([[float(ahead)]], device=problem.goal.device)
+        told = proposer.propose(problem.context, problem.goal.unsqueeze(0), left)[0, 0]
+        if not bool(told.isfinite().all()):
+            raise PlanningError("proposer", "must propose finite actions", "NaN or infinity")
+        return replace(problem, proposals=of_length(time, told, problem.space).unsqueeze(0))
+    steps = arrivals(optimizer.horizon, world_model.block, proposer.longest, problem.arrival)
+    told = proposals(proposer, world_model, problem.context, problem.goal, optimizer.horizon, steps)
+    return replace(problem, proposals=told)

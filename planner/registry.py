@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from planner.anytime import Optimizer
 from planner.cost import GoalDistance
@@ -17,21 +17,29 @@ from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
+from planner.optimizers.policy import Policy
 from planner.types import ActionSpace, PlanningError
 
-OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
-"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
+OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac", "policy"]
+"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean. `policy` is
+what a package's proposer says, in one pass and without a search."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+CostName = Literal["sum", "last", "least"]
+"""What of a plan's steps counts (`planner.cost.GoalDistance`)."""
+COSTS: tuple[str, ...] = get_args(CostName)
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 
 
-def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimizer:
+def optimizer(
+    name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0, over: str = ""
+) -> Optimizer:
     """The named optimizer at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
 
-    `discount` is the weight of each model step's distance to the goal, relative to the step before. Raises
-    PlanningError for an unknown name, or a size or a discount that its class refuses.
+    `over` names the steps that count, empty for the optimizer's own choice, and `discount` is the weight of each model
+    step's distance to the goal, relative to the step before. Raises PlanningError for an unknown name, or a size or a
+    discount that its class refuses.
     """
-    priced = cost(name, discount)
+    priced = cost(name, discount, over)
     sampling = partial(CEM, samples=samples, elites=elites, horizon=horizon, cost=priced)
     match name:
         case "cem":
@@ -43,6 +51,8 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
         case "vjepa2_ac":
             published = CEM.vjepa2_ac_paper()
             return replace(published, samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case "policy":
+            return Policy(horizon=horizon, cost=priced)
         case "mppi":
             return MPPI(samples=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "gradient":
@@ -56,6 +66,44 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             raise AssertionError(name)  # refused above
 
 
+class Settings(Protocol):
+    """A search's settings as plain values: of a package (`model.package.PlannerDefaults`) or of a request."""
+
+    @property
+    def optimizer(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def iterations(self) -> int: ...
+
+    @property
+    def elites(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def discount(self) -> float: ...
+
+    @property
+    def cost(self) -> str: ...
+
+
+def configured(settings: Settings) -> Optimizer:
+    """The optimizer that settings name. Raises PlanningError as `optimizer` does."""
+    return optimizer(
+        settings.optimizer,
+        settings.samples,
+        settings.iterations,
+        settings.elites,
+        settings.horizon,
+        settings.discount,
+        settings.cost,
+    )
+
+
 def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: int) -> Hybrid:
     """One iteration samples (two of `long` or more), all others polish, from no more starts than there are elites."""
     if iterations < 2:
@@ -67,13 +115,19 @@ def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: 
     )
 
 
-def cost(name: str, discount: float = 1.0) -> GoalDistance:
+def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
     """What the named optimizer makes small. Raises PlanningError for a name or a discount that there is not."""
     if name not in OPTIMIZERS:
         raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
+    if over and over not in COSTS:
+        raise PlanningError("planner.cost", f"must be one of {', '.join(COSTS)}", over)
+    if over in ("last", "least") and discount != 1:
+        raise PlanningError("planner.discount", f"must be 1 with the cost {over}, which counts one step alone", discount)
     if name == "vjepa2_ac":
+        if over not in ("", "last"):
+            raise PlanningError("planner.cost", "must be last for vjepa2_ac, which counts the last step alone", over)
         if discount != 1:
             raise PlanningError(
                 "planner.discount", "must be 1 for vjepa2_ac, which counts the last step alone", discount
@@ -81,6 +135,10 @@ def cost(name: str, discount: float = 1.0) -> GoalDistance:
         published = CEM.vjepa2_ac_paper().cost
         assert isinstance(published, GoalDistance)
         return published
+    if over == "last":
+        return GoalDistance(over="last")
+    if over == "least":
+        return GoalDistance(over="least")
     return GoalDistance() if discount == 1 else GoalDistance(over="discounted", discount=discount)
 
 

@@ -23,6 +23,7 @@ from model.interface import LoadedModel
 from model.package import PackageError
 from planner import registry
 from planner.anytime import Optimizer, plan_in_time
+from planner.proposals import with_proposals
 from planner.receding import warm_start
 from planner.types import ActionSpace, Plan, Problem
 from training.evaluation.statistics import episode_seed, percentile, plan_seed, wilson_interval
@@ -170,8 +171,12 @@ def run_episode(
             seed=plan_seed(seed, len(plan_ms)),
             warm_start=None if plan is None else warm_start(plan, executed, space),
             previous_action=None if plan is None else plan.actions[executed - 1],
+            arrival=None if plan is None else plan.arrival_after(executed),
+            replace_margin=model.package.config.planner.replace_margin,
         )
         began = time.perf_counter()
+        if model.proposer is not None:
+            problem = with_proposals(problem, model.proposer, model, optimizer)
         plan = plan_in_time(optimizer, model, problem)
         actions = plan.actions.cpu().numpy()
         plan_ms.append((time.perf_counter() - began) * 1000)
