@@ -24,7 +24,7 @@ _FORESEEN = (
     ("training.data.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
     ("simulation.extras", "MissingSimulator"),
-    ("training.compact.train", "DivergedError"),
+    ("training.loop", "DivergedError"),
     ("training.distributed", "FirstProcessError"),
 )
 
