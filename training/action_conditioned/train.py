@@ -1,4 +1,4 @@
-"""Action-conditioned training on a frozen encoder: what the robot's motion makes of the latents (V-JEPA 2-AC).
+"""Training of an action-conditioned predictor on a frozen encoder (V-JEPA 2-AC).
 
 Teacher forcing (the next frame from all true ones before it) plus a short rollout (predictions fed back), both as mean
 absolute errors of layer-normed latents; arXiv 2506.09985, section 3. Actions are changes of pose, so recordings need
