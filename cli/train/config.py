@@ -15,7 +15,7 @@ from model.package import PlannerDefaults
 from training.compact.recipe import CompactRecipe
 
 Built = TypeVar("Built")
-FAMILIES = ("compact", "masked", "action-conditioned")
+FAMILIES = ("compact", "masked", "action-conditioned", "proposer", "step-predictor")
 
 
 @dataclass(frozen=True)

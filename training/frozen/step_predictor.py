@@ -7,9 +7,6 @@ a fixed straight line reads the labels off latents, in training alone.
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +23,8 @@ from model.compact.step_predictor import StepPredictor
 from model.compact.world_model import network_settings, read_config
 from model.normalizer import ActionNormalizer
 from model.package import Package, write_package
-from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.frozen.windows import EncodedEpisodes, Windows, draw_windows, windows_at
+from training.loop import Moment, Training
 from training.schedule import warmup_cosine
 
 HELD_OUT_WINDOWS = 2048
@@ -41,7 +38,7 @@ class StepPredictorRecipe:
     steps: int = 8000
     batch: int = 256  # windows
     horizon: int = 5  # model steps a window is rolled out for
-    single: float = 0.25  # first share of the steps that rolls out one model step alone, which is learned soonest
+    single: float = 0.25  # share of the batches that roll out one model step alone, five times as many windows
     width: int = 512
     depth: int = 3
     share: float = 0.5  # of a prediction: its own, beside the one-call predictor's
@@ -51,7 +48,7 @@ class StepPredictorRecipe:
     weight_decay: float = 1e-4
     warmup: float = 0.05
     gradient_clip: float = 1.0
-    bfloat16: bool = True
+    bfloat16: bool = False  # matrix products only; layers this small gain nothing by it on a CPU
     seed: int = 0
     held_out: int = 100
     checkpoint_every: int = 500
@@ -121,55 +118,49 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
-    generator = torch.Generator().manual_seed(recipe.seed)
     unseen = draw_windows(held_out, HELD_OUT_WINDOWS, recipe.horizon, torch.Generator().manual_seed(recipe.seed))
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer}
-    made_with = (recipe, source, package.weights_digest)
-    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
-    began = time.monotonic() - spent
-    measured: HeldOut | None = None
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-        alone = step < recipe.single * recipe.steps
+    training = Training(
+        recipe,
+        out,
+        optimizer,
+        {"network": network},
+        torch.Generator().manual_seed(recipe.seed),
+        (recipe, source, package.weights_digest),
+        lambda step: warmup_cosine(step, recipe.steps, recipe.warmup),
+    )
+
+    def gradients() -> Tensor:
+        alone = bool(torch.rand(1, generator=training.generator) < recipe.single)
         rows = recipe.batch * recipe.horizon if alone else recipe.batch
-        drawn = draw_windows(fitting, rows, 1 if alone else recipe.horizon, generator)
-        hidden = torch.rand(rows, generator=generator) < HIDDEN
+        drawn = draw_windows(fitting, rows, 1 if alone else recipe.horizon, training.generator)
+        hidden = torch.rand(rows, generator=training.generator) < HIDDEN
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
             loss = rollout_loss(network, normalizer, drawn, hidden, scale, recipe, reading)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        last = step + 1 == recipe.steps
-        measuring = last or (step + 1) % recipe.checkpoint_every == 0
-        if measuring:
-            measured = held_out_errors(whole, normalizer, unseen)
-        told, seconds = loss.item(), time.monotonic() - began
-        if not math.isfinite(told):
-            raise ValueError(f"learning_rate must be lower: the loss of step {step + 1} is not finite")
-        progress(StepPredictorProgress(step + 1, recipe.steps, told, measured if measuring else None, seconds))
-        if measuring and not last:
-            save_checkpoint(checkpoint, parts, generator, made_with, step + 1, seconds)
-    assert measured is not None
+        return loss.detach().unsqueeze(0)
+
+    def line(moment: Moment, values: list[float]) -> StepPredictorProgress:
+        measured = held_out_errors(whole, normalizer, unseen) if moment.measuring else None
+        return StepPredictorProgress(moment.step, moment.steps, values[0], measured, moment.seconds)
+
+    last = training.run(gradients, line, progress)
+    assert last is not None, "a finished training leaves no checkpoint to resume"
+    assert last.held_out is not None
+    errors = asdict(last.held_out)
     record = {
         **provenance,
         "recipe": asdict(recipe),
         "episodes": source,
-        "seconds": round(time.monotonic() - began, 1),
-        "held_out_error": {name: [round(value, 5) for value in values] for name, values in asdict(measured).items()},
+        "seconds": round(last.seconds, 1),
+        "held_out_error": {name: [round(value, 5) for value in values] for name, values in errors.items()},
         "initialized_from": f"{package.config.name}, weights {package.weights_digest}",
     }
     weights = package.weights() | {f"stepper.{name}": _saved(value) for name, value in network.state_dict().items()}
-    training = {**package.config.training, "step_predictor": record}
-    config = replace(
-        package.config, network=network_settings(whole.config), training=training, proposer=None, scores={}
-    )
+    history = {**package.config.training, "step_predictor": record}
+    shapes = network_settings(whole.config)
+    config = replace(package.config, network=shapes, training=history, proposer=None, scores={})
     write_package(out, config, weights, package.card())
-    checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(out / "latents", ignore_errors=True)
+    training.checkpoint.unlink(missing_ok=True)
     return out
 
 
