@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -127,6 +128,21 @@ def read_package(folder: Path) -> Package:
     if not weights.exists():
         raise PackageError(f"{folder} has no {WEIGHTS}")
     return Package(config, folder, file_digest(weights))
+
+
+PREDICTS = ("predictor.", "stepper.", "action_predictor.", "masked_predictor.")
+"""Beginnings of the names of weights that predict latents and make none."""
+
+
+def latent_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256, hexadecimal, of the weights that latents depend on: the same for packages of one encoder."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if not name.startswith(PREDICTS):
+            flat = weights[name].detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{name} {tuple(weights[name].shape)} {flat.dtype}".encode())
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.normalizer import ActionNormalizer
-from model.package import ActionSpec, Package, PackageError
+from model.package import ActionSpec, Package, PackageError, latent_digest
 
 PROPOSER = "proposer.safetensors"
 
@@ -31,7 +31,7 @@ class ProposerConfig:
     action_width: int  # numbers per action block: actions x dimensions
     blocks: int  # action blocks it tells in one pass
     longest: int  # steps to go that it was trained for, at most
-    trained_on: str  # sha256 of the package's weights
+    trained_on: str  # the package's `latent_digest`
     width: int = 512
     depth: int = 3  # hidden layers
     proprioception: int = 0  # numbers a robot measures of itself, read where they are known
@@ -95,9 +95,12 @@ class PackageProposer:
 
     @torch.no_grad()
     def propose(
-        self, context: tuple[Tensor, ...], goal: Float[Tensor, "batch *latent"], steps_to_go: Float[Tensor, "batch n"]
+        self,
+        context: tuple[Tensor, ...],
+        goal: Float[Tensor, "batch *latent"],  # noqa: F821  # a shape
+        steps_to_go: Float[Tensor, "batch n"],
     ) -> Float[Tensor, "batch n time action"]:
-        """Actions in robot units for each number of steps to go, in one pass; rest (0, or what is nearest to it) after."""
+        """Actions in robot units for each number of steps to go, in one pass; then rest (0, or what is nearest to it)."""
         now = context[0] if context[0].ndim == 2 else context[0][:, -1]
         measured = None
         if self._network.config.proprioception and len(context) > 1:
@@ -109,7 +112,7 @@ class PackageProposer:
     def propose_from(
         self,
         latents: Float[Tensor, "batch n *latent"],
-        goal: Float[Tensor, "batch *latent"],
+        goal: Float[Tensor, "batch *latent"],  # noqa: F821  # a shape
         steps_to_go: Float[Tensor, "batch n"],
     ) -> Float[Tensor, "batch n time action"]:
         """The same from predicted latents, one for each number of steps to go; nothing is measured there."""
@@ -149,10 +152,11 @@ def load_proposer(package: Package, device: torch.device) -> PackageProposer | N
     if not path.exists():
         raise PackageError(f"{package.folder} has no {PROPOSER}, which its config.json describes")
     config = read_proposer_config(settings, package.config.name)
-    if config.trained_on != package.weights_digest:
+    own = latent_digest(package.weights())
+    if config.trained_on != own:
         raise PackageError(
-            f"{path} must be of the package's own weights {package.weights_digest[:12]}, "
-            f"got a proposer of weights {config.trained_on[:12]}: train one for this package"
+            f"{path} must be trained on the package's own latents (encoder {own[:12]}), "
+            f"got a proposer of encoder {config.trained_on[:12]}: train one for this package"
         )
     action = package.config.action
     if action is None or config.action_width != action.block * len(action.names):

@@ -30,13 +30,19 @@ class Proposer(Protocol):
         ...
 
     def propose(
-        self, context: Context, goal: Float[Tensor, "batch *latent"], steps_to_go: Float[Tensor, "batch proposals"]
+        self,
+        context: Context,
+        goal: Float[Tensor, "batch *latent"],  # noqa: F821  # a shape
+        steps_to_go: Float[Tensor, "batch proposals"],
     ) -> Float[Tensor, "batch proposals time action"]:
         """Actions in robot units, for at least one model step; those past the steps to go are rest."""
         ...
 
     def propose_from(
-        self, latents: Latents, goal: Float[Tensor, "batch *latent"], steps_to_go: Float[Tensor, "batch proposals"]
+        self,
+        latents: Latents,
+        goal: Float[Tensor, "batch *latent"],  # noqa: F821  # a shape
+        steps_to_go: Float[Tensor, "batch proposals"],
     ) -> Float[Tensor, "batch proposals time action"]:
         """The same from predicted latents [batch, proposals, *latent]."""
         ...

@@ -124,7 +124,9 @@ def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
     if over and over not in COSTS:
         raise PlanningError("planner.cost", f"must be one of {', '.join(COSTS)}", over)
     if over in ("last", "least") and discount != 1:
-        raise PlanningError("planner.discount", f"must be 1 with the cost {over}, which counts one step alone", discount)
+        raise PlanningError(
+            "planner.discount", f"must be 1 with the cost {over}, which counts one step alone", discount
+        )
     if name == "vjepa2_ac":
         if over not in ("", "last"):
             raise PlanningError("planner.cost", "must be last for vjepa2_ac, which counts the last step alone", over)

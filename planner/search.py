@@ -93,7 +93,9 @@ def begin(
     if problem.proposals is not None:
         shape = (len(problem.proposals), time, space.dimensions)
         if tuple(problem.proposals.shape) != shape or not shape[0]:
-            raise PlanningError("proposals", f"must be {shape} [1 or more, time, action]", tuple(problem.proposals.shape))
+            raise PlanningError(
+                "proposals", f"must be {shape} [1 or more, time, action]", tuple(problem.proposals.shape)
+            )
     half_range = ((high - low) / 2) * (limits.low < limits.high)
     if problem.warm_start is not None and warm_std is not None:
         initial_std = warm_std

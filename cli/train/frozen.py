@@ -1,4 +1,4 @@
-"""`presage train` with `family: proposer` or `family: step-predictor`: a part trained on a finished package's latents."""
+"""`presage train` with `family: proposer` or `step-predictor`: a part trained on a finished package's latents."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def _proposer(
 
     _, last = follow(output, package.config.name, recipe.steps, line, fit)
     value = {"steps": last.steps, "seconds": round(last.seconds, 1), "held_out_loss": last.held_out_loss}
-    told = f"{last.steps} steps in {last.seconds / 60:.1f} min, held-out loss {last.held_out_loss:.4f} of the actions' variance"
-    return value, told
+    share = f"held-out loss {last.held_out_loss:.4f} of the actions' variance"
+    return value, f"{last.steps} steps in {last.seconds / 60:.1f} min, {share}"
 
 
 def _step_predictor(

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.compact.predictor import Predictor
-from model.compact.step_predictor import StepPredictor
 from model.compact.stem import ConvStem
+from model.compact.step_predictor import StepPredictor
 from model.vjepa2.encoder import Encoder, EncoderConfig
 
 

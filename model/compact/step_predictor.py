@@ -1,8 +1,8 @@
 """The step predictor: one action block at a time, each prediction fed to the next; beside the one-call predictor.
 
 A network that sees one block at a time has only that block's contact to explain, and is right after it where one that
-predicts a whole horizon at once is not; fed with its own predictions its errors grow. The two err differently: a package
-that has both predicts between them (`CompactConfig.step_share`).
+predicts a whole horizon at once is not; fed with its own predictions its errors grow. The two err differently: a
+package that has both predicts between them (`CompactConfig.step_share`).
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import Reason
-from server.values.calls import EmbeddingKind, Frame, ModelReply
+from server.values.calls import EmbeddingKind, Frame, ModelReply, PlannerSettings
 
 if TYPE_CHECKING:
     from model.interface import LoadedModel
@@ -56,11 +56,18 @@ class SearchSize:
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    cost: str = ""  # the steps that count, one of `planner.registry.COSTS`; empty: the optimizer's own choice
+    replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to replace it
 
     @property
     def steps_per_iteration(self) -> int:
         """Model steps rolled out in one iteration: what its time is about proportional to."""
         return self.samples * self.horizon
+
+
+def settings_of(size: SearchSize) -> PlannerSettings:
+    """A search's settings as callers know them."""
+    return PlannerSettings(**{entry.name: getattr(size, entry.name) for entry in fields(PlannerSettings)})
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class ServedModel:
     dtype: str
     why_dtype: str  # how it came to be that
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
+    proposes: bool = False  # whether its package has a proposer
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class PlanJob:
     next_goal: Floats | None = None  # [*latent]: searched for instead where the observation is near enough the goal
     switch_below: float = 0.0  # a goal_distance that is near enough
     stop_after: int | None = None  # iterations: where a search that time ended is repeated
+    arrival: int | None = None  # actions after which the plan that `warm_start` is left of means to be there
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,9 @@ class PlanDone:
     began: float  # instant at which its encoding began
     encoded: float  # instant at which the search could begin
     ended: float  # instant at which the search ended
+    arrival: int | None = None  # the action after which the plan means to be at its goal
+    kept: bool = False  # it is what was left of the last plan: nothing found was clearly better
+    proposed: float = 0.0  # share of proposals among the candidates that the first iteration went on from
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from server.engine.messages import SearchSize, ServedModel
+from server.engine.messages import SearchSize, ServedModel, settings_of
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
-from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
+from server.values.calls import ModelReply, Observation, PlanReply, Provenance, Timings
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _provenance(asked: RequestContext, size: SearchSize, served: ServedModel, ve
         weights_digest=served.reply.weights_digest,
         crop_policy=served.reply.crop_policy,
         goal_id=asked.goal_id,
-        planner=PlannerSettings(**asdict(size)),
+        planner=settings_of(size),
         device=served.device,
         dtype=served.dtype,
         server_version=version,

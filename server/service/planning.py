@@ -84,7 +84,7 @@ class PlanCalls:
             pursued = session.pursuit(request.goal_id, place)
         goal = self._goals.toward(pursued.goal_id, served.reply.name)
         if session is not None:
-            follows = session.continuation(place, request.committed, goal.goal_id)
+            follows = session.continuation(place, request.committed, goal.goal_id, size.optimizer)
         if request.committed > size.horizon * served.reply.block:
             rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
             raise invalid("committed", rule, request.committed)
@@ -101,6 +101,7 @@ class PlanCalls:
             warm_start=follows.warm_start,
             previous_action=follows.previous_action,
             committed=follows.committed,
+            arrival=follows.arrival,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
             next_goal=next_goal,
             switch_below=switch_below,
@@ -179,6 +180,7 @@ class PlanCalls:
         planned: Planned | None,
         served: ServedModel,
     ) -> None:
+        rest = session.rest(place, reply.provenance.goal_id) if planned is None else None
         plan = CurrentPlan(
             actions=reply.actions,
             step_costs=reply.step_costs,
@@ -188,6 +190,8 @@ class PlanCalls:
             sequence=turn.sequence,
             begins_at=place.since_reset,
             previous_action=place.previous_action,
+            arrival=planned.done.arrival if planned is not None else rest and rest.arrival,
+            optimizer=reply.provenance.planner.optimizer or "",
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
         seen = None if planned is None else EncodedObservation(turn.sequence, planned.done.latent, proprioception)

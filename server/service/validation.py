@@ -19,6 +19,7 @@ from server.values.calls import (
     LEAST_DISCOUNT,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    PROPOSER_ALONE,
     Array,
     CalibrationMove,
     Frame,
@@ -177,6 +178,9 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         if moved * horizon > limits.iteration_steps:
             rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
+    if optimizer == PROPOSER_ALONE and not served.proposes:
+        rule = f"must not be {optimizer}: model {served.reply.name} has no proposer"
+        raise invalid("planner.optimizer", rule, optimizer)
     discount = wanted.discount
     if discount is None:
         discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
@@ -186,7 +190,11 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+    # A discount is of a sum over all steps, and so asks for one where the model's own cost counts one step alone.
+    cost = "" if optimizer == LAST_STEP_ALONE or discount != 1 else defaults.cost
+    return SearchSize(
+        samples, iterations, elites, horizon, optimizer, dimensions, discount, cost, defaults.replace_margin
+    )
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:

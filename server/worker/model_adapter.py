@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation, turns
 from model.interface import LoadedModel
+from model.proposer import PackageProposer
 from model.runtime import memory
 from planner import registry
 from planner.cost import GoalDistance
+from planner.proposals import Proposer
 from planner.types import ActionSpace
 from planner.world_model import CostFunction, WorldModel
 from server.engine.messages import Floats, Start
@@ -61,6 +64,28 @@ def world_model(model: LoadedModel) -> WorldModel:
     return CameraYawWorldModel(model) if _turns(model) else model
 
 
+def proposer(model: LoadedModel, own: PackageProposer) -> Proposer:
+    """The package's proposer for contexts that `context` makes."""
+    return _BehindRotation(own) if _turns(model) else own
+
+
+@dataclass(frozen=True)
+class _BehindRotation:
+    """A proposer for contexts whose first entry is the camera's rotation, which is none here."""
+
+    inner: PackageProposer
+
+    @property
+    def longest(self) -> int:
+        return self.inner.longest
+
+    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        return self.inner.propose(context[1:], goal, steps_to_go)
+
+    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        return self.inner.propose_from(latents, goal, steps_to_go)
+
+
 def _turns(model: LoadedModel) -> bool:
     spec = model.package.config.action
     return spec is not None and turns(spec.names)
@@ -75,7 +100,7 @@ def observation_warnings(model: LoadedModel, start: Start) -> tuple[str, ...]:
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
     planner = model.package.config.planner
-    return registry.cost(planner.optimizer, planner.discount)
+    return registry.cost(planner.optimizer, planner.discount, planner.cost)
 
 
 def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.interface import LoadedModel
 from planner import registry
 from planner.anytime import IterationClock, Optimizer
+from planner.proposals import with_proposals
 from planner.receding import of_length
 from planner.search import Search
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
@@ -178,14 +179,12 @@ class PlanScheduler:
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
         model, size = self._models[job.model], job.size
-        optimizer = registry.optimizer(
-            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
-        )
+        optimizer = registry.configured(size)
         goal = model_adapter.to_device(model, job.goal)
         goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
-            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
+            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None, arrival=None)
             goal = model_adapter.to_device(model, job.goal)
             goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
         space = self._spaces[job.model]
@@ -198,7 +197,12 @@ class PlanScheduler:
             warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
+            arrival=job.arrival,
+            replace_margin=size.replace_margin,
         )
+        if model.proposer is not None and not job.start.turn_rad:  # which knows no camera but the one it was trained on
+            world = model_adapter.world_model(model)
+            problem = with_proposals(problem, model_adapter.proposer(model, model.proposer), world, optimizer)
         return Running(
             number=number,
             job=job,
@@ -291,6 +295,9 @@ class PlanScheduler:
             began=running.began,
             encoded=running.encoded,
             ended=self._clock(),
+            arrival=plan.arrival,
+            kept=plan.kept,
+            proposed=plan.proposed,
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))
 

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from server.engine.messages import (
     Submit,
     ToEngine,
 )
-from server.values.calls import Frame, ModelReply, PlannerSettings
+from server.values.calls import Frame, ModelReply
 from server.worker import cuda_graphs, model_adapter, precision
 from server.worker.background_jobs import BackgroundJobs
 from server.worker.failures import failed
@@ -166,13 +166,15 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         action_high=action.high if action is not None else (),
         rate_hz=action.rate_hz if action is not None else 0.0,
         block=action.block if action is not None else 0,
-        planner=PlannerSettings(**asdict(search)),
+        planner=settings_of(search),
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
     )
     own = search if action is not None else None
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
+    return ServedModel(
+        reply, own, config.history, str(model.device), dtype, verdict.why, graphed, model.proposer is not None
+    )
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:
@@ -185,6 +187,8 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
         defaults.optimizer,
         defaults.dimensions,
         defaults.discount,
+        defaults.cost,
+        defaults.replace_margin,
     )
 
 

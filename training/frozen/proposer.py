@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.normalizer import ActionNormalizer
-from model.package import Package, write_package
+from model.package import Package, latent_digest, write_package
 from model.proposer import ProposerConfig, ProposerNetwork, save_proposer
 from training.frozen.windows import EncodedEpisodes, Hindsight, draw_hindsight
 from training.loop import Moment, Training
@@ -162,7 +162,7 @@ def _config(recipe: ProposerRecipe, episodes: EncodedEpisodes, package: Package)
         action_width=action.block * len(action.names),
         blocks=recipe.blocks,
         longest=recipe.longest,
-        trained_on=package.weights_digest,
+        trained_on=latent_digest(package.weights()),
         width=recipe.width,
         depth=recipe.depth,
         proprioception=measured,

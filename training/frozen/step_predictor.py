@@ -7,6 +7,7 @@ a fixed straight line reads the labels off latents, in training alone.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from model.compact.step_predictor import StepPredictor
 from model.compact.world_model import network_settings, read_config
 from model.normalizer import ActionNormalizer
 from model.package import Package, write_package
+from model.proposer import PROPOSER
 from training.frozen.windows import EncodedEpisodes, Windows, draw_windows, windows_at
 from training.loop import Moment, Training
 from training.schedule import warmup_cosine
@@ -100,7 +102,7 @@ def train(
 ) -> Path:
     """Train beside the package's own predictor and write the package that has both into `out`; resumes what lies there.
 
-    A proposer of the package is not carried over: it belongs to other weights. Raises ValueError for a package of
+    A proposer of the package goes with it: the latents stay as they are. Raises ValueError for a package of
     another family, episodes whose encoded frames are not a block apart, and another recipe's checkpoint.
     """
     if package.config.family != "compact" or package.config.action is None:
@@ -158,7 +160,9 @@ def train(
     weights = package.weights() | {f"stepper.{name}": _saved(value) for name, value in network.state_dict().items()}
     history = {**package.config.training, "step_predictor": record}
     shapes = network_settings(whole.config)
-    config = replace(package.config, network=shapes, training=history, proposer=None, scores={})
+    config = replace(package.config, network=shapes, training=history, scores={})
+    if package.config.proposer is not None and out.resolve() != package.folder.resolve():
+        shutil.copyfile(package.folder / PROPOSER, out / PROPOSER)
     write_package(out, config, weights, package.card())
     training.checkpoint.unlink(missing_ok=True)
     return out
