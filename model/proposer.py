@@ -100,7 +100,7 @@ class PackageProposer:
         goal: Float[Tensor, "batch *latent"],  # noqa: F821  # a shape
         steps_to_go: Float[Tensor, "batch n"],
     ) -> Float[Tensor, "batch n time action"]:
-        """Actions in robot units for each number of steps to go, in one pass; then rest (0, or what is nearest to it)."""
+        """Actions in robot units for each number of steps to go, in one pass; then rest (0, or nearest to it)."""
         now = context[0] if context[0].ndim == 2 else context[0][:, -1]
         measured = None
         if self._network.config.proprioception and len(context) > 1:

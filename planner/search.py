@@ -209,7 +209,7 @@ def beside_proposals(
 
 
 def first_pricing(search: Search) -> int:
-    """Candidates that a descent prices before its first iteration: its starts and the proposals, where there are any."""
+    """Candidates that a descent prices before its first iteration: starts and proposals, where there are any."""
     count = proposal_count(search)
     return count + search.memory[0].shape[0] if count else 0
 

@@ -18,7 +18,9 @@ from training.frozen.proposer import ProposerRecipe
 from training.frozen.step_predictor import StepPredictorRecipe
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from training.data.episodes import Episodes
     from training.frozen.proposer import ProposerProgress
@@ -41,6 +43,7 @@ class FrozenTraining:
     episode_steps: int = 50
     data_seed: int = 1
     every: int = 0  # steps from one encoded frame to the next; 0: the package's block of actions
+    reading_episodes: int = 300  # encoded to fit a `recipe.reading`; the latents of all others are told by their labels
     dataset: str = ""  # path of recorded episodes, in the place of the task
     camera: str = ""
     proprioception: str = ""
@@ -94,6 +97,7 @@ def train_frozen(
     from model.registry import load
     from training.data.frame_store import remove_frames
     from training.frozen.latent_store import latents_of
+    from training.frozen.reading import reading_package, told_episodes
     from training.frozen.windows import encoded_episodes
     from training.model_card import card
 
@@ -108,29 +112,43 @@ def train_frozen(
     if episodes.action_names != action.names:
         raise CommandError(f"{config}: the episodes' actions {episodes.action_names} must be {action.names}")
     every = chosen.every or action.block
-    with output.progress() as bars:
-        bar = bars.add_task(f"encoding with {chosen.package}", total=len(episodes.actions))
-        latents = latents_of(
-            model,
-            episodes,
-            out / LATENTS,
-            every=every,
-            bfloat16=device.type != "cpu",
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )
-    encoded = encoded_episodes(episodes, latents, every)
+
+    def encode(seen: Episodes) -> NDArray[np.float32]:
+        with output.progress() as bars:
+            bar = bars.add_task(f"encoding with {chosen.package}", total=len(seen.actions))
+            return latents_of(
+                model,
+                seen,
+                out / LATENTS,
+                every=every,
+                bfloat16=device.type != "cpu",
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+
     package = read_package(model.package.folder)
+    try:
+        if isinstance(recipe, StepPredictorRecipe) and recipe.reading:
+            some = episodes.split(len(episodes.actions) - chosen.reading_episodes)[0]
+            package = reading_package(package, recipe.reading, some, encode(some), every, out / "reading")
+        told = package.config.training.get("reading")
+        if told is not None:
+            encoded = told_episodes(episodes, told["scale"], told["off"], recipe.seed)
+        else:
+            encoded = encoded_episodes(episodes, encode(episodes), every)
+    except ValueError as error:
+        raise CommandError(f"{config}: {error}") from error
     where = provenance(device)
     if isinstance(recipe, ProposerRecipe):
-        value, told = _proposer(output, recipe, encoded, package, out, episodes.source, where)
+        value, text = _proposer(output, recipe, encoded, package, out, episodes.source, where)
     else:
-        value, told = _step_predictor(output, recipe, encoded, package, out, episodes.source, where)
+        value, text = _step_predictor(output, recipe, encoded, package, out, episodes.source, where)
     remove_frames(out)
-    shutil.rmtree(out / LATENTS, ignore_errors=True)
+    for made in (LATENTS, "reading"):
+        shutil.rmtree(out / made, ignore_errors=True)
     done = read_package(out)
     write_package(out, done.config, done.weights(), card(done.config))
     value |= {"folder": str(out), "episodes": episodes.source, "weights_digest": done.weights_digest}
-    output.result(value, f"{out}: {told}")
+    output.result(value, f"{out}: {text}")
 
 
 def _episodes(output: Output, config: FrozenTraining, image_size: int, data: Path | None, out: Path) -> Episodes:

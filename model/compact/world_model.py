@@ -59,7 +59,8 @@ class CompactWorldModel:
         self._size = (image.height, image.width)
         self.block = action.block
         self._network = network.to(device).eval().requires_grad_(False)
-        self._network.predictor.lower(dtype)
+        if self._network.predictor is not None:
+            self._network.predictor.lower(dtype)
         self._normalizer = ActionNormalizer(action).to(device)
         self.proposer = load_proposer(package, device)
 
@@ -156,7 +157,7 @@ class CompactWorldModel:
         What samples share up to where they part is computed once, within the steps that one call predicts.
         """
         blocks, network = self._blocks(actions), self._network
-        if blocks.shape[2] > network.config.horizon or (network.stepper is not None and network.config.step_share >= 1):
+        if network.predictor is None or blocks.shape[2] > network.config.horizon:
             return self.rollout(context, actions)
         latent, *measured = context
         proprioception = measured[0] if measured else None

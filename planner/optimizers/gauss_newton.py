@@ -53,7 +53,8 @@ class GaussNewton:
     Each iteration rolls out every sequence with one thing changed at a time, and then the step to take per damping. In
     its opening it changes the actions of a model step together, which is soon done; then the best sequence goes on
     alone, action by action. Under a cost that counts the cheapest step alone, a sequence is stepped towards the goal at
-    the step that counts for it, and keeps it. The elite spread of its plans is the mean size of the best step tried last.
+    the step that counts for it, and keeps it. The elite spread of its plans is the mean size of the best step tried
+    last.
     """
 
     starts: int = 2

@@ -37,6 +37,7 @@ from server.engine.messages import (
     Start,
     Submit,
     ToEngine,
+    settings_of,
 )
 from server.values.calls import Frame, ModelReply
 from server.worker import cuda_graphs, model_adapter, precision

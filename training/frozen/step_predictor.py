@@ -42,6 +42,7 @@ class StepPredictorRecipe:
     horizon: int = 5  # model steps a window is rolled out for
     single: float = 0.25  # share of the batches that roll out one model step alone, five times as many windows
     width: int = 512
+    reading: tuple[float, ...] = ()  # what counts as one unit of each label: latents become what a line reads of them
     depth: int = 3
     share: float = 0.5  # of a prediction: its own, beside the one-call predictor's
     labels: float = 0.0  # weight of what a straight line reads off predictions
@@ -64,6 +65,8 @@ class StepPredictorRecipe:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+        if self.reading and (self.share < 1 or self.labels):
+            raise ValueError("reading needs share 1 and labels 0: no other predictor knows the new latents")
         if not 0 <= self.single <= 1:
             raise ValueError(f"single must be 0 to 1, got {self.single}")
 
@@ -81,8 +84,8 @@ class StepPredictorProgress:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Mean squared errors of latents by model step on held-out windows: of each predictor, of both together, and of
-    predicting that nothing changes."""
+    """Mean squared errors of latents by model step on held-out windows: of each predictor (of the second one twice where
+    there is no first), of both together, and of predicting that nothing changes."""
 
     at_once: tuple[float, ...]
     stepped: tuple[float, ...]
@@ -107,8 +110,9 @@ def train(
     """
     if package.config.family != "compact" or package.config.action is None:
         raise ValueError(f"package must be of the family compact, got {package.config.family}")
-    if episodes.every != package.config.action.block:
-        raise ValueError(f"frames must be encoded a block of {package.config.action.block} apart, got {episodes.every}")
+    block = package.config.action.block
+    if block % episodes.every:
+        raise ValueError(f"every must divide the package's block of {block} actions, got {episodes.every}")
     fitting, held_out = episodes.split(recipe.held_out)
     whole = _network(recipe, package)
     network = whole.stepper
@@ -116,11 +120,11 @@ def train(
     torch.manual_seed(recipe.seed)
     _standardize(network, fitting)
     normalizer = ActionNormalizer(package.config.action)
-    scale, reading = change_scale(fitting), _reading(fitting) if recipe.labels else None
+    scale, reading = change_scale(fitting, block), _reading(fitting, block) if recipe.labels else None
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
-    unseen = draw_windows(held_out, HELD_OUT_WINDOWS, recipe.horizon, torch.Generator().manual_seed(recipe.seed))
+    unseen = draw_windows(held_out, HELD_OUT_WINDOWS, recipe.horizon, block, torch.Generator().manual_seed(recipe.seed))
     training = Training(
         recipe,
         out,
@@ -134,7 +138,7 @@ def train(
     def gradients() -> Tensor:
         alone = bool(torch.rand(1, generator=training.generator) < recipe.single)
         rows = recipe.batch * recipe.horizon if alone else recipe.batch
-        drawn = draw_windows(fitting, rows, 1 if alone else recipe.horizon, training.generator)
+        drawn = draw_windows(fitting, rows, 1 if alone else recipe.horizon, block, training.generator)
         hidden = torch.rand(rows, generator=training.generator) < HIDDEN
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.bfloat16):
             loss = rollout_loss(network, normalizer, drawn, hidden, scale, recipe, reading)
@@ -157,7 +161,9 @@ def train(
         "held_out_error": {name: [round(value, 5) for value in values] for name, values in errors.items()},
         "initialized_from": f"{package.config.name}, weights {package.weights_digest}",
     }
-    weights = package.weights() | {f"stepper.{name}": _saved(value) for name, value in network.state_dict().items()}
+    weights = kept_weights(package, whole.config.at_once) | {
+        f"stepper.{name}": _saved(value) for name, value in network.state_dict().items()
+    }
     history = {**package.config.training, "step_predictor": record}
     shapes = network_settings(whole.config)
     config = replace(package.config, network=shapes, training=history, scores={})
@@ -207,7 +213,9 @@ def held_out_errors(whole: CompactNetwork, normalizer: ActionNormalizer, windows
     measured = windows.proprioception if whole.stepper.start is not None else None
     blocks = _blocks(normalizer, windows)
     stepped = whole.stepper(first, blocks, measured)
-    at_once = torch.cat([whole.predict_at_once(*part) for part in _parts(first, blocks, measured)])
+    at_once = stepped
+    if whole.predictor is not None:
+        at_once = torch.cat([whole.predict_at_once(*part) for part in _parts(first, blocks, measured)])
     together = whole.between(at_once, stepped)
     whole.train()
     still = first.unsqueeze(1).expand_as(wanted)
@@ -235,7 +243,7 @@ def _network(recipe: StepPredictorRecipe, package: Package) -> CompactNetwork:
         read_config(package.config), step_width=recipe.width, step_depth=recipe.depth, step_share=recipe.share
     )
     network = CompactNetwork(config)
-    own = {name: weight for name, weight in package.weights().items() if not name.startswith("stepper.")}
+    own = kept_weights(package, config.at_once)
     told = {name: weight.float() if weight.is_floating_point() else weight for name, weight in own.items()}
     missing, unexpected = network.load_state_dict(told, strict=False)
     if unexpected or any(not name.startswith("stepper.") for name in missing):
@@ -252,6 +260,12 @@ def _network(recipe: StepPredictorRecipe, package: Package) -> CompactNetwork:
     return network
 
 
+def kept_weights(package: Package, at_once: bool) -> dict[str, Tensor]:
+    """The package's weights but a step predictor's, and without the one-call predictor's where it is not asked."""
+    left_out = ("stepper.",) if at_once else ("stepper.", "predictor.")
+    return {name: weight for name, weight in package.weights().items() if not name.startswith(left_out)}
+
+
 @torch.no_grad()
 def _standardize(network: StepPredictor, episodes: EncodedEpisodes) -> None:
     """Have the network measure proprioception in spreads of the training episodes."""
@@ -262,23 +276,25 @@ def _standardize(network: StepPredictor, episodes: EncodedEpisodes) -> None:
     network.start.std.copy_(recorded.std(dim=0).clamp(min=1e-6))
 
 
-def change_scale(episodes: EncodedEpisodes) -> Float[Tensor, " latent"]:
+def change_scale(episodes: EncodedEpisodes, block: int) -> Float[Tensor, " latent"]:
     """How much each number of a latent changes in a block: root mean square over some episodes."""
     changes = [
-        torch.from_numpy(episodes.latents[row, : int(episodes.encoded_steps[row]) + 1]).diff(dim=0)
+        torch.from_numpy(episodes.latents[row, : int(episodes.encoded_steps[row]) + 1 : block // episodes.every]).diff(
+            dim=0
+        )
         for row in range(min(512, len(episodes.latents)))
     ]
     squares = torch.cat(changes).square().mean(dim=0)
     return squares.clamp(min=float(squares.mean()) * 1e-3).sqrt()
 
 
-def _reading(episodes: EncodedEpisodes) -> Float[Tensor, "latent labels"]:
+def _reading(episodes: EncodedEpisodes, block: int) -> Float[Tensor, "latent labels"]:
     """The straight line from latents to labels, by ridge regression on some episodes; ValueError without labels."""
     if episodes.labels is None:
         raise ValueError("labels: episodes must say what latents are to tell, got none")
     rows = np.arange(min(1024, len(episodes.latents)))
-    ends = int(episodes.encoded_steps[rows].min())
-    seen = windows_at(episodes, rows, np.zeros(len(rows), np.int64), ends)
+    ends = int(episodes.lengths[rows].min()) // block
+    seen = windows_at(episodes, rows, np.zeros(len(rows), np.int64), ends, block)
     assert seen.labels is not None
     latents, labels = seen.latents.flatten(0, 1).double(), seen.labels.flatten(0, 1).double()
     latents, labels = latents - latents.mean(dim=0), labels - labels.mean(dim=0)

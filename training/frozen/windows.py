@@ -115,23 +115,25 @@ class Windows:
     labels: Float[Tensor, "batch frames labels"] | None
 
 
-def draw_windows(episodes: EncodedEpisodes, batch: int, steps: int, generator: torch.Generator) -> Windows:
-    """Random windows of so many encoded frames after the first, each as likely as another; ValueError for none."""
-    begins = np.maximum(episodes.encoded_steps - steps + 1, 0)
+def draw_windows(episodes: EncodedEpisodes, batch: int, steps: int, block: int, generator: torch.Generator) -> Windows:
+    """Random windows of so many blocks of actions, each as likely as another; ValueError where none is long enough."""
+    span = steps * block
+    begins = np.maximum(episodes.encoded_steps - span // episodes.every + 1, 0)
     ends = begins.cumsum()
     if ends[-1] == 0:
-        span = steps * episodes.every
         raise ValueError(f"episodes must be at least {span} steps long, got {int(episodes.lengths.max())}")
     drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
     rows = np.searchsorted(ends, drawn, side="right")
     places = drawn - (ends - begins)[rows]
-    return windows_at(episodes, rows, places, steps)
+    return windows_at(episodes, rows, places, steps, block)
 
 
-def windows_at(episodes: EncodedEpisodes, rows: NDArray[np.int64], places: NDArray[np.int64], steps: int) -> Windows:
+def windows_at(
+    episodes: EncodedEpisodes, rows: NDArray[np.int64], places: NDArray[np.int64], steps: int, block: int
+) -> Windows:
     """The windows that begin at these encoded frames of these episodes."""
-    shown = places[:, None] + np.arange(steps + 1)
-    between = places[:, None] * episodes.every + np.arange(steps * episodes.every)
+    shown = places[:, None] + np.arange(steps + 1) * (block // episodes.every)
+    between = places[:, None] * episodes.every + np.arange(steps * block)
     measured, labels = episodes.proprioception, episodes.labels
     return Windows(
         torch.from_numpy(episodes.latents[rows[:, None], shown]),
