@@ -41,6 +41,7 @@ class StepPredictorRecipe:
     batch: int = 256  # windows
     horizon: int = 5  # model steps a window is rolled out for
     single: float = 0.25  # share of the batches that roll out one model step alone, five times as many windows
+    products: bool = False  # read products of a latent's numbers, and of those and actions: for latents of few numbers
     width: int = 512
     reading: tuple[float, ...] = ()  # what counts as one unit of each label: latents become what a line reads of them
     depth: int = 3
@@ -84,8 +85,8 @@ class StepPredictorProgress:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Mean squared errors of latents by model step on held-out windows: of each predictor (of the second one twice where
-    there is no first), of both together, and of predicting that nothing changes."""
+    """Mean squared errors of latents by model step on held-out windows: of each predictor (of the second one twice
+    where there is no first), of both together, and of predicting that nothing changes."""
 
     at_once: tuple[float, ...]
     stepped: tuple[float, ...]
@@ -118,7 +119,7 @@ def train(
     network = whole.stepper
     assert network is not None
     torch.manual_seed(recipe.seed)
-    _standardize(network, fitting)
+    _standardize(network, fitting, block)
     normalizer = ActionNormalizer(package.config.action)
     scale, reading = change_scale(fitting, block), _reading(fitting, block) if recipe.labels else None
     optimizer = torch.optim.AdamW(
@@ -161,9 +162,9 @@ def train(
         "held_out_error": {name: [round(value, 5) for value in values] for name, values in errors.items()},
         "initialized_from": f"{package.config.name}, weights {package.weights_digest}",
     }
-    weights = kept_weights(package, whole.config.at_once) | {
-        f"stepper.{name}": _saved(value) for name, value in network.state_dict().items()
-    }
+    # In float32: bfloat16 would part equal weights of two places, whose difference is what contact depends on.
+    trained = {f"stepper.{name}": value for name, value in network.state_dict().items()}
+    weights = kept_weights(package, whole.config.at_once) | trained
     history = {**package.config.training, "step_predictor": record}
     shapes = network_settings(whole.config)
     config = replace(package.config, network=shapes, training=history, scores={})
@@ -240,7 +241,11 @@ def _blocks(normalizer: ActionNormalizer, windows: Windows) -> Float[Tensor, "ba
 def _network(recipe: StepPredictorRecipe, package: Package) -> CompactNetwork:
     """The package's network with a new step predictor, whatever it had before."""
     config = replace(
-        read_config(package.config), step_width=recipe.width, step_depth=recipe.depth, step_share=recipe.share
+        read_config(package.config),
+        step_width=recipe.width,
+        step_depth=recipe.depth,
+        step_share=recipe.share,
+        step_products=recipe.products,
     )
     network = CompactNetwork(config)
     own = kept_weights(package, config.at_once)
@@ -256,6 +261,7 @@ def _network(recipe: StepPredictorRecipe, package: Package) -> CompactNetwork:
             width=config.step_width,
             depth=config.step_depth,
             proprioception=config.proprioception,
+            products=config.step_products,
         )
     return network
 
@@ -267,8 +273,12 @@ def kept_weights(package: Package, at_once: bool) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _standardize(network: StepPredictor, episodes: EncodedEpisodes) -> None:
-    """Have the network measure proprioception in spreads of the training episodes."""
+def _standardize(network: StepPredictor, episodes: EncodedEpisodes, block: int) -> None:
+    """Have the network read latents and proprioception in spreads of the training episodes, and tell usual changes."""
+    seen = torch.from_numpy(np.asarray(episodes.latents[:512])).flatten(0, 1)
+    network.latent_mean.copy_(seen.mean(dim=0))
+    network.latent_std.copy_(seen.std(dim=0).clamp(min=1e-6))
+    network.change.copy_(change_scale(episodes, block))
     if network.start is None or episodes.proprioception is None:
         return
     recorded = torch.from_numpy(np.asarray(episodes.proprioception[:512])).flatten(0, 1)
@@ -278,10 +288,9 @@ def _standardize(network: StepPredictor, episodes: EncodedEpisodes) -> None:
 
 def change_scale(episodes: EncodedEpisodes, block: int) -> Float[Tensor, " latent"]:
     """How much each number of a latent changes in a block: root mean square over some episodes."""
+    jump = block // episodes.every
     changes = [
-        torch.from_numpy(episodes.latents[row, : int(episodes.encoded_steps[row]) + 1 : block // episodes.every]).diff(
-            dim=0
-        )
+        torch.from_numpy(episodes.latents[row, : int(episodes.encoded_steps[row]) + 1 : jump]).diff(dim=0)
         for row in range(min(512, len(episodes.latents)))
     ]
     squares = torch.cat(changes).square().mean(dim=0)
@@ -300,7 +309,3 @@ def _reading(episodes: EncodedEpisodes, block: int) -> Float[Tensor, "latent lab
     latents, labels = latents - latents.mean(dim=0), labels - labels.mean(dim=0)
     ridge = 1e-6 * len(latents) * torch.eye(latents.shape[1], dtype=torch.float64)
     return torch.linalg.solve(latents.T @ latents + ridge, latents.T @ labels).float()
-
-
-def _saved(weight: Tensor) -> Tensor:
-    return weight.to(torch.bfloat16) if weight.ndim >= 2 else weight
