@@ -34,6 +34,7 @@ class ProposerConfig:
     trained_on: str  # the package's `latent_digest`
     width: int = 512
     depth: int = 3  # hidden layers
+    products: bool = False  # whether it reads products of every two numbers of latent and goal: for latents of few
     proprioception: int = 0  # numbers a robot measures of itself, read where they are known
 
 
@@ -52,7 +53,8 @@ class ProposerNetwork(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(count))  # of the training episodes
             self.register_buffer(f"{name}_std", torch.ones(count))
         known = config.proprioception + 1 if config.proprioception else 0
-        layers: list[nn.Module] = [nn.Linear(3 * config.latent + 3 + known, config.width), nn.GELU()]
+        read = 3 * config.latent + 3 + known + (4 * config.latent**2 if config.products else 0)
+        layers: list[nn.Module] = [nn.Linear(read, config.width), nn.GELU()]
         for _ in range(config.depth - 1):
             layers += [nn.Linear(config.width, config.width), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Linear(config.width, config.blocks * config.action_width))
@@ -68,6 +70,9 @@ class ProposerNetwork(nn.Module):
         here, there = ((each - self.latent_mean) / self.latent_std for each in (latent, goal))
         share = (steps_to_go.clamp(min=1) / self.config.longest).unsqueeze(-1)
         told = [here, there, there - here, share, share.sqrt(), 1 / (steps_to_go.clamp(min=1).unsqueeze(-1))]
+        if self.config.products:
+            both = torch.cat([here, there], dim=-1)
+            told.append((both.unsqueeze(-1) * both.unsqueeze(-2)).flatten(-2))
         if self.config.proprioception:
             told += self._measured(proprioception, latent)
         actions: Tensor = self.layers(torch.cat(told, dim=-1))

@@ -36,6 +36,7 @@ class ProposerRecipe:
     batch: int = 1024  # pairs of frames
     longest: int = 25  # robot actions from a frame to its goal, at most
     blocks: int = 5  # action blocks told in one pass
+    products: bool = False  # read products of every two numbers of latent and goal: for latents of few numbers
     width: int = 512
     depth: int = 3
     learning_rate: float = 1e-3
@@ -163,6 +164,7 @@ def _config(recipe: ProposerRecipe, episodes: EncodedEpisodes, package: Package)
         blocks=recipe.blocks,
         longest=recipe.longest,
         trained_on=latent_digest(package.weights()),
+        products=recipe.products,
         width=recipe.width,
         depth=recipe.depth,
         proprioception=measured,

@@ -90,9 +90,8 @@ def reading_package(
     if episodes.probe_targets is None:
         raise ValueError(f"reading: episodes must say what latents are to tell, got none in {episodes.source}")
     labels = episodes.probe_targets[:, ::every]
-    known = (
-        np.arange(labels.shape[1]) * every <= np.array([episodes.steps_of(row) for row in range(len(labels))])[:, None]
-    )
+    lengths = np.array([episodes.steps_of(row) for row in range(len(labels))])
+    known = np.arange(labels.shape[1]) * every <= lengths[:, None]
     frames = (torch.from_numpy(np.asarray(part)[known]) for part in (latents, labels))
     reading = fit_reading(*frames, scale)
     weights, network = folded_head(package, reading)
