@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+from presage.values import Plan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-
-from server.values.calls import PlanReply
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -103,7 +102,7 @@ class Telemetry:
             build=Info("presage_build", "What is running", registry=registry),
         )
 
-    def observe_plan(self, plan: PlanReply) -> None:
+    def observe_plan(self, plan: Plan) -> None:
         timings = plan.timings
         self.queue_seconds.observe(timings.queue_ms / 1e3)
         self.decode_seconds.observe(timings.decode_ms / 1e3)

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from presage.values import Plan, PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application, AppSettings
-from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest
+from server.values.calls import GoalRequest, Observation, PlanRequest
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.paths import ROOT
 from tests.support.server.linear import SLOW_S, frame
@@ -37,7 +38,7 @@ async def started(settings: AppSettings) -> AsyncIterator[Application]:
         await application.stop(shutdown_grace_s=0.0)
 
 
-async def plan(application: Application, request: PlanRequest) -> PlanReply:
+async def plan(application: Application, request: PlanRequest) -> Plan:
     return await application.plan(request, None, time.monotonic())
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.values import PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
+from server.values.calls import GoalRequest, PlanRequest, SessionRequest
 from tests.support.server.linear import ACTION, SIDE, frame, latent
 from tests.support.server.requests import HERE, goal_at, plan, refused
 
