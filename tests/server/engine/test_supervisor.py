@@ -152,7 +152,7 @@ def test_no_engine_outlives_its_front(end: str, tmp_path: Path) -> None:
     program = tmp_path / "front.py"
     program.write_text(FRONT.format(end=end))
     root = ROOT
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'clients/python/src'}"}
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, cwd=root, env=environment) as front:
         assert front.stdout is not None
         pid = next(int(line) for line in front.stdout if line.strip().isdigit())  # the log comes the same way
