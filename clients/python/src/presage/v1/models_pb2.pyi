@@ -230,6 +230,7 @@ class PlannerSettings(google.protobuf.message.Message):
     OPTIMIZER_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
     DISCOUNT_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -238,12 +239,16 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
-    rules).
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac" (the published V-JEPA 2-AC
+    rules), or "policy" (no search: what the model's proposer says, in one pass).
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
     plan ends counts more than the way there. "vjepa2_ac" counts the last step alone, and takes 1.
+    """
+    cost: builtins.str
+    """What of a plan's steps counts: "sum" (all of them), "last", or "least" (the cheapest one, each step a tenth dearer
+    than the one before, so that a plan may leave a pose that is nearly the goal's). A discount other than 1 is of a sum.
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -259,9 +264,12 @@ class PlannerSettings(google.protobuf.message.Message):
         optimizer: builtins.str | None = ...,
         dimensions: collections.abc.Iterable[builtins.str] | None = ...,
         discount: builtins.float | None = ...,
+        cost: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "cost", b"cost", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "cost", b"cost", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload

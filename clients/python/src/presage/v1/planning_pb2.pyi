@@ -69,6 +69,7 @@ class PlanRequest(google.protobuf.message.Message):
     EXECUTED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
+    COMMITTED_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """Empty plans without a session: no history, no warm start."""
     model: builtins.str
@@ -84,6 +85,8 @@ class PlanRequest(google.protobuf.message.Message):
     """Repeating a call with the same id in a session returns the same plan."""
     plan_sequence: builtins.int
     """observation_sequence of the plan that executed counts from; 0 means the session's last plan."""
+    committed: builtins.int
+    """How many more actions of that plan the robot executes while this one is made; they head the new plan unchanged."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
     @property
@@ -101,9 +104,10 @@ class PlanRequest(google.protobuf.message.Message):
         executed: builtins.int = ...,
         request_id: builtins.str = ...,
         plan_sequence: builtins.int = ...,
+        committed: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
     @typing.overload
@@ -153,6 +157,9 @@ class Plan(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    ARRIVAL_FIELD_NUMBER: builtins.int
+    KEPT_FIELD_NUMBER: builtins.int
+    PROPOSAL_SHARE_FIELD_NUMBER: builtins.int
     cost: builtins.float
     goal_distance: builtins.float
     """Distance of the observation itself to the goal, in the same cost for one step."""
@@ -165,6 +172,12 @@ class Plan(google.protobuf.message.Message):
     observation_sequence: builtins.int
     """The observation this plan used, as the robot sent it."""
     epoch: builtins.int
+    arrival: builtins.int
+    """The action of this plan after which it means to be at the goal. Unset where that is not known."""
+    kept: builtins.bool
+    """It is what was left of the last plan: nothing found was better by the model's own margin."""
+    proposal_share: builtins.float
+    """Share of the proposer's candidates among those that the search went on from after its first iteration."""
     @property
     def actions(self) -> presage.v1.tensor_pb2.Tensor:
         """float32 [time, action], robot units, within the bounds of the model's ActionSpec."""
@@ -211,9 +224,13 @@ class Plan(google.protobuf.message.Message):
         timings: global___Timings | None = ...,
         provenance: global___Provenance | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        arrival: builtins.int | None = ...,
+        kept: builtins.bool = ...,
+        proposal_share: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["actions", b"actions", "capture_time", b"capture_time", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actions", b"actions", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "observation_sequence", b"observation_sequence", "provenance", b"provenance", "seed", b"seed", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrival", b"_arrival", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrival", b"_arrival", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "kept", b"kept", "observation_sequence", b"observation_sequence", "proposal_share", b"proposal_share", "provenance", b"provenance", "seed", b"seed", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_arrival", b"_arrival"]) -> typing.Literal["arrival"] | None: ...
 
 global___Plan = Plan
 
