@@ -68,7 +68,8 @@ class SearchSize(PlannerSettings):
 
 def settings_of(size: SearchSize) -> PlannerSettings:
     """A search's settings as callers know them."""
-    return PlannerSettings(**{entry.name: getattr(size, entry.name) for entry in fields(PlannerSettings)})
+    told = {entry.name: getattr(size, entry.name) for entry in fields(PlannerSettings)}
+    return PlannerSettings(**{**told, "cost": size.cost or None})
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,11 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
         ({"planner": PlannerSettings(samples=1 << 31)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(samples=20_000, iterations=200, horizon=1)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(optimizer="annealing")}, Reason.INVALID_FIELD, "planner.optimizer"),
+        ({"planner": PlannerSettings(optimizer="policy")}, Reason.INVALID_FIELD, "planner.optimizer"),
+        ({"planner": PlannerSettings(cost="mean")}, Reason.INVALID_FIELD, "planner.cost"),
+        ({"planner": PlannerSettings(cost="")}, Reason.INVALID_FIELD, "planner.cost"),
+        ({"planner": PlannerSettings(cost="least", discount=2.0)}, Reason.INVALID_FIELD, "planner.discount"),
+        ({"planner": PlannerSettings(cost="least", optimizer="vjepa2_ac")}, Reason.INVALID_FIELD, "planner.cost"),
         ({"planner": PlannerSettings(discount=0.0)}, Reason.INVALID_FIELD, "planner.discount"),
         ({"planner": PlannerSettings(discount=float("nan"))}, Reason.INVALID_FIELD, "planner.discount"),
         (
