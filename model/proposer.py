@@ -34,6 +34,7 @@ class ProposerConfig:
     trained_on: str  # the package's `latent_digest`
     width: int = 512
     depth: int = 3  # hidden layers
+    reading: int = 0  # numbers that a straight line reads off a latent first; 0: it sees the latent itself
     products: bool = False  # whether it reads products of every two numbers of latent and goal: for latents of few
     proprioception: int = 0  # numbers a robot measures of itself, read where they are known
 
@@ -41,6 +42,8 @@ class ProposerConfig:
 class ProposerNetwork(nn.Module):
     """Latent, goal and steps to go to action blocks in network units."""
 
+    reading_weight: Tensor
+    reading_bias: Tensor
     latent_mean: Tensor
     latent_std: Tensor
     measured_mean: Tensor
@@ -49,11 +52,15 @@ class ProposerNetwork(nn.Module):
     def __init__(self, config: ProposerConfig) -> None:
         super().__init__()
         self.config = config
-        for name, count in (("latent", config.latent), ("measured", config.proprioception)):
+        seen = config.reading or config.latent
+        if config.reading:
+            self.register_buffer("reading_weight", torch.zeros(config.latent, config.reading))
+            self.register_buffer("reading_bias", torch.zeros(config.reading))
+        for name, count in (("latent", seen), ("measured", config.proprioception)):
             self.register_buffer(f"{name}_mean", torch.zeros(count))  # of the training episodes
             self.register_buffer(f"{name}_std", torch.ones(count))
         known = config.proprioception + 1 if config.proprioception else 0
-        read = 3 * config.latent + 3 + known + (4 * config.latent**2 if config.products else 0)
+        read = 3 * seen + 3 + known + (4 * seen**2 if config.products else 0)
         layers: list[nn.Module] = [nn.Linear(read, config.width), nn.GELU()]
         for _ in range(config.depth - 1):
             layers += [nn.Linear(config.width, config.width), nn.GELU()]
@@ -67,16 +74,30 @@ class ProposerNetwork(nn.Module):
         proprioception: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch blocks action_width"]:
         """`steps_to_go` counts robot actions; `proprioception` is in the robot's units, NaN in a row: not measured."""
-        here, there = ((each - self.latent_mean) / self.latent_std for each in (latent, goal))
+        return self.of_read(self.read(latent), self.read(goal), steps_to_go, proprioception)
+
+    def of_read(
+        self,
+        seen: Float[Tensor, "batch seen"],
+        wanted: Float[Tensor, "batch seen"],
+        steps_to_go: Float[Tensor, " batch"],
+        proprioception: Float[Tensor, "batch numbers"] | None = None,
+    ) -> Float[Tensor, "batch blocks action_width"]:
+        """The same of latents that are read already (`read`)."""
+        here, there = ((each - self.latent_mean) / self.latent_std for each in (seen, wanted))
         share = (steps_to_go.clamp(min=1) / self.config.longest).unsqueeze(-1)
         told = [here, there, there - here, share, share.sqrt(), 1 / (steps_to_go.clamp(min=1).unsqueeze(-1))]
         if self.config.products:
             both = torch.cat([here, there], dim=-1)
             told.append((both.unsqueeze(-1) * both.unsqueeze(-2)).flatten(-2))
         if self.config.proprioception:
-            told += self._measured(proprioception, latent)
+            told += self._measured(proprioception, seen)
         actions: Tensor = self.layers(torch.cat(told, dim=-1))
         return actions.unflatten(-1, (self.config.blocks, self.config.action_width))
+
+    def read(self, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch seen"]:
+        """What the layers see of a latent."""
+        return latent @ self.reading_weight + self.reading_bias if self.config.reading else latent
 
     def _measured(self, proprioception: Tensor | None, like: Tensor) -> list[Tensor]:
         """What is measured in spreads of the training episodes, 0 where nothing is, and which rows are measured."""
@@ -186,9 +207,12 @@ def read_proposer_config(settings: dict[str, Any], name: str) -> ProposerConfig:
 
 
 def save_proposer(folder: Path, network: ProposerNetwork) -> dict[str, Any]:
-    """Write the weights, matrices in bfloat16, beside a package's own; the settings that its config is to hold."""
+    """Write the weights beside a package's own, the layers' matrices in bfloat16; the settings for its config."""
     kept = {
-        name: (weight.to(torch.bfloat16) if weight.ndim >= 2 else weight).detach().cpu().contiguous()
+        name: (weight.to(torch.bfloat16) if name.startswith("layers.") and weight.ndim >= 2 else weight)
+        .detach()
+        .cpu()
+        .contiguous()
         for name, weight in network.state_dict().items()
     }
     temporary = folder / f".{PROPOSER}.new"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from training.data.episodes import Episodes
     from training.frozen.proposer import ProposerProgress
+    from training.frozen.reading import Reading
     from training.frozen.step_predictor import StepPredictorProgress
     from training.frozen.windows import EncodedEpisodes
 
@@ -57,7 +58,9 @@ def read_frozen(path: Path, family: FrozenFamily) -> FrozenTraining:
     content.pop("family", None)
     kind = ProposerRecipe if family == "proposer" else StepPredictorRecipe
     try:
-        content["recipe"] = build(kind, mapping(content.get("recipe", {}), "recipe"), "recipe.")
+        recipe = dict(mapping(content.get("recipe", {}), "recipe"))
+        recipe["reading"] = _units(recipe.get("reading", ()))
+        content["recipe"] = build(kind, recipe, "recipe.")
         config = build(FrozenTraining, content, "")
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
@@ -69,6 +72,15 @@ def read_frozen(path: Path, family: FrozenFamily) -> FrozenTraining:
         if getattr(config, name) < least:
             raise CommandError(f"{path}: {name} must be >= {least}, got {getattr(config, name)}")
     return config
+
+
+def _units(reading: Any) -> tuple[float, ...]:
+    """`recipe.reading`; ValueError for what is no list of numbers above 0."""
+    if not isinstance(reading, (list, tuple)) or not all(
+        isinstance(unit, (int, float)) and not isinstance(unit, bool) and unit > 0 for unit in reading
+    ):
+        raise ValueError(f"recipe.reading must be a list of numbers above 0, got {reading!r}")
+    return tuple(float(unit) for unit in reading)
 
 
 def train_frozen(
@@ -97,7 +109,7 @@ def train_frozen(
     from model.registry import load
     from training.data.frame_store import remove_frames
     from training.frozen.latent_store import latents_of
-    from training.frozen.reading import reading_package, told_episodes
+    from training.frozen.reading import episode_reading, reading_package, told_episodes
     from training.frozen.windows import encoded_episodes
     from training.model_card import card
 
@@ -127,19 +139,23 @@ def train_frozen(
 
     package = read_package(model.package.folder)
     try:
+        some = episodes.split(len(episodes.actions) - chosen.reading_episodes)[0] if recipe.reading else episodes
+        line = None
         if isinstance(recipe, StepPredictorRecipe) and recipe.reading:
-            some = episodes.split(len(episodes.actions) - chosen.reading_episodes)[0]
             package = reading_package(package, recipe.reading, some, encode(some), every, out / "reading")
-        told = package.config.training.get("reading")
-        if told is not None:
-            encoded = told_episodes(episodes, told["scale"], told["off"], recipe.seed)
+        folded = package.config.training.get("reading")
+        if folded is not None:
+            encoded = told_episodes(episodes, folded["scale"], folded["off"], recipe.seed)
+        elif recipe.reading:
+            line = episode_reading(recipe.reading, some, encode(some), every)
+            encoded = told_episodes(episodes, recipe.reading, line.off.tolist(), recipe.seed)
         else:
             encoded = encoded_episodes(episodes, encode(episodes), every)
     except ValueError as error:
         raise CommandError(f"{config}: {error}") from error
     where = provenance(device)
     if isinstance(recipe, ProposerRecipe):
-        value, text = _proposer(output, recipe, encoded, package, out, episodes.source, where)
+        value, text = _proposer(output, recipe, encoded, package, out, episodes.source, where, line)
     else:
         value, text = _step_predictor(output, recipe, encoded, package, out, episodes.source, where)
     remove_frames(out)
@@ -189,12 +205,13 @@ def _proposer(
     out: Path,
     source: str,
     where: dict[str, Any],
+    reading: Reading | None,
 ) -> tuple[dict[str, Any], str]:
     """What the training is summed up as: values, and text."""
     from training.frozen.proposer import train
 
     def fit(advance: Callable[[ProposerProgress], None]) -> Path:
-        return train(recipe, episodes, package, out, advance, source=source, provenance=where)
+        return train(recipe, episodes, package, out, advance, source=source, provenance=where, reading=reading)
 
     def line(last: ProposerProgress) -> ProgressLine:
         held_out = "" if last.held_out_loss is None else f", held out {last.held_out_loss:.4f}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from model.normalizer import ActionNormalizer
 from model.package import Package, latent_digest, write_package
 from model.proposer import ProposerConfig, ProposerNetwork, save_proposer
+from training.frozen.reading import Reading
 from training.frozen.windows import EncodedEpisodes, Hindsight, draw_hindsight
 from training.loop import Moment, Training
 from training.schedule import warmup_cosine
@@ -36,6 +37,7 @@ class ProposerRecipe:
     batch: int = 1024  # pairs of frames
     longest: int = 25  # robot actions from a frame to its goal, at most
     blocks: int = 5  # action blocks told in one pass
+    reading: tuple[float, ...] = ()  # what counts as one unit of each label: a line reads them off latents first
     products: bool = False  # read products of every two numbers of latent and goal: for latents of few numbers
     width: int = 512
     depth: int = 3
@@ -76,9 +78,11 @@ def train(
     *,
     source: str,
     provenance: dict[str, Any],
+    reading: Reading | None = None,
 ) -> Path:
     """Train on the package's latents and write the package with its proposer into `out`; resumes what lies there.
 
+    With a `reading`, the episodes' latents are what it says of them, and the network reads the package's own with it.
     The same recipe, episodes and machine give the same weights, also across an interruption. Raises ValueError for
     episodes that are too short, and for another recipe's checkpoint.
     """
@@ -87,7 +91,10 @@ def train(
         raise ValueError(f"package must have actions to propose, got {package.config.name}, which only embeds")
     fitting, held_out = episodes.split(recipe.held_out)
     torch.manual_seed(recipe.seed)
-    network = ProposerNetwork(_config(recipe, episodes, package))
+    network = ProposerNetwork(_config(recipe, episodes, package, reading))
+    if reading is not None:
+        network.reading_weight.copy_(reading.weight)
+        network.reading_bias.copy_(reading.bias)
     _standardize(network, fitting)
     normalizer = ActionNormalizer(action)
     span = recipe.blocks * action.block
@@ -132,12 +139,15 @@ def train(
 def hindsight_loss(
     network: ProposerNetwork, normalizer: ActionNormalizer, pairs: Hindsight, hidden: Tensor | None = None
 ) -> Float[Tensor, ""]:
-    """Mean squared error in network units over the actions before the goal; `hidden` pairs are not measured."""
+    """Mean squared error in network units over the actions before the goal; `hidden` pairs are not measured.
+
+    Latents are as the network reads them.
+    """
     measured = pairs.proprioception if network.config.proprioception else None
     if measured is not None and hidden is not None:
         measured = measured.masked_fill(hidden.unsqueeze(-1), torch.nan)
     wanted = normalizer(pairs.actions)
-    found = network(pairs.latent, pairs.goal, pairs.steps_to_go, measured).float().view_as(wanted)
+    found = network.of_read(pairs.latent, pairs.goal, pairs.steps_to_go, measured).float().view_as(wanted)
     counted = torch.arange(wanted.shape[1]) < pairs.steps_to_go.unsqueeze(-1)
     errors = (found - wanted).square().mean(dim=-1)
     return (errors * counted).sum() / counted.sum()
@@ -152,14 +162,17 @@ def held_out_loss(network: ProposerNetwork, normalizer: ActionNormalizer, unseen
     return loss
 
 
-def _config(recipe: ProposerRecipe, episodes: EncodedEpisodes, package: Package) -> ProposerConfig:
+def _config(
+    recipe: ProposerRecipe, episodes: EncodedEpisodes, package: Package, reading: Reading | None
+) -> ProposerConfig:
     action = package.config.action
     assert action is not None
     measured = 0
     if package.config.family == "compact" and package.config.proprioception_names:
         measured = len(package.config.proprioception_names)
     return ProposerConfig(
-        latent=episodes.latents.shape[-1],
+        latent=episodes.latents.shape[-1] if reading is None else len(reading.weight),
+        reading=0 if reading is None else len(reading.bias),
         action_width=action.block * len(action.names),
         blocks=recipe.blocks,
         longest=recipe.longest,

@@ -75,6 +75,17 @@ def told_latents(
     return told
 
 
+def episode_reading(scale: tuple[float, ...], episodes: Episodes, latents: NDArray[np.float32], every: int) -> Reading:
+    """The line from latents, of every so manyth frame of episodes, to their labels. ValueError where they have none."""
+    if episodes.probe_targets is None:
+        raise ValueError(f"reading: episodes must say what latents are to tell, got none in {episodes.source}")
+    labels = episodes.probe_targets[:, ::every]
+    lengths = np.array([episodes.steps_of(row) for row in range(len(labels))])
+    known = np.arange(labels.shape[1]) * every <= lengths[:, None]
+    told, seen = (torch.from_numpy(np.asarray(part)[known]) for part in (labels, latents))
+    return fit_reading(seen, told, scale)
+
+
 def reading_package(
     package: Package,
     scale: tuple[float, ...],
@@ -87,13 +98,7 @@ def reading_package(
 
     `latents` are of every so manyth frame of `episodes`. ValueError for episodes without labels.
     """
-    if episodes.probe_targets is None:
-        raise ValueError(f"reading: episodes must say what latents are to tell, got none in {episodes.source}")
-    labels = episodes.probe_targets[:, ::every]
-    lengths = np.array([episodes.steps_of(row) for row in range(len(labels))])
-    known = np.arange(labels.shape[1]) * every <= lengths[:, None]
-    frames = (torch.from_numpy(np.asarray(part)[known]) for part in (latents, labels))
-    reading = fit_reading(*frames, scale)
+    reading = episode_reading(scale, episodes, latents, every)
     weights, network = folded_head(package, reading)
     record = {"scale": list(scale), "off": [round(value, 4) for value in reading.off.tolist()]}
     config = replace(
