@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from cli.exit_codes import CommandError
 from cli.main import app
 from model.package import read_package
 from model.registry import load
@@ -59,15 +61,12 @@ def test_labels_can_be_read_first(family: str, tmp_path: Path) -> None:
 )
 def test_a_bad_recipe_is_named(change: str, said: str, tmp_path: Path) -> None:
     config = write(tmp_path, "proposer", change, COMMON + "reading_episodes: 8\n")
-    ran = CliRunner().invoke(app, ["train", str(config), "--out", str(tmp_path / "out")])
-    assert ran.exit_code == 1
-    assert said in " ".join(ran.output.split())
+    with pytest.raises(CommandError, match=re.escape(said)):
+        CliRunner().invoke(app, ["train", str(config), "--out", str(tmp_path / "out")], catch_exceptions=False)
 
 
 def test_episodes_too_short_for_a_block_are_named(tmp_path: Path) -> None:
     common = COMMON.replace("episode_steps: 30", "episode_steps: 3")
-    ran = CliRunner().invoke(
-        app, ["train", str(write(tmp_path, "proposer", "", common)), "--out", str(tmp_path / "out")]
-    )
-    assert ran.exit_code == 1
-    assert "steps long for hindsight" in " ".join(ran.output.split())
+    config = write(tmp_path, "proposer", "", common)
+    with pytest.raises(CommandError, match=r"at least 5 steps long for hindsight .* got 3"):
+        CliRunner().invoke(app, ["train", str(config), "--out", str(tmp_path / "out")], catch_exceptions=False)
