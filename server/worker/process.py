@@ -171,7 +171,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
     )
-    own, space = search if action is not None else None, model_calls.action_space(model)
+    own, space = search if action is not None else None, model_adapter.action_space(model)
     rest = () if space is None else space.rest
     return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, rest, graphed)
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.model import VJepa2Model, describe
-from model.vjepa2.poses import POSE_NAMES, check_poses, difference
+from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_doubts
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
@@ -34,7 +34,7 @@ from training.data.episodes import Episodes
 from training.schedule import warmup_stable_decay
 
 POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
-LEAST_MOVE = 1e-6  # either way, for entries of the pose that the recordings never change
+LEAST_MOVE = 1e-6  # of an entry of the pose: what never changes by more is held
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def train(
     if not 0 < recipe.held_out < len(episodes.frames):
         raise ValueError(f"held_out must lie in 1..{len(episodes.frames) - 1}, got {recipe.held_out}")
     encoded = encoded_episodes(episodes, frozen, cache, recipe.fps, cache_bytes)
+    doubts = doubtful_poses(episodes)
     fitting, held_out = encoded[: -recipe.held_out], encoded[-recipe.held_out :]
     torch.manual_seed(recipe.seed)
     predictor = _new_predictor(recipe, frozen).to(device)
@@ -125,7 +126,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
     parts: dict[str, Stateful] = {"predictor": predictor, "optimizer": optimizer}
-    first, spent = resume_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest))
+    made_with = {"recipe": str(recipe), "encoder": encoder.weights_digest, **episodes.identity()}
+    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
     started = time.monotonic() - spent
     line = ActionConditionedProgress(first, recipe.steps, float("nan"), float("nan"), None, None, spent)
     for step in range(first, recipe.steps):
@@ -145,12 +147,13 @@ def train(
         line = ActionConditionedProgress(step + 1, recipe.steps, teacher.item(), rolled.item(), error, still, seconds)
         progress(line)
         if measuring and not last:
-            save_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest), step + 1, seconds)
+            save_checkpoint(checkpoint, parts, generator, made_with, step + 1, seconds)
     error, still = one_step_errors(predictor, held_out, device)
     record = {
         **provenance,
         "recipe": asdict(recipe),
         "episodes": episodes.source,
+        **({"notes": [*episodes.notes, *doubts]} if episodes.notes or doubts else {}),
         "seconds": round(line.seconds, 1),
         "encoder": f"{encoder.config.name}, weights {encoder.weights_digest}",
         "held_out_error": round(error, 4),
@@ -212,6 +215,11 @@ def encoded_episodes(
     store = EncodingCache(cache, encode, digest, cache_bytes)
     latents = store.encodings(episodes.frames[row, seen[row]] for row in rows)
     return [EncodedEpisode(each, pose) for each, pose in zip(latents, poses, strict=True)]
+
+
+def doubtful_poses(episodes: Episodes) -> tuple[str, ...]:
+    """What is odd about recorded poses, as planning with the model says of an observation's."""
+    return pose_doubts(torch.from_numpy(episodes.recorded_proprioception()), "recorded poses:")
 
 
 def thinning(rate_hz: float, fps: float) -> int:
@@ -283,9 +291,9 @@ def one_step_errors(
 
 
 def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpec:
-    """Changes of pose, bounded by the largest that was recorded, either way."""
+    """Changes of pose, bounded by the largest that was recorded, either way; an entry that never changes is held."""
     moves = torch.cat([difference(each.poses[:-1], each.poses[1:]) for each in episodes])
-    largest = tuple(max(value, LEAST_MOVE) for value in moves.abs().amax(dim=0).tolist())
+    largest = tuple(value if value > LEAST_MOVE else 0.0 for value in moves.abs().amax(dim=0).tolist())
     return ActionSpec(
         names=POSE_NAMES,
         units=POSE_UNITS,
@@ -295,6 +303,7 @@ def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpe
         block=1,
         mean=(0.0,) * 7,
         std=(1.0,) * 7,
+        rest=(0.0,) * 7,
     )
 
 

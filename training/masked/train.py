@@ -158,8 +158,9 @@ def train(
     before = probe(learner.target, held_out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
+    made_with = {"recipe": str(recipe), **videos.identity()}
     parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
-    first, spent = resume_checkpoint(checkpoint, parts, generator, recipe)
+    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
     started = time.monotonic() - spent
     line = MaskedProgress(first, recipe.steps, float("nan"), float("nan"), float("nan"), before, spent)
     for step in range(first, recipe.steps):
@@ -185,7 +186,7 @@ def train(
         )
         progress(line)
         if probing and not last:
-            save_checkpoint(checkpoint, parts, generator, recipe, step + 1, line.seconds)
+            save_checkpoint(checkpoint, parts, generator, made_with, step + 1, line.seconds)
     record = {**provenance, "recipe": asdict(recipe), "videos": videos.source, "seconds": round(line.seconds, 1)}
     record |= {"loss": round(line.loss, 4), "feature_std": round(line.feature_std, 4)}
     record |= {"effective_rank": round(line.effective_rank, 1)}
