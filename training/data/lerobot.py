@@ -148,10 +148,12 @@ class LeRobot:
         if not self._counts_from_elsewhere(place, float(times[0])):
             begins = f"its rows begin {times[0]:.3f} s after the first frame of its clip, as their timestamps say"
             return times, begins if times[0] > 0 else ""
-        run = places[-1] - places[0]
-        first = max(places[0], 0) * (times[-1] - times[0]) / run if run > 0 else 0.0
         note = f"its timestamps count from elsewhere ({times[0]:.3f} s): its first row is taken for frame {places[0]:g}"
-        return times - times[0] + first, note
+        since = times - times[0]
+        if len(times) < 2 or not (np.diff(places) > 0).all():
+            return since, note
+        period = float(np.polyfit(places, since, 1)[0])  # of `frame_index`, whose rate may not be the table's
+        return since - float(np.median(since - period * places)), note
 
     def _counts_from_elsewhere(self, place: _Place, first_s: float) -> bool:
         """Whether an episode that begins at this time of its own clock cannot have begun so late in its clip."""
