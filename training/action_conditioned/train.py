@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.model import VJepa2Model, describe
-from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_doubts
+from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_warnings
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
@@ -219,7 +219,7 @@ def encoded_episodes(
 
 def doubtful_poses(episodes: Episodes) -> tuple[str, ...]:
     """What is odd about recorded poses, as planning with the model says of an observation's."""
-    return pose_doubts(torch.from_numpy(episodes.recorded_proprioception()), "recorded poses:")
+    return pose_warnings(torch.from_numpy(episodes.recorded_proprioception()), "recorded poses:")
 
 
 def thinning(rate_hz: float, fps: float) -> int:

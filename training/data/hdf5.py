@@ -156,7 +156,7 @@ class Hdf5:
                     for first in rows[::FRAMES_AT_ONCE]:
                         yield array[first : min(first + FRAMES_AT_ONCE, rows.stop)]
                     return
-                encoded = (_bytes(array[row]) for row in rows)
+                encoded = (_picture_file(array, row) for row in rows)
                 yield from decoded_images(encoded, f"{place.name}: {self.header.camera}")
             except (OSError, RuntimeError) as error:
                 raise DatasetError(f"{place.file}: {self.header.camera} cannot be read: {error}") from error
@@ -295,15 +295,16 @@ def _is_encoded(name: str, array: h5py.Dataset) -> bool:
     if not len(array) or _missing_filter(array):
         return "image" in name
     try:
-        return _bytes(array[0]).startswith(_HEADS)
+        return _picture_file(array, 0).startswith(_HEADS)
     except (OSError, RuntimeError, ValueError):
         return "image" in name
 
 
-def _bytes(row: Any) -> bytes:
+def _picture_file(array: h5py.Dataset, at: int) -> bytes:
     """One row of encoded pictures as a file's content."""
+    row: Any = array[at]
     if isinstance(row, bytes):
-        return bytes(row)
+        return bytes(row).ljust(array.dtype.itemsize if array.dtype.kind == "S" else 0, b"\0")  # zeros a file ends in
     if isinstance(row, str):
         return row.encode("utf-8", "surrogateescape")
     return np.asarray(row).tobytes()
