@@ -34,6 +34,7 @@ def write_groups(path: Path, first: int, demos: int = 3, length: int = 8, rate: 
         for demo in range(demos):
             frames, actions = numbered_episode(first + demo * length, length)
             group = file.create_group(f"data/demo_{demo}")
+            group.attrs["num_samples"] = length
             group["actions"], group["obs/agentview_rgb"] = actions.astype(np.float64), frames
             group["obs/ee_states"], group["dones"] = actions, np.zeros(length, np.uint8)
 
