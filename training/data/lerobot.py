@@ -200,7 +200,18 @@ def _places_2(path: Path, info: Mapping[str, Any], templates: tuple[str, ...], c
         values = {"episode_chunk": index // chunk, "episode_index": index, "video_key": camera}
         table, clip = (_inside(path, _fill(template, values)) for template in templates)
         places.append(_Place(index, length, table, clip if camera else None))
-    return tuple(places)
+    owners: dict[Path, set[int]] = {}
+    for place in places:
+        if place.clip is not None:
+            owners.setdefault(place.clip, set()).add(place.index)
+    return tuple(
+        replace(
+            place, problem=f"has the clip of {len(owners[place.clip])} episodes, {place.clip.name}, which say no part"
+        )
+        if place.clip is not None and len(owners[place.clip]) > 1
+        else place
+        for place in places
+    )
 
 
 def _places_3(path: Path, info: Mapping[str, Any], templates: tuple[str, ...], camera: str) -> tuple[_Place, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import av.error
 import numpy as np
@@ -106,7 +107,7 @@ def _clip_starts(path: Path, size: int, changed_ns: int) -> ClipStarts:
     return ClipStarts(tuple(sorted(starts)), end, period)
 
 
-def _needs_nothing(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+def _needs_nothing(packet: Packet[Any], stream: VideoStream) -> bool:
     """Whether decoding may begin with this keyframe: neither it nor what follows refers to what was before.
 
     Containers mark more than that as keyframes: the recovery points of open groups of pictures and of intra refresh.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import zip_longest
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from training.data.dataset import Dataset, DatasetError, Episode
 
 
 def repeats(dataset: Dataset, episodes: Mapping[int, Episode]) -> dict[int, int]:
-    """For each episode that repeats an earlier one, both by index: the same numbers, and the same first pictures.
+    """For each episode that repeats an earlier one, both by index: the same numbers, and the same pictures.
 
     Pictures are looked at only where the numbers are the same: a script that is played twice is no copy.
     """
@@ -36,7 +37,7 @@ def _digest(episode: Episode) -> str:
 
 def _look_alike(dataset: Dataset, one: int, other: int) -> bool:
     try:
-        first, second = (next(iter(dataset.frames(index)), None) for index in (one, other))
+        pairs = zip_longest(dataset.frames(one), dataset.frames(other))
+        return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
     except DatasetError:  # whoever reads the pictures says so
         return False
-    return first is not None and second is not None and np.array_equal(first, second)

@@ -16,7 +16,7 @@ from training.data.clips import SUFFIXES
 from training.data.dataset import DatasetError, is_hidden
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
 from training.data.names import natural
-from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
+from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, absent, decode_image, frames_at
 from training.data.video_dataset import FrameDataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -42,6 +42,9 @@ def read_footage(
     skipped: list[Skipped] = []
     digest = hashlib.sha256(f"{image_size} {fps} {crop_policy}".encode())
     for path in _files(paths):
+        if not path.exists():
+            skipped.append(Skipped(str(path), absent(path)))
+            continue
         try:
             sources.append(_image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _video(path, fps))
         except DatasetError as error:
@@ -86,7 +89,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _below(path: Path) -> list[Path]:
     """The files in a folder and its subfolders, in natural order; hidden ones are passed over."""
-    files = [file for file in path.rglob("*") if file.is_file() and not is_hidden(file, path)]
+    files = [file for file in path.rglob("*") if (file.is_file() or file.is_symlink()) and not is_hidden(file, path)]
     return sorted(files, key=lambda file: natural(file.relative_to(path).as_posix()))
 
 

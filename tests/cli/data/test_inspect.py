@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import training.loop
 from model.package import read_package
 from model.registry import load
 from tests.support.cli.commands import run_command
 from tests.support.training import recordings
 from tests.support.training.numbered import numbered_frame, rows, write_numbered_lerobot
 from tests.support.training.recordings import CAMERA, arm_episodes
+from training.checkpoint import save_checkpoint
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 
@@ -194,14 +195,13 @@ def test_a_training_does_not_go_on_with_other_recordings_or_another_image_size(
     config.write_text(TINY.format(path=path) + "rate_hz: 15\n")
     out = tmp_path / "out"
     command = ("train", str(config), "--out", str(out), "--no-tensorboard")
-    saved = training.loop.save_checkpoint
 
-    def save_and_stop(*given: object) -> None:
-        saved(*given)  # type: ignore[arg-type]
+    def save_and_stop(*given: Any) -> None:
+        save_checkpoint(*given)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.loop, "save_checkpoint", save_and_stop)
+        patch.setattr("training.loop.save_checkpoint", save_and_stop)
         assert run_command(*command) == 130
     capsys.readouterr()
     config.write_text(config.read_text().replace("image_size: 32", "image_size: 64"))

@@ -135,7 +135,7 @@ def cut_rows(source: Path, path: Path, cut: int, step: int) -> None:
         listing.write_text("\n".join(lines) + "\n")
     for file in path.glob("meta/episodes/chunk-*/*.parquet"):
         table = parquet.read_table(file)
-        numbers = [lengths[episode] for episode in table.column("episode_index").to_pylist()]
+        numbers = np.array([lengths[episode] for episode in table.column("episode_index").to_pylist()])
         ends = np.cumsum(numbers)
         for name, values in (("length", numbers), ("dataset_from_index", ends - numbers), ("dataset_to_index", ends)):
             table = table.set_column(table.schema.get_field_index(name), name, pyarrow.array(values))

@@ -192,6 +192,17 @@ def test_a_copy_of_an_episode_under_another_number_is_refused(tmp_path: Path) ->
     assert (len(loaded.frames), skipped[0].reason) == (1, "repeats episode 0: an episode counts once")
 
 
+def test_a_clip_of_several_episodes_that_say_no_part_of_it_is_refused(tmp_path: Path) -> None:
+    episodes = [rows(range(10), 10), rows(range(20, 30), 10)]
+    path = write_numbered_lerobot(tmp_path / "set", "2", episodes, 10, 10)
+    info = json.loads((path / "meta/info.json").read_text())
+    info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_000000.mp4"
+    (path / "meta/info.json").write_text(json.dumps(info))
+    found = problems(inspect(open_dataset(path)))
+    assert found["episode 1"] == "has the clip of 2 episodes, episode_000000.mp4, which say no part"
+    assert list(found) == ["episode 0", "episode 1"]
+
+
 def test_line_breaks_within_a_task_break_no_line(tmp_path: Path) -> None:
     path = write_numbered_lerobot(tmp_path / "set", "2", [rows(range(10), 10), rows(range(20, 30), 10)], 10, 10)
     listing = path / "meta/episodes.jsonl"
