@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from presage.values import Plan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
-
-from server.values.calls import PlanReply
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
@@ -122,7 +121,7 @@ class Telemetry:
             build=Info("presage_build", "What is running", registry=registry),
         )
 
-    def observe_plan(self, plan: PlanReply) -> None:
+    def observe_plan(self, plan: Plan) -> None:
         timings = plan.timings
         self.queue_seconds.observe(timings.queue_ms / 1e3)
         self.decode_seconds.observe(timings.decode_ms / 1e3)

@@ -81,6 +81,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     async def one(request: bytes, context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
+                call.arrived = time.monotonic()
                 _prepare(gateway, call, context)
                 _check_size(gateway, request)
                 return await behavior(parse(request), context)
