@@ -53,9 +53,10 @@ async def test_entries_not_varied_rest_and_the_extent_narrows_the_rest(applicati
 
 
 async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(application: Application) -> None:
-    reply = replace(
-        application.model("linear"), action_low=(-0.1, 0.0), action_high=(0.9, 1.0)
-    )  # a base that mostly drives forward, and a gripper
+    linear = application.model("linear")
+    assert linear.action is not None
+    moves = replace(linear.action, low=(-0.1, 0.0), high=(0.9, 1.0))  # a base that drives forward, and a gripper
+    reply = replace(linear, action=moves)
     served = ServedModel(reply, None, 1, "cpu", "float32", "as set", rest=(0.0, 0.0))
     found = grid(LandscapeRequest(HERE), served)
     np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)
@@ -118,7 +119,7 @@ async def test_both_doors_and_the_client_say_the_same(service: Service) -> None:
     rest = (await service.rest.post("/v1/landscapes?tensors=lists", json=body)).json()
     np.testing.assert_allclose(rest["costs"]["data"], direct.costs)
     assert base64.b64decode(rest["plot"]) == direct.plot
-    assert rest["best_action"] == direct.best_action.tolist()
+    assert rest["best_action"]["data"] == direct.best_action.tolist()
     async with presage.AsyncClient(service.addresses.grpc) as client:
         told = await client.landscape(SEEN, request.goal_id, plot=True)
     np.testing.assert_array_equal(told.values, direct.values)
