@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from server.errors import ServiceError
-from server.values.images import EncodedImage, decode
+from server.values.images import decode
 from tests.support.training.numbered import CAMERA, rows, write_numbered_lerobot
 from training.data.dataset import DatasetError
 from training.data.inspection import inspect
@@ -56,7 +56,7 @@ PICTURES = {
 def test_training_and_service_decode_by_one_rule(name: str) -> None:
     content = PICTURES[name]
     try:
-        (served,) = asyncio.run(decode([("image", EncodedImage(content))], 10**6))
+        (served,) = asyncio.run(decode([("image", content)], 10**6))
     except ServiceError as refusal:
         with pytest.raises(DatasetError) as refused:
             decode_image(content, "image")
