@@ -38,7 +38,7 @@ async def test_the_grid_covers_the_bounds_and_costs_what_scores_say(application:
     np.testing.assert_allclose(found.values, [[-1, -0.5, 0, 0.5, 1], [-0.5, -0.25, 0, 0.25, 0.5]])
     candidates = np.array([[[right, down]] * 2 for right in found.values[0] for down in found.values[1]], np.float32)
     scores = await application.score(ScoreRequest(HERE, candidates, goal_id=request.goal_id))
-    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-6)
+    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-5, atol=1e-7)
     assert found.best_action.tolist() == [0.5, -0.25]  # 0.05 x 2 x 0.5 to the right, half of it up
     assert found.best_cost == found.costs.min()
     assert found.rest_cost == found.costs[2, 2]
