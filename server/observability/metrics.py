@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import structlog
 from presage.values import Plan
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -22,6 +24,21 @@ _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100)
+
+
+class CountElsewhere(Collector):
+    """A counter whose count is kept by what it counts; `set_function` says how to read it."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._name, self._documentation = name, documentation
+        self._read: Callable[[], float] = lambda: 0.0
+        registry.register(self)
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, self._read())
 
 
 @dataclass(frozen=True)
@@ -44,9 +61,9 @@ class Telemetry:
     sessions: Gauge
     engine_calls: Gauge
     goal_bytes: Gauge
-    engine_restarts: Gauge
-    records: Gauge
-    records_dropped: Gauge
+    engine_restarts: CountElsewhere
+    records: CountElsewhere
+    records_dropped: CountElsewhere
     ready: Gauge
     build: Info
 
@@ -91,12 +108,12 @@ class Telemetry:
             sessions=Gauge("presage_sessions", "Open sessions", registry=registry),
             engine_calls=Gauge("presage_engine_calls", "Calls in engines, running or waiting", registry=registry),
             goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
-            engine_restarts=Gauge(
-                "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            engine_restarts=CountElsewhere(
+                "presage_engine_restarts", "How often an engine died and was started again", registry
             ),
-            records=Gauge("presage_records", "Plans kept by the flight recorder", registry=registry),
-            records_dropped=Gauge(
-                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry=registry
+            records=CountElsewhere("presage_records", "Plans kept by the flight recorder", registry),
+            records_dropped=CountElsewhere(
+                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry
             ),
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),
