@@ -85,7 +85,7 @@ def cost(name: str, discount: float = 1.0) -> GoalDistance:
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
-    """The space with every other dimension held at mid-range, which is rest; all are searched where none is named.
+    """The space with every other dimension held at rest (`ActionSpace.rest`); all are searched where none is named.
 
     A dimension that the space itself holds stays held. Raises PlanningError for a name that it does not have.
     """
@@ -98,7 +98,7 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
     return replace(
         space,
         frozen=tuple(
-            value if value is not None or name in dimensions else (low + high) / 2
-            for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
+            value if value is not None or name in dimensions else rest
+            for name, value, rest in zip(space.names, held, space.rest, strict=True)
         ),
     )

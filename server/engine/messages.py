@@ -73,6 +73,7 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
+    rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
 
 

@@ -132,7 +132,8 @@ class PredictionCalls:
         if not request.plot:
             return reply
         units = dict(zip(served.reply.action_names, served.reply.action_units, strict=True))
-        drawn = await asyncio.to_thread(draw, reply, tuple(units[name] for name in reply.dimensions))
+        named = tuple(units[name] for name in reply.dimensions)
+        drawn = await asyncio.to_thread(draw, reply, named, asked.rest)
         return replace(reply, plot=drawn)
 
     async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionReply:

@@ -171,8 +171,9 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
     )
-    own = search if action is not None else None
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
+    own, space = search if action is not None else None, model_adapter.action_space(model)
+    rest = () if space is None else space.rest
+    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, rest, graphed)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,9 +55,27 @@ def test_an_unknown_name_is_refused() -> None:
         registry.optimizer("annealing", 10, 1, 2, 1)
 
 
-def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:
+def test_dimensions_not_searched_rest_at_zero_and_never_in_the_middle_of_their_range() -> None:
     assert registry.searched(SPACE, ()) == SPACE
-    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
+    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 0.0)
+    forward = replace(SPACE, low=(-0.1, 0.2, -0.9), high=(0.9, 0.6, -0.3))
+    assert forward.rest == (0.0, 0.2, -0.3)  # zero, or the bound nearest to it
+    assert registry.searched(forward, ("x",)).frozen == (None, 0.2, -0.3)
+    assert registry.searched(replace(SPACE, stated_rest=(0.0, 0.5, 2.0)), ("x",)).frozen == (None, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_a_dimension_whose_bounds_are_one_value_is_held_there(name: str) -> None:
+    optimizer = registry.optimizer(name, samples=48, iterations=8, elites=6, horizon=2)
+    held = ActionSpace(("x", "y"), ("m", "m"), (-1.0, 0.25), (1.0, 0.25), 10.0)
+    plan = optimizer.plan(integrator(), Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), held, seed=3))
+    assert plan.actions[:, 1].tolist() == [0.25, 0.25]
+    assert plan.actions[:, 0].sum() > 0.5
+
+
+def test_a_stated_rest_outside_the_bounds_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"stated_rest.grip must lie in \[0.0, 2.0\], got 3.0"):
+        replace(SPACE, stated_rest=(0.0, 0.0, 3.0))
 
 
 def test_what_the_space_holds_stays_held() -> None:

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from presage.v1 import planning_pb2
 
+from server.engine.messages import ServedModel
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.service.landscape import CELL
+from server.service.landscape import CELL, grid, landscape
 from server.values.calls import GoalRequest, LandscapeRequest, Observation, ScoreRequest
 from tests.support.server.linear import frame, latent
 from tests.support.server.transports import Service, array_of, json_observation, proto_observation
@@ -49,6 +50,20 @@ async def test_entries_not_varied_rest_and_the_extent_narrows_the_rest(applicati
     assert found.values.tolist() == [[-0.25, 0.0, 0.25]]
     assert found.costs.shape == (3,)
     assert found.best_action.tolist() == [0.0, -0.25]
+
+
+async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(application: Application) -> None:
+    reply = replace(
+        application.model("linear"), action_low=(-0.1, 0.0), action_high=(0.9, 1.0)
+    )  # a base that mostly drives forward, and a gripper
+    served = ServedModel(reply, None, 1, "cpu", "float32", "as set", rest=(0.0, 0.0))
+    found = grid(LandscapeRequest(HERE), served)
+    np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)
+    assert found.rest == (1, 0)
+    costs = np.arange(25, dtype=np.float32)
+    assert landscape(found, costs).rest_cost == 5.0  # the second row's first
+    alone = grid(LandscapeRequest(HERE, dimensions=("down",)), served)
+    assert not alone.candidates[:, :, 0].any()  # what is not varied stands still
 
 
 @pytest.mark.parametrize(
