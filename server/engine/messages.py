@@ -62,6 +62,14 @@ class SearchSize:
         """Model steps rolled out in one iteration: what its time is about proportional to."""
         return self.samples * self.horizon
 
+    @property
+    def needed(self) -> int:
+        """Iterations with fewer of which its plans are not to be trusted: half of them.
+
+        Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+        """
+        return 1 if self.optimizer == "real_time_iteration" else -(-self.iterations // 2)
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -108,13 +116,17 @@ class PlanJob:
 @dataclass(frozen=True)
 class PlanDone:
     actions: Floats  # [time, action]
-    step_costs: tuple[float, ...]
+    step_costs: tuple[float, ...]  # the model's own cost, whatever the search made small
     cost: float
+    objective: float  # what the search made small
     goal_distance: float
-    iteration_costs: tuple[float, ...]
+    iteration_costs: tuple[float, ...]  # of the objective
     elite_spread: tuple[float, ...]
     iterations: int
     stop_reason: StopReason
+    size: SearchSize  # of the search that ran: the job's, or one that fits the time
+    fitting: int  # iterations of the job's search that were predicted to fit the time; all of them where it ran
+    unimproved: bool  # time ended it before anything better was found than what it began with
     warm_started: bool
     goal_reached: bool  # so the next goal was searched for
     warnings: tuple[str, ...]  # about the observation

@@ -6,8 +6,10 @@ Labels never hold what a caller chose (session, goal, request): their number is 
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +24,28 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_log = structlog.get_logger()
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100)
+
+
+@dataclass(eq=False)
+class SparseLog:
+    """A warning that comes with every plan while its reason lasts: it is logged at once, then every `every_s` seconds.
+
+    `times` in the line counts the warnings since the line before.
+    """
+
+    event: str
+    clock: Callable[[], float]
+    every_s: float = 10.0
+    _times: int = 0
+    _next: float = -math.inf
+
+    def warn(self, **fields: object) -> None:
+        self._times += 1
+        if self.clock() >= self._next:
+            _log.warning(self.event, times=self._times, **fields)
+            self._times, self._next = 0, self.clock() + self.every_s
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,8 @@ class Telemetry:
     plan_iterations: Histogram
     plans: Counter
     plans_degraded: Counter
+    plans_short: Counter
+    degraded_log: SparseLog
     skipped_observations: Counter
     uploaded_bytes: Counter
     sessions: Gauge
@@ -84,7 +109,14 @@ class Telemetry:
             plans=Counter(
                 "presage_plans", "Plans made, by why the search stopped", ("stop_reason",), registry=registry
             ),
-            plans_degraded=Counter("presage_plans_degraded", "Plans made smaller for want of time", registry=registry),
+            plans_degraded=Counter("presage_plans_degraded", "Plans cut short for want of time", registry=registry),
+            plans_short=Counter(
+                "presage_plans_short",
+                "Plans cut short for want of time, by each thing that they lack",
+                ("lacks",),
+                registry=registry,
+            ),
+            degraded_log=SparseLog("plans_degraded", time.monotonic),
             skipped_observations=Counter(
                 "presage_skipped_observations", "Observations replaced by a newer one", registry=registry
             ),
@@ -113,6 +145,9 @@ class Telemetry:
         self.plans.labels(plan.stop_reason).inc()
         if plan.degraded:
             self.plans_degraded.inc()
+            for lacking in plan.shortage:
+                self.plans_short.labels(lacking).inc()
+            self.degraded_log.warn(model=plan.provenance.model, lacks=list(plan.shortage), warnings=list(plan.warnings))
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

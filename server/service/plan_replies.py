@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from server.engine.messages import SearchSize, ServedModel
+from server.engine.messages import PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
-from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
+from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Shortage, Timings
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,27 @@ class RequestContext:
     goal_id: str
     received: float  # instant
     decode_ms: float
+    budget_ms: float | None
     warnings: tuple[str, ...]
 
 
 def found(asked: RequestContext, planned: Planned, served: ServedModel, version: str, now: float) -> PlanReply:
     """The reply with the plan that an engine found. Raises PLAN_FAILED where it is no plan."""
     done = planned.done
+    short = shortage(planned.asked, done, asked.budget_ms)
     reply = PlanReply(
         actions=done.actions,
         step_costs=done.step_costs,
         cost=done.cost,
+        objective=done.objective,
         goal_distance=done.goal_distance,
         iteration_costs=done.iteration_costs,
         elite_spread=done.elite_spread,
         iterations_done=done.iterations,
         stop_reason=done.stop_reason,
         seed=asked.seed,
-        degraded=planned.degraded,
+        degraded=bool(short),
+        shortage=tuple(short),
         warm_started=done.warm_started,
         observation_sequence=asked.sequence,
         capture_time_ns=asked.observation.capture_time_ns,
@@ -54,10 +58,28 @@ def found(asked: RequestContext, planned: Planned, served: ServedModel, version:
             plan_ms=1e3 * (done.ended - done.encoded),
             total_ms=1e3 * (now - asked.received),
         ),
-        provenance=_provenance(asked, planned.size, served, version),
-        warnings=(*asked.warnings, *done.warnings),
+        provenance=_provenance(asked, done.size, served, version),
+        warnings=(*asked.warnings, *short.values(), *done.warnings),
     )
     return checked(reply, served.reply)
+
+
+def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict[Shortage, str]:
+    """What a search lacked for want of time, in the order in which it went short, each with a warning for the robot."""
+    time = "the time to the deadline" if budget_ms is None else f"{budget_ms:g} ms"
+    ran, short = done.size, dict[Shortage, str]()
+    if ran.optimizer != asked.optimizer:
+        fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
+        short["optimizer"] = f"{fit}: {done.iterations} of {ran.optimizer} searched in their place"
+    elif ran.samples < asked.samples:
+        fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"
+        short["samples"] = f"{fit}: {done.iterations} of {ran.samples} samples searched in their place"
+    if done.stop_reason in ("budget", "deadline") and done.iterations < ran.needed:
+        short["iterations"] = f"{done.iterations} of {ran.iterations} iterations fit {time}, {ran.needed} are needed"
+    if done.unimproved:
+        begun = "what is left of the last plan" if done.warm_started else "rest"
+        short["unimproved"] = f"{done.iterations} of {ran.iterations} iterations found nothing better than {begun}"
+    return short
 
 
 def reply_from_previous_plan(
@@ -68,6 +90,7 @@ def reply_from_previous_plan(
         actions=rest.actions,
         step_costs=rest.step_costs,
         cost=math.fsum(rest.step_costs),
+        objective=None,
         goal_distance=rest.goal_distance,
         iteration_costs=(),
         elite_spread=(),
@@ -75,6 +98,7 @@ def reply_from_previous_plan(
         stop_reason="deadline",
         seed=asked.seed,
         degraded=True,
+        shortage=("unsearched",),
         warm_started=True,
         observation_sequence=asked.sequence,
         capture_time_ns=asked.observation.capture_time_ns,
@@ -102,7 +126,8 @@ def checked(reply: PlanReply, model: ModelReply) -> PlanReply:
         raise _no_plan("an action that is NaN or infinite")
     if (actions < np.array(model.action_low)).any() or (actions > np.array(model.action_high)).any():
         raise _no_plan("an action out of bounds")
-    if not _finite((reply.cost, reply.goal_distance, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
+    totals = (reply.cost, 0.0 if reply.objective is None else reply.objective, reply.goal_distance)
+    if not _finite((*totals, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
         raise _no_plan("a cost that is NaN or infinite")
     return reply
 

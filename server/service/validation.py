@@ -172,10 +172,10 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
-    if optimizer == "gauss_newton":
+    if optimizer in ("gauss_newton", "real_time_iteration"):
         moved = horizon * served.reply.block * len(served.reply.action_names)
         if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:

@@ -17,7 +17,7 @@ Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
 LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
-OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
+OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac")
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
@@ -82,13 +82,18 @@ class Provenance:
     server_version: str
 
 
+Shortage = Literal["samples", "optimizer", "iterations", "unimproved", "unsearched"]
+"""What a plan lacks for want of time: samples or the optimizer asked for, iterations, any better than what it began
+with, or a search at all."""
+
+
 @dataclass(frozen=True)
 class PlanReply:
     actions: NDArray[np.float32]  # [time, action], robot units
-    step_costs: tuple[float, ...]
+    step_costs: tuple[float, ...]  # the model's own cost, as a score tells it
     cost: float
     goal_distance: float
-    iteration_costs: tuple[float, ...]
+    iteration_costs: tuple[float, ...]  # of the objective
     elite_spread: tuple[float, ...]
     iterations_done: int
     stop_reason: Literal["converged", "budget", "deadline", "iterations"]
@@ -101,6 +106,8 @@ class PlanReply:
     timings: Timings
     provenance: Provenance
     warnings: tuple[str, ...] = ()
+    objective: float | None = None  # what the search made small; None: there was no search
+    shortage: tuple[Shortage, ...] = ()  # what a degraded plan lacks
 
 
 @dataclass(frozen=True)
