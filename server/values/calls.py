@@ -180,6 +180,7 @@ class SessionReply:
     create_time_ns: int
     stage: int | None = None
     calibration: Calibration | None = None
+    execute: int = 0  # robot actions of a plan to take before planning again
 
 
 @dataclass(frozen=True)

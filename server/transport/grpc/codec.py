@@ -258,6 +258,7 @@ def encode_session(session: calls.SessionReply) -> sessions_pb2.Session:
         ttl_s=session.ttl_s,
         create_time=encode_time(session.create_time_ns),
         stage=session.stage,
+        execute=session.execute,
         calibration=None if session.calibration is None else sessions_pb2.Calibration(**asdict(session.calibration)),
     )
 
@@ -275,6 +276,8 @@ def encode_plan(plan: calls.PlanReply) -> planning_pb2.Plan:
         stop_reason=_STOP_REASONS[plan.stop_reason],
         seed=plan.seed,
         degraded=plan.degraded,
+        objective=plan.objective,
+        shortage=plan.shortage,
         warm_started=plan.warm_started,
         observation_sequence=plan.observation_sequence,
         capture_time=encode_time(plan.capture_time_ns),

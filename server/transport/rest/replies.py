@@ -88,6 +88,7 @@ class SessionReply(BaseModel):
     create_time: str
     stage: int | None = Field(description="Which of the stages is pursued, counted from 0; null without stages")
     calibration: CalibrationReply | None = None
+    execute: int = Field(description="Actions of a plan to carry out before planning again")
 
 
 class TimingsReply(BaseModel):
@@ -121,7 +122,9 @@ class PlanReply(BaseModel):
     iterations_done: int
     stop_reason: Literal["converged", "budget", "deadline", "iterations"]
     seed: int
+    objective: float | None = Field(description="What the search made small, for these actions; null: no search")
     degraded: bool
+    shortage: list[str] = Field(description="What a degraded plan lacks for want of time")
     warm_started: bool
     observation_sequence: int
     capture_time: str | None
@@ -244,6 +247,7 @@ def encode_session(session: calls.SessionReply) -> SessionReply:
         ttl_s=session.ttl_s,
         create_time=_encode_instant(session.create_time_ns),
         stage=session.stage,
+        execute=session.execute,
         calibration=None if session.calibration is None else CalibrationReply(**asdict(session.calibration)),
     )
 
@@ -260,7 +264,9 @@ def encode_plan(plan: calls.PlanReply, style: TensorStyle) -> PlanReply:
         iterations_done=plan.iterations_done,
         stop_reason=plan.stop_reason,
         seed=plan.seed,
+        objective=plan.objective,
         degraded=plan.degraded,
+        shortage=list(plan.shortage),
         warm_started=plan.warm_started,
         observation_sequence=plan.observation_sequence,
         capture_time=None if plan.capture_time_ns is None else _encode_instant(plan.capture_time_ns),

@@ -263,6 +263,7 @@ def session_value(message: sessions_pb2.Session) -> values.SessionStatus:
         ttl_s=message.ttl_s,
         create_time_ns=time_value(message.create_time),
         stage=message.stage if message.HasField("stage") else None,
+        execute=message.execute,
         calibration=calibration_value(message.calibration) if message.HasField("calibration") else None,
     )
 
@@ -307,6 +308,8 @@ def plan_value(message: planning_pb2.Plan) -> values.Plan:
             server_version=provenance.server_version,
         ),
         warnings=tuple(message.warnings),
+        objective=message.objective if message.HasField("objective") else None,
+        shortage=tuple(message.shortage),
     )
 
 
