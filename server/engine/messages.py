@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import Reason
-from server.values.calls import EmbeddingKind, Frame, ModelReply
+from server.values.calls import EmbeddingKind, Frame, ModelReply, PlannerSettings
 
 if TYPE_CHECKING:
     from model.interface import LoadedModel
@@ -56,6 +56,7 @@ class SearchSize:
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 
     @property
     def steps_per_iteration(self) -> int:
@@ -63,12 +64,25 @@ class SearchSize:
         return self.samples * self.horizon
 
     @property
-    def needed(self) -> int:
-        """Iterations with fewer of which its plans are not to be trusted: half of them.
+    def settings(self) -> PlannerSettings:
+        """As a request would name them."""
+        return PlannerSettings(
+            samples=self.samples,
+            iterations=self.iterations,
+            elites=self.elites,
+            horizon=self.horizon,
+            optimizer=self.optimizer,
+            dimensions=self.dimensions,
+            discount=self.discount,
+        )
 
-        Real-time iteration spreads them over the plans of a control loop, and needs one for each.
-        """
-        return 1 if self.optimizer == "real_time_iteration" else -(-self.iterations // 2)
+
+def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
+    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer.
+
+    Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+    """
+    return 1 if optimizer == "real_time_iteration" else -(-min(iterations, of_model) // 2)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from server.engine.messages import PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
-from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Shortage, Timings
+from server.values.calls import ModelReply, Observation, PlanReply, Provenance, Shortage, Timings
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _provenance(asked: RequestContext, size: SearchSize, served: ServedModel, ve
         weights_digest=served.reply.weights_digest,
         crop_policy=served.reply.crop_policy,
         goal_id=asked.goal_id,
-        planner=PlannerSettings(**asdict(size)),
+        planner=size.settings,
         device=served.device,
         dtype=served.dtype,
         server_version=version,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.engine.messages import Floats, SearchSize, ServedModel
+from server.engine.messages import Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -186,7 +186,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+    needed = needed_iterations(optimizer, iterations, defaults.iterations)
+    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount, needed)
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:

@@ -39,7 +39,7 @@ def fitted(size: SearchSize, moved: int, is_warm: bool, left_s: float, iteration
     fitting = max(0, math.floor(left_s / seconds))
     if size.optimizer == "vjepa2_ac" or size.iterations < 2 or moved > STEPPED_AS_MUCH * size.samples:
         return Fitted(_thinned(size, lambda less: less.needed * iteration_s(less) <= left_s), fitting)
-    stepping = replace(size, optimizer="real_time_iteration")
+    stepping = replace(size, optimizer="real_time_iteration", needed=1)
     if is_warm:
         return Fitted(stepping, fitting)
     sampled_s = SAMPLING_SHARE * left_s

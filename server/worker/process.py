@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,8 +37,9 @@ from server.engine.messages import (
     Start,
     Submit,
     ToEngine,
+    needed_iterations,
 )
-from server.values.calls import Frame, ModelReply, PlannerSettings
+from server.values.calls import Frame, ModelReply
 from server.worker import cuda_graphs, model_adapter, precision
 from server.worker.background_jobs import BackgroundJobs
 from server.worker.failures import failed
@@ -166,7 +167,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         action_high=action.high if action is not None else (),
         rate_hz=action.rate_hz if action is not None else 0.0,
         block=action.block if action is not None else 0,
-        planner=PlannerSettings(**asdict(search)),
+        planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
@@ -186,6 +187,7 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
         defaults.optimizer,
         defaults.dimensions,
         defaults.discount,
+        needed_iterations(defaults.optimizer, defaults.iterations, defaults.iterations),
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.messages import SearchSize
+from server.engine.messages import SearchSize, needed_iterations
 from server.worker.fitting import FEWEST_SAMPLES, Fitted, fitted
 
-SIZE = SearchSize(samples=200, iterations=8, elites=20, horizon=5)
+SIZE = SearchSize(samples=200, iterations=8, elites=20, horizon=5, needed=4)
 PER_STEP_S = 1e-4  # an iteration of SIZE takes 0.1 s
 
 
@@ -17,9 +17,9 @@ def seconds(size: SearchSize) -> float:
     return size.steps_per_iteration * PER_STEP_S
 
 
-def test_half_of_its_iterations_are_what_a_search_needs() -> None:
-    assert [replace(SIZE, iterations=count).needed for count in (1, 2, 7, 8)] == [1, 1, 4, 4]
-    assert replace(SIZE, optimizer="real_time_iteration").needed == 1
+def test_a_search_needs_half_of_its_models_iterations_or_of_its_own_where_they_are_fewer() -> None:
+    assert [needed_iterations("cem", count, of_model=8) for count in (1, 2, 7, 8, 1000)] == [1, 1, 4, 4, 4]
+    assert needed_iterations("real_time_iteration", 8, of_model=8) == 1
 
 
 @pytest.mark.parametrize("left_s", [0.4, 0.5, float("inf")])
@@ -32,7 +32,7 @@ def test_where_nothing_was_measured_a_search_is_tried_as_it_is() -> None:
 
 
 def test_a_plan_is_improved_where_there_is_no_time_to_search_anew() -> None:
-    stepping = replace(SIZE, optimizer="real_time_iteration")
+    stepping = replace(SIZE, optimizer="real_time_iteration", needed=1)
     assert fitted(SIZE, 50, True, 0.39, seconds) == Fitted(stepping, 3)
     assert fitted(SIZE, 50, True, 0.0, seconds) == Fitted(stepping, 0)
 
