@@ -41,9 +41,10 @@ def main() -> None:
     parser.add_argument("--goals", type=int, default=1, help="how many of the arm's held-out starts and goals")
     parser.add_argument("--ticks", type=int, default=80, help="for each goal; 10 are a second")
     parser.add_argument("--budget-ms", type=float, default=80.0, help="time to think for each plan")
-    parser.add_argument("--optimizer", default="real_time_iteration", help="how to search; this one is made for loops")
+    parser.add_argument("--optimizer", default="gauss_newton", help="how to search; this one is fast from plan to plan")
     chosen = parser.parse_args()
-    settings, reached, settled = presage.PlannerSettings(optimizer=chosen.optimizer), 0, 0
+    settings = presage.PlannerSettings(optimizer=chosen.optimizer, samples=16, elites=4, iterations=4)
+    reached = settled = 0
     with presage.Client(chosen.address) as client:
         client.wait_ready(timeout_s=60.0)
         for pair in Manifest.load("arm").pairs(chosen.goals, seed=1):

@@ -19,10 +19,8 @@ from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
-OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac"]
-"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean.
-`real_time_iteration` (Diehl et al. 2005) improves a warm start by Gauss-Newton steps alone: a search spread over the
-plans of a control loop. Without a warm start it samples once first."""
+OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
+"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 
@@ -54,9 +52,6 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             return _hybrid(sampling(), polish, iterations, long=16)  # a descent is cheap, and wants to be long
         case "gauss_newton":
             return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
-        case "real_time_iteration":
-            steps = _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
-            return replace(steps, search_when_warm=False)
         case _:
             raise AssertionError(name)  # refused above
 

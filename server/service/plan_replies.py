@@ -70,7 +70,9 @@ def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict
     ran, short = done.size, dict[Shortage, str]()
     if ran.optimizer != asked.optimizer:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
-        short["optimizer"] = f"{fit}: {done.iterations} of {ran.optimizer} searched in their place"
+        short["optimizer"] = (
+            f"{fit}: {done.iterations} of {ran.optimizer}, {ran.samples} samples, searched in their place"
+        )
     elif ran.samples < asked.samples:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"
         short["samples"] = f"{fit}: {done.iterations} of {ran.samples} samples searched in their place"

@@ -187,7 +187,7 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
         defaults.optimizer,
         defaults.dimensions,
         defaults.discount,
-        needed_iterations(defaults.optimizer, defaults.iterations, defaults.iterations),
+        needed_iterations(defaults.iterations, defaults.iterations),
     )
 
 

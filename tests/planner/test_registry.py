@@ -86,3 +86,11 @@ def test_what_the_space_holds_stays_held() -> None:
 def test_an_unknown_dimension_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
         registry.searched(SPACE, ("x", "z"))
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_a_search_with_no_plan_to_begin_with_begins_at_rest(name: str) -> None:
+    optimizer = registry.optimizer(name, samples=16, iterations=4, elites=4, horizon=2)
+    base = ActionSpace(("x", "grip"), ("m/s", ""), (-0.1, 0.0), (0.9, 1.0), 10.0, stated_rest=(0.0, 0.75))
+    search = optimizer.start(Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), base, seed=3), block=1)
+    assert torch.equal(search.distribution.mean, torch.tensor([[0.0, 0.75]]).expand(2, -1))
