@@ -70,12 +70,11 @@ def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict
     ran, short = done.size, dict[Shortage, str]()
     if ran.optimizer != asked.optimizer:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
-        short["optimizer"] = (
-            f"{fit}: {done.iterations} of {ran.optimizer}, {ran.samples} samples, searched in their place"
-        )
+        took = f"{ran.optimizer} with {ran.samples} samples took their place, {done.iterations} iterations"
+        short["optimizer"] = f"{fit}: {took}"
     elif ran.samples < asked.samples:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"
-        short["samples"] = f"{fit}: {done.iterations} of {ran.samples} samples searched in their place"
+        short["samples"] = f"{fit}: {ran.samples} samples took their place, {done.iterations} iterations"
     if done.stop_reason in ("budget", "deadline") and done.iterations < ran.needed:
         short["iterations"] = f"{done.iterations} of {ran.iterations} iterations fit {time}, {ran.needed} are needed"
     if done.unimproved:

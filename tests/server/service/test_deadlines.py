@@ -102,18 +102,16 @@ async def test_a_search_cut_below_what_it_needs_is_degraded_and_gives_the_number
     assert (unhurried.degraded, unhurried.shortage, unhurried.warnings) == (False, (), ())
 
 
-async def test_a_search_that_does_not_fit_its_budget_gives_way_to_steps_from_the_plan_under_way(
-    application: Application,
-) -> None:
+async def test_a_search_that_does_not_fit_its_budget_gives_way_to_gauss_newton(application: Application) -> None:
     goal = await goal_at(application, 0.5, model="slow")
     session = await session_toward(application, goal, model="slow")
-    first = await plan(application, PlanRequest(HERE, session, planner=QUICK))
+    await plan(application, PlanRequest(HERE, session, planner=QUICK))
     reply = await plan(application, PlanRequest(HERE, session, executed=2, budget_ms=1.5 * SLOW_S * 1e3))
     assert reply.provenance.planner.optimizer == "gauss_newton"
     assert "optimizer" in reply.shortage
-    assert reply.warnings[0].endswith(f"{reply.iterations_done} of gauss_newton, 16 samples, searched in their place")
+    took = f"gauss_newton with 16 samples took their place, {reply.iterations_done} iterations"
+    assert reply.warnings[0].endswith(took)
     assert reply.warnings[0].split(" of 6 iterations of cem fit 90 ms: ")[0] in ("0", "1", "2")
-    assert reply.cost < first.cost
 
 
 async def test_a_plan_that_is_only_what_it_began_with_is_never_green(application: Application) -> None:
