@@ -1,4 +1,4 @@
-"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behavior.
+"""Messages between the front and an engine: jobs one way, results the other. Plain values.
 
 Instants are readings of the machine's monotonic clock, which all its processes share.
 """
@@ -6,14 +6,15 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.values import Calibration, Model, Plan, PlannerSettings
 
 from server.errors import Reason
-from server.values.calls import EmbeddingKind, Frame, ModelReply, PlannerSettings
+from server.values.calls import EmbeddingKind, Frame
 
 if TYPE_CHECKING:
     from model.interface import LoadedModel
@@ -46,8 +47,8 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class SearchSize:
-    """A search's settings, all of them known."""
+class SearchSize(PlannerSettings):
+    """A search's settings, these of them known; any other as the request or the model has it."""
 
     samples: int
     iterations: int
@@ -66,15 +67,7 @@ class SearchSize:
     @property
     def settings(self) -> PlannerSettings:
         """As a request would name them."""
-        return PlannerSettings(
-            samples=self.samples,
-            iterations=self.iterations,
-            elites=self.elites,
-            horizon=self.horizon,
-            optimizer=self.optimizer,
-            dimensions=self.dimensions,
-            discount=self.discount,
-        )
+        return PlannerSettings(**{each.name: getattr(self, each.name) for each in fields(PlannerSettings)})
 
 
 def needed_iterations(iterations: int, of_model: int) -> int:
@@ -86,7 +79,7 @@ def needed_iterations(iterations: int, of_model: int) -> int:
 class ServedModel:
     """A model as an engine loaded it."""
 
-    reply: ModelReply
+    reply: Model  # but for what the front knows: limits, version
     search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
     device: str
@@ -126,21 +119,11 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class PlanDone:
-    actions: Floats  # [time, action]
-    step_costs: tuple[float, ...]  # the model's own cost, whatever the search made small
-    cost: float
-    objective: float  # what the search made small
-    goal_distance: float
-    iteration_costs: tuple[float, ...]  # of the objective
-    elite_spread: tuple[float, ...]
-    iterations: int
-    stop_reason: StopReason
+    plan: Plan  # as far as an engine knows it: its cost is the model's own, warnings are about the observation
     size: SearchSize  # of the search that ran: the job's, or one that fits the time
     fitting: int  # iterations of the job's search that were predicted to fit the time; all of them where it ran
     unimproved: bool  # time ended it before anything better was found than what it began with
-    warm_started: bool
     goal_reached: bool  # so the next goal was searched for
-    warnings: tuple[str, ...]  # about the observation
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began
     encoded: float  # instant at which the search could begin
@@ -240,9 +223,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class CalibrateDone:
-    angle_rad: float
-    residual: float
-    residual_before: float
+    calibration: Calibration
 
 
 Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob

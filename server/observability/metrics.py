@@ -1,4 +1,4 @@
-"""What an operator sees: Prometheus metrics as a value, and the set-up of the logs.
+"""Prometheus metrics as a value, and the set-up of the logs.
 
 Labels never hold what a caller chose (session, goal, request): their number is bounded by the code.
 """
@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+from presage.values import Plan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-
-from server.values.calls import PlanReply
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -135,7 +134,7 @@ class Telemetry:
             build=Info("presage_build", "What is running", registry=registry),
         )
 
-    def observe_plan(self, plan: PlanReply) -> None:
+    def observe_plan(self, plan: Plan) -> None:
         timings = plan.timings
         self.queue_seconds.observe(timings.queue_ms / 1e3)
         self.decode_seconds.observe(timings.decode_ms / 1e3)

@@ -1,18 +1,20 @@
-"""Plan replies: made from what an engine found or from what is left of an earlier plan, and checked once more."""
+"""Plan replies, made from a search or from the rest of an earlier plan, and validated once more."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from presage.values import Model, Plan, Provenance, Timings
 
 from server.engine.messages import PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
-from server.values.calls import ModelReply, Observation, PlanReply, Provenance, Shortage, Timings
+from server.service.validation import actions_of
+from server.values.calls import Observation
 
 
 @dataclass(frozen=True)
@@ -30,68 +32,51 @@ class RequestContext:
     warnings: tuple[str, ...]
 
 
-def found(asked: RequestContext, planned: Planned, served: ServedModel, version: str, now: float) -> PlanReply:
+def found(asked: RequestContext, planned: Planned, served: ServedModel, version: str, now: float) -> Plan:
     """The reply with the plan that an engine found. Raises PLAN_FAILED where it is no plan."""
     done = planned.done
-    short = shortage(planned.asked, done, asked.budget_ms)
-    reply = PlanReply(
-        actions=done.actions,
-        step_costs=done.step_costs,
-        cost=done.cost,
-        objective=done.objective,
-        goal_distance=done.goal_distance,
-        iteration_costs=done.iteration_costs,
-        elite_spread=done.elite_spread,
-        iterations_done=done.iterations,
-        stop_reason=done.stop_reason,
-        seed=asked.seed,
-        degraded=bool(short),
-        shortage=tuple(short),
-        warm_started=done.warm_started,
-        observation_sequence=asked.sequence,
-        capture_time_ns=asked.observation.capture_time_ns,
-        epoch=asked.epoch,
-        timings=Timings(
-            queue_ms=max(0.0, 1e3 * (done.began - asked.received) - asked.decode_ms),
-            decode_ms=asked.decode_ms,
-            encode_ms=1e3 * (done.encoded - done.began),
-            plan_ms=1e3 * (done.ended - done.encoded),
-            total_ms=1e3 * (now - asked.received),
-        ),
-        provenance=_provenance(asked, done.size, served, version),
-        warnings=(*asked.warnings, *short.values(), *done.warnings),
+    timings = Timings(
+        queue_ms=max(0.0, 1e3 * (done.began - asked.received) - asked.decode_ms),
+        decode_ms=asked.decode_ms,
+        encode_ms=1e3 * (done.encoded - done.began),
+        plan_ms=1e3 * (done.ended - done.encoded),
+        total_ms=1e3 * (now - asked.received),
     )
-    return checked(reply, served.reply)
+    short = shortage(planned.asked, done, asked.budget_ms)
+    warnings = (*short.values(), *done.plan.warnings)
+    plan = replace(done.plan, degraded=bool(short), shortage=tuple(short), warnings=warnings)
+    return _answered(asked, plan, timings, done.size, served, version)
 
 
-def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict[Shortage, str]:
-    """What a search lacked for want of time, in the order in which it went short, each with a warning for the robot."""
+def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict[str, str]:
+    """What a search lacked for want of time (`Plan.shortage` of the contract), each with a warning for the robot."""
+    plan = done.plan
     time = "the time to the deadline" if budget_ms is None else f"{budget_ms:g} ms"
-    ran, short = done.size, dict[Shortage, str]()
+    ran, short = done.size, dict[str, str]()
     if ran.optimizer != asked.optimizer:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
-        took = f"{ran.optimizer} with {ran.samples} samples took their place, {done.iterations} iterations"
+        took = f"{ran.optimizer} with {ran.samples} samples took their place, {plan.iterations_done} iterations"
         short["optimizer"] = f"{fit}: {took}"
     elif ran.samples < asked.samples:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"
-        short["samples"] = f"{fit}: {ran.samples} samples took their place, {done.iterations} iterations"
-    if done.stop_reason in ("budget", "deadline") and done.iterations < ran.needed:
-        short["iterations"] = f"{done.iterations} of {ran.iterations} iterations fit {time}, {ran.needed} are needed"
+        short["samples"] = f"{fit}: {ran.samples} samples took their place, {plan.iterations_done} iterations"
+    if plan.stop_reason in ("budget", "deadline") and plan.iterations_done < ran.needed:
+        fit = f"{plan.iterations_done} of {ran.iterations} iterations fit {time}"
+        short["iterations"] = f"{fit}, {ran.needed} are needed"
     if done.unimproved:
-        begun = "what is left of the last plan" if done.warm_started else "rest"
-        short["unimproved"] = f"{done.iterations} of {ran.iterations} iterations found nothing better than {begun}"
+        begun = "what is left of the last plan" if plan.warm_started else "rest"
+        short["unimproved"] = f"{plan.iterations_done} of {ran.iterations} iterations found nothing better than {begun}"
     return short
 
 
 def reply_from_previous_plan(
     asked: RequestContext, rest: CurrentPlan, size: SearchSize, served: ServedModel, version: str, now: float
-) -> PlanReply:
+) -> Plan:
     """The reply where no time was left to search: the plan under way goes on, with the costs predicted for it then."""
-    reply = PlanReply(
+    plan = Plan(
         actions=rest.actions,
-        step_costs=rest.step_costs,
         cost=math.fsum(rest.step_costs),
-        objective=None,
+        step_costs=rest.step_costs,
         goal_distance=rest.goal_distance,
         iteration_costs=(),
         elite_spread=(),
@@ -101,49 +86,59 @@ def reply_from_previous_plan(
         degraded=True,
         shortage=("unsearched",),
         warm_started=True,
-        observation_sequence=asked.sequence,
-        capture_time_ns=asked.observation.capture_time_ns,
-        epoch=asked.epoch,
-        timings=Timings(
-            queue_ms=max(0.0, 1e3 * (now - asked.received) - asked.decode_ms),
-            decode_ms=asked.decode_ms,
-            total_ms=1e3 * (now - asked.received),
-        ),
-        provenance=_provenance(asked, size, served, version),
-        warnings=(*asked.warnings, "no time to search by the deadline: this is what is left of the last plan"),
+        warnings=("no time to search by the deadline: this is what is left of the last plan",),
     )
-    return checked(reply, served.reply)
+    timings = Timings(
+        queue_ms=max(0.0, 1e3 * (now - asked.received) - asked.decode_ms),
+        decode_ms=asked.decode_ms,
+        total_ms=1e3 * (now - asked.received),
+    )
+    return _answered(asked, plan, timings, size, served, version)
 
 
-def checked(reply: PlanReply, model: ModelReply) -> PlanReply:
-    """The reply, if a robot may execute it: actions there, finite and within bounds, and numbers that are numbers.
-
-    Raises PLAN_FAILED: nothing else may leave in a plan's place.
-    """
-    actions = reply.actions.astype(np.float64)
-    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != len(model.action_names):
-        raise _no_plan(f"actions of shape {list(actions.shape)}")
-    if not np.isfinite(actions).all():
-        raise _no_plan("an action that is NaN or infinite")
-    if (actions < np.array(model.action_low)).any() or (actions > np.array(model.action_high)).any():
-        raise _no_plan("an action out of bounds")
-    totals = (reply.cost, 0.0 if reply.objective is None else reply.objective, reply.goal_distance)
-    if not _finite((*totals, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
-        raise _no_plan("a cost that is NaN or infinite")
-    return reply
-
-
-def _provenance(asked: RequestContext, size: SearchSize, served: ServedModel, version: str) -> Provenance:
-    return Provenance(
-        model=served.reply.name,
-        weights_digest=served.reply.weights_digest,
-        crop_policy=served.reply.crop_policy,
+def _answered(
+    asked: RequestContext, plan: Plan, timings: Timings, size: SearchSize, served: ServedModel, version: str
+) -> Plan:
+    """The plan with what it repeats of its request, and where it comes from."""
+    model = served.reply
+    provenance = Provenance(
+        model=model.name,
+        weights_digest=model.weights_digest,
+        crop_policy=model.image.crop_policy,
         goal_id=asked.goal_id,
         planner=size.settings,
         device=served.device,
         dtype=served.dtype,
         server_version=version,
     )
+    reply = replace(
+        plan,
+        observation_sequence=asked.sequence,
+        capture_time_ns=asked.observation.capture_time_ns,
+        epoch=asked.epoch,
+        timings=timings,
+        provenance=provenance,
+        warnings=(*asked.warnings, *plan.warnings),
+    )
+    return checked(reply, model)
+
+
+def checked(reply: Plan, model: Model) -> Plan:
+    """The reply, if a robot may execute it: actions there, finite and within bounds, and numbers that are numbers.
+
+    Raises PLAN_FAILED: nothing else may leave in a plan's place.
+    """
+    space, actions = actions_of(model), reply.actions.astype(np.float64)
+    if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != len(space.names):
+        raise _no_plan(f"actions of shape {list(actions.shape)}")
+    if not np.isfinite(actions).all():
+        raise _no_plan("an action that is NaN or infinite")
+    if (actions < np.array(space.low)).any() or (actions > np.array(space.high)).any():
+        raise _no_plan("an action out of bounds")
+    totals = (reply.cost, 0.0 if reply.objective is None else reply.objective, reply.goal_distance)
+    if not _finite((*totals, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
+        raise _no_plan("a cost that is NaN or infinite")
+    return reply
 
 
 def _no_plan(what: str) -> ServiceError:

@@ -1,4 +1,4 @@
-"""A robot's episode on the server: what it saw lately, the plan it is carrying out, and which observation comes next.
+"""Session state: recent observations, the current plan, and the order of observations.
 
 Pure and synchronous: the clock is an argument, and nothing here knows engines or transports. It lives in the front, so
 that an engine that dies takes no session with it.
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from presage.values import Calibration, Plan, SessionStatus
 
 from server.engine.messages import Floats
 from server.errors import Reason, invalid
 from server.service.stages import GoalChoice, Stages, pursuit
 from server.service.surprise import RunningStatistics
-from server.values.calls import Calibration, PlanReply, SessionReply
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
 JUDGED_FROM = 8  # errors of predictions that must be known before another is judged
@@ -115,7 +115,7 @@ class Session:
         self._used = 0
         self._turns: set[int] = set()
         self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
-        self._replies: OrderedDict[str, PlanReply] = OrderedDict()
+        self._replies: OrderedDict[str, Plan] = OrderedDict()
 
     def reset(self) -> None:
         """Start an episode anew: forget all but model, goal, calibration, and how well the model predicts here.
@@ -179,11 +179,11 @@ class Session:
         if seen is not None:
             self._seen.append(seen)
 
-    def reply(self, request_id: str) -> PlanReply | None:
+    def reply(self, request_id: str) -> Plan | None:
         """The plan that a call with this id was answered with, while it is kept."""
         return self._replies.get(request_id)
 
-    def keep_reply(self, request_id: str, reply: PlanReply) -> None:
+    def keep_reply(self, request_id: str, reply: Plan) -> None:
         if request_id and reply.epoch == self.epoch:
             self._replies[request_id] = reply
             while len(self._replies) > KEPT_REPLIES:
@@ -258,8 +258,8 @@ class Session:
         self.surprises = self.surprises.including(errors)
         return scores
 
-    def describe(self) -> SessionReply:
-        return SessionReply(
+    def describe(self) -> SessionStatus:
+        return SessionStatus(
             session_id=self.session_id,
             model=self.model,
             goal_id=self.goal_id,

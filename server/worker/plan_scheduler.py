@@ -1,4 +1,4 @@
-"""The plans an engine is searching for: joined and left between iterations, batched, each stopped on time.
+"""Plan scheduler: searches join and leave between iterations, are batched, and each stops on time.
 
 Runs in the engine process. One `step` is one piece of work: encode newcomers, or one iteration of searches that can
 share a rollout. Whoever's time ends first goes first; in a round everyone gets one iteration. Before any piece of work,
@@ -12,14 +12,15 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.values import Plan
 from torch import Tensor
 
 from model.interface import LoadedModel
-from planner import registry
+from planner import registry, types
 from planner.anytime import IterationClock, Optimizer
 from planner.receding import of_length
 from planner.search import Search, priced, stack
-from planner.types import ActionSpace, Plan, PlanningError, Problem, StopReason
+from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
 from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
@@ -288,22 +289,26 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        done = PlanDone(
+        found = Plan(
             actions=model_adapter.to_host(plan.actions),
-            step_costs=step_costs,
             cost=math.fsum(step_costs),
+            step_costs=step_costs,
             objective=plan.cost,
             goal_distance=running.goal_distance,
             iteration_costs=plan.iteration_costs,
             elite_spread=plan.elite_spread,
-            iterations=plan.iterations,
+            iterations_done=plan.iterations,
             stop_reason=reason,
+            seed=running.job.seed,
+            warm_started=running.job.warm_start is not None,
+            warnings=running.warnings,
+        )
+        done = PlanDone(
+            plan=found,
             size=running.chosen.size,
             fitting=running.chosen.fitting,
             unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
-            warm_started=running.job.warm_start is not None,
             goal_reached=running.goal_reached,
-            warnings=running.warnings,
             latent=running.latent,
             began=running.began,
             encoded=running.encoded,
@@ -311,7 +316,7 @@ class PlanScheduler:
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))
 
-    def _own_costs(self, running: Running, plan: Plan) -> tuple[float, ...]:
+    def _own_costs(self, running: Running, plan: types.Plan) -> tuple[float, ...]:
         """Each step's share of what the plan costs by the model's own measure, which `RolloutJob` prices by too."""
         own = model_adapter.cost_of(self._models[running.job.model])
         if running.optimizer.cost == own:

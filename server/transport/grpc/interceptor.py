@@ -1,4 +1,4 @@
-"""The one interceptor of the gRPC gateway: what every call goes through, whichever service it belongs to.
+"""The gRPC interceptor that every call goes through.
 
 Parses requests itself, so that bytes that are not protobuf are refused by name. What a call does lives in grpc_service.
 """
@@ -81,6 +81,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     async def one(request: bytes, context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
+                call.arrived = time.monotonic()
                 _prepare(gateway, call, context)
                 _check_size(gateway, request)
                 return await behavior(parse(request), context)

@@ -1,4 +1,4 @@
-"""The one middleware of the REST gateway: what every request goes through, whichever route it takes.
+"""The REST middleware that every request goes through.
 
 Counts bodies as they arrive and renders every failure as problem details. What a route does lives in rest.
 """
@@ -6,6 +6,7 @@ Counts bodies as they arrive and renders every failure as problem details. What 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -87,7 +88,7 @@ class GatewayMiddleware:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
                 try:
                     self._admit(scope["path"], headers)
-                    limited = _limited(receive, self._max_body(scope["path"]), headers)
+                    limited = _limited(receive, self._max_body(scope["path"]), headers, call)
                     await self.app(scope, limited, reply)
                 finally:
                     route = scope.get("route")
@@ -108,8 +109,8 @@ class GatewayMiddleware:
         return limits.clip_bytes + FORM_BYTES if path == CLIPS else limits.message_bytes
 
 
-def _limited(receive: Receive, max_bytes: int, headers: Headers) -> Receive:
-    """`receive`, refusing a body as soon as it is announced or found to be too long."""
+def _limited(receive: Receive, max_bytes: int, headers: Headers, call: Call) -> Receive:
+    """`receive`, refusing a body as soon as it is announced or found to be too long, and noting when it is whole."""
     length = headers.get("content-length", "")
     announced = int(length) if length.isdecimal() and len(length) < 20 else 0
     received = 0
@@ -122,6 +123,8 @@ def _limited(receive: Receive, max_bytes: int, headers: Headers) -> Receive:
         received += len(message.get("body", b""))
         if received > max_bytes:
             raise _refused(max_bytes, received)
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            call.arrived = time.monotonic()
         return message
 
     return limited

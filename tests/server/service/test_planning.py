@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from presage.values import PlannerSettings
 
 from model import registry
 from planner.optimizers.cem import CEM
@@ -21,7 +22,6 @@ from server.values.calls import (
     DistanceRequest,
     GoalRequest,
     Observation,
-    PlannerSettings,
     PlanRequest,
     RolloutRequest,
     ScoreRequest,

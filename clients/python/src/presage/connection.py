@@ -1,4 +1,4 @@
-"""Sends calls over one blocking channel, with deadlines and retries. What is asked is requests.py's."""
+"""Sends calls over one blocking channel, with deadlines and retries. Calls are built in `protocol.requests`."""
 
 from __future__ import annotations
 
@@ -141,6 +141,11 @@ class _Feed:
         except BaseException as failure:
             self.failure = failure
             raise StopIteration from failure
+
+
+def in_thread(work: Callable[[], Value]) -> Value:
+    """What `work` returns. There is no event loop here that it could hold up."""
+    return work()
 
 
 def read_reply(read: Callable[[bytes], Value], reply: bytes, request_id: str) -> Value:

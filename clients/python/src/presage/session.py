@@ -1,7 +1,5 @@
-"""The robot's handle on its session at the server: history, goal and warm start live there.
-
-The asyncio counterpart is async_session.py.
-"""
+# Generated from aio/session.py by scripts/sync-client. Edit that file.
+"""A robot's session at the server, for programs without asyncio: history, goal and warm start live there."""
 
 from __future__ import annotations
 
@@ -60,6 +58,7 @@ class Session:
         proprioception: Sequence[float] | None = None,
         budget_ms: float | None = None,
         executed: int = 0,
+        committed: int = 0,
         follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
@@ -70,6 +69,7 @@ class Session:
         `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
         is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
         the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
+        `committed`: how many more of its actions are taken while this plan is made; they head the new plan unchanged.
         `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
         """
         call = requests.plan(
@@ -80,6 +80,7 @@ class Session:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=executed,
+            committed=committed,
             follows=follows,
             seed=seed,
             settings=settings,

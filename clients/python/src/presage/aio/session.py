@@ -1,4 +1,4 @@
-"""session.py for asyncio programs: the same questions, awaited."""
+"""A robot's session at the server, for asyncio programs: history, goal and warm start live there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class AsyncSession:
-    """One episode. Made by `AsyncClient.session()`; an async context manager that closes the session at the server."""
+    """One episode. Made by `Client.session()`; a context manager that closes the session at the server.
+
+    Every call raises a PresageError: NotFound when the session has been forgotten for want of calls.
+    """
 
     def __init__(self, connection: AsyncConnection, status: SessionStatus, wish: SessionWish | None = None) -> None:
         self.model = status.model
@@ -43,7 +46,7 @@ class AsyncSession:
 
     @property
     def session_id(self) -> str:
-        """As `Session.session_id`."""
+        """Its name at the server; another one after a control loop had to make it again there."""
         return self._memory.session_id
 
     async def plan(
@@ -54,12 +57,20 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         budget_ms: float | None = None,
         executed: int = 0,
+        committed: int = 0,
         follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
-        """As `Session.plan`."""
+        """Plans from what the robot sees now: an image, one image per camera, or an Observation.
+
+        `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
+        is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
+        the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
+        `committed`: how many more of its actions are taken while this plan is made; they head the new plan unchanged.
+        `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
+        """
         call = requests.plan(
             seen,
             session_id=self.session_id,
@@ -68,6 +79,7 @@ class AsyncSession:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=executed,
+            committed=committed,
             follows=follows,
             seed=seed,
             settings=settings,
@@ -86,7 +98,7 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Rollout:
-        """As `Session.rollout`."""
+        """Predicts where `actions` [time, action], robot units, lead. Time is a multiple of the model's block."""
         call = requests.rollout(
             seen, actions, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
@@ -101,7 +113,7 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Score:
-        """As `Session.score`."""
+        """Costs `candidates` [candidates, time, action], robot units. `goal`: None for the session's."""
         call = requests.score(
             seen, candidates, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
@@ -110,12 +122,16 @@ class AsyncSession:
     async def distance(
         self, images: Sequence[ImageLike], *, goal: Goal | str | None = None, timeout_s: float | None = None
     ) -> tuple[float, ...]:
-        """As `Session.distance`."""
+        """How far each image's latent is from the goal's (None: the session's), in the planner's cost for one step."""
         call = requests.distance(images, session_id=self.session_id, model="", goal=goal)
         return await self._connection.send(call, timeout_s)
 
     async def surprise(self, seen: Sequence[Seen], actions: ArrayLike, *, timeout_s: float | None = None) -> Surprise:
-        """As `Session.surprise`."""
+        """How far each step of the model led from what it predicted; the session learns what is usual here.
+
+        `seen`: at least two observations, one per step of the model. `actions`: [time, action], robot units, what was
+        done between them, the model's block of actions per step. Not sent again after a lost reply.
+        """
         call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return await self._connection.send(call, timeout_s)
 
@@ -131,7 +147,11 @@ class AsyncSession:
         plot: bool = False,
         timeout_s: float | None = None,
     ) -> Landscape:
-        """As `Session.landscape`."""
+        """Costs a grid of actions around rest: what a search sees from where the robot stands.
+
+        `dimensions`: up to three action entries to vary, none for the first three searched; `points` along each, odd;
+        `extent`: how far to go, as a fraction of the bounds; `plot`: whether to draw it too.
+        """
         call = requests.landscape(
             seen,
             session_id=self.session_id,
@@ -146,7 +166,10 @@ class AsyncSession:
         return await self._connection.send(call, timeout_s)
 
     async def calibrate(self, moves: Sequence[CalibrationMove], *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.calibrate`."""
+        """Learns from exploratory moves how the camera is turned; plans of the session are turned back from now on.
+
+        At least two moves, in different directions of x and y. Observations hold the poses where the model uses them.
+        """
         status = await self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
         self._memory.calibrated(moves)
         return status
@@ -160,7 +183,10 @@ class AsyncSession:
         heartbeat_s: float = 1.0,
         stall_s: float = 3.0,
     ) -> AsyncControlLoop:
-        """As `Session.control`."""
+        """Opens a control loop in the background and returns at once. `goal`: None for the session's.
+
+        `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
+        """
         self._memory.choose(codec.goal_id(goal))
         control = ControlSettings(
             session_id=self.session_id,
@@ -174,15 +200,15 @@ class AsyncSession:
         return self._connection.control(control, self._memory, self._sequences)
 
     async def status(self, *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.status`."""
+        """The session as the server sees it."""
         return await self._connection.send(requests.get_session(self.session_id), timeout_s)
 
     async def reset(self, *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.reset`."""
+        """Starts an episode anew: history and warm start go, model and goal stay. Close its control loop first."""
         return await self._connection.send(requests.reset_session(self.session_id), timeout_s)
 
     async def close(self) -> None:
-        """As `Session.close`."""
+        """Ends its control loops and closes it at the server. One that is gone forgets it by itself: no error."""
         await self._connection.close_loops(self.session_id)
         with suppress(NotFound, Unavailable, DeadlineExceeded):
             await self._connection.send(requests.delete_session(self.session_id))
