@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--goals", type=int, default=1, help="how many of the arm's held-out starts and goals")
     parser.add_argument("--ticks", type=int, default=80, help="for each goal; 10 are a second")
     parser.add_argument("--budget-ms", type=float, default=80.0, help="time to think for each plan")
-    parser.add_argument("--optimizer", default="gauss_newton", help="how to search; this one is fast from plan to plan")
+    parser.add_argument("--optimizer", default="real_time_iteration", help="how to search; this one is for loops")
     chosen = parser.parse_args()
-    settings = presage.PlannerSettings(optimizer=chosen.optimizer, samples=16, elites=4, iterations=4)
+    settings = presage.PlannerSettings(optimizer=chosen.optimizer)
     reached = settled = 0
     with presage.Client(chosen.address) as client:
         client.wait_ready(timeout_s=60.0)

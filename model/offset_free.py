@@ -61,7 +61,8 @@ class OffsetFreeModel:
         return self.model.block
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
-        return OffsetFreeModel(self.model.to_precision(dtype), self.rest)
+        lowered = self.model.to_precision(dtype)
+        return self if lowered is self.model else OffsetFreeModel(lowered, self.rest)
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:  # noqa: F821  # a shape
         return self.model.encode(frames)

@@ -70,9 +70,12 @@ class SearchSize(PlannerSettings):
         return PlannerSettings(**{each.name: getattr(self, each.name) for each in fields(PlannerSettings)})
 
 
-def needed_iterations(iterations: int, of_model: int) -> int:
-    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer."""
-    return -(-min(iterations, of_model) // 2)
+def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
+    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer.
+
+    Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+    """
+    return 1 if optimizer == "real_time_iteration" else -(-min(iterations, of_model) // 2)
 
 
 @dataclass(frozen=True)

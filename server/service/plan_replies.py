@@ -55,7 +55,7 @@ def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict
     ran, short = done.size, dict[str, str]()
     if ran.optimizer != asked.optimizer:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
-        took = f"{ran.optimizer} with {ran.samples} samples took their place, {plan.iterations_done} iterations"
+        took = f"{ran.optimizer} took their place, {plan.iterations_done} iterations"
         short["optimizer"] = f"{fit}: {took}"
     elif ran.samples < asked.samples:
         fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"

@@ -1,8 +1,8 @@
 """Which search to run in the time there is: the one asked for, or one that makes more of little time.
 
 A sampling search that is cut to its first iteration draws once, widely, and mostly ends with the plan it began with: a
-robot stops short of its goal. In the same time a few samples are drawn, and Gauss-Newton steps improve the best of them
-and the plan under way (decision 0015 has the measurements).
+robot stops short of its goal. In the same time Gauss-Newton steps improve the plan under way (`real_time_iteration`;
+decision 15 has the measurements).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from server.engine.messages import SearchSize
 
 FEWEST_SAMPLES = 16  # no search is made smaller than this
-FEWEST_ELITES = 4  # of Gauss-Newton: two of them go on, one beside the plan under way
 STEPPED_AS_MUCH = 4  # times the samples asked for: the most that one iteration of Gauss-Newton may roll out instead
-SAMPLING_SHARE = 1 / 3  # of the time, for the samples that Gauss-Newton begins with
-SAMPLED_AND_STEPPED = 2  # iterations: what Gauss-Newton needs of each plan of a control loop
+SAMPLING_SHARE = 1 / 3  # of the time, for the samples that real-time iteration begins with where it has no plan yet
 
 IterationTime = Callable[[SearchSize], float]
 """Predicted seconds of an iteration that draws all samples of a search; 0 while nothing is known."""
@@ -31,26 +29,26 @@ class Fitted:
     fitting: int
 
 
-def fitted(size: SearchSize, moved: int, left_s: float, iteration_s: IterationTime) -> Fitted:
+def fitted(size: SearchSize, moved: int, is_warm: bool, left_s: float, iteration_s: IterationTime) -> Fitted:
     """The search `size`, or another one where fewer iterations than it needs fit into `left_s` seconds.
 
-    `moved`: the numbers of a plan that a search is free to choose.
+    `moved`: the numbers of a plan that a search is free to choose. `is_warm`: it begins with what is left of a plan.
     """
     seconds = iteration_s(size)
-    if size.needed * seconds <= left_s:
+    if size.needed * seconds <= left_s or (is_warm and size.optimizer == "real_time_iteration"):
         return Fitted(size, size.iterations)
     fitting = max(0, math.floor(left_s / seconds))
-    if size.optimizer == "vjepa2_ac" or size.iterations < 2 or moved > STEPPED_AS_MUCH * size.samples:
-        return Fitted(_thinned(size, 2, lambda less: less.needed * iteration_s(less) <= left_s), fitting)
-    needed = min(size.needed, SAMPLED_AND_STEPPED)
-    stepping = replace(size, optimizer="gauss_newton", needed=needed)
-    sampled_s = SAMPLING_SHARE * left_s
-    return Fitted(_thinned(stepping, FEWEST_ELITES, lambda less: iteration_s(less) <= sampled_s), fitting)
+    if size.optimizer == "vjepa2_ac" or moved > STEPPED_AS_MUCH * size.samples:
+        return Fitted(_thinned(size, lambda less: less.needed * iteration_s(less) <= left_s), fitting)
+    stepping = replace(size, optimizer="real_time_iteration", needed=1)
+    if is_warm:
+        return Fitted(stepping, fitting)
+    return Fitted(_thinned(stepping, lambda less: iteration_s(less) <= SAMPLING_SHARE * left_s), fitting)
 
 
-def _thinned(size: SearchSize, fewest_elites: int, fits: Callable[[SearchSize], bool]) -> SearchSize:
+def _thinned(size: SearchSize, fits: Callable[[SearchSize], bool]) -> SearchSize:
     """The search with half of its samples, as often as it takes to fit, but never fewer than `FEWEST_SAMPLES`."""
     while not fits(size) and size.samples > FEWEST_SAMPLES:
         samples = max(size.samples // 2, FEWEST_SAMPLES)
-        size = replace(size, samples=samples, elites=max(fewest_elites, size.elites * samples // size.samples))
+        size = replace(size, samples=samples, elites=max(2, size.elites * samples // size.samples))
     return size

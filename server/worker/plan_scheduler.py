@@ -339,7 +339,8 @@ class PlanScheduler:
         held = space.frozen or (None,) * space.dimensions
         moved = job.size.horizon * self._models[job.model].block * held.count(None)
         left_s = max(0.0, min(ends) - self._clock())
-        return fitted(job.size, moved, left_s, lambda size: self._sampling_s(job.model, size, shapes))
+        is_warm = job.warm_start is not None
+        return fitted(job.size, moved, is_warm, left_s, lambda size: self._sampling_s(job.model, size, shapes))
 
     def _encoding_s(self, model: str, count: int) -> float:
         return self.durations.predict(("encode", model), count) or 0.0

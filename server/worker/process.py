@@ -180,7 +180,7 @@ def own_search(defaults: PlannerDefaults) -> SearchSize:
     """A model's own search settings."""
     known = {each.name for each in fields(SearchSize)}
     stated = {name: value for name, value in vars(defaults).items() if name in known}
-    return SearchSize(**stated, needed=needed_iterations(defaults.iterations, defaults.iterations))
+    return SearchSize(**stated, needed=needed_iterations(defaults.optimizer, defaults.iterations, defaults.iterations))
 
 
 class Engine:

@@ -102,14 +102,14 @@ async def test_a_search_cut_below_what_it_needs_is_degraded_and_gives_the_number
     assert (unhurried.degraded, unhurried.shortage, unhurried.warnings) == (False, (), ())
 
 
-async def test_a_search_that_does_not_fit_its_budget_gives_way_to_gauss_newton(application: Application) -> None:
+async def test_a_search_that_does_not_fit_its_budget_gives_way_to_real_time_iteration(application: Application) -> None:
     goal = await goal_at(application, 0.5, model="slow")
     session = await session_toward(application, goal, model="slow")
     await plan(application, PlanRequest(HERE, session, planner=QUICK))
     reply = await plan(application, PlanRequest(HERE, session, executed=2, budget_ms=1.5 * SLOW_S * 1e3))
-    assert reply.provenance.planner.optimizer == "gauss_newton"
+    assert reply.provenance.planner.optimizer == "real_time_iteration"
     assert "optimizer" in reply.shortage
-    took = f"gauss_newton with 16 samples took their place, {reply.iterations_done} iterations"
+    took = f"real_time_iteration took their place, {reply.iterations_done} iterations"
     assert reply.warnings[0].endswith(took)
     assert reply.warnings[0].split(" of 6 iterations of cem fit 90 ms: ")[0] in ("0", "1", "2")
 

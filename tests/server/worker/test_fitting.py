@@ -18,36 +18,41 @@ def seconds(size: SearchSize) -> float:
 
 
 def test_a_search_needs_half_of_its_models_iterations_or_of_its_own_where_they_are_fewer() -> None:
-    assert [needed_iterations(count, of_model=8) for count in (1, 2, 7, 8, 1000)] == [1, 1, 4, 4, 4]
+    assert [needed_iterations("cem", count, of_model=8) for count in (1, 2, 7, 8, 1000)] == [1, 1, 4, 4, 4]
+    assert needed_iterations("real_time_iteration", 8, of_model=8) == 1
 
 
 @pytest.mark.parametrize("left_s", [0.4, 0.5, float("inf")])
 def test_a_search_that_gets_what_it_needs_runs_as_it_is(left_s: float) -> None:
-    assert fitted(SIZE, 50, left_s, seconds) == Fitted(SIZE, 8)
+    assert fitted(SIZE, 50, True, left_s, seconds) == Fitted(SIZE, 8)
 
 
 def test_where_nothing_was_measured_a_search_is_tried_as_it_is() -> None:
-    assert fitted(SIZE, 50, 0.01, lambda size: 0.0) == Fitted(SIZE, 8)
+    assert fitted(SIZE, 50, False, 0.01, lambda size: 0.0) == Fitted(SIZE, 8)
+
+
+def test_a_plan_is_improved_where_there_is_no_time_to_search_anew() -> None:
+    stepping = replace(SIZE, optimizer="real_time_iteration", needed=1)
+    assert fitted(SIZE, 50, True, 0.39, seconds) == Fitted(stepping, 3)
+    assert fitted(SIZE, 50, True, 0.0, seconds) == Fitted(stepping, 0)
+    assert fitted(stepping, 50, True, 0.0, seconds) == Fitted(stepping, 8)  # asked for, it is what it is
 
 
 @pytest.mark.parametrize(
-    ("left_s", "samples", "elites", "fitting"),
-    [(0.31, 200, 20, 3), (0.16, 100, 10, 1), (0.08, 50, 5, 0), (0.001, FEWEST_SAMPLES, 4, 0)],
+    ("left_s", "samples", "elites"), [(0.31, 200, 20), (0.16, 100, 10), (0.08, 50, 5), (0.001, FEWEST_SAMPLES, 2)]
 )
-def test_a_search_that_does_not_fit_samples_for_a_third_of_the_time_and_steps_from_there(
-    left_s: float, samples: int, elites: int, fitting: int
-) -> None:
-    wanted = replace(SIZE, optimizer="gauss_newton", samples=samples, elites=elites, needed=2)
-    assert fitted(SIZE, 50, left_s, seconds) == Fitted(wanted, fitting)
+def test_without_a_plan_it_samples_for_a_third_of_the_time_at_most(left_s: float, samples: int, elites: int) -> None:
+    wanted = replace(SIZE, optimizer="real_time_iteration", samples=samples, elites=elites, needed=1)
+    assert fitted(SIZE, 50, False, left_s, seconds).size == wanted
 
 
 def test_a_published_search_keeps_its_rules_and_draws_fewer_samples() -> None:
     published = replace(SIZE, optimizer="vjepa2_ac")
-    chosen = fitted(published, 50, 0.2, seconds)
+    chosen = fitted(published, 50, True, 0.2, seconds)
     assert (chosen.size.optimizer, chosen.size.samples, chosen.fitting) == ("vjepa2_ac", 100, 2)
     assert chosen.size.needed * seconds(chosen.size) <= 0.2
 
 
 def test_more_numbers_than_steps_pay_for_are_searched_by_fewer_samples() -> None:
-    wide = fitted(SIZE, 5000, 0.1, seconds)
+    wide = fitted(SIZE, 5000, True, 0.1, seconds)
     assert (wide.size.optimizer, wide.size.samples) == ("cem", 50)
