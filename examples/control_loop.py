@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--budget-ms", type=float, default=80.0, help="time to think for each plan")
     parser.add_argument("--optimizer", default="real_time_iteration", help="how to search; this one is for loops")
     chosen = parser.parse_args()
-    settings = presage.PlannerSettings(optimizer=chosen.optimizer)
+    settings = presage.PlannerSettings(optimizer=chosen.optimizer, samples=48)
     reached = settled = 0
     with presage.Client(chosen.address) as client:
         client.wait_ready(timeout_s=60.0)

@@ -15,7 +15,6 @@ from server.engine.messages import SearchSize
 
 FEWEST_SAMPLES = 16  # no search is made smaller than this
 STEPPED_AS_MUCH = 4  # times the samples asked for: the most that one iteration of Gauss-Newton may roll out instead
-SAMPLING_SHARE = 1 / 3  # of the time, for the samples that real-time iteration begins with where it has no plan yet
 
 IterationTime = Callable[[SearchSize], float]
 """Predicted seconds of an iteration that draws all samples of a search; 0 while nothing is known."""
@@ -41,9 +40,7 @@ def fitted(size: SearchSize, moved: int, is_warm: bool, left_s: float, iteration
     if size.optimizer == "vjepa2_ac" or moved > STEPPED_AS_MUCH * size.samples:
         return Fitted(_thinned(size, lambda less: less.needed * iteration_s(less) <= left_s), fitting)
     stepping = replace(size, optimizer="real_time_iteration", needed=1)
-    if is_warm:
-        return Fitted(stepping, fitting)
-    return Fitted(_thinned(stepping, lambda less: iteration_s(less) <= SAMPLING_SHARE * left_s), fitting)
+    return Fitted(_thinned(stepping, lambda less: iteration_s(less) <= left_s), fitting)
 
 
 def _thinned(size: SearchSize, fits: Callable[[SearchSize], bool]) -> SearchSize:

@@ -53,9 +53,10 @@ async def test_entries_not_varied_rest_and_the_extent_narrows_the_rest(applicati
 
 
 async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(application: Application) -> None:
-    reply = replace(
-        application.model("linear"), action_low=(-0.1, 0.0), action_high=(0.9, 1.0)
-    )  # a base that mostly drives forward, and a gripper
+    reply = application.model("linear")
+    assert reply.action is not None
+    base = replace(reply.action, low=(-0.1, 0.0), high=(0.9, 1.0))  # mostly drives forward; and a gripper
+    reply = replace(reply, action=base)
     served = ServedModel(reply, None, 1, "cpu", "float32", "as set", rest=(0.0, 0.0))
     found = grid(LandscapeRequest(HERE), served)
     np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)

@@ -31,19 +31,21 @@ def test_where_nothing_was_measured_a_search_is_tried_as_it_is() -> None:
     assert fitted(SIZE, 50, False, 0.01, lambda size: 0.0) == Fitted(SIZE, 8)
 
 
-def test_a_plan_is_improved_where_there_is_no_time_to_search_anew() -> None:
-    stepping = replace(SIZE, optimizer="real_time_iteration", needed=1)
-    assert fitted(SIZE, 50, True, 0.39, seconds) == Fitted(stepping, 3)
-    assert fitted(SIZE, 50, True, 0.0, seconds) == Fitted(stepping, 0)
-    assert fitted(stepping, 50, True, 0.0, seconds) == Fitted(stepping, 8)  # asked for, it is what it is
-
-
+@pytest.mark.parametrize("is_warm", [False, True])
 @pytest.mark.parametrize(
-    ("left_s", "samples", "elites"), [(0.31, 200, 20), (0.16, 100, 10), (0.08, 50, 5), (0.001, FEWEST_SAMPLES, 2)]
+    ("left_s", "samples", "elites", "fitting"),
+    [(0.39, 200, 20, 3), (0.06, 100, 10, 0), (0.03, 50, 5, 0), (0.001, FEWEST_SAMPLES, 2, 0)],
 )
-def test_without_a_plan_it_samples_for_a_third_of_the_time_at_most(left_s: float, samples: int, elites: int) -> None:
+def test_where_a_search_does_not_fit_it_is_spread_over_plans_of_as_many_samples_as_fit(
+    left_s: float, samples: int, elites: int, fitting: int, is_warm: bool
+) -> None:
     wanted = replace(SIZE, optimizer="real_time_iteration", samples=samples, elites=elites, needed=1)
-    assert fitted(SIZE, 50, False, left_s, seconds).size == wanted
+    assert fitted(SIZE, 50, is_warm, left_s, seconds) == Fitted(wanted, fitting)
+
+
+def test_a_search_that_is_spread_over_plans_anyway_goes_on_as_it_is() -> None:
+    stepping = replace(SIZE, optimizer="real_time_iteration", needed=1)
+    assert fitted(stepping, 50, True, 0.0, seconds) == Fitted(stepping, 8)
 
 
 def test_a_published_search_keeps_its_rules_and_draws_fewer_samples() -> None:
