@@ -102,7 +102,6 @@ def test_the_control_loop_reaches_its_goal_and_stays_there(address: str) -> None
 
 
 @needs_arm
-@pytest.mark.process
 def test_the_control_loop_outlasts_a_service_that_is_killed_and_started_again(tmp_path: Path) -> None:
     with served(tmp_path / "first.log") as (address, process):
         command = [sys.executable, EXAMPLES / "control_loop.py", "--address", address, "--ticks", "900"]
