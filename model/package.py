@@ -45,6 +45,7 @@ class ActionSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rest: tuple[float, ...] | None = None  # what leaves the robot at rest; None: zero, or the bound nearest to it
+    rest_holds: bool = False  # at rest the scene stays as it is: predictions are corrected to say so (`offset_free`)
 
     def __post_init__(self) -> None:
         for name in ("units", "low", "high", "mean", "std", "rest"):
@@ -55,6 +56,13 @@ class ActionSpec:
                 raise PackageError(f"action.rest of {name} must lie in {low:g}..{high:g}, got {rest:g}")
         if self.block < 1:
             raise PackageError(f"action.block must be >= 1, got {self.block}")
+
+    @property
+    def at_rest(self) -> tuple[float, ...]:
+        """The action that leaves the robot at rest: what is stated, else zero, or the bound nearest to it."""
+        if self.rest is not None:
+            return self.rest
+        return tuple(max(low, min(high, 0.0)) for low, high in zip(self.low, self.high, strict=True))
 
 
 @dataclass(frozen=True)

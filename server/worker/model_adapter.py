@@ -30,7 +30,7 @@ def action_space(model: LoadedModel) -> ActionSpace | None:
         low=spec.low,
         high=spec.high,
         rate_hz=spec.rate_hz,
-        stated_rest=spec.rest,
+        stated_rest=spec.at_rest,
     )
 
 

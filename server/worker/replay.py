@@ -122,7 +122,9 @@ def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Fai
         black = np.zeros((config.image.height, config.image.width, 3), np.uint8)
         job = replace(job, start=replace(job.start, frames=(black,)))
         model = _Blind(model, then.latent)
-    job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.plan.iterations_done)
+    job = replace(
+        job, size=then.size, deadline=None, budget_until=None, on_trust=True, stop_after=then.plan.iterations_done
+    )
     answers: list[FromEngine] = []
     scheduler = PlanScheduler({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
     scheduler.add(1, job)
