@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic_settings
 import yaml
+from presage.user_error import UserError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """Settings that cannot be used; the message is one line per fault, naming setting, rule and value."""
 
 
@@ -119,8 +120,10 @@ class Settings(BaseSettings):
     spool_dir: Path | None = Field(
         default=None, description="where uploads are kept meanwhile; the system's place by default"
     )
-    reflection: bool = Field(default=True, description="let gRPC tools list the services")
-    openpi: bool = Field(default=True, description="let openpi clients in, over WebSocket on http_port")
+    reflection: bool = Field(default=True, description="let gRPC tools list the services; needs the extra service")
+    openpi: bool = Field(
+        default=True, description="let openpi clients in, over WebSocket on http_port; needs the extra service"
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="console (lines to read) or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level that is logged: debug, info, warning or error"

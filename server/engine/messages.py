@@ -59,17 +59,26 @@ class SearchSize(PlannerSettings):
     discount: float = 1.0  # weight of each step's distance, relative to the step before
     cost: str = ""  # the steps that count, one of `planner.registry.COSTS`; empty: the optimizer's own choice
     replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to replace it
+    needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 
     @property
     def steps_per_iteration(self) -> int:
         """Model steps rolled out in one iteration: what its time is about proportional to."""
         return self.samples * self.horizon
 
+    @property
+    def settings(self) -> PlannerSettings:
+        """As a request would name them."""
+        told = {each.name: getattr(self, each.name) for each in fields(PlannerSettings)}
+        return PlannerSettings(**{**told, "cost": self.cost or None})
 
-def settings_of(size: SearchSize) -> PlannerSettings:
-    """A search's settings as callers know them."""
-    told = {entry.name: getattr(size, entry.name) for entry in fields(PlannerSettings)}
-    return PlannerSettings(**{**told, "cost": size.cost or None})
+
+def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
+    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer.
+
+    Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+    """
+    return 1 if optimizer == "real_time_iteration" else -(-min(iterations, of_model) // 2)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
+    rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
 
@@ -117,7 +127,10 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class PlanDone:
-    plan: Plan  # as far as an engine knows it; warnings are about the observation
+    plan: Plan  # as far as an engine knows it: its cost is the model's own, warnings are about the observation
+    size: SearchSize  # of the search that ran: the job's, or one that fits the time
+    fitting: int  # iterations of the job's search that were predicted to fit the time; all of them where it ran
+    unimproved: bool  # time ended it before anything better was found than what it began with
     goal_reached: bool  # so the next goal was searched for
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
-from server.engine.messages import Floats, SearchSize, ServedModel
+from server.engine.messages import Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -180,11 +180,11 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
-    if optimizer == "gauss_newton":
+    if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
         if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     if optimizer == PROPOSER_ALONE and not served.proposes:
         rule = f"must not be {optimizer}: model {served.reply.name} has no proposer"
@@ -208,9 +208,17 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     dimensions = wanted.dimensions or defaults.dimensions
     # A discount is of a sum over all steps, and so asks for one where the model's own cost counts one step alone.
     own = "" if optimizer == LAST_STEP_ALONE or discount != 1 else defaults.cost
-    cost = own if wanted.cost is None else wanted.cost
     return SearchSize(
-        samples, iterations, elites, horizon, optimizer, dimensions, discount, cost, defaults.replace_margin
+        samples,
+        iterations,
+        elites,
+        horizon,
+        optimizer,
+        dimensions,
+        discount,
+        own if wanted.cost is None else wanted.cost,
+        defaults.replace_margin,
+        1 if optimizer == PROPOSER_ALONE else needed_iterations(optimizer, iterations, defaults.iterations),
     )
 
 

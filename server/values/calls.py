@@ -21,7 +21,17 @@ LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
 LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
 COSTS = ("sum", "last", "least")  # `planner.registry.COSTS`
 PROPOSER_ALONE = "policy"  # of OPTIMIZERS: no search, what the model's proposer says
-OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac", "policy")
+OPTIMIZERS = (
+    "cem",
+    "icem",
+    "mppi",
+    "gradient",
+    "hybrid",
+    "gauss_newton",
+    "real_time_iteration",
+    "vjepa2_ac",
+    "policy",
+)
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 

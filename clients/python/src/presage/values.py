@@ -8,6 +8,7 @@ identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -182,7 +183,8 @@ class Calibration:
 class SessionStatus:
     """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
 
-    `stage`: which of the session's stages is pursued, counted from 0; None without stages.
+    `stage`: which of the session's stages is pursued, counted from 0; None without stages. `execute`: actions of a plan
+    to carry out before planning again, as the model was measured.
     """
 
     session_id: str
@@ -195,6 +197,7 @@ class SessionStatus:
     create_time_ns: int
     stage: Optional[int] = None
     calibration: Optional[Calibration] = None
+    execute: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,12 +229,15 @@ class Provenance:
 class Plan:
     """Actions to take, and what is known of them.
 
-    `actions`: float32 [time, action], robot units, read-only. `step_costs` sum to `cost`; `goal_distance` is the
-    observation's own. `iteration_costs` never rise. `elite_spread` is a fraction of the action range.
-    `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: the search was made smaller for want
-    of time. `warnings` name legal but suspicious things about the request. `arrival`: the action after which the plan
-    means to be at the goal, where that is known. `kept`: it is what was left of the last plan, which nothing found beat
-    by the model's own margin. `proposal_share`: of a proposer's candidates among those that the search went on from.
+    `actions`: float32 [time, action], robot units, read-only. `cost` is the model's own, what `Score` says of the
+    actions; `step_costs` sum to it; `goal_distance` is the observation's own. `objective`: what the search made small,
+    None where there was no search; `iteration_costs` are of it, and never rise. `elite_spread` is a fraction of the
+    action range. `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: for want of time the
+    search was made smaller, cut below what it needs, or found nothing better than what it began with; `shortage` names
+    what is lacking and `warnings` give the numbers, beside legal but suspicious things about the request. `arrival`:
+    the action after which the plan means to be at the goal, where that is known. `kept`: it is what was left of the
+    last plan, which nothing found beat by the model's own margin. `proposal_share`: of a proposer's candidates among
+    those that the search went on from.
     """
 
     actions: Floats
@@ -251,9 +257,53 @@ class Plan:
     timings: Timings = Timings()
     provenance: Provenance = Provenance()
     warnings: Tuple[str, ...] = ()
+    objective: Optional[float] = None
+    shortage: Tuple[str, ...] = ()
     arrival: Optional[int] = None
     kept: bool = False
     proposal_share: float = 0.0
+
+    def __str__(self) -> str:
+        """A few lines to read; the fields hold everything."""
+        size = (
+            f"{len(self.actions)} actions of {self.actions.shape[-1]} entries, the first {_numbers(self.actions[0])}"
+        )
+        ends = f", predicted {self.step_costs[-1]:.4g} after the last step" if self.step_costs else ""
+        stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
+        made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
+        lines = [
+            f"plan: {size}",
+            f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
+            f"  {stop}; {', '.join(made)}",
+            *(f"  warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lines of `str`, and a curve for each action entry."""
+        return f"<pre>{escape(str(self))}</pre>{_curves(self.actions)}"
+
+
+def _numbers(values: Floats) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+
+
+def _curves(actions: Floats) -> str:
+    """Each action entry over time as a small SVG, scaled to its own range."""
+    drawn = []
+    for entry in range(actions.shape[-1]):
+        series = actions[:, entry].tolist()
+        low, high = min(series), max(series)
+        span = (high - low) or 1.0
+        points = " ".join(
+            f"{4 + 112 * at / max(1, len(series) - 1):.1f},{34 - 30 * (value - low) / span:.1f}"
+            for at, value in enumerate(series)
+        )
+        drawn.append(
+            f'<svg width="120" height="52"><polyline points="{points}" fill="none" stroke="currentColor"/>'
+            f'<text x="4" y="48" font-size="9" fill="currentColor">{entry}: {low:.3g} to {high:.3g}</text></svg>'
+        )
+    return "".join(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,6 +397,10 @@ class Landscape:
     best_cost: float
     rest_cost: float
     plot: bytes = b""
+
+    def _repr_png_(self) -> Optional[bytes]:
+        """What a notebook shows, where a plot was asked for."""
+        return self.plot or None
 
 
 @dataclass(frozen=True)

@@ -239,8 +239,9 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac" (the published V-JEPA 2-AC
-    rules), or "policy" (no search: what the model's proposer says, in one pass).
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration" (for control loops: a
+    step or two of Gauss-Newton from the plan under way), "vjepa2_ac" (the published V-JEPA 2-AC rules), or "policy" (no
+    search: what the model's proposer says, in one pass).
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a

@@ -157,21 +157,30 @@ class Plan(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    OBJECTIVE_FIELD_NUMBER: builtins.int
+    SHORTAGE_FIELD_NUMBER: builtins.int
     ARRIVAL_FIELD_NUMBER: builtins.int
     KEPT_FIELD_NUMBER: builtins.int
     PROPOSAL_SHARE_FIELD_NUMBER: builtins.int
     cost: builtins.float
+    """The model's own cost, whatever the search made small: what Score says of these actions."""
     goal_distance: builtins.float
     """Distance of the observation itself to the goal, in the same cost for one step."""
     iterations_done: builtins.int
     stop_reason: global___StopReason.ValueType
     seed: builtins.int
     degraded: builtins.bool
-    """The search was made smaller because the server was short of time."""
+    """For want of time the search was made smaller, was cut below what it needs, or found nothing better than what it began
+    with; warnings give the numbers.
+    """
     warm_started: builtins.bool
     observation_sequence: builtins.int
     """The observation this plan used, as the robot sent it."""
     epoch: builtins.int
+    objective: builtins.float
+    """What the search made small, for these actions: the cost, unless the request names an optimizer or a discount with
+    another. Unset where there was no search.
+    """
     arrival: builtins.int
     """The action of this plan after which it means to be at the goal. Unset where that is not known."""
     kept: builtins.bool
@@ -188,7 +197,7 @@ class Plan(google.protobuf.message.Message):
 
     @property
     def iteration_costs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Best cost after each iteration; never rises."""
+        """Best objective after each iteration; never rises."""
 
     @property
     def elite_spread(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -202,7 +211,13 @@ class Plan(google.protobuf.message.Message):
     def provenance(self) -> global___Provenance: ...
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Legal but suspicious things about the request."""
+        """Legal but suspicious things about the request, and what a degraded plan lacks."""
+
+    @property
+    def shortage(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a degraded plan lacks: "samples" or the "optimizer" asked for, "iterations", anything better than what the search
+        began with ("unimproved"), or any search at all ("unsearched").
+        """
 
     def __init__(
         self,
@@ -224,13 +239,18 @@ class Plan(google.protobuf.message.Message):
         timings: global___Timings | None = ...,
         provenance: global___Provenance | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        objective: builtins.float | None = ...,
+        shortage: collections.abc.Iterable[builtins.str] | None = ...,
         arrival: builtins.int | None = ...,
         kept: builtins.bool = ...,
         proposal_share: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_arrival", b"_arrival", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_arrival", b"_arrival", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "kept", b"kept", "observation_sequence", b"observation_sequence", "proposal_share", b"proposal_share", "provenance", b"provenance", "seed", b"seed", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrival", b"_arrival", "_objective", b"_objective", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "objective", b"objective", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrival", b"_arrival", "_objective", b"_objective", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "kept", b"kept", "objective", b"objective", "observation_sequence", b"observation_sequence", "proposal_share", b"proposal_share", "provenance", b"provenance", "seed", b"seed", "shortage", b"shortage", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_arrival", b"_arrival"]) -> typing.Literal["arrival"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_objective", b"_objective"]) -> typing.Literal["objective"] | None: ...
 
 global___Plan = Plan
 
