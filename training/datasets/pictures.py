@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.video_probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, upright_turn
+from model.video_probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, orientation_of
 from training.datasets.dataset import FRAMES_AT_ONCE, DatasetError
 
 CLIP_LIMITS = ClipLimits(max_bytes=16 * 2**30, max_seconds=24 * 3600, max_frames=10**7)
@@ -58,7 +58,7 @@ def _frames_at(path: Path, times_s: NDArray[np.float64], slack_s: float) -> Iter
                 continue
             size = size or (frame.width, frame.height)
             picture = scaler.reformat(frame, *size, "rgb24", interpolation="BILINEAR")
-            batch.append(np.rot90(picture.to_ndarray(), upright_turn(frame) // 90))
+            batch.append(orientation_of(frame).apply(picture.to_ndarray()))
             done += 1
             if len(batch) == FRAMES_AT_ONCE:
                 yield np.stack(batch)
