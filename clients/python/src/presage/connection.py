@@ -8,15 +8,15 @@ from typing import Any, Callable, Iterator, TypeVar
 
 import grpc
 
-from presage import methods, requests
 from presage.control import ControlLoop
-from presage.conversation import ControlSettings
 from presage.errors import Cancelled, ServerError
-from presage.methods import Call
-from presage.retry import Attempts
-from presage.sequences import SequenceCounter
-from presage.transport import Endpoint, Metadata
-from presage.upload import ClipUpload, Progress
+from presage.protocol import methods, requests
+from presage.protocol.conversation import ControlSettings
+from presage.protocol.methods import Call
+from presage.protocol.retry import Attempts
+from presage.protocol.sequences import SequenceCounter
+from presage.protocol.transport import Endpoint, Metadata
+from presage.protocol.upload import ClipUpload, Progress
 from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")
@@ -126,6 +126,11 @@ class _Feed:
         except BaseException as failure:
             self.failure = failure
             raise StopIteration from failure
+
+
+def in_thread(work: Callable[[], Value]) -> Value:
+    """What `work` returns. There is no event loop here that it could hold up."""
+    return work()
 
 
 def read_reply(read: Callable[[bytes], Value], reply: bytes, request_id: str) -> Value:

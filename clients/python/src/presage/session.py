@@ -1,20 +1,18 @@
-"""The robot's handle on its session at the server: history, goal and warm start live there.
-
-The asyncio counterpart is async_session.py.
-"""
+# Generated from aio/session.py by scripts/sync-client. Edit that file.
+"""A robot's session at the server, for programs without asyncio: history, goal and warm start live there."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Sequence
 
-from presage import codec, requests
 from presage.connection import Connection
 from presage.control import ControlLoop
-from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
-from presage.requests import Seen
-from presage.sequences import SequenceCounter
+from presage.protocol import codec, requests
+from presage.protocol.conversation import ControlSettings
+from presage.protocol.requests import Seen
+from presage.protocol.sequences import SequenceCounter
 from presage.values import (
     CalibrationMove,
     Goal,
