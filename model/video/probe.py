@@ -73,7 +73,7 @@ class ClipLimits:
 
     max_bytes: int = 256 * 2**20  # the file's size
     max_pixels: int = 4096 * 4096  # of one frame as stored, width x height
-    max_seconds: float = 600.0
+    max_seconds: float = 3600.0
     max_frames: int = 4096  # returned, after sampling
     max_output_bytes: int = 2**30  # all returned frames together, after resizing
 

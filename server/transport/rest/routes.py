@@ -140,7 +140,8 @@ async def get_model(name: str, gateway: TheDoor) -> Response:
 async def create_goal(body: schemas.GoalBody, request: Request, gateway: TheDoor, deadline: Deadline) -> Response:
     """Embeds a goal and returns its id. The same goal again costs a hash."""
     if (body.image is None) == (body.latent is None):
-        raise invalid("source", "must have image or latent set", "neither" if body.image is None else "both")
+        rule = f"must have image or latent set, as in {body.example}"
+        raise invalid("source", rule, "neither" if body.image is None else "both")
     image, latent = None, None
     if body.image is not None:
         source = schemas.image_source(body.image, "image")

@@ -7,11 +7,13 @@ Numbers are strict (true is no number, "1" is no number), unknown fields are ref
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
+from model.video.containers import kind_of
 from server.errors import Reason, invalid
 from server.transport.grpc.codec import decode_time
 from server.transport.rest.tensors import Base64, Strict, TensorInput, decode_bytes, decode_tensor
@@ -26,6 +28,12 @@ Name = Annotated[str, Field(max_length=256)]
 
 
 # Observations
+
+
+IMAGE_EXAMPLE = (
+    '{"encoded": "<base64 of a JPEG, PNG or WebP file>"} or '
+    '{"raw": {"height": 64, "width": 64, "format": "rgb8", "data": "<base64 of the pixels>"}}'
+)
 
 
 class RawImageBody(BaseModel):
@@ -45,10 +53,27 @@ class ImageBody(BaseModel):
     encoded: Base64 | None = None
     raw: RawImageBody | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_encoded_or_raw(cls, value: object) -> object:
+        """Says how an image is written where somebody wrote it in another of the usual ways."""
+        if isinstance(value, dict) and (not value or value.keys() & {"encoded", "raw"}):
+            return value
+        raise PydanticCustomError("image", "{rule}", {"rule": f"must be {IMAGE_EXAMPLE}", "shown": _image_shown(value)})
+
+
+def _image_shown(value: object) -> str:
+    if isinstance(value, str):
+        return f"{kind_of(value[:64].encode('utf-8', 'replace')) or 'text'} in its place"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(str(key)[:20] for key in list(value)[:5])}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
 
 class ObservationBody(BaseModel):
     """What the robot sees and feels at one instant."""
 
+    example: ClassVar[str] = f'{{"images": [{IMAGE_EXAMPLE}]}}'
     model_config = Strict
     images: list[ImageBody] = Field(description="One per camera of the model, in the model's order")
     proprioception: TensorInput | None = None
@@ -127,6 +152,7 @@ class PlannerBody(BaseModel):
 class PlanBody(BaseModel):
     """Asks for a plan."""
 
+    example: ClassVar[str] = f'{{"observation": {{"images": [{IMAGE_EXAMPLE}]}}, "goal_id": "..."}}'
     model_config = Strict
     observation: ObservationBody
     session_id: Name = Field(default="", description="Empty plans without history and warm start")
@@ -181,6 +207,7 @@ class ScoreBody(BaseModel):
 class DistanceBody(BaseModel):
     """Asks how far images are from a goal."""
 
+    example: ClassVar[str] = f'{{"images": [{IMAGE_EXAMPLE}], "goal_id": "..."}}'
     model_config = Strict
     images: list[ImageBody] = Field(min_length=1)
     session_id: Name = ""
@@ -245,6 +272,7 @@ class CalibrateBody(BaseModel):
 class GoalBody(BaseModel):
     """A goal to embed: either an image, or a latent of the model."""
 
+    example: ClassVar[str] = f'{{"image": {IMAGE_EXAMPLE}}} or {{"latent": [...]}}'
     model_config = ConfigDict(
         **Strict, json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["latent"]}]}
     )
@@ -282,6 +310,7 @@ class SessionBody(BaseModel):
 class EmbedImagesBody(BaseModel):
     """Images to embed."""
 
+    example: ClassVar[str] = f'{{"images": [{IMAGE_EXAMPLE}]}}'
     model_config = Strict
     images: list[ImageBody] = Field(min_length=1)
     model: Name = ""

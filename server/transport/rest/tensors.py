@@ -19,6 +19,7 @@ from server.values.tensors import DTYPES, MAX_RANK, ElementType, array, floats
 
 Strict = ConfigDict(extra="forbid", strict=True)
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+_LINE_BREAKS = {ord(sign): None for sign in "\r\n"}
 TensorStyle = Literal["base64", "lists"]
 
 
@@ -73,10 +74,12 @@ def decode_tensor(body: TensorBody | list[JsonValue], field: str) -> NDArray[np.
 
 
 def decode_bytes(text: str, field: str, reason: Reason) -> bytes:
+    """Standard base64; lines may be broken, as the `base64` command breaks them."""
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text.translate(_LINE_BREAKS) if "\n" in text else text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid(field, f"must be base64 ({error})", text[:40], reason) from None
+        rule = "must be the base64 of the bytes themselves, without a heading, a path or an address"
+        raise invalid(field, f"{rule} ({error})", text[:40], reason) from None
 
 
 def _shape(nested: JsonValue, field: str) -> tuple[int, ...]:
