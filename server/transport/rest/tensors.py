@@ -19,7 +19,6 @@ from server.values.tensors import DTYPES, MAX_RANK, ElementType, array, floats
 
 Strict = ConfigDict(extra="forbid", strict=True)
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
-_LINE_BREAKS = {ord(sign): None for sign in "\r\n"}
 TensorStyle = Literal["base64", "lists"]
 
 
@@ -74,11 +73,10 @@ def decode_tensor(body: TensorBody | list[JsonValue], field: str) -> NDArray[np.
 
 
 def decode_bytes(text: str, field: str, reason: Reason) -> bytes:
-    """Standard base64; lines may be broken, as the `base64` command breaks them."""
     try:
-        return base64.b64decode(text.translate(_LINE_BREAKS) if "\n" in text else text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        rule = "must be the base64 of the bytes themselves, without a heading, a path or an address"
+        rule = "must be the base64 of the bytes themselves, in one line, without a heading, a path or an address"
         raise invalid(field, f"{rule} ({error})", text[:40], reason) from None
 
 

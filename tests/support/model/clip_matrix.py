@@ -25,8 +25,8 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
-from model.video.orientation import from_display_matrix
 from model.video.decode import FrameSampling, VideoDecodeError, decode
+from model.video.orientation import from_display_matrix
 from tests.support.model.clips import moving_square
 
 Frames = NDArray[np.uint8]
@@ -581,14 +581,9 @@ def main(names: list[str]) -> int:
     for name in names or GROUPS:
         for cell in GROUPS[name]():
             with tempfile.TemporaryDirectory() as folder:
-                try:
-                    summary.outcomes.append(run(cell, Path(folder)))
-                except Exception as e:
-                    summary.outcomes.append(Outcome(cell, "different", repr(e)))
-    print(summary)
-    for outcome in summary.outcomes:
-        if outcome.result == "refused":
-            print(f"  refused {outcome.cell.name}: {outcome.said}")
+                summary.outcomes.append(run(cell, Path(folder)))
+    refused = [f"  refused {each.cell.name}: {each.said}" for each in summary.outcomes if each.result == "refused"]
+    sys.stdout.write("\n".join([str(summary), *refused, ""]))
     return int(any(outcome.result == "different" for outcome in summary.outcomes))
 
 

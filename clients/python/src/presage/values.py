@@ -5,12 +5,14 @@ Not the wire: codec.py turns these into messages and back. Values that hold arra
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence, Union
+from typing import TYPE_CHECKING, Any, Protocol, Sequence, Union
 
 import numpy as np
 
 from presage.errors import PresageError, invalid
+from presage.protocol import arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # numpy 1.21
@@ -18,8 +20,17 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
 
-# uint8 [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file.
-ImageLike = Union["NDArray[np.uint8]", bytes]
+
+class Pixels(Protocol):
+    """An array of another library's, such as a PIL picture."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+# uint8 [height, width, 3] in RGB; the bytes or the path of a JPEG, PNG or WebP file; a PIL picture, which is taken
+# upright.
+ImageLike = Union["NDArray[np.uint8]", bytes, str, "os.PathLike[str]", Pixels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +48,12 @@ class Observation:
     sequence: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (bytes, np.ndarray)):
-            raise invalid(
-                "observation.images", "must be a sequence with one image per camera", type(self.images).__name__
-            )
-        if self.sequence < 0:
-            raise invalid("observation.sequence", "must be at least 0", self.sequence)
-        if self.capture_time_ns is not None and self.capture_time_ns < 0:
-            raise invalid("observation.capture_time_ns", "must be at least 0", self.capture_time_ns)
+        if arguments.is_one_image(self.images) or isinstance(self.images, dict) or not hasattr(self.images, "__iter__"):
+            rule = "must be a sequence with one image per camera"
+            raise invalid("observation.images", rule, arguments.shown(self.images))
+        arguments.whole("observation.sequence", self.sequence, 1 << 64)
+        if self.capture_time_ns is not None:
+            arguments.whole("observation.capture_time_ns", self.capture_time_ns, 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class PlannerSettings:
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value < 1 << 32:
-                raise invalid(f"settings.{name}", "must be at least 1 and fit in 32 bits", value)
+            if value is not None:
+                arguments.whole(f"settings.{name}", value, least=1)
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,8 @@ class GoalStage:
     max_actions: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.switch_below < float("inf"):
-            raise invalid("stage.switch_below", "must be at least 0 and finite", self.switch_below)
-        if not 0 <= self.max_actions < 1 << 32:
-            raise invalid("stage.max_actions", "must be at least 0 and fit in 32 bits", self.max_actions)
+        arguments.not_negative("stage.switch_below", self.switch_below)
+        arguments.whole("stage.max_actions", self.max_actions)
 
 
 @dataclass(frozen=True)

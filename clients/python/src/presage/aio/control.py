@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 import grpc.aio
 
 from presage.errors import PresageError, Unavailable
-from presage.protocol import codec, methods
+from presage.protocol import arguments, codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
 from presage.protocol.requests import Seen
 from presage.protocol.sequences import SequenceCounter
@@ -61,7 +61,7 @@ class AsyncControlLoop:
 
     async def wait(self, timeout_s: float, sequence: int | None = None) -> ControlPlan | None:
         """As `ControlLoop.wait`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + arguments.number("timeout_s", timeout_s)
         wanted = self._conversation.newest if sequence is None else sequence
         while not self._closing:
             plan = self._conversation.outcome(wanted)

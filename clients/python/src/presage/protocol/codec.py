@@ -6,6 +6,7 @@ Which call carries which message is requests.py's; nothing here knows gRPC.
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from presage import values
 from presage.errors import ServerError, invalid
+from presage.protocol import arguments
 from presage.protocol.wire import fields
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2, tensor_pb2
 
@@ -71,21 +73,15 @@ def _tensor(array: Floats) -> tensor_pb2.Tensor:
 
 
 def image_message(image: values.ImageLike, name: str = "image") -> observation_pb2.Image:
-    """An RGB array goes raw, bytes go as the file they are. Raises InvalidRequest naming `name`."""
-    if isinstance(image, bytes):
-        if not image:
-            raise invalid(name, "must hold a JPEG, PNG or WebP file", "no bytes", "INVALID_IMAGE")
-        return observation_pb2.Image(encoded=image)
-    if not isinstance(image, np.ndarray):
-        rule = "must be a uint8 array [height, width, 3] or the bytes of an image file"
-        raise invalid(name, rule, type(image).__name__, "INVALID_IMAGE")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise invalid(name, "must be uint8 [height, width, 3]", f"{image.dtype} {list(image.shape)}", "INVALID_IMAGE")
+    """Pixels go raw, files go as the bytes they are. Raises InvalidRequest naming `name`."""
+    content = arguments.image_content(name, image)
+    if isinstance(content, bytes):
+        return observation_pb2.Image(encoded=content)
     raw = observation_pb2.RawImage(
-        height=image.shape[0],
-        width=image.shape[1],
+        height=content.shape[0],
+        width=content.shape[1],
         format=observation_pb2.PIXEL_FORMAT_RGB8,
-        data=image.tobytes(),
+        data=content.tobytes(),
     )
     return observation_pb2.Image(raw=raw)
 
@@ -99,8 +95,11 @@ def as_observation(
         if proprioception is not None:
             raise invalid("proprioception", "must be part of the observation where one is given", "both")
         return seen
-    if isinstance(seen, (bytes, np.ndarray)):
-        return values.Observation((seen,), proprioception)
+    if arguments.is_one_image(seen):
+        return values.Observation((seen,), proprioception)  # type: ignore[arg-type]
+    if isinstance(seen, dict) or not hasattr(seen, "__iter__"):
+        rule = "must be an image, one image per camera in the model's order, or an Observation"
+        raise invalid("observation", rule, arguments.shown(seen))
     return values.Observation(tuple(seen), proprioception)
 
 
@@ -108,56 +107,76 @@ def observation_message(observation: values.Observation, sequence: int | None = 
     """`sequence` overrides the observation's own."""
     message = observation_pb2.Observation(
         images=[image_message(image, f"observation.images[{at}]") for at, image in enumerate(observation.images)],
-        sequence=observation.sequence if sequence is None else sequence,
+        sequence=arguments.whole(
+            "observation.sequence", observation.sequence if sequence is None else sequence, 1 << 64
+        ),
     )
     if observation.proprioception is not None:
         tensor = float_tensor("observation.proprioception", observation.proprioception, ("entries",))
         message.proprioception.CopyFrom(tensor)
     if observation.capture_time_ns is not None:
-        seconds, nanos = divmod(observation.capture_time_ns, NANOSECONDS)
+        seconds, nanos = divmod(operator.index(observation.capture_time_ns), NANOSECONDS)
         message.capture_time.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
     return message
 
 
 def planner_message(settings: values.PlannerSettings | None) -> models_pb2.PlannerSettings:
+    if settings is not None and not isinstance(settings, values.PlannerSettings):
+        raise invalid("settings", "must be PlannerSettings", arguments.shown(settings))
     chosen = settings or values.PlannerSettings()
+
+    def count(name: str) -> int | None:
+        value = getattr(chosen, name)
+        return None if value is None else arguments.whole(f"settings.{name}", value, least=1)
+
     return models_pb2.PlannerSettings(
-        samples=chosen.samples,
-        iterations=chosen.iterations,
-        elites=chosen.elites,
-        horizon=chosen.horizon,
-        optimizer=chosen.optimizer,
-        dimensions=chosen.dimensions,
-        discount=chosen.discount,
+        samples=count("samples"),
+        iterations=count("iterations"),
+        elites=count("elites"),
+        horizon=count("horizon"),
+        optimizer=None if chosen.optimizer is None else arguments.text("settings.optimizer", chosen.optimizer),
+        dimensions=arguments.names("settings.dimensions", chosen.dimensions),
+        discount=None if chosen.discount is None else arguments.number("settings.discount", chosen.discount),
     )
 
 
 def kind_number(kind: str) -> embeddings_pb2.EmbeddingKind.ValueType:
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise invalid("kind", f"must be one of {', '.join(KINDS)}", kind)
     return KINDS[kind]
 
 
 def goal_id(goal: values.Goal | str | None) -> str:
-    """The id of a goal, given as the goal or as its id; empty for None."""
-    return goal.goal_id if isinstance(goal, values.Goal) else goal or ""
+    """The id of a goal, given as the goal or as its id; empty for None. Raises InvalidRequest."""
+    if isinstance(goal, values.Goal):
+        return goal.goal_id
+    if goal is not None and not isinstance(goal, str):
+        rule = "must be a Goal or its id: client.goal(image) makes one of an image"
+        raise invalid("goal", rule, arguments.shown(goal))
+    return goal or ""
 
 
-def whole(name: str, number: int, limit: int = 1 << 32) -> int:
-    """A number that fits its unsigned field. Raises InvalidRequest naming `name`."""
-    if not 0 <= number < limit:
-        raise invalid(name, f"must be at least 0 and below {limit}", number)
-    return number
+def model_name(model: values.Model | str | None) -> str:
+    """The name of a model, given as the model or as its name; empty for None. Raises InvalidRequest."""
+    return model.name if isinstance(model, values.Model) else arguments.text("model", model)
+
+
+def plan_sequence(plan: values.Plan | values.ControlPlan | None) -> int:
+    """The observation that a plan was made from; 0 for None. Raises InvalidRequest."""
+    found = plan.plan if isinstance(plan, values.ControlPlan) else plan
+    if found is None:
+        return 0
+    if not isinstance(found, values.Plan):
+        raise invalid("follows", "must be a Plan", arguments.shown(found))
+    return found.observation_sequence
 
 
 def seed_number(seed: int | None) -> int | None:
-    return None if seed is None else whole("seed", seed, 1 << 64)
+    return None if seed is None else arguments.whole("seed", seed, 1 << 64)
 
 
 def budget(budget_ms: float | None) -> float | None:
-    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
-        raise invalid("budget_ms", "must be above 0 and finite", budget_ms)
-    return budget_ms
+    return None if budget_ms is None else arguments.positive("budget_ms", budget_ms)
 
 
 # Messages to values
