@@ -77,9 +77,9 @@ def from_display_matrix(content: bytes) -> Orientation:
     if a == b == c == d == 0:
         return UPRIGHT
     straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
-    if straight > crossed and crossed <= _OFF_AXIS * min(abs(a), abs(d)):
+    if straight > crossed and a and d and crossed <= _OFF_AXIS * min(abs(a), abs(d)):
         key = (_sign(a), 0, 0, _sign(d))
-    elif crossed > straight and straight <= _OFF_AXIS * min(abs(b), abs(c)):
+    elif crossed > straight and b and c and straight <= _OFF_AXIS * min(abs(b), abs(c)):
         key = (0, _sign(b), _sign(c), 0)
     else:
         raise ValueError("the display matrix is not a quarter turn or a mirroring")
