@@ -302,7 +302,7 @@ def _never_falling(ticks: NDArray[np.int64], step: int) -> None:
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """How the frame is turned and mirrored to be shown. Raises VideoDecodeError for what is no quarter turn."""
-    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload] # its stubs say a name
     if matrix is None:
         return UPRIGHT
     try:

@@ -40,6 +40,7 @@ def test_a_few_clips_of_every_kind_are_read_as_a_sequential_decode_reads_them(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_clip_is_read_as_a_sequential_decode_reads_it_or_refused(
     group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

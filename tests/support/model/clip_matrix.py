@@ -117,12 +117,10 @@ def write_with_pyav(
         if matrix is not None:
             a, b, c, d = (65536 * entry for entry in matrix)
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
-        if stamps is not None:
-            stream.codec_context.time_base = unit
+        stream.codec_context.time_base = 1 / Fraction(rate) if stamps is None else unit
         for index, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            if stamps is not None:
-                frame.pts, frame.time_base = stamps[index], unit
+            frame.pts, frame.time_base = (index, 1 / Fraction(rate)) if stamps is None else (stamps[index], unit)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
 

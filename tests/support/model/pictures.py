@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -63,12 +64,14 @@ def _item(number: int, kind: bytes, is_hidden: bool) -> bytes:
 
 def _tile(path: Path, level: int) -> tuple[bytes, bytes]:
     """(decoder configuration box, coded picture) of one HEVC frame."""
-    options = {"x265-params": "log-level=none:pools=none:info=0", "tag": "hvc1"}
+    options = {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=0:info=0"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx265", rate=1, options=options)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
         frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 1)
         container.mux([*stream.encode(frame), *stream.encode()])
     content = path.read_bytes()
     at = content.index(b"hvcC") - 4

@@ -74,7 +74,7 @@ def names(field: str, value: object) -> tuple[str, ...]:
     """Several names. Raises InvalidRequest for a single one too: its letters would be taken for names."""
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         raise invalid(field, "must be a sequence of names", shown(value))
-    return tuple(text(f"{field}[{at}]", name) for at, name in enumerate(value))  # type: ignore[var-annotated,arg-type]
+    return tuple(text(f"{field}[{at}]", name) for at, name in enumerate(value))
 
 
 def is_one_image(value: object) -> bool:
@@ -90,7 +90,7 @@ def images(field: str, value: object) -> list[Any]:
         raise invalid(field, "must be a sequence of images; one image is [image]", shown(value))
     if isinstance(value, dict) or not hasattr(value, "__iter__"):
         raise invalid(field, "must be a sequence of images", shown(value))
-    return list(value)  # type: ignore[call-overload,no-any-return]
+    return list(value)
 
 
 def image_content(field: str, value: object) -> bytes | np.ndarray[Any, np.dtype[np.uint8]]:
@@ -172,7 +172,7 @@ def sequence(field: str, value: object, kind: type, what: str) -> Sequence[Any]:
     """A sequence of values of one kind. Raises InvalidRequest."""
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         raise invalid(field, f"must be a sequence of {what}", shown(value))
-    found = tuple(value)  # type: ignore[arg-type]
+    found = tuple(value)
     for at, each in enumerate(found):
         if not isinstance(each, kind):
             raise invalid(f"{field}[{at}]", f"must be a {what}", shown(each))

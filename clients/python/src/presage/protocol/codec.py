@@ -100,7 +100,7 @@ def as_observation(
     if isinstance(seen, dict) or not hasattr(seen, "__iter__"):
         rule = "must be an image, one image per camera in the model's order, or an Observation"
         raise invalid("observation", rule, arguments.shown(seen))
-    return values.Observation(tuple(seen), proprioception)
+    return values.Observation(tuple(seen), proprioception)  # type: ignore[arg-type]
 
 
 def observation_message(observation: values.Observation, sequence: int | None = None) -> observation_pb2.Observation:
