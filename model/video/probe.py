@@ -25,6 +25,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 from model.video import containers, orientation
 from model.video.orientation import UPRIGHT, Orientation
@@ -51,7 +52,7 @@ _FALL_FRAMES = 8  # stamps that fall and are back within so many frames are a sl
 _MAX_SOURCE_FPS = 240  # with max_seconds it bounds the packets looked at, whatever a forged index claims
 
 
-class VideoDecodeError(Exception):
+class VideoDecodeError(UserError):
     """A clip that cannot be turned into frames. `str()` of it is a sentence for the person who sent the clip.
 
     reason: which kind of trouble, for programs. `truncated` ends too early, `damaged` breaks somewhere inside,

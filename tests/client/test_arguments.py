@@ -97,6 +97,7 @@ def plan(seen: Any = PIXELS, goal: Any = "g", **given: Any) -> Any:
         "proprioception": None,
         "budget_ms": None,
         "executed": 0,
+        "committed": 0,
         "follows": None,
         "seed": None,
         "settings": None,
@@ -127,8 +128,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a number followed": (lambda: plan(follows=3), "follows"),
     "proprioception in words": (lambda: plan(proprioception=["a"]), "observation.proprioception"),
     "one name for dimensions": (lambda: plan(settings=presage.PlannerSettings(dimensions="xy")), "settings.dimensions"),  # type: ignore[arg-type]
-    "text for samples": (lambda: presage.PlannerSettings(samples="3"), "settings.samples"),  # type: ignore[arg-type]
-    "no samples": (lambda: presage.PlannerSettings(samples=0), "settings.samples"),
+    "text for samples": (lambda: plan(settings=presage.PlannerSettings(samples="3")), "settings.samples"),  # type: ignore[arg-type]
+    "no samples": (lambda: plan(settings=presage.PlannerSettings(samples=-1)), "settings.samples"),
     "text for a stage": (lambda: presage.GoalStage("g", switch_below="1"), "stage.switch_below"),  # type: ignore[arg-type]
     "a stage that is none": (lambda: requests.create_session("", None, 0.0, None, ["g"]), "stages[0]"),  # type: ignore[list-item]
     "one stage": (lambda: requests.create_session("", None, 0.0, None, presage.GoalStage("g")), "stages"),  # type: ignore[arg-type]
