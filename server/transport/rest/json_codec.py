@@ -134,7 +134,7 @@ def body_model(kind: Any, message: Descriptor, without: tuple[str, ...] = ()) ->
     ]
     config = ConfigDict(**Strict, json_schema_extra=choices[0] if choices else None)
     name = message.name if message.name.endswith("Request") else f"{message.name}Body"
-    made = create_model(name, __config__=config, __doc__=CONTRACT.get(message.full_name), **fields)
+    made: type[BaseModel] = create_model(name, __config__=config, __doc__=CONTRACT.get(message.full_name), **fields)
     _EXAMPLES[made] = _example(message, fields)
     return made
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.codec import UnknownCodecError
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
@@ -57,7 +58,7 @@ class Outcome:
     """What became of a cell."""
 
     cell: Cell
-    result: str  # "equal", "refused" or "different"
+    result: str  # "equal", "refused", "not made" (there is no encoder for it here) or "different"
     said: str = ""
     reader: str = ""
 
@@ -198,7 +199,10 @@ SAMPLINGS = [FrameSampling(), FrameSampling(frames=3), FrameSampling(fps=7)]
 def run(cell: Cell, folder: Path) -> Outcome:
     """Make the cell's clip and compare what `decode` says of it with the sequential decode."""
     path = folder / f"clip.{cell.ending}"
-    cell.make(path)
+    try:
+        cell.make(path)
+    except UnknownCodecError as error:
+        return Outcome(cell, "not made", f"no encoder here: {error}")
     reader = ""
     expected: tuple[list[Frames], NDArray[np.float64]] | None = None
     for sampling in SAMPLINGS:
@@ -565,7 +569,7 @@ class Summary:
         lines = [f"{len(self.outcomes)} clips against {by}:"]
         for group in dict.fromkeys(outcome.cell.group for outcome in self.outcomes):
             counts = Counter(outcome.result for outcome in self.outcomes if outcome.cell.group == group)
-            told = ", ".join(f"{counts[result]} {result}" for result in ("equal", "refused", "different"))
+            told = ", ".join(f"{counts[result]} {result}" for result in ("equal", "refused", "not made", "different"))
             lines.append(f"  {group:12} {counts.total():4} cells: {told}")
         readers = Counter(outcome.reader for outcome in self.outcomes if outcome.reader)
         lines.append("  last read by: " + ", ".join(f"{reader} {count}" for reader, count in readers.items()))

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
     Pixels = NDArray[np.uint8]
+    PathLike = os.PathLike[str]
 else:
+    PathLike = os.PathLike
     Array = Floats = Pixels = np.ndarray
 
 
@@ -35,7 +37,7 @@ class ArrayInterface(Protocol):
 
 # uint8 [height, width, 3] in RGB; the bytes or the path of a JPEG, PNG or WebP file; a PIL picture, which is taken
 # upright.
-ImageLike = Union["Pixels", bytes, str, os.PathLike, ArrayInterface]
+ImageLike = Union["Pixels", bytes, str, PathLike, ArrayInterface]
 
 
 @dataclass(frozen=True, eq=False)
