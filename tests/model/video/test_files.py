@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -22,7 +21,7 @@ from model.video.orientation import from_display_matrix
 from model.video.probe import frame_times
 from tests.support.model import clips
 from tests.support.model.clip_matrix import H264, MATRICES, remux, write_with_pyav
-from tests.support.model.clips import COUNT, KINDS, SHARP, SOURCE, difference, nearest
+from tests.support.model.clips import COUNT, KINDS, SHARP, SOURCE, difference, nearest, write_streams
 from tests.support.model.pictures import box, write_heic
 
 OTHER = np.ascontiguousarray(SOURCE[:, :, ::-1])  # another camera: the same scene in a mirror
@@ -36,29 +35,6 @@ def refused(path: Path) -> tuple[str, str]:
 
 
 # Which stream is read
-
-
-def write_streams(path: Path, *streams: tuple[str, NDArray[np.uint8], int]) -> Path:
-    """Streams of (codec, frames, disposition), 25 frames a second, beside each other in one file."""
-    with av.open(str(path), "w") as container:
-        made = []
-        for codec, frames, disposition in streams:
-            options = SHARP if codec == "libx264" else {}
-            stream = container.add_stream(codec, rate=25, options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p" if codec == "mjpeg" else "rgb24"
-            stream.gop_size = 4
-            stream.codec_context.thread_count = 1
-            stream.codec_context.time_base = Fraction(1, 25)
-            stream.disposition = Disposition(disposition)
-            made.append(stream)
-        for stream, (_, frames, _) in zip(made, streams, strict=True):
-            for index, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                frame.pts, frame.time_base = index, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-    return path
 
 
 DEFAULT, COVER = int(Disposition.default), int(Disposition.attached_pic)
