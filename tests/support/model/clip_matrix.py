@@ -201,8 +201,10 @@ def run(cell: Cell, folder: Path) -> Outcome:
     path = folder / f"clip.{cell.ending}"
     try:
         cell.make(path)
-    except UnknownCodecError as error:
-        return Outcome(cell, "not made", f"no encoder here: {error}")
+    except (UnknownCodecError, ValueError, av.error.FFmpegError) as error:
+        if FFMPEG is not None:
+            raise
+        return Outcome(cell, "not made", f"PyAV alone does not write it: {error}")
     reader = ""
     expected: tuple[list[Frames], NDArray[np.float64]] | None = None
     for sampling in SAMPLINGS:
