@@ -1,6 +1,7 @@
 """Received images to RGB frames. The header is checked against a pixel limit before anything is decoded.
 
-Not a place for resizing: what a model does with a frame's size is its crop policy.
+Which encoded images are read, and how, is `model.picture`: training decodes by the same rule. Not a place for resizing:
+what a model does with a frame's size is its crop policy.
 """
 
 from __future__ import annotations
