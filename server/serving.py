@@ -158,7 +158,10 @@ def app_settings(settings: Settings) -> AppSettings:
         max_rollout_steps=limits.rollout_steps,
         max_iterations=limits.iterations,
         max_images=limits.images,
+        clip_bytes=limits.clip_bytes,
         clip_frames=limits.clip_frames,
+        clip_frame_pixels=limits.image_pixels,
+        clip_duration_s=limits.clip_duration_s,
         clip_timeout_s=limits.clip_decode_timeout_s,
         server_version=server_version(),
     )

@@ -75,8 +75,11 @@ class AppSettings:
     max_iteration_steps: int = 65_536  # horizon x samples in one rollout: bounds an engine's memory
     max_iterations: int = 1_000
     max_images: int = 256  # in one embedding
+    clip_bytes: int = 256 * MIB  # of one clip's file
     clip_frames: int = 4_096  # used of one clip
+    clip_frame_pixels: int = 4096 * 4096  # of one frame as it is stored
     clip_pixels: int = 512 * MIB  # of all frames used of one clip
+    clip_duration_s: float = 3600.0  # of one clip, whichever of its frames are used
     clip_timeout_s: float = 60.0  # to decode one clip
     clip_workers: int = 2  # clips decoded at once
     engine_nice: int = 5  # added to the niceness of engines: where both want a core, the front has it
@@ -103,7 +106,15 @@ class Application:
         self._sessions = SessionTable(settings.max_sessions)
         self._goals = GoalCache(settings.goal_cache_bytes)
         self._clips = Clips(
-            ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
+            ClipSettings(
+                max_bytes=settings.clip_bytes,
+                frames=settings.clip_frames,
+                frame_pixels=settings.clip_frame_pixels,
+                pixels=settings.clip_pixels,
+                duration_s=settings.clip_duration_s,
+                timeout_s=settings.clip_timeout_s,
+                workers=settings.clip_workers,
+            )
         )
         self._plans = PlanCalls(
             self._engines, self._sessions, self._goals, self._limits, settings.server_version, recorder

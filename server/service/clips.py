@@ -25,8 +25,11 @@ T = TypeVar("T")
 class ClipSettings:
     """What decoding may cost."""
 
+    max_bytes: int  # of a clip's file
     frames: int  # used of one clip
+    frame_pixels: int  # of one frame as it is stored
     pixels: int  # of all frames used of one clip
+    duration_s: float  # of a clip, whichever of its frames are used
     timeout_s: float
     workers: int  # clips decoded at once
 
@@ -46,7 +49,13 @@ class Clips:
         """
         chosen = self._sampling(sampling)
         size = (model.image.height, model.image.width) if model.image.crop_policy == "exact" else None
-        limits = ClipLimits(max_frames=self._settings.frames, max_output_bytes=3 * self._settings.pixels)
+        limits = ClipLimits(
+            max_bytes=self._settings.max_bytes,
+            max_pixels=self._settings.frame_pixels,
+            max_seconds=self._settings.duration_s,
+            max_frames=self._settings.frames,
+            max_output_bytes=3 * self._settings.pixels,
+        )
         timeout_s = self._settings.timeout_s if left_s is None else min(self._settings.timeout_s, left_s)
         if timeout_s <= 0:
             raise ServiceError(Reason.DEADLINE, "there is no time to decode the clip by the deadline")
