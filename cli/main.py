@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -18,6 +19,7 @@ from cli.evaluate import evaluate
 from cli.replay import replay
 from cli.serve import serve
 from cli.train.command import train
+from cli.version import show_version
 from cli.weights import import_weights, inspect, list_published, pull
 
 app = typer.Typer(
@@ -26,10 +28,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: boxes and three columns leave 18 characters for the text of a terminal's 80
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Gather episodes to train on, and look into recorded ones.", no_args_is_help=True)
-weights = typer.Typer(help="Look into model packages and make them from published weights.", no_args_is_help=True)
+data = typer.Typer(
+    help="Gather episodes to train on, and look into recorded ones.", no_args_is_help=True, rich_markup_mode=None
+)
+weights = typer.Typer(
+    help="Look into model packages and make them from published weights.", no_args_is_help=True, rich_markup_mode=None
+)
 
 app.command("serve")(serve)
 app.command("demo")(demo)
@@ -50,6 +57,18 @@ app.command("health")(health)
 app.command("replay")(replay)
 
 
+@app.callback()
+def presage(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=show_version, help="Say the versions of Presage, Python and torch."
+        ),
+    ] = False,
+) -> None:
+    """A video world-model service for robot planning: encode, predict, and plan toward a goal image."""
+
+
 def main() -> None:
     """Entry point of the `presage` script."""
-    sys.exit(exit_codes.run(app))
+    sys.exit(exit_codes.run(lambda: app(prog_name="presage")))

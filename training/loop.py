@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from presage.user_error import UserError
 from torch import Tensor, nn
 
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
@@ -69,7 +70,7 @@ class Moment:
         return self.step == self.steps
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(UserError, ArithmeticError):
     """A NaN or infinite loss; `checkpoint` is the last good one, if there is any."""
 
     def __init__(self, step: int, checkpoint: Path | None) -> None:
@@ -82,7 +83,7 @@ class DivergedError(ArithmeticError):
 class Training:
     """What a loop changes and saves: parameters under an optimizer, the generator that draws batches.
 
-    `made_with` guards the checkpoint: a run resumes only what was made with the same (its `repr`).
+    `made_with` guards the checkpoint: a run resumes only what was made with the same.
     """
 
     recipe: Recipe
@@ -90,7 +91,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     parts: Mapping[str, Stateful]  # the networks; the optimizer is saved beside them
     generator: torch.Generator
-    made_with: object
+    made_with: Mapping[str, str]  # settings and what is trained on, each by its name
     factor: Callable[[int], float]  # of the learning rate, at a step
 
     @property

@@ -1,50 +1,48 @@
-"""Prometheus metrics as a value, and the set-up of the logs.
+"""Prometheus metrics, as a value.
 
 Labels never hold what a caller chose (session, goal, request): their number is bounded by the code.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import structlog
 from presage.values import Plan
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-LogFormat = Literal["console", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
+from server.observability.sparse_log import SparseLog
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_log = structlog.get_logger()
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100)
 
 
-@dataclass(eq=False)
-class SparseLog:
-    """A warning that comes with every plan while its reason lasts: it is logged at once, then every `every_s` seconds.
+class Totals(Collector):
+    """Counters that the service keeps elsewhere; read when the metrics are."""
 
-    `times` in the line counts the warnings since the line before.
-    """
+    def __init__(self) -> None:
+        self._read: dict[str, Callable[[], float]] = {}
 
-    event: str
-    clock: Callable[[], float]
-    every_s: float = 10.0
-    _times: int = 0
-    _next: float = -math.inf
+    def read(self, name: TotalName, value: Callable[[], float]) -> None:
+        """From now on the counter is what `value` returns."""
+        self._read[name] = value
 
-    def warn(self, **fields: object) -> None:
-        self._times += 1
-        if self.clock() >= self._next:
-            _log.warning(self.event, times=self._times, **fields)
-            self._times, self._next = 0, self.clock() + self.every_s
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, documentation in _TOTALS.items():
+            yield CounterMetricFamily(name, documentation, value=self._read.get(name, lambda: 0.0)())
+
+
+TotalName = Literal["presage_engine_restarts", "presage_records", "presage_records_dropped"]
+_TOTALS: dict[TotalName, str] = {
+    "presage_engine_restarts": "How often an engine died and was started again",
+    "presage_records": "Plans kept by the flight recorder",
+    "presage_records_dropped": "Plans the flight recorder had no time or room for",
+}
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,16 @@ class Telemetry:
     sessions: Gauge
     engine_calls: Gauge
     goal_bytes: Gauge
-    engine_restarts: Gauge
-    records: Gauge
-    records_dropped: Gauge
+    engine_memory: Gauge
+    totals: Totals
     ready: Gauge
     build: Info
 
     @classmethod
     def create(cls) -> Telemetry:
-        registry = CollectorRegistry()
+        registry, totals = CollectorRegistry(), Totals()
+        registry.register(totals)
+        ProcessCollector(registry=registry)  # the front's memory, processor time, open files and start
         return cls(
             registry=registry,
             requests=Counter(
@@ -123,13 +122,13 @@ class Telemetry:
             sessions=Gauge("presage_sessions", "Open sessions", registry=registry),
             engine_calls=Gauge("presage_engine_calls", "Calls in engines, running or waiting", registry=registry),
             goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
-            engine_restarts=Gauge(
-                "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            engine_memory=Gauge(
+                "presage_engine_resident_memory_bytes",
+                "Resident memory of an engine process; the front's is process_resident_memory_bytes",
+                ("engine",),
+                registry=registry,
             ),
-            records=Gauge("presage_records", "Plans kept by the flight recorder", registry=registry),
-            records_dropped=Gauge(
-                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry=registry
-            ),
+            totals=totals,
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),
         )
@@ -151,28 +150,3 @@ class Telemetry:
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-def configure_logging(style: LogFormat, level: LogLevel) -> None:
-    """Send structured logs, and those of libraries at warning and above, to standard error. Call it once, at start."""
-    shared: Sequence[structlog.typing.Processor] = (
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    )
-    renderer: structlog.typing.Processor
-    if style == "json":  # tracebacks as plain text: the richer kinds show local variables, images and keys among them
-        shared = (*shared, structlog.processors.format_exc_info)
-        renderer = structlog.processors.JSONRenderer()
-    else:
-        plain = structlog.dev.plain_traceback
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
-    number = _LEVELS[level]
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
-    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

@@ -57,6 +57,7 @@ class Call:
     arrived: float = field(default_factory=time.monotonic)  # when the request was here as a whole: budgets begin then
     deadline: float | None = None
     code: str = "OK"
+    peer: str = ""  # the caller's address, as its transport writes it; told in the log where a call is refused
     trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
 
 
@@ -106,10 +107,10 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
             with tracing.working_for(call.trace):
                 log(
                     "call", transport=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
-                    request_id=call.request_id,
+                    request_id=call.request_id, **({} if call.code == "OK" or not call.peer else {"peer": call.peer}),
                 )  # fmt: skip
             if gateway.spans is not None:
-                about = {"presage.code": call.code, "presage.gateway": via, "presage.request_id": call.request_id}
+                about = {"presage.code": call.code, "presage.transport": via, "presage.request_id": call.request_id}
                 gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
 
 

@@ -13,11 +13,16 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import grpc
 import structlog
 import uvicorn
+from presage.user_error import UserError
 
+from model import extras
 from server.config import Settings, SettingsError, server_version
 from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
@@ -31,9 +36,10 @@ from server.transport.rest.routes import create_app
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
+_EXTRA_PACKAGES = {"openpi": ("websockets", "msgpack"), "reflection": ("grpc_reflection",)}  # of the extra `service`
 
 
-class StartError(RuntimeError):
+class StartError(UserError, RuntimeError):
     """The service cannot start; the message is one line."""
 
 
@@ -43,6 +49,7 @@ class Addresses:
 
     grpc: str  # host:port
     rest: str  # http://host:port or https://host:port
+    models: tuple[tuple[str, str], ...] = ()  # once they are loaded: each one's name, and what it computes on
 
 
 def create_gateway(
@@ -55,10 +62,12 @@ def create_gateway(
     telemetry.sessions.set_function(lambda: application.sessions_open)
     telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
     telemetry.goal_bytes.set_function(lambda: application.goal_bytes)
-    telemetry.engine_restarts.set_function(lambda: application.engine_restarts)
+    for number in range(len(settings.devices)):
+        telemetry.engine_memory.labels(str(number)).set_function(partial(_engine_memory, application, number))
+    telemetry.totals.read("presage_engine_restarts", lambda: application.engine_restarts)
     if recorder is not None:
-        telemetry.records.set_function(lambda: recorder.written)
-        telemetry.records_dropped.set_function(lambda: recorder.dropped)
+        telemetry.totals.read("presage_records", lambda: recorder.written)
+        telemetry.totals.read("presage_records_dropped", lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
     return Gateway(
         application=application,
@@ -72,14 +81,24 @@ def create_gateway(
     )
 
 
+def _engine_memory(application: Application, number: int) -> float:
+    """Resident bytes of the engine's process; 0 while there is none, and where /proc is not there to say."""
+    pids = application.engine_pids
+    try:
+        pages = int(Path(f"/proc/{pids[number]}/statm").read_text().split()[1])
+    except (IndexError, OSError, ValueError):
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
 @asynccontextmanager
 async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
     """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `shutdown_grace_s`, and closes them.
 
-    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
+    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """
     credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
-    grpc_server = create_server(gateway, settings.reflection)
+    grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
     rest_server = _rest_server(gateway, settings)
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
@@ -91,6 +110,18 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     finally:
         await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
         await asyncio.gather(serving, return_exceptions=True)
+
+
+def _is_offered(settings: Settings, name: Literal["openpi", "reflection"]) -> bool:
+    """Whether this is on and what it needs is installed. Raises StartError where it was asked for and is not."""
+    if not getattr(settings, name):
+        return False
+    lacking = extras.missing(_EXTRA_PACKAGES[name], "service", name)
+    if lacking and name in settings.model_fields_set:
+        raise StartError(lacking)
+    if lacking:
+        _log.info(f"{name} is off", why=lacking)
+    return not lacking
 
 
 async def _drain(
@@ -148,10 +179,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+    serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
-        create_app(gateway, settings.openpi),
+        create_app(gateway, serves_openpi),
         lifespan="off",
-        ws="websockets-sansio" if settings.openpi else "none",
+        ws="websockets-sansio" if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,
         ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb

@@ -15,12 +15,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from mcap.exceptions import McapError
-from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import StreamReader
 from presage.values import Plan
 from torch import Tensor
 
+from model import extras
 from model.interface import ClipEmbedding, LoadedModel
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
@@ -59,7 +57,12 @@ class Recording:
 
 
 def read(path: Path) -> Recording:
-    """Read a file. Raises RecordError, and OSError for one that cannot be opened."""
+    """Read a file. Raises RecordError, OSError for one that cannot be opened, MissingExtra without `service`."""
+    extras.require("mcap", "service", f"reading {path}")
+    from mcap.exceptions import McapError
+    from mcap.records import Channel, Message, Metadata
+    from mcap.stream_reader import StreamReader
+
     models: tuple[str, ...] = ()
     found: list[Recorded] = []
     topics: dict[int, str] = {}

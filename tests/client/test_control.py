@@ -126,7 +126,7 @@ def test_a_silent_server_is_left_and_dialled_anew(session: Any, server: Running,
 def test_heartbeats_keep_an_idle_loop_alive(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control(heartbeat_s=0.05, stall_s=5.0) as loop:
         eventually(lambda: loop.connected)
-        time.sleep(0.3)
+        eventually(lambda: server.behavior.heartbeats >= 5)
         assert loop.connected
         loop.send(image)
         assert loop.wait(PATIENCE_S) is not None

@@ -21,7 +21,7 @@ from server.transport.error_replies import to_problem
 from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
 from server.transport.openpi.codec import Value, pack, unpack
 from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
-from server.transport.rest.middleware import problem
+from server.transport.rest.middleware import peer_of, problem
 from server.values import calls
 
 PATHS = ("/", "/v1/openpi")
@@ -31,7 +31,8 @@ GOING_AWAY = 1001  # a WebSocket's closing code
 async def openpi(websocket: WebSocket) -> None:
     """One connection, from the handshake to the end."""
     gateway: Gateway = websocket.app.state.gateway
-    call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect")
+    peer = peer_of(websocket.scope)
+    call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect", peer=peer)
     try:
         with instrumented_call(gateway, "openpi", call, is_public=False):
             robot = await _admit(gateway, websocket)

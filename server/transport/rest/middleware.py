@@ -60,6 +60,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def peer_of(scope: Scope) -> str:
+    """The caller's address and port, as the log tells them."""
+    client = scope.get("client")
+    return "" if client is None else f"{client[0]}:{client[1]}"
+
+
 class GatewayMiddleware:
     """Request id, keys, readiness, limits, metrics and errors of every request."""
 
@@ -72,7 +78,7 @@ class GatewayMiddleware:
             return
         headers = Headers(scope=scope)
         trace = tracing.begun(headers.get(tracing.HEADER))
-        call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace)
+        call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace, peer=peer_of(scope))
         scope[_CALL] = call
         has_started = False
 

@@ -23,6 +23,7 @@ from server.values.calls import (
 )
 from tests.support.server.linear import SLOW_S, frame
 from tests.support.server.requests import ENDLESS, HERE, QUICK, goal_at, plan, refused, session_toward
+from tests.support.server.transports import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -68,8 +69,7 @@ async def test_cancelling_a_plan_frees_the_engine_and_the_observation(applicatio
     session = await session_toward(application, goal, model="slow")
     request = PlanRequest(replace(HERE, sequence=3), session, planner=ENDLESS)
     task = asyncio.create_task(plan(application, request))
-    await asyncio.sleep(3 * SLOW_S)
-    assert application.calls_in_hand == 1
+    await eventually(lambda: application.calls_in_hand == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -38,7 +38,7 @@ async def test_the_grid_covers_the_bounds_and_costs_what_scores_say(application:
     np.testing.assert_allclose(found.values, [[-1, -0.5, 0, 0.5, 1], [-0.5, -0.25, 0, 0.25, 0.5]])
     candidates = np.array([[[right, down]] * 2 for right in found.values[0] for down in found.values[1]], np.float32)
     scores = await application.score(ScoreRequest(HERE, candidates, goal_id=request.goal_id))
-    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-6)
+    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-5, atol=1e-7)
     assert found.best_action.tolist() == [0.5, -0.25]  # 0.05 x 2 x 0.5 to the right, half of it up
     assert found.best_cost == found.costs.min()
     assert found.rest_cost == found.costs[2, 2]
@@ -53,10 +53,10 @@ async def test_entries_not_varied_rest_and_the_extent_narrows_the_rest(applicati
 
 
 async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(application: Application) -> None:
-    reply = application.model("linear")
-    assert reply.action is not None
-    base = replace(reply.action, low=(-0.1, 0.0), high=(0.9, 1.0))  # mostly drives forward; and a gripper
-    reply = replace(reply, action=base)
+    linear = application.model("linear")
+    assert linear.action is not None
+    moves = replace(linear.action, low=(-0.1, 0.0), high=(0.9, 1.0))  # a base that drives forward, and a gripper
+    reply = replace(linear, action=moves)
     served = ServedModel(reply, None, 1, "cpu", "float32", "as set", rest=(0.0, 0.0))
     found = grid(LandscapeRequest(HERE), served)
     np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)

@@ -175,6 +175,7 @@ class Planning(planning_pb2_grpc.PlanningServicer):
             if behavior.muted:
                 continue
             if kind == "heartbeat":
+                behavior.heartbeats += 1
                 yield planning_pb2.ControlResponse(heartbeat=request.heartbeat)
             elif kind == "goal":
                 goal_id = request.goal.goal_id
