@@ -206,9 +206,8 @@ async def embed_clip(
 ) -> Response:
     """Embeds a video file."""
     async with gateway.uploads.spool("clip") as spool:
-        content_type = request.headers.get("content-type", "")
         body = gateway.uploads.steady(request.stream(), "body")
-        form = _clip_form(await receive_form(body, content_type, "clip", spool))
+        form = _clip_form(await receive_form(body, request.headers, "clip", spool))
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
         sampling = calls.FrameSampling(form.fps, form.frames)
