@@ -271,7 +271,7 @@ class Plan:
         stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
         made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
         lines = [
-            f"plan: {size}, the first {_numbers(self.actions[0])}",
+            f"plan: {steps}",
             f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
             f"  {stop}; {', '.join(made)}",
             *(f"  warning: {warning}" for warning in self.warnings),
