@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 # Where the errors that users can cause are defined. A module that was never imported cannot have raised its own.
 _FORESEEN = (
+    ("model.action_statistics", "StatisticsError"),
     ("model.package", "PackageError"),
     ("model.video_probe", "VideoDecodeError"),
-    ("model.checkpoint", "CheckpointError"),
+    ("model.vjepa2.reference", "CheckpointError"),
     ("planner.types", "PlanningError"),
     ("presage.errors", "PresageError"),
     ("server.listening", "StartError"),

@@ -114,5 +114,9 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
             from model.vjepa2.packaged import PackagedVJepa2
 
             return PackagedVJepa2.from_package(package, device)
+        case "lewm":
+            from model.lewm.world_model import LeWMWorldModel
+
+            return LeWMWorldModel.from_package(package, device)
         case family:
             raise PackageError(f"{package.folder}: unknown family {family!r}")
