@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.action_statistics import ActionStatistics
-    from model.importers import Found
+    from model.checkpoints.action_statistics import ActionStatistics
+    from model.checkpoints.families import Found
+    from model.checkpoints.published import PublishedModel
     from model.package import Package
-    from model.vjepa2.published import PublishedModel
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -33,23 +33,23 @@ def inspect(
     json_: JsonFlag = False,
 ) -> None:
     """Say what weights are, without running them: nothing in a file is executed."""
-    from model.catalog import BUILT_IN, built_in
     from model.package import CONFIG, WEIGHTS, read_package
+    from model.registry import BUILT_IN, built_in
 
     folder = BUILT_IN / path if path in built_in() else Path(path)
-    screen = open_screen(json_)
+    output = open_output(json_)
     if not folder.exists():
         raise CommandError(f"no such file, folder or built-in package: {path} (built in: {', '.join(built_in())})")
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         package = read_package(folder)
         value = _package_value(package)
-        screen.result(value, _package_table(value))
+        output.result(value, _package_table(value))
         return
 
-    from model.importers import inspect as look_into
+    from model.checkpoints.families import inspect as look_into
 
     value = _checkpoint_value(look_into(folder))
-    screen.result(value, _checkpoint_table(value))
+    output.result(value, _checkpoint_table(value))
 
 
 def import_weights(
@@ -81,16 +81,16 @@ def import_weights(
         raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
     if action_stats is not None and fit is not None:
         raise typer.BadParameter("must not be given beside --action-stats", param_hint="--fit")
-    screen = open_screen(json_)
+    output = open_output(json_)
     statistics = _action_statistics(action_stats, fit, camera)
 
     import torch
 
-    from model.importers import ImportOptions
-    from model.importers import import_weights as write
+    from model.checkpoints.families import ImportOptions
+    from model.checkpoints.families import import_weights as write
 
     dtypes = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    with _byte_progress(screen) as bars:
+    with _byte_progress(output) as bars:
         bar = bars.add_task("importing", total=None)
         options = ImportOptions(
             dtype=dtypes[dtype],
@@ -110,12 +110,12 @@ def import_weights(
     }
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
     about = "".join(f"\n  {name}: {text}" for name, text in imported.details.items())
-    screen.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
+    output.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
 
 
 def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> ActionStatistics | None:
     """What the user says of actions: from a file, or from recordings."""
-    from model.action_statistics import fit_action_statistics, read_action_statistics
+    from model.checkpoints.action_statistics import fit_action_statistics, read_action_statistics
 
     if file is not None:
         return read_action_statistics(file)
@@ -124,8 +124,8 @@ def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> 
 
     import numpy as np
 
-    from cli.recordings import open_recordings
-    from training.datasets.dataset import ReadOptions
+    from cli.data.recordings import open_recordings
+    from training.data.dataset import ReadOptions
 
     opened = open_recordings(dataset, ReadOptions(camera))
     actions = [opened.episode(index).actions for index in range(len(opened.header.episodes))]
@@ -135,12 +135,12 @@ def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> 
 
 
 def list_published(json_: JsonFlag = False) -> None:
-    """List the published models that can be downloaded and imported, with licences as far as known."""
-    from model.vjepa2.published import PUBLISHED
+    """List the published models that can be downloaded and imported, with licenses as far as known."""
+    from model.checkpoints.published import PUBLISHED
 
-    screen = open_screen(json_)
+    output = open_output(json_)
     values = [_published_value(model) for model in PUBLISHED]
-    screen.result({"models": values}, _published_table(values))
+    output.result({"models": values}, _published_table(values))
 
 
 def pull(
@@ -153,17 +153,17 @@ def pull(
     json_: JsonFlag = False,
 ) -> None:
     """Download a published model's file; run again, it goes on where it was cut off."""
-    from model.download import DownloadError
-    from model.download import pull as download
-    from model.vjepa2.published import ADDRESS, PUBLISHED, by_name
+    from model.checkpoints.download import DownloadError
+    from model.checkpoints.download import pull as download
+    from model.checkpoints.published import ADDRESS, PUBLISHED, by_name
 
     names = [model.name for model in PUBLISHED]
     if name not in names:
         raise typer.BadParameter(f"must be one of {', '.join(names)}, got {name!r}", param_hint="NAME")
-    model, screen = by_name(name), open_screen(json_)
+    model, output = by_name(name), open_output(json_)
     kept = (out / model.file).exists()
     try:
-        with _byte_progress(screen) as bars:
+        with _byte_progress(output) as bars:
             bar = bars.add_task(model.file, total=None)
             path = download(
                 model,
@@ -182,19 +182,19 @@ def pull(
         "bytes": path.stat().st_size,
         "was_there": kept,
         "sha256_verified": bool(sha256),
-        "licence": model.licence,
+        "license": model.license,
     }
     digest = "sha256 verified" if sha256 else "sha256 not verified: none is published, give one with --sha256"
     there = "was already there" if kept else "downloaded"
-    screen.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; licence: {model.licence}")
+    output.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; license: {model.license}")
 
 
-def _byte_progress(screen: Screen) -> Progress:
+def _byte_progress(output: Output) -> Progress:
     """A bar that counts bytes, where a person watches stderr."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=screen.err, disable=not screen.err.is_terminal)
+    return Progress(*columns, console=output.err, disable=not output.err.is_terminal)
 
 
 def _published_value(model: PublishedModel) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _published_value(model: PublishedModel) -> dict[str, Any]:
         "encoder_key": model.encoder_key,
         "address": model.address,
         "huggingface": model.huggingface,
-        "licence": model.licence,
+        "license": model.license,
         "verified": model.verified,
     }
 
@@ -218,12 +218,12 @@ def _published_table(values: list[dict[str, Any]]) -> Table:
 
     table = Table(title="published models", show_lines=True)
     table.add_column("name", no_wrap=True)
-    for column in ("what", "licence", "verified"):
+    for column in ("what", "license", "verified"):
         table.add_column(column, overflow="fold")
     for value in values:
         encoder = value["encoder"]
         shape = f"{encoder['depth']} blocks of {encoder['width']}, {encoder['image']} px"
-        table.add_row(value["name"], f"{value['what']}\n{shape}", value["licence"], value["verified"])
+        table.add_row(value["name"], f"{value['what']}\n{shape}", value["license"], value["verified"])
     return table
 
 
@@ -253,7 +253,9 @@ def _package_value(package: Package) -> dict[str, Any]:
 def _checkpoint_value(found: Found) -> dict[str, Any]:
     from model.package import file_digest
 
-    files = [found.path] if found.path.is_file() else sorted([*found.path.glob("*.safetensors"), *found.path.glob("*.pt")])
+    files = (
+        [found.path] if found.path.is_file() else sorted([*found.path.glob("*.safetensors"), *found.path.glob("*.pt")])
+    )
     return {
         "kind": "checkpoint",
         "path": str(found.path),

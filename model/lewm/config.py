@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.vjepa2.reference import CheckpointError
+from model.checkpoints.state_dict import CheckpointError
 
 TARGET_SUFFIX = ".LeWM"
 """What the `_target_` of a released `config.json` ends with."""

@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.action_statistics import ActionStatistics
-from model.foreign import Foreign
-from model.importers import Found, Imported, ImportOptions, Section
+from model.checkpoints.action_statistics import ActionStatistics
+from model.checkpoints.families import Found, Imported, ImportOptions, Section
+from model.checkpoints.foreign import Foreign
+from model.checkpoints.safetensors_writer import stream_safetensors
+from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_prefixes
+from model.checkpoints.weight_files import TensorSpec
 from model.lewm.config import TARGET_SUFFIX, LeWMConfig, from_released
 from model.lewm.network import LeWM
 from model.lewm.published import (
@@ -25,9 +28,6 @@ from model.lewm.published import (
     our_weights,
 )
 from model.package import CARD, CONFIG, WEIGHTS, ImageSpec, PackageConfig, PlannerDefaults, file_digest, replace_text
-from model.vjepa2.reference import CheckpointError, first_misfit, strip_prefixes
-from model.vjepa2.stream import stream_safetensors
-from model.vjepa2.weight_files import TensorSpec
 
 BLOCK = 5
 """Robot actions per model step, of all released models."""
@@ -102,7 +102,7 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
         weights_bytes=(out / WEIGHTS).stat().st_size,
         weights_sha256=digest,
         details={
-            "licence": released.licence if released is not None else "not known: the file is none of the released ones",
+            "license": released.license if released is not None else "not known: the file is none of the released ones",
             "action statistics": statistics.source,
         },
     )
@@ -112,8 +112,7 @@ def _shape(foreign: Foreign) -> LeWMConfig:
     """The network's shape: heads cannot be read off a file's keys, so its `config.json` must lie beside it."""
     if foreign.config is None:
         raise CheckpointError(
-            f"{foreign.path}: {CONFIG_FILE} must lie beside the weights: how many heads attention has cannot be read off "
-            "them"
+            f"{foreign.path}: {CONFIG_FILE} must lie beside the weights: their shapes do not tell its heads"
         )
     try:
         return from_released(foreign.config)
@@ -155,8 +154,8 @@ def _statistics(
     block = statistics.block or BLOCK
     if statistics.dimensions * block != config.action_width:
         raise CheckpointError(
-            f"{foreign.path}: action statistics must have {config.action_width / block:g} entries, the model's block of "
-            f"{config.action_width} numbers over {block} actions, got {statistics.dimensions}"
+            f"{foreign.path}: action statistics must have {config.action_width / block:g} entries "
+            f"(a model step is {config.action_width} numbers, {block} actions), got {statistics.dimensions}"
         )
     return statistics
 
@@ -180,7 +179,7 @@ def _package_config(
         action=statistics.specification(BLOCK, names),
         history=config.window,
         planner=PlannerDefaults(
-            samples=300, iterations=30, elites=30, horizon=5, execute=5 * (statistics.block or BLOCK), optimiser="lewm"
+            samples=300, iterations=30, elites=30, horizon=5, execute=5 * (statistics.block or BLOCK), optimizer="lewm"
         ),
         training={
             "imported_from": foreign.weights.name,
@@ -188,7 +187,7 @@ def _package_config(
             "revision": "" if released is None else released.revision,
             "action_statistics": statistics.source,
             "dtype": str(dtype).removeprefix("torch."),
-            "licence": "not known" if released is None else released.licence,
+            "license": "not known" if released is None else released.license,
             "verified": VERIFIED,
         },
     )
@@ -198,19 +197,17 @@ def _card(
     name: str, foreign: Foreign, released: ReleasedModel | None, statistics: ActionStatistics, digest: str
 ) -> str:
     origin = f"`{foreign.weights.name}`, none of the released files"
-    licence = "not known"
+    license = "not known"
     if released is not None:
-        origin, licence = f"`{released.repository}` at revision `{released.revision}`", released.licence
+        origin, license = f"`{released.repository}` at revision `{released.revision}`", released.license
     bounds = "the statistics' own" if statistics.low is not None else "-1 to 1, those of the public environments"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (statistics.mean, statistics.std))
     return (
         f"# {name}\n\n"
         f"Imported from {origin}. LeWorldModel: arXiv 2603.19312.\n\n"
-        f"- Licence of the weights: {licence}.\n"
+        f"- License of the weights: {license}.\n"
         f"- Action statistics (the file holds none): mean {mean}; std {std}. Source: {statistics.source}.\n"
         f"- Bounds of actions: {bounds}.\n"
         f"- Verified: {VERIFIED}.\n"
         f"- sha256 of `{WEIGHTS}`: `{digest}`\n"
     )
-
-

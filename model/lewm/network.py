@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import Block
+from model.layers.transformer import Block
 from model.lewm.config import LeWMConfig
 
 BLOCK_EPS = 1e-6  # of a predictor block's own two norms, which have no parameters
@@ -63,7 +63,8 @@ class NormedMlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
         norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         hidden = self.fc1(x)
         flat = hidden.flatten(0, -2)
         flat = F.batch_norm(flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.action_statistics import ActionStatistics
-from model.vjepa2.reference import CheckpointError
+from model.checkpoints.action_statistics import ActionStatistics
+from model.checkpoints.state_dict import CheckpointError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.pt"
 MARKS = ("predictor.pos_embedding", "action_encoder.patch_embed.weight", "projector.net.0.weight")
@@ -33,7 +33,7 @@ class ReleasedModel:
     config_sha256: str
     action_width: int
     task: str
-    licence: str = "MIT"
+    license: str = "MIT"
 
     @property
     def address(self) -> str:
@@ -185,7 +185,9 @@ def our_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [name.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
         for part in parts:
             if part not in renamed or renamed[part].shape != renamed[name].shape:
-                raise CheckpointError(f"{part.removeprefix('encoder.')} is missing beside its query, or has another shape")
+                raise CheckpointError(
+                    f"{part.removeprefix('encoder.')} is missing beside its query, or has another shape"
+                )
         renamed[name.replace(".attn.query.", ".attn.qkv.")] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
 

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import KeyValue
+from model.layers.prepacked_linear import PackedLinear, pack_linears
+from model.layers.transformer import KeyValue
 from model.lewm.network import ConditionedBlock, LeWM, NormedMlp, plain_norm
-from model.packed import PackedLinear, pack_linears
 
 Modulation = tuple[Tensor, ...]
 """Shift, scale and gate of the attention and of the MLP, each [batch, steps, width]; scales have their 1 added."""
@@ -192,7 +192,8 @@ def _modulations(layers: list[nn.Linear], width: int) -> nn.Linear:
 def _folded(mlp: NormedMlp) -> nn.Sequential:
     """The MLP with its batch norm inside its first layer."""
     norm = mlp.norm
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
     weight = mlp.fc1.weight.detach() * scale.unsqueeze(-1)
     bias = (mlp.fc1.bias.detach() - norm.running_mean) * scale + norm.bias.detach()
@@ -210,4 +211,3 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer
-

@@ -1,4 +1,4 @@
-"""A LeWM package in use: frames and robot actions in, latents out. Satisfies `model.catalog.LoadedModel`."""
+"""A LeWM package in use: frames and robot actions in, latents out. Satisfies `model.interface.LoadedModel`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
+from model.checkpoints.state_dict import CheckpointError, load_strict
+from model.interface import ClipEmbedding
 from model.lewm.config import from_package
 from model.lewm.network import LeWM
 from model.lewm.rollout import Rollout
-from model.memory import to_device
 from model.normalizer import ActionNormalizer
-from model.observation import CROP_POLICIES, CropPolicy, ObservationError, doubts, prepare
 from model.package import Package, PackageError
-from model.vjepa2.reference import CheckpointError, load_strict
+from model.preprocessing import CROP_POLICIES, CropPolicy, ObservationError, observation_warnings, prepare
+from model.runtime.memory import to_device
 
 FRAMES_AT_ONCE = 64  # encoded together: bounds memory for long clips
 
@@ -42,7 +42,9 @@ class LeWMWorldModel:
                 f"got {self._config.action_width}"
             )
         if tuple(config.latent_shape) != (self._config.latent,):
-            raise PackageError(f"{config.name}: latent_shape must be ({self._config.latent},), got {config.latent_shape}")
+            raise PackageError(
+                f"{config.name}: latent_shape must be ({self._config.latent},), got {config.latent_shape}"
+            )
         if config.image.crop_policy not in CROP_POLICIES:
             raise PackageError(f"{config.name}: image.crop_policy must be one of {CROP_POLICIES}")
         self.package, self.device, self.dtype, self.block = package, device, dtype, action.block
@@ -70,8 +72,8 @@ class LeWMWorldModel:
         """Latents that a prediction looks back on."""
         return self._config.window
 
-    def computing_in(self, dtype: torch.dtype) -> LeWMWorldModel:
-        """The same package with rollouts in another precision; bfloat16 for 8-bit numbers: it is too narrow for them."""
+    def to_precision(self, dtype: torch.dtype) -> LeWMWorldModel:
+        """The same package with rollouts in another precision; bfloat16 for 8-bit numbers, which do not agree."""
         dtype = dtype if dtype in (torch.float32, torch.float64) else torch.bfloat16
         return self if dtype == self.dtype else LeWMWorldModel(self.package, self.device, dtype)
 
@@ -81,11 +83,11 @@ class LeWMWorldModel:
         parts = [self._network.encode(self._images(part)) for part in torch.split(frames, FRAMES_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def doubts(
+    def observation_warnings(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[str, ...]:
         """What is odd about an observation's frame."""
-        found = doubts(frame, self._size, self._config.patch)
+        found = observation_warnings(frame, self._size, self._config.patch)
         rows, columns = frame.shape[:2]
         if rows != columns:
             found += (f"frames: {rows} x {columns} pixels are not square, as all that LeWM was trained on are",)

@@ -1,4 +1,4 @@
-"""Imports of the V-JEPA 2 family as `model.importers` asks for them; the work is `model.checkpoint`'s."""
+"""The V-JEPA 2 family as `model.checkpoints.families` asks for it; the work is `model.checkpoints.importer`'s."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import import_checkpoint, inspect_checkpoint
-from model.foreign import Foreign
-from model.importers import Found, Imported, ImportOptions, Section
-from model.vjepa2.reference import CheckpointError
+from model.checkpoints.families import Found, Imported, ImportOptions, Section
+from model.checkpoints.foreign import Foreign
+from model.checkpoints.importer import import_checkpoint, inspect_checkpoint
+from model.checkpoints.state_dict import CheckpointError
 
 
 def recognizes(foreign: Foreign) -> bool:
@@ -33,7 +33,9 @@ def inspect(foreign: Foreign) -> Found:
 
 def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Imported:
     if options.statistics is not None:
-        raise CheckpointError(f"{foreign.path}: action statistics are for models that standardize actions, not V-JEPA 2")
+        raise CheckpointError(
+            f"{foreign.path}: action statistics are for models that standardize actions, not V-JEPA 2"
+        )
     imported = import_checkpoint(
         foreign.path,
         out,
