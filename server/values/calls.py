@@ -29,6 +29,8 @@ class Observation:
     proprioception: NDArray[np.float32] | None = None
     capture_time_ns: int | None = None
     sequence: int = 0
+    past_images: tuple[Frame, ...] = ()  # oldest first, a model step apart
+    past_actions: NDArray[np.float32] | None = None  # [time, action], executed since the first of them
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,14 +37,36 @@ def test_the_published_search_keeps_its_rules() -> None:
     assert registry.cost("vjepa2_ac") == GoalDistance("l1", over="last")
 
 
-@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name != "vjepa2_ac"])
+@pytest.mark.parametrize("name", ["lewm", "dino_wm", "jepa_wms"])
+def test_the_published_searches_of_standardized_actions_keep_theirs(name: str) -> None:
+    chosen = registry.optimizer(name, samples=64, iterations=3, elites=10, horizon=2)
+    paper = registry.PUBLISHED[name]
+    assert chosen == replace(paper, samples=64, iterations=3, elites=10, horizon=2)
+    assert chosen.cost == GoalDistance("l2", over="last")
+    assert (paper.unbounded, paper.initial_std, paper.result, paper.kept_count) == (True, 1.0, "mean", 0)
+    assert registry.tail(name) == "mean"
+
+
+def test_the_published_searches_have_their_published_sizes() -> None:
+    sizes = {name: (s.samples, s.iterations, s.elites, s.horizon) for name, s in registry.PUBLISHED.items()}
+    assert sizes == {
+        "vjepa2_ac": (800, 10, 10, 1),
+        "lewm": (300, 30, 30, 5),
+        "dino_wm": (300, 30, 30, 5),
+        "jepa_wms": (300, 30, 10, 6),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name not in registry.PUBLISHED])
 def test_a_discount_weighs_later_steps(name: str) -> None:
     assert registry.optimizer(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
     assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
     assert registry.optimizer(name, 48, 8, 6, 2).cost == GoalDistance()
 
 
-@pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9), ("lewm", 2.0)]
+)
 def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
     with pytest.raises(PlanningError, match=r"planner.discount must be"):
         registry.optimizer(name, 48, 8, 6, 2, discount)

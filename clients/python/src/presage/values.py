@@ -13,7 +13,7 @@ import numpy as np
 from presage.errors import PresageError, invalid
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray  # numpy 1.21
+    from numpy.typing import ArrayLike, NDArray  # numpy 1.21
 
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
@@ -28,13 +28,16 @@ class Observation:
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
-    the server count.
+    the server count. `past_images` and `past_actions` [time, action] are what was seen before, oldest first and a model
+    step apart, and what was executed between: for models that look back on both, without a session.
     """
 
     images: Sequence[ImageLike]
     proprioception: Sequence[float] | None = None
     capture_time_ns: int | None = None
     sequence: int = 0
+    past_images: Sequence[ImageLike] = ()
+    past_actions: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.images, (bytes, np.ndarray)):

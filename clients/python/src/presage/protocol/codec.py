@@ -116,6 +116,12 @@ def observation_message(observation: values.Observation, sequence: int | None = 
     if observation.capture_time_ns is not None:
         seconds, nanos = divmod(observation.capture_time_ns, NANOSECONDS)
         message.capture_time.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
+    for at, image in enumerate(observation.past_images):
+        message.past_images.append(image_message(image, f"observation.past_images[{at}]"))
+    if observation.past_actions is not None:
+        message.past_actions.CopyFrom(
+            float_tensor("observation.past_actions", observation.past_actions, ("time", "action"))
+        )
     return message
 
 

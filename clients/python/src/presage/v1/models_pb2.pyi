@@ -238,12 +238,13 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
-    rules).
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or a published search: "vjepa2_ac",
+    "lewm", "dino_wm", "jepa_wms". The last three draw candidates around the mean of the actions that the model was
+    trained on, in units of their spread and beyond the bounds; the plan is within them.
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
-    plan ends counts more than the way there. "vjepa2_ac" counts the last step alone, and takes 1.
+    plan ends counts more than the way there. A published search counts the last step alone, and takes 1.
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
