@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.families import ImportOptions, import_weights
+from server.engine.messages import Floats
 from server.errors import ServiceError
 from server.service.application import Application
 from server.values.calls import (
@@ -52,9 +53,7 @@ async def goals(application: Application) -> list[str]:
     return [(await application.create_goal(GoalRequest(image=image))).goal_id for image in GOALS]
 
 
-async def actions_of(
-    application: Application, request: PlanRequest
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+async def actions_of(application: Application, request: PlanRequest) -> Floats:
     return (await application.plan(request, None, time.monotonic())).actions
 
 
@@ -80,26 +79,14 @@ async def test_a_frame_that_is_not_square_is_planned_with_and_warned_of(applicat
 async def test_a_session_looks_back_as_a_request_does_that_says_what_was(application: Application) -> None:
     first, second = await goals(application)
     session = await application.create_session(SessionRequest(goal_id=first, seed=3))
-    done: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
+    name = session.session_id
+    done: list[Floats] = []
     for step in range(3):
-        asked = PlanRequest(
-            Observation((FRAMES[step],)),
-            session_id=session.session_id,
-            planner=QUICK,
-            seed=1,
-            executed=BLOCK * bool(step),
-        )
+        asked = PlanRequest(Observation((FRAMES[step],)), name, planner=QUICK, seed=1, executed=BLOCK if step else 0)
         done.append((await actions_of(application, asked))[:BLOCK])
     inside = await actions_of(
         application,
-        PlanRequest(
-            Observation((FRAMES[3],)),
-            session_id=session.session_id,
-            goal_id=second,
-            planner=QUICK,
-            seed=1,
-            executed=BLOCK,
-        ),
+        PlanRequest(Observation((FRAMES[3],)), name, goal_id=second, planner=QUICK, seed=1, executed=BLOCK),
     )
     past = Observation((FRAMES[3],), past_images=tuple(FRAMES[1:3]), past_actions=np.concatenate(done[1:]))
     alone = await actions_of(application, PlanRequest(past, goal_id=second, planner=QUICK, seed=1))
