@@ -56,6 +56,9 @@ class SearchSize:
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    metric: str | None = None  # None, of these three: the optimizer's own
+    narrowing: float | None = None
+    sample_decay: float | None = None
 
     @property
     def steps_per_iteration(self) -> int:

@@ -17,8 +17,10 @@ from server.service.stages import MOST_STAGES
 from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
+    METRICS,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    SAMPLING,
     Array,
     CalibrationMove,
     Frame,
@@ -214,7 +216,26 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+    if wanted.metric is not None and wanted.metric not in METRICS:
+        raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
+    for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
+        share = getattr(wanted, name)
+        if share is not None and optimizer not in who:
+            raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
+        if share is not None and not 0 < share <= 1:
+            raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
+    return SearchSize(
+        samples,
+        iterations,
+        elites,
+        horizon,
+        optimizer,
+        dimensions,
+        discount,
+        wanted.metric,
+        wanted.narrowing,
+        wanted.sample_decay,
+    )
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:

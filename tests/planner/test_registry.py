@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +91,48 @@ def test_what_the_space_holds_stays_held() -> None:
 def test_an_unknown_dimension_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
         registry.searched(SPACE, ("x", "z"))
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
+def test_every_search_takes_every_distance_over_its_own_steps(name: str, metric: str) -> None:
+    found = registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), metric)
+    assert found.cost == replace(registry.cost(name), metric=metric)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_nothing_asked_for_changes_nothing(name: str) -> None:
+    found = registry.optimizer(name, 48, 8, 6, 2)
+    assert registry.adjusted(found) == found
+
+
+def test_asked_for_all_iterations_of_a_search_roll_out_as_many() -> None:
+    problem = Problem((torch.zeros(1, 2),), torch.ones(2), space(2), seed=0)
+    world = integrator()
+    for name, decay, counts in (("icem", None, [100, 80, 65]), ("icem", 1.0, [100, 100, 100])):
+        search = registry.adjusted(registry.optimizer(name, 100, 3, 6, 1), sample_decay=decay)
+        state, rolled = search.start(problem, 1), []
+        for _ in range(3):
+            rolled.append(search.iteration_steps(state))
+            (state,) = search.improve(world, [state])
+        assert rolled == counts
+    narrow = registry.adjusted(registry.optimizer("mppi", 100, 3, 6, 1), narrowing=1.0)
+    assert narrow == replace(registry.optimizer("mppi", 100, 3, 6, 1), narrowing=1.0)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field"),
+    [
+        ("cem", {"metric": "l3"}, "planner.metric"),
+        ("cem", {"narrowing": 0.5}, "planner.narrowing"),
+        ("hybrid", {"narrowing": 0.5}, "planner.narrowing"),
+        ("mppi", {"sample_decay": 0.5}, "planner.sample_decay"),
+        ("gradient", {"sample_decay": 0.5}, "planner.sample_decay"),
+        ("mppi", {"narrowing": 0.0}, "narrowing"),
+        ("icem", {"sample_decay": 1.5}, "sample_decay"),
+    ],
+)
+def test_a_setting_that_a_search_does_not_have_is_refused(name: str, settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(PlanningError) as raised:
+        registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), **settings)
+    assert raised.value.field == field

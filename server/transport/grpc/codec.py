@@ -134,6 +134,9 @@ def decode_planner(message: models_pb2.PlannerSettings) -> calls.PlannerSettings
         optimizer=message.optimizer if message.HasField("optimizer") else None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
+        metric=message.metric if message.HasField("metric") else None,
+        narrowing=message.narrowing if message.HasField("narrowing") else None,
+        sample_decay=message.sample_decay if message.HasField("sample_decay") else None,
     )
 
 
@@ -211,6 +214,9 @@ def encode_planner(settings: calls.PlannerSettings) -> models_pb2.PlannerSetting
         optimizer=settings.optimizer,
         dimensions=settings.dimensions,
         discount=settings.discount,
+        metric=settings.metric,
+        narrowing=settings.narrowing,
+        sample_decay=settings.sample_decay,
     )
 
 

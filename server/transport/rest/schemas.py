@@ -123,6 +123,11 @@ class PlannerBody(BaseModel):
     discount: float | None = Field(
         default=None, description="Weight of each model step's distance to the goal, relative to the step before"
     )
+    metric: Name | None = Field(default=None, description=f"Distance of latents: {', '.join(calls.METRICS)}")
+    narrowing: float | None = Field(default=None, description="Of mppi: share of the spread left an iteration later")
+    sample_decay: float | None = Field(
+        default=None, description="Of searches by samples: share of the samples left an iteration later"
+    )
 
     def decoded(self) -> calls.PlannerSettings:
         return calls.PlannerSettings(
@@ -133,6 +138,9 @@ class PlannerBody(BaseModel):
             self.optimizer,
             tuple(self.dimensions),
             self.discount,
+            self.metric,
+            self.narrowing,
+            self.sample_decay,
         )
 
 

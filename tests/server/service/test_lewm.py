@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,38 @@ async def test_images_are_embedded_and_surprises_measured(application: Applicati
     found = await application.surprise(SurpriseRequest(seen, np.zeros((3 * BLOCK, 2), np.float32)), None)
     assert len(found.errors) == 3
     assert all(error > 0 for error in found.errors)
+
+
+async def test_a_request_names_its_distance_and_its_rates(application: Application) -> None:
+    (goal, _) = await goals(application)
+    asked = PlanRequest(Observation((FRAMES[0],)), goal_id=goal, planner=QUICK, seed=1)
+    costs = []
+    for settings in (QUICK, replace(QUICK, metric="rms"), replace(QUICK, metric="l1")):
+        plan = await application.plan(replace(asked, planner=settings), None, time.monotonic())
+        assert plan.provenance.planner.metric == settings.metric
+        costs.append(plan.cost)
+    assert costs[1] == pytest.approx(costs[0] ** 0.5, rel=1e-5)  # the same order of candidates, and so the same plan
+    assert costs[2] <= costs[1]
+    every = replace(QUICK, optimizer="icem", sample_decay=1.0)
+    plan = await application.plan(replace(asked, planner=every), None, time.monotonic())
+    assert plan.provenance.planner.sample_decay == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"metric": "l3"}, "metric"),
+        ({"narrowing": 0.5}, "narrowing"),
+        ({"optimizer": "mppi", "narrowing": 0.0}, "narrowing"),
+        ({"optimizer": "mppi", "sample_decay": 0.5}, "sample_decay"),
+        ({"sample_decay": float("nan")}, "sample_decay"),
+    ],
+)
+async def test_settings_that_cannot_be_are_refused(
+    application: Application, settings: dict[str, Any], field: str
+) -> None:
+    (goal, _) = await goals(application)
+    asked = PlanRequest(Observation((FRAMES[0],)), goal_id=goal, planner=replace(QUICK, **settings))
+    with pytest.raises(ServiceError) as raised:
+        await application.plan(asked, None, time.monotonic())
+    assert raised.value.field == f"planner.{field}"

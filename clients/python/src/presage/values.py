@@ -63,6 +63,12 @@ class PlannerSettings:
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: float | None = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
+    metric: str | None = None
+    """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
+    narrowing: float | None = None
+    """Of "mppi": share of the spread that is left one iteration later."""
+    sample_decay: float | None = None
+    """Of searches by samples: share of the samples that is left one iteration later; 1 rolls out as many in all."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):

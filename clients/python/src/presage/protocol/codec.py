@@ -135,6 +135,9 @@ def planner_message(settings: values.PlannerSettings | None) -> models_pb2.Plann
         optimizer=chosen.optimizer,
         dimensions=chosen.dimensions,
         discount=chosen.discount,
+        metric=chosen.metric,
+        narrowing=chosen.narrowing,
+        sample_decay=chosen.sample_decay,
     )
 
 
@@ -200,6 +203,9 @@ def planner_value(message: models_pb2.PlannerSettings) -> values.PlannerSettings
         optimizer=message.optimizer or None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
+        metric=message.metric or None,
+        narrowing=message.narrowing if message.HasField("narrowing") else None,
+        sample_decay=message.sample_decay if message.HasField("sample_decay") else None,
     )
 
 
