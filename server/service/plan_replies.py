@@ -12,7 +12,7 @@ from server.engine.messages import SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
-from server.values.calls import ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
+from server.values.calls import UNBOUNDED, ModelReply, Observation, PlannerSettings, PlanReply, Provenance, Timings
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def _provenance(asked: RequestContext, size: SearchSize, served: ServedModel, ve
         device=served.device,
         dtype=served.dtype,
         server_version=version,
+        unbounded_search=size.optimizer in UNBOUNDED,
     )
 
 

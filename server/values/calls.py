@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
+UNBOUNDED = ("lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS: their candidates go beyond the bounds, plans do not
 METRICS = ("l2", "l1", "rms", "cosine")  # of latents
 SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
@@ -87,6 +88,7 @@ class Provenance:
     device: str
     dtype: str
     server_version: str
+    unbounded_search: bool = False
 
 
 @dataclass(frozen=True)

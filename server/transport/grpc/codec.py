@@ -312,6 +312,7 @@ def encode_plan(plan: calls.PlanReply) -> planning_pb2.Plan:
             device=provenance.device,
             dtype=provenance.dtype,
             server_version=provenance.server_version,
+            unbounded_search=provenance.unbounded_search,
         ),
         warnings=plan.warnings,
     )

@@ -107,6 +107,7 @@ class ProvenanceReply(BaseModel):
     device: str
     dtype: str
     server_version: str
+    unbounded_search: bool = Field(description="Candidates went beyond the action bounds; the plan does not")
 
 
 class PlanReply(BaseModel):
@@ -275,6 +276,7 @@ def encode_plan(plan: calls.PlanReply, style: TensorStyle) -> PlanReply:
             device=provenance.device,
             dtype=provenance.dtype,
             server_version=provenance.server_version,
+            unbounded_search=provenance.unbounded_search,
         ),
         warnings=list(plan.warnings),
     )

@@ -65,6 +65,7 @@ async def test_a_plan_names_its_search_and_keeps_the_bounds(application: Applica
     assert plan.actions.shape == (2 * BLOCK, 2)
     assert (np.abs(plan.actions) <= 1).all()
     assert (plan.provenance.planner.optimizer, plan.provenance.crop_policy) == ("lewm", "short_side")
+    assert plan.provenance.unbounded_search
     assert plan.step_costs[0] == 0
     assert plan.warnings == ()
 
@@ -110,8 +111,9 @@ async def test_between_whole_steps_a_session_looks_back_on_nothing(application: 
 async def test_scores_take_the_past_too(application: Application) -> None:
     (goal, _) = await goals(application)
     candidates = RNG.uniform(-1, 1, (3, BLOCK, 2)).astype(np.float32)
-    past = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=np.ones((BLOCK, 2), np.float32))
-    other = replace(past, past_actions=-past.past_actions)
+    forward = np.ones((BLOCK, 2), np.float32)
+    past = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=forward)
+    other = replace(past, past_actions=-forward)
     costs = [
         (await application.score(ScoreRequest(seen, candidates, goal_id=goal), None)).costs for seen in (past, other)
     ]
@@ -169,6 +171,7 @@ async def test_a_request_names_its_distance_and_its_rates(application: Applicati
     every = replace(QUICK, optimizer="icem", sample_decay=1.0)
     plan = await application.plan(replace(asked, planner=every), None, time.monotonic())
     assert plan.provenance.planner.sample_decay == 1.0
+    assert not plan.provenance.unbounded_search
 
 
 @pytest.mark.parametrize(

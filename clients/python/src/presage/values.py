@@ -228,6 +228,7 @@ class Provenance:
     device: str
     dtype: str
     server_version: str
+    unbounded_search: bool = False
 
 
 @dataclass(frozen=True, eq=False)

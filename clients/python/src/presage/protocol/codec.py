@@ -317,6 +317,7 @@ def plan_value(message: planning_pb2.Plan) -> values.Plan:
             device=provenance.device,
             dtype=provenance.dtype,
             server_version=provenance.server_version,
+            unbounded_search=provenance.unbounded_search,
         ),
         warnings=tuple(message.warnings),
     )
