@@ -78,3 +78,8 @@ def invalid(field: str, rule: str, value: object, reason: Reason = Reason.INVALI
     shown = str(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ServiceError(reason, f"{field} {rule}, got {shown}", field=field, rule=rule, value=shown)
+
+
+def refuse(field: str, rule: str, value: object, reason: str) -> ServiceError:
+    """`invalid` as the codecs that clients share call it: with the reason's name."""
+    return invalid(field, rule, value, Reason[reason])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from presage import values
+from presage.values import ClipEmbedding, Embedding, Model
 
 from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
 from server.engine.pool import EnginePool
@@ -13,16 +15,7 @@ from server.service import validation
 from server.service.clips import Clips
 from server.service.goals import Goal, GoalCache, content_id
 from server.service.prediction import require_numbers
-from server.values.calls import (
-    Array,
-    EmbedClipRequest,
-    EmbedImagesRequest,
-    EmbedReply,
-    Frame,
-    GoalReply,
-    GoalRequest,
-    ModelReply,
-)
+from server.values.calls import Array, EmbedClipRequest, EmbedImagesRequest, Frame, GoalRequest
 
 
 class EmbeddingCalls:
@@ -31,7 +24,7 @@ class EmbeddingCalls:
     def __init__(self, pool: EnginePool, goals: GoalCache, clips: Clips, max_images: int) -> None:
         self._engines, self._goals, self._clips, self._max_images = pool, goals, clips, max_images
 
-    async def goal(self, request: GoalRequest, deadline: float | None) -> GoalReply:
+    async def goal(self, request: GoalRequest, deadline: float | None) -> values.Goal:
         """See `Application.create_goal`."""
         model = self._engines.model(request.model).reply
         if (request.image is None) == (request.latent is None):
@@ -45,7 +38,7 @@ class EmbeddingCalls:
             assert request.image is not None
             validation.frame(request.image, model, "image")
             content = request.image
-        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
+        goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy)
         goal = self._goals.find(goal_id)
         if goal is not None:
             return describe(goal, cached=True)
@@ -54,7 +47,7 @@ class EmbeddingCalls:
         self._goals.put(goal)
         return describe(goal, cached=False)
 
-    async def images(self, request: EmbedImagesRequest, deadline: float | None) -> EmbedReply:
+    async def images(self, request: EmbedImagesRequest, deadline: float | None) -> Embedding:
         """See `Application.embed_images`."""
         model = self._engines.model(request.model).reply
         validation.image_count(request.images, self._max_images)
@@ -63,9 +56,10 @@ class EmbeddingCalls:
         job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
         done = await self._engines.run(job, deadline)
         assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, ())
+        _require_embedding(done)
+        return Embedding(done.embedding, request.kind, model.name, done.goal_distances)
 
-    async def clip(self, request: EmbedClipRequest, deadline: float | None) -> EmbedReply:
+    async def clip(self, request: EmbedClipRequest, deadline: float | None) -> ClipEmbedding:
         """See `Application.embed_clip`."""
         model = self._engines.model(request.model).reply
         goal = self._toward(request.goal_id, model)
@@ -73,12 +67,16 @@ class EmbeddingCalls:
         clip = await self._clips.decode(request.path, request.sampling, model, left_s)
         done = await self._engines.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
         assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+        _require_embedding(done)
+        times_s = tuple(clip.timestamps_s.tolist())
+        return ClipEmbedding(
+            done.embedding, request.kind, model.name, times_s, done.goal_distances, done.step_distances
+        )
 
-    def _toward(self, goal_id: str, model: ModelReply) -> Floats | None:
+    def _toward(self, goal_id: str, model: Model) -> Floats | None:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None
 
-    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
+    async def _encode(self, image: Frame, model: Model, deadline: float | None) -> Floats:
         done = await self._engines.run(EncodeJob(model.name, (image,)), deadline)
         assert isinstance(done, EncodeDone)
         require_numbers(done.latents)
@@ -86,12 +84,11 @@ class EmbeddingCalls:
         return latent
 
 
-def describe(goal: Goal, cached: bool) -> GoalReply:
+def describe(goal: Goal, cached: bool) -> values.Goal:
     """A goal as its callers are told of it; `cached`: whether it was there before the call."""
-    return GoalReply(goal.goal_id, goal.model, cached, goal.create_time_ns)
+    return values.Goal(goal.goal_id, goal.model, cached, goal.create_time_ns)
 
 
-def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
-    for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
-        require_numbers(values)
-    return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)
+def _require_embedding(done: EmbedDone) -> None:
+    for numbers in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
+        require_numbers(numbers)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import Reason
 from server.transport.error_replies import PROBLEM_JSON
+from server.transport.rest.json_codec import Count, Name, Real
 from server.transport.rest.middleware import CLIPS
-from server.transport.rest.replies import ProblemReply
-from server.transport.rest.schemas import ClipForm
+from server.transport.rest.problems import ProblemReply
+from server.values.calls import EmbeddingKind
 
 _TEMPLATE = "#/components/schemas/{model}"
+
+
+class ClipForm(BaseModel):
+    """What may stand beside the file in an uploaded form."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: Name = ""
+    kind: EmbeddingKind = "pooled"
+    fps: Real | None = None
+    frames: Count | None = None
+    goal_id: Name = ""
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(default=None, description="Of the file")
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+from presage.values import PlannerSettings
 
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.families import ImportOptions, import_weights
@@ -21,7 +22,6 @@ from server.values.calls import (
     Frame,
     GoalRequest,
     Observation,
-    PlannerSettings,
     PlanRequest,
     ScoreRequest,
     SessionRequest,
