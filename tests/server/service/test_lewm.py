@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import presage
 import pytest
 import pytest_asyncio
 from presage.values import PlannerSettings
@@ -29,6 +30,7 @@ from server.values.calls import (
 )
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.model.lewm import write_folder
+from tests.support.server.transports import json_image, open_service
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -192,3 +194,30 @@ async def test_settings_that_cannot_be_are_refused(
     with pytest.raises(ServiceError) as raised:
         await application.plan(asked, None, time.monotonic())
     assert raised.value.field == f"planner.{field}"
+
+
+async def test_clients_say_what_was_over_either_transport(application: Application) -> None:
+    (goal, _) = await goals(application)
+    executed = np.full((BLOCK, 2), 0.5, np.float32)
+    seen = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=executed)
+    wanted = await actions_of(application, PlanRequest(seen, goal_id=goal, planner=QUICK, seed=1))
+    async with open_service(application) as service:
+        asked = presage.Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=executed)
+        async with presage.AsyncClient(service.addresses.grpc) as client:
+            plan = await client.plan(asked, goal, settings=QUICK, seed=1)
+        body = {
+            "observation": {
+                "images": [json_image(FRAMES[1])],
+                "past_images": [json_image(FRAMES[0])],
+                "past_actions": executed.tolist(),
+            },
+            "goal_id": goal,
+            "planner": {"samples": 16, "iterations": 3, "elites": 4, "horizon": 2},
+            "seed": 1,
+        }
+        reply = await service.rest.post("/v1/plans?tensors=lists", json=body)
+    assert reply.status_code == 200, reply.text
+    assert plan.provenance.unbounded_search
+    assert reply.json()["provenance"]["unbounded_search"] is True
+    np.testing.assert_allclose(plan.actions, wanted, atol=1e-6)
+    np.testing.assert_allclose(reply.json()["actions"], wanted, atol=1e-6)
