@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic_settings
 import yaml
+from presage.user_error import UserError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """Settings that cannot be used; the message is one line per fault, naming setting, rule and value."""
 
 

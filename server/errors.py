@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import grpc
+from presage.user_error import UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Reason(Enum):
         return self.value
 
 
-class ServiceError(Exception):
+class ServiceError(UserError):
     """A failure with a name. `field`, `rule` and `value` say what to change where the caller can change something."""
 
     def __init__(

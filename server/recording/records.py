@@ -13,6 +13,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from presage.user_error import UserError
 from presage.values import Plan
 
 from server.engine import serialization
@@ -38,7 +39,7 @@ SCHEMA = {
 }
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record or a file of records that cannot be read; the message is one line."""
 
 

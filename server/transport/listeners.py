@@ -19,6 +19,7 @@ from pathlib import Path
 import grpc
 import structlog
 import uvicorn
+from presage.user_error import UserError
 
 from server.config import Settings, SettingsError, server_version
 from server.observability.metrics import Telemetry
@@ -35,7 +36,7 @@ from server.transport.uploads import Uploads
 _log = structlog.get_logger()
 
 
-class StartError(RuntimeError):
+class StartError(UserError, RuntimeError):
     """The service cannot start; the message is one line."""
 
 
