@@ -10,7 +10,6 @@ from model.vjepa2.masked_predictor import MaskedPredictorConfig
 
 ADDRESS = "https://dl.fbaipublicfiles.com/vjepa2/"
 BY_FIXTURES = "networks of the same code at small sizes equal the published implementation's; no real weights were run"
-NOT_VERIFIED = "not numerically verified: parameter names and shapes only, from reading the published code"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) ->
     predictor = MaskedPredictorConfig.published_2_1(encoder.width, depth, levels, output_width)
     key = "ema_encoder" if distilled else "target_encoder"
     licence = "not stated with the file"
-    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, licence, NOT_VERIFIED)
+    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, licence, BY_FIXTURES)
 
 
 _GIANT = EncoderConfig.vit_giant()
