@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
+from model.interface import ClipEmbedding
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
-from server.__main__ import serve
-from server.listening import Addresses
-from server.settings import load as load_settings
-from server.telemetry import configure_logging
+from server.config import load as load_settings
+from server.observability.metrics import configure_logging
+from server.serving import serve
+from server.transport.listeners import Addresses
 
 SIDE = 256
 CONFIG = PackageConfig(
@@ -43,7 +43,7 @@ CONFIG = PackageConfig(
 
 
 class NullModel:
-    """Satisfies `model.catalog.LoadedModel`."""
+    """Satisfies `model.interface.LoadedModel`."""
 
     def __init__(self) -> None:
         self.package = Package(CONFIG, Path("nowhere"), "0" * 64)
@@ -51,13 +51,13 @@ class NullModel:
         self.block = 1
         self.dtype = torch.float32
 
-    def computing_in(self, dtype: torch.dtype) -> NullModel:
+    def to_precision(self, dtype: torch.dtype) -> NullModel:
         return self
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames[:, ::255, 0, :2].float().mean(1) / 255
 
-    def doubts(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
+    def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ()
 
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:
@@ -77,7 +77,7 @@ def load(name: str, device: str) -> NullModel:
 
 def main() -> None:
     flags = {"models": ["null"], "devices": ["cpu"], "engine_threads": 1, "grpc_port": 0, "http_port": 0}
-    settings = load_settings(flags={**flags, "log_level": "warning", "limits": {"queue": 256, "sessions": 2048}})
+    settings = load_settings(flags={**flags, "log_level": "warning", "limits": {"max_queue": 256, "sessions": 2048}})
     configure_logging(settings.log_format, settings.log_level)
 
     def announce(addresses: Addresses) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from simulation.extras import package_folder
-from simulation.mujoco_stage import EXTRA, load_mujoco
-from simulation.reacher import Reacher, random_state
+from simulation.robots.mujoco_stage import EXTRA, load_mujoco
+from simulation.robots.reacher import Reacher, random_state
 
 ROUNDS = 5
 

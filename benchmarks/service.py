@@ -31,11 +31,11 @@ from benchmarks import null_model, service_load
 from benchmarks.service_load import NullService, null_service, seen
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.app import Application, AppSettings
-from server.messages import GoalRequest, Observation, PlannerSettings, PlanRequest
-from training.evaluation import action_space
+from server.service.application import Application, AppSettings
+from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanRequest
+from training.evaluation.closed_loop import action_space
 
 SAMPLES, ITERATIONS, ELITES, HORIZON = 16, 1, 4, 5
 
@@ -118,7 +118,7 @@ def _shown(value: object) -> str:
 
 
 def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, dict[str, float]]:
-    """Percentiles of whole calls from this process, and of what each door adds to the in-process plan's median."""
+    """Percentiles of whole calls from this process, and of what each gateway adds to the in-process plan's median."""
     size = models_pb2.PlannerSettings(samples=SAMPLES, iterations=ITERATIONS, elites=ELITES, horizon=HORIZON)
     goal = np.array(Image.open(io.BytesIO(jpegs[-1])))
     with (
@@ -152,8 +152,8 @@ def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, 
     rows = {name: percentiles(ms) for name, ms in taken.items()}
     for base in ("planner", "application"):
         alone = float(np.median(taken[f"{base}, in process"]))
-        for door in ("gRPC", "REST"):
-            rows[f"{door} adds to the {base}"] = percentiles([ms - alone for ms in taken[door]])
+        for gateway in ("gRPC", "REST"):
+            rows[f"{gateway} adds to the {base}"] = percentiles([ms - alone for ms in taken[gateway]])
     return rows
 
 
@@ -167,7 +167,7 @@ async def _started() -> Application:
 def _application(
     loop: asyncio.AbstractEventLoop, application: Application, goal_image: np.ndarray
 ) -> Callable[[bytes, int], object]:
-    """The same plan by the service's own core, without a door."""
+    """The same plan by the service's own core, without a gateway."""
     goal_id = loop.run_until_complete(application.create_goal(GoalRequest(image=goal_image))).goal_id
     size = PlannerSettings(SAMPLES, ITERATIONS, ELITES, HORIZON)
 
@@ -184,12 +184,12 @@ def _in_process(goal_image: np.ndarray) -> Callable[[bytes, int], object]:
     """The same plan without a service: decode, encode, search."""
     loaded = null_model.load("null", "cpu")
     goal, space = loaded.encode(torch.from_numpy(goal_image[None]))[0], action_space(loaded)
-    optimiser = CEM(SAMPLES, ITERATIONS, ELITES, HORIZON)
+    optimizer = CEM(SAMPLES, ITERATIONS, ELITES, HORIZON)
 
     def plan(jpeg: bytes, seed: int) -> object:
         frame = torch.from_numpy(np.array(Image.open(io.BytesIO(jpeg))))
         context = loaded.context([loaded.encode(frame[None])[0]], None)
-        return optimiser.plan(loaded, Problem(context, goal, space, seed)).actions.numpy()
+        return optimizer.plan(loaded, Problem(context, goal, space, seed)).actions.numpy()
 
     return plan
 

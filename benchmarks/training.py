@@ -21,16 +21,16 @@ from torch.nn import functional as F
 
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from cli.gathering import as_training_episodes
+from cli.train.training_data import as_training_episodes
 from model.compact.network import CompactConfig, to_network_input
 from model.normalizer import ActionNormalizer
 from simulation.episodes import collect
-from training.compact_recipe import CompactRecipe, package_config
-from training.episodes import Episodes
-from training.objective import Learner, losses, make_learner, prediction_loss
-from training.ranks import ALONE
-from training.sigreg import epps_pulley_reference
-from training.windows import Batch, Windows, batches, sample_batch
+from training.compact.objective import Learner, losses, make_learner, prediction_loss
+from training.compact.recipe import CompactRecipe, package_config
+from training.compact.sigreg import epps_pulley_reference
+from training.compact.windows import Batch, Windows, batches, sample_batch
+from training.data.episodes import Episodes
+from training.distributed import ALONE
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def measure(steps: int, batch: int, device: torch.device) -> dict[str, object]:
 
 
 def our_loop(episodes: Episodes, recipe: CompactRecipe, windows: Windows, device: torch.device) -> Callable[[], Timed]:
-    """One step of `training.compact`: bfloat16 products, channels last, windows drawn ahead, the fast SIGReg."""
-    learner, optimiser = _fresh(episodes, recipe, device, plain=False)
+    """One step of `training.compact.train`: bfloat16 products, channels last, windows drawn ahead, the fast SIGReg."""
+    learner, optimizer = _fresh(episodes, recipe, device, plain=False)
     drawn = batches(episodes, windows, torch.Generator().manual_seed(0))
 
     def step() -> Timed:
@@ -95,8 +95,8 @@ def our_loop(episodes: Episodes, recipe: CompactRecipe, windows: Windows, device
         batch = next(drawn)
         waited = time.perf_counter() - begun
         found = losses(learner, *_moved(batch, device), bfloat16=recipe.bfloat16)
-        total = found.prediction + recipe.regulariser * found.regulariser + recipe.inverse * found.inverse
-        _descend(total, learner, optimiser)
+        total = found.prediction + recipe.regularizer * found.regularizer + recipe.inverse * found.inverse
+        _descend(total, learner, optimizer)
         return Timed(_elapsed(begun, device), waited)
 
     return step
@@ -106,7 +106,7 @@ def plain_loop(
     episodes: Episodes, recipe: CompactRecipe, windows: Windows, device: torch.device
 ) -> Callable[[], Timed]:
     """The same step without any of that."""
-    learner, optimiser = _fresh(episodes, recipe, device, plain=True)
+    learner, optimizer = _fresh(episodes, recipe, device, plain=True)
     generator = torch.Generator().manual_seed(0)
 
     def step() -> Timed:
@@ -119,8 +119,8 @@ def plain_loop(
         latents = learner.network.encode(to_network_input(frames.flatten(0, 1))).unflatten(0, (count, times))
         guessed = learner.inverse(torch.cat([latents[:, :-1], latents[:, 1:]], dim=-1))
         gaussian = epps_pulley_reference(latents.transpose(0, 1) @ directions)
-        total = prediction_loss(learner.network, latents, blocks) + recipe.regulariser * gaussian
-        _descend(total + recipe.inverse * F.mse_loss(guessed, blocks), learner, optimiser)
+        total = prediction_loss(learner.network, latents, blocks) + recipe.regularizer * gaussian
+        _descend(total + recipe.inverse * F.mse_loss(guessed, blocks), learner, optimizer)
         return Timed(_elapsed(begun, device), waited)
 
     return step
@@ -141,11 +141,11 @@ def _moved(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tens
     return batch.frames.to(device), batch.actions.to(device), batch.directions.to(device)
 
 
-def _descend(total: torch.Tensor, learner: Learner, optimiser: torch.optim.Optimizer) -> None:
-    optimiser.zero_grad(set_to_none=True)
+def _descend(total: torch.Tensor, learner: Learner, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
 
 
 def _elapsed(begun: float, device: torch.device) -> float:

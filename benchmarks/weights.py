@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from model.checkpoint import import_checkpoint
-from model.vjepa2.imported import parts
-from model.vjepa2.published import PublishedModel, by_name
-from model.vjepa2.stream import GROUP_BYTES
+from model.checkpoints.importer import import_checkpoint
+from model.checkpoints.published import PublishedModel, by_name
+from model.checkpoints.safetensors_writer import GROUP_BYTES
+from model.vjepa2.package_config import parts
 
 MIB = 1 << 20
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.choices import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
-from cli.failures import CommandError
-from cli.screen import Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.options import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
+from cli.output import Output, open_output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from model.catalog import LoadedModel
+    from model.interface import LoadedModel
     from model.package import PackageConfig
     from simulation.tasks import RobotTask
-    from training.evaluation import Episode, Evaluation
+    from training.evaluation.closed_loop import Episode, Evaluation
 
 DIAGNOSED = 64  # episodes of open-loop prediction
 
@@ -46,7 +46,7 @@ def evaluate(
 ) -> None:
     """Measure a model in closed loop on held-out start and goal pairs, in this process and without the service."""
     calm_threads()
-    screen = open_screen(machine=json_file == "-")
+    output = open_output(machine=json_file == "-")
     checked_task(task)
     chosen = checked_device(device)
     destination = _writable(Path(json_file), "--json") if json_file not in ("", "-") else None
@@ -54,9 +54,9 @@ def evaluate(
 
     import torch
 
-    from model.catalog import load
+    from model.registry import load
     from simulation.manifest import Manifest
-    from training.card import record_score
+    from training.model_card import record_score
 
     if threads:
         torch.set_num_threads(threads)
@@ -64,7 +64,7 @@ def evaluate(
     manifest = Manifest.load(task, offset)
     pairs = manifest.pairs(episodes, seed)
     budget = budget_steps or 2 * offset
-    evaluation = _run(screen, loaded, task, pairs, seed, budget)
+    evaluation = _run(output, loaded, task, pairs, seed, budget)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
     value |= {"offset": offset, "budget_steps": budget, **_open_loop(loaded, task)}
     if destination is not None:
@@ -73,12 +73,12 @@ def evaluate(
         _write_report(page, value, evaluation, pairs, loaded, task)
     if record:
         record_score(loaded.package.folder, value)
-    screen.result(value, _table(value))
+    output.result(value, _table(value))
 
 
 def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: int) -> dict[str, Any]:
     """The numbers of an evaluation under their fixed names; rates are 0 to 1, times are of single plans."""
-    from training.evaluation import success_rate
+    from training.evaluation.closed_loop import success_rate
 
     low, high = evaluation.interval
     median, slow = evaluation.plan_ms(50), evaluation.plan_ms(95)
@@ -103,7 +103,7 @@ def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
     """How far ahead the model predicts, and whether its cost tells true actions from others, on held-out episodes."""
     from simulation.episodes import HELD_OUT_SEED_START
     from simulation.exploration import explore
-    from training.diagnostics import open_loop, plan_worthiness
+    from training.evaluation.diagnostics import open_loop, plan_worthiness
 
     config = model.package.config
     ahead = config.planner.horizon * model.block
@@ -132,26 +132,26 @@ def _write_report(
     path.write_text(render(value, evaluation, goals, robot.render_state), encoding="utf-8")
 
 
-def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
+def _run(output: Output, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
     from rich.progress import TextColumn
 
-    from planner import named
+    from planner import registry
     from simulation.policies import oracle_policy, random_policy
     from simulation.tasks import make
-    from training.evaluation import evaluate
+    from training.evaluation.closed_loop import evaluate
 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
     settings = config.planner
-    optimiser = named.optimiser(
-        settings.optimiser,
+    optimizer = registry.optimizer(
+        settings.optimizer,
         settings.samples,
         settings.iterations,
         settings.elites,
         settings.horizon,
         settings.discount,
     )
-    with screen.progress(TextColumn("{task.fields[solved]} solved")) as bars:
+    with output.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
         solved = 0
 
@@ -162,7 +162,7 @@ def _run(screen: Screen, model: LoadedModel, task: str, pairs: list[Any], seed: 
 
         return evaluate(
             model,
-            optimiser,
+            optimizer,
             lambda: make(task, config.image.height),
             pairs,
             seed=seed,

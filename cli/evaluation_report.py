@@ -16,7 +16,7 @@ from cli.demo.episode_card import strip
 from cli.demo.pictures import data_uri
 
 if TYPE_CHECKING:
-    from training.evaluation import Episode, Evaluation
+    from training.evaluation.closed_loop import Episode, Evaluation
 
 STYLE = Path(__file__).parent / "demo" / "report.css"
 SHOWN = 12  # failures, and as many successes, that are shown as filmstrips

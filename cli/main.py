@@ -6,18 +6,18 @@ import sys
 
 import typer
 
-from cli import failures
-from cli.collect import collect
-from cli.dataset import inspect as inspect_dataset
+from cli import exit_codes
+from cli.client.embed import embed
+from cli.client.health import health
+from cli.client.landscape import landscape
+from cli.client.plan import plan
+from cli.data.collect import collect
+from cli.data.inspect import inspect as inspect_dataset
 from cli.demo.command import demo
-from cli.embed import embed
 from cli.evaluate import evaluate
-from cli.health import health
-from cli.landscape import landscape
-from cli.plan import plan
 from cli.replay import replay
 from cli.serve import serve
-from cli.train import train
+from cli.train.command import train
 from cli.weights import import_weights, inspect, list_published, pull
 
 app = typer.Typer(
@@ -52,4 +52,4 @@ app.command("replay")(replay)
 
 def main() -> None:
     """Entry point of the `presage` script."""
-    sys.exit(failures.run(app))
+    sys.exit(exit_codes.run(app))

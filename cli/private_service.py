@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from cli.failures import CommandError
+from cli.exit_codes import CommandError
 
 STOP_S = 15.0  # after SIGTERM a service may finish what it is doing; then it is killed
 
@@ -31,7 +31,7 @@ class PrivateService:
 
 @contextmanager
 def private_service(
-    model: str, *, device: str = "auto", threads: int = 0, startup_s: float = 180.0
+    model: str, *, device: str = "auto", threads: int = 0, startup_timeout_s: float = 180.0
 ) -> Iterator[PrivateService]:
     """Start `presage serve` on free ports, wait until it is ready, and end it on the way out, whatever happened.
 
@@ -53,7 +53,7 @@ def private_service(
             start_new_session=True,
         )
         try:
-            announced = _announcement(process, startup_s)
+            announced = _announcement(process, startup_timeout_s)
             if announced is None:
                 raise CommandError(f"the service did not start: {_last_words(log)}")
             yield PrivateService(announced["grpc"], announced["rest"])

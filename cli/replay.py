@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
-    from model.catalog import LoadedModel
-    from server.replay import Outcome
+    from model.interface import LoadedModel
+    from server.worker.replay import Outcome
 
 
 def replay(
@@ -28,36 +28,36 @@ def replay(
     json_: JsonFlag = False,
 ) -> None:
     """Make every recorded plan again, with its model, seed and warm start; exit 1 where actions differ or one fails."""
-    from server import replay as replaying
+    from server.worker import replay as replaying
 
     recording = replaying.read(file)
     if not recording.records:
         raise CommandError(f"{file} holds no plans")
     loaded = _load(tuple(models or recording.models), device)
-    screen = open_screen(json_)
+    output = open_output(json_)
     outcomes = []
-    with screen.progress() as progress:
+    with output.progress() as progress:
         task = progress.add_task("replaying", total=len(recording.records))
         for outcome in replaying.replay(recording, loaded, tolerance):
             outcomes.append(outcome)
             progress.advance(task)
-    _tell(screen, outcomes, recording.is_whole, tolerance)
+    _tell(output, outcomes, recording.is_whole, tolerance)
     if any(outcome.verdict in ("different", "failed") for outcome in outcomes):
         raise typer.Exit(1)
 
 
 def _load(wanted: tuple[str, ...], device: str) -> dict[str, LoadedModel]:
     """The models by their own names. Raises PackageError."""
-    from model import catalog
-    from server.engine_process import device as device_named
+    from model import registry
+    from server.worker.process import device as device_named
 
     if not wanted:
         raise CommandError("the file names no models: name them with --model")
-    loaded = [catalog.load(name, device_named(device)) for name in wanted]
+    loaded = [registry.load(name, device_named(device)) for name in wanted]
     return {model.package.config.name: model for model in loaded}
 
 
-def _tell(screen: Screen, outcomes: list[Outcome], is_whole: bool, tolerance: float) -> None:
+def _tell(output: Output, outcomes: list[Outcome], is_whole: bool, tolerance: float) -> None:
     from dataclasses import asdict
 
     counts = {
@@ -66,9 +66,9 @@ def _tell(screen: Screen, outcomes: list[Outcome], is_whole: bool, tolerance: fl
     }
     for outcome in outcomes:
         if outcome.verdict in ("different", "failed"):
-            screen.remark(f"observation {outcome.sequence} at {outcome.time_ns}: {outcome.verdict}: {outcome.why}")
+            output.remark(f"observation {outcome.sequence} at {outcome.time_ns}: {outcome.verdict}: {outcome.why}")
     if not is_whole:
-        screen.remark("the file was not finished: its last plans may be missing")
+        output.remark("the file was not finished: its last plans may be missing")
     largest = max((outcome.actions for outcome in outcomes), default=0.0)
     value = {
         "plans": len(outcomes),
@@ -79,7 +79,7 @@ def _tell(screen: Screen, outcomes: list[Outcome], is_whole: bool, tolerance: fl
         "differences": [asdict(outcome) for outcome in outcomes if outcome.verdict in ("different", "failed")],
     }
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    screen.result(
+    output.result(
         value,
         f"{len(outcomes)} plans: {told}\nlargest difference of an action: {largest:.3g} of its range "
         f"(tolerance {tolerance:g})",

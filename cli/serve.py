@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.screen import JsonFlag, open_screen
+from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
-    from server.listening import Addresses
-    from server.settings import Settings
+    from server.config import Settings
+    from server.transport.listeners import Addresses
 
 # Files are `readable=False` for typer: it would tell of one that may not be read in a box, not in a line like the rest.
 _OTHERS = (
-    "Any setting, repeatedly: engine_nice, engine_silence_s, session_ttl_s, startup_s, drain_s, spool_dir, reflection, "
-    "openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, limits.clip_bytes, limits.clip_frames, "
-    "limits.clip_s, limits.uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, "
-    "limits.sessions, limits.queue, limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
+    "Any setting, repeatedly: engine_nice, engine_heartbeat_timeout_s, session_ttl_s, startup_timeout_s, "
+    "shutdown_grace_s, spool_dir, reflection, openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, "
+    "limits.clip_bytes, limits.clip_frames, limits.clip_decode_timeout_s, limits.max_concurrent_uploads, "
+    "limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, limits.sessions, limits.max_queue, "
+    "limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
     "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
 )
 
@@ -88,7 +89,7 @@ def serve(
     json_: JsonFlag = False,
 ) -> None:
     """Serve world models over gRPC and REST until SIGTERM or Ctrl-C. Every setting is also a PRESAGE_* variable."""
-    from server.settings import load
+    from server.config import load
 
     flags = {
         **_named(others or []),
@@ -117,22 +118,22 @@ def _run(settings: Settings, json_: bool) -> None:
     """Serve until stopped, and say where once the doors are open."""
     import asyncio
 
-    from server.__main__ import serve as serve_until_stopped
-    from server.telemetry import configure_logging
+    from server.observability.metrics import configure_logging
+    from server.serving import serve as serve_until_stopped
 
     configure_logging(settings.log_format, settings.log_level)
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     def announce(addresses: Addresses) -> None:
         value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": list(settings.models)}
-        screen.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
+        output.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
 
     asyncio.run(serve_until_stopped(settings, announce))
 
 
 def _named(pairs: list[str]) -> dict[str, object]:
     """NAME=VALUE pairs as settings, those of limits in a folder of their own. Raises SettingsError."""
-    from server.settings import SettingsError
+    from server.config import SettingsError
 
     settings: dict[str, object] = {}
     limits: dict[str, str] = {}

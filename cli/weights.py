@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.checkpoint import Inspection
+    from model.checkpoints.importer import Inspection
+    from model.checkpoints.published import PublishedModel
     from model.package import Package
-    from model.vjepa2.published import PublishedModel
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -32,23 +32,23 @@ def inspect(
     json_: JsonFlag = False,
 ) -> None:
     """Say what weights are, without running them: nothing in a file is executed."""
-    from model.catalog import BUILT_IN, built_in
     from model.package import CONFIG, WEIGHTS, read_package
+    from model.registry import BUILT_IN, built_in
 
     folder = BUILT_IN / path if path in built_in() else Path(path)
-    screen = open_screen(json_)
+    output = open_output(json_)
     if not folder.exists():
         raise CommandError(f"no such file, folder or built-in package: {path} (built in: {', '.join(built_in())})")
     if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         package = read_package(folder)
         value = _package_value(package)
-        screen.result(value, _package_table(value))
+        output.result(value, _package_table(value))
         return
 
-    from model.checkpoint import inspect_checkpoint
+    from model.checkpoints.importer import inspect_checkpoint
 
     value = _checkpoint_value(inspect_checkpoint(folder))
-    screen.result(value, _checkpoint_table(value))
+    output.result(value, _checkpoint_table(value))
 
 
 def import_weights(
@@ -63,13 +63,13 @@ def import_weights(
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
     if dtype not in DTYPES:
         raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     import torch
 
-    from model.checkpoint import import_checkpoint
+    from model.checkpoints.importer import import_checkpoint
 
-    with _byte_progress(screen) as bars:
+    with _byte_progress(output) as bars:
         bar = bars.add_task("importing", total=None)
         imported = import_checkpoint(
             source,
@@ -87,16 +87,16 @@ def import_weights(
         "weights_sha256": imported.weights_sha256,
     }
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
-    screen.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
+    output.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
 
 
 def list_published(json_: JsonFlag = False) -> None:
-    """List the published models that can be downloaded and imported, with licences as far as known."""
-    from model.vjepa2.published import PUBLISHED
+    """List the published models that can be downloaded and imported, with licenses as far as known."""
+    from model.checkpoints.published import PUBLISHED
 
-    screen = open_screen(json_)
+    output = open_output(json_)
     values = [_published_value(model) for model in PUBLISHED]
-    screen.result({"models": values}, _published_table(values))
+    output.result({"models": values}, _published_table(values))
 
 
 def pull(
@@ -109,17 +109,17 @@ def pull(
     json_: JsonFlag = False,
 ) -> None:
     """Download a published model's file; run again, it goes on where it was cut off."""
-    from model.download import DownloadError
-    from model.download import pull as download
-    from model.vjepa2.published import ADDRESS, PUBLISHED, by_name
+    from model.checkpoints.download import DownloadError
+    from model.checkpoints.download import pull as download
+    from model.checkpoints.published import ADDRESS, PUBLISHED, by_name
 
     names = [model.name for model in PUBLISHED]
     if name not in names:
         raise typer.BadParameter(f"must be one of {', '.join(names)}, got {name!r}", param_hint="NAME")
-    model, screen = by_name(name), open_screen(json_)
+    model, output = by_name(name), open_output(json_)
     kept = (out / model.file).exists()
     try:
-        with _byte_progress(screen) as bars:
+        with _byte_progress(output) as bars:
             bar = bars.add_task(model.file, total=None)
             path = download(
                 model,
@@ -138,19 +138,19 @@ def pull(
         "bytes": path.stat().st_size,
         "was_there": kept,
         "sha256_verified": bool(sha256),
-        "licence": model.licence,
+        "license": model.license,
     }
     digest = "sha256 verified" if sha256 else "sha256 not verified: none is published, give one with --sha256"
     there = "was already there" if kept else "downloaded"
-    screen.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; licence: {model.licence}")
+    output.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; license: {model.license}")
 
 
-def _byte_progress(screen: Screen) -> Progress:
+def _byte_progress(output: Output) -> Progress:
     """A bar that counts bytes, where a person watches stderr."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=screen.err, disable=not screen.err.is_terminal)
+    return Progress(*columns, console=output.err, disable=not output.err.is_terminal)
 
 
 def _published_value(model: PublishedModel) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _published_value(model: PublishedModel) -> dict[str, Any]:
         "encoder_key": model.encoder_key,
         "address": model.address,
         "huggingface": model.huggingface,
-        "licence": model.licence,
+        "license": model.license,
         "verified": model.verified,
     }
 
@@ -174,12 +174,12 @@ def _published_table(values: list[dict[str, Any]]) -> Table:
 
     table = Table(title="published models", show_lines=True)
     table.add_column("name", no_wrap=True)
-    for column in ("what", "licence", "verified"):
+    for column in ("what", "license", "verified"):
         table.add_column(column, overflow="fold")
     for value in values:
         encoder = value["encoder"]
         shape = f"{encoder['depth']} blocks of {encoder['width']}, {encoder['image']} px"
-        table.add_row(value["name"], f"{value['what']}\n{shape}", value["licence"], value["verified"])
+        table.add_row(value["name"], f"{value['what']}\n{shape}", value["license"], value["verified"])
     return table
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import presage
 
 from simulation import tasks
-from simulation.arm import wrap_angle
+from simulation.robots.arm import wrap_angle
 
 START, GOAL = np.array([0.2, 0.9]), np.array([1.4, -0.6])  # joint angles in rad
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from model import catalog
-from planner.cem import CEM
+from model import registry
 from planner.cost import ActionCost, GoalDistance, WeightedSum
+from planner.optimizers.cem import CEM
 from planner.types import Problem
 from simulation import tasks
-from training.evaluation import action_space, encode_image
+from training.evaluation.closed_loop import action_space, encode_image
 
 START, GOAL = np.array([0.2, 0.9]), np.array([1.4, -0.6])  # joint angles in rad
 
@@ -37,15 +37,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
 
-    model = catalog.load("arm", torch.device("cpu"))
+    model = registry.load("arm", torch.device("cpu"))
     arm = tasks.make("arm")
     seen, goal = encode_image(model, arm.render_state(START)), encode_image(model, arm.render_state(GOAL))
     problem = Problem(model.context([seen], None), goal, action_space(model), seed=chosen.seed)
 
     plain = CEM(samples=chosen.samples, iterations=chosen.iterations, elites=20)  # cost: GoalDistance()
     sparing = WeightedSum(((1.0, GoalDistance()), (0.01, ActionCost(scale=1.5)), (chosen.weight, shoulder_speed)))
-    for name, optimiser in (("goal distance alone", plain), ("sparing the shoulder", replace(plain, cost=sparing))):
-        plan = optimiser.plan(model, problem)
+    for name, optimizer in (("goal distance alone", plain), ("sparing the shoulder", replace(plain, cost=sparing))):
+        plan = optimizer.plan(model, problem)
         arm.set_state(START)
         for action in plan.actions.numpy():
             arm.act(action)

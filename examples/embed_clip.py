@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import presage
 
-from model.video import write_clip
+from model.video.decode import write_clip
 from simulation import tasks
 
 START, GOAL = np.array([0.2, 0.9]), np.array([1.4, -0.6])  # joint angles in rad

@@ -15,7 +15,7 @@ import numpy as np
 import presage
 
 from simulation import tasks
-from simulation.arm import wrap_angle
+from simulation.robots.arm import wrap_angle
 
 
 async def drive(client: presage.AsyncClient, number: int, plans: int, budget_ms: float, execute: int) -> bool:

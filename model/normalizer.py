@@ -10,7 +10,7 @@ from model.package import ActionSpec
 
 
 class ActionNormalizer(nn.Module):
-    """Standardises actions per dimension: `(action - mean) / std`. The numbers come from the training episodes."""
+    """Standardizes actions per dimension: `(action - mean) / std`. The numbers come from the training episodes."""
 
     mean: Tensor
     std: Tensor

@@ -61,7 +61,7 @@ class PlannerDefaults:
     elites: int = 20
     horizon: int = 5
     execute: int = 5  # robot actions to take before planning again
-    optimiser: str = "cem"  # one of planner.named.OPTIMISERS
+    optimizer: str = "cem"  # one of planner.registry.OPTIMIZERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
     discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
 

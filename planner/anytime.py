@@ -1,6 +1,6 @@
-"""Planning against the clock: one loop for every optimiser, which stops on time with the best plan so far.
+"""Planning against the clock: one loop for every optimizer, which stops on time with the best plan so far.
 
-Knows nothing of how an optimiser improves a search. The service's engine, which batches many searches, drives the same
+Knows nothing of how an optimizer improves a search. The service's engine, which batches many searches, drives the same
 protocol itself and shares `IterationClock`.
 """
 
@@ -18,7 +18,7 @@ from planner.world_model import CostFunction, WorldModel
 THINNEST = 1 / 8  # of its samples: what is left of a first iteration where there is hardly any time
 
 
-class Optimiser(Protocol):
+class Optimizer(Protocol):
     """A way of searching, in steps that can be stopped between, and shared between robots."""
 
     @property
@@ -61,7 +61,7 @@ class IterationClock:
     """Learns how long one iteration takes, so that the next one is only begun if it will end in time.
 
     The estimate is a moving mean plus three moving mean deviations (as TCP sets its timeouts): on a steady machine it
-    costs a few percent of the time there was, on a noisy one it keeps its distance. Keep one clock per optimiser and
+    costs a few percent of the time there was, on a noisy one it keeps its distance. Keep one clock per optimizer and
     shape for as long as the process runs.
     """
 
@@ -89,7 +89,7 @@ class IterationClock:
 
 
 class Pace:
-    """What an optimiser's iterations on one model take, by how many model steps they evaluate.
+    """What an optimizer's iterations on one model take, by how many model steps they evaluate.
 
     A sampling iteration of a hybrid takes many times as long as one that descends: each size has a clock of its own.
     """
@@ -126,7 +126,7 @@ def never() -> bool:
 
 
 def plan_in_time(
-    optimiser: Optimiser,
+    optimizer: Optimizer,
     world_model: WorldModel,
     problem: Problem,
     *,
@@ -136,12 +136,12 @@ def plan_in_time(
     cancelled: Callable[[], bool] = never,
     pace: Pace | None = None,
 ) -> Plan:
-    """Improve until the optimiser is done, the time is up, or the caller gives up; always between two iterations.
+    """Improve until the optimizer is done, the time is up, or the caller gives up; always between two iterations.
 
     `deadline`, on `clock`'s scale in seconds, is hard: no iteration begins that is expected to end past it, not even
     the first (then the plan is the warm start, unevaluated, or PlanningError). `budget_s`, from now, is the time worth
     spending: the first iteration runs in any case. Where there is no time for all its samples, it draws a half, a
-    quarter or an eighth of them (`Plan.first_share`), if the optimiser can. `cancelled` is asked before every
+    quarter or an eighth of them (`Plan.first_share`), if the optimizer can. `cancelled` is asked before every
     iteration. `pace` carries what is known of an iteration's duration from plan to plan; without it the first iteration
     is begun on trust.
     """
@@ -149,15 +149,15 @@ def plan_in_time(
         raise PlanningError("budget_s", "must be > 0", budget_s)
     pace = Pace() if pace is None else pace
     began = clock()
-    search = optimiser.start(problem, world_model.block)
+    search = optimizer.start(problem, world_model.block)
     if budget_s is not None:
-        search = _thinned(optimiser, search, pace.guess_s, began + budget_s - clock())
+        search = _thinned(optimizer, search, pace.guess_s, began + budget_s - clock())
     if deadline is not None:
-        search = _thinned(optimiser, search, pace.estimate_s, deadline - clock())
+        search = _thinned(optimizer, search, pace.estimate_s, deadline - clock())
     while True:
         now = clock()
-        reason = optimiser.stopped(search)
-        steps = optimiser.iteration_steps(search)
+        reason = optimizer.stopped(search)
+        steps = optimizer.iteration_steps(search)
         if reason is None and cancelled():
             reason = "cancelled"
         if reason is None and deadline is not None and now + pace.estimate_s(steps) >= deadline:
@@ -165,17 +165,17 @@ def plan_in_time(
         if reason is None and budget_s is not None and search.iterations:
             reason = "budget" if now + pace.estimate_s(steps) > began + budget_s else None
         if reason is not None:
-            return optimiser.finish(search, reason)
-        (search,) = optimiser.improve(world_model, [search])
+            return optimizer.finish(search, reason)
+        (search,) = optimizer.improve(world_model, [search])
         pace.observe(steps, clock() - now)
 
 
-def _thinned(optimiser: Optimiser, search: Search, seconds: Callable[[int], float], left_s: float) -> Search:
+def _thinned(optimizer: Optimizer, search: Search, seconds: Callable[[int], float], left_s: float) -> Search:
     """The search with a first iteration that ends in time, or the shortest there is where none does."""
-    steps = optimiser.iteration_steps(search)
+    steps = optimizer.iteration_steps(search)
     while seconds(steps) > left_s and search.first_share > THINNEST:
         thinner = replace(search, first_share=search.first_share / 2)
-        if optimiser.iteration_steps(thinner) >= steps:
+        if optimizer.iteration_steps(thinner) >= steps:
             break
-        search, steps = thinner, optimiser.iteration_steps(thinner)
+        search, steps = thinner, optimizer.iteration_steps(thinner)
     return search

@@ -27,7 +27,7 @@ class Stream:
     iteration: int
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """A fresh generator for this seed and iteration; neighbours are unrelated (mixed as in SplitMix64)."""
+        """A fresh generator for this seed and iteration; neighbors are unrelated (mixed as in SplitMix64)."""
         mask = (1 << 64) - 1
         mixed = (self.seed + (self.iteration + 1) * 0x9E3779B97F4A7C15) & mask
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -110,7 +110,7 @@ class TimeCorrelatedNoise:
 
 
 @dataclass(frozen=True)
-class ColouredNoise:
+class ColoredNoise:
     """Noise whose power falls as 1 / frequency^beta: 0 is white, 1 pink, 2 a random walk's (iCEM, Pinneri et al. 2020).
 
     The mean over the horizon counts as its slowest wave, at the power of the lowest frequency. Unit variance per entry.

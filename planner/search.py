@@ -1,7 +1,7 @@
-"""One search under way, as a value, and what every sampling optimiser does with a batch of them.
+"""One search under way, as a value, and what every sampling optimizer does with a batch of them.
 
 A `Search` holds no randomness of its own (see `noise.Stream`), so an iteration is a pure function from searches to
-searches: the same search gives the same next one, alone or in company. How candidates are drawn is the optimiser's.
+searches: the same search gives the same next one, alone or in company. How candidates are drawn is the optimizer's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Search:
     iterations: int = 0
     iteration_costs: tuple[float, ...] = ()
     elite_spread: tuple[float, ...] = ()
-    memory: tuple[Tensor, ...] = ()  # what else its optimiser carries from one iteration to the next
+    memory: tuple[Tensor, ...] = ()  # what else its optimizer carries from one iteration to the next
     result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
     first_share: float = 1.0  # of its samples that the first iteration draws
 
@@ -71,7 +71,7 @@ def begin(
 ) -> Search:
     """Check a problem and set up its search: mean at the warm start (or mid-range), std a fraction of the half range.
 
-    Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronisation).
+    Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronization).
     """
     if block < 1:
         raise PlanningError("world_model.block", "must be >= 1", block)

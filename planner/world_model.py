@@ -53,7 +53,7 @@ def shared_rollout(world_model: WorldModel, context: Context, actions: Actions, 
 
 
 class CostFunction(Protocol):
-    """What a candidate costs, step by step; its total is the sum over the horizon and is always minimised."""
+    """What a candidate costs, step by step; its total is the sum over the horizon and is always minimized."""
 
     def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
         """`goal` is [batch, *latent]; returns each step's share of the total, so a last-step cost is zero before it."""

@@ -19,11 +19,13 @@ from grpc_health.v1 import health_pb2  # noqa: E402
 from prometheus_client.metrics import MetricWrapperBase  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
-from server import openpi_request, rest, rest_calls  # noqa: E402
+from server.config import Limits, Recording, Settings  # noqa: E402
 from server.errors import Reason  # noqa: E402
-from server.grpc_service import SERVICES  # noqa: E402
-from server.settings import Limits, Recording, Settings  # noqa: E402
-from server.telemetry import Telemetry  # noqa: E402
+from server.observability.metrics import Telemetry  # noqa: E402
+from server.transport.grpc.service import SERVICES  # noqa: E402
+from server.transport.openpi import request  # noqa: E402
+from server.transport.rest import middleware  # noqa: E402
+from server.transport.rest import routes as rest  # noqa: E402
 
 PAGES = ("docs/protocol.md", "docs/operations.md")
 
@@ -61,9 +63,9 @@ def probes() -> str:
     lines = []
     for route in _routes(rest._probes.routes):
         told = (route.endpoint.__doc__ or "").split("\n")[0]
-        key = "no" if route.path in rest_calls.PUBLIC_PATHS else "yes"
+        key = "no" if route.path in middleware.PUBLIC_PATHS else "yes"
         lines.append(f"| `GET {route.path}` | {key} | {told} |")
-    lines.append("| `GET /openapi.json` | yes | The REST door as an OpenAPI document. |")
+    lines.append("| `GET /openapi.json` | yes | The REST gateway as an OpenAPI document. |")
     health = health_pb2.DESCRIPTOR.services_by_name["Health"]
     methods = ", ".join(method.name for method in health.methods)
     lines.append(f"| `{health.full_name}` ({methods}) | no | Readiness, for the server and each service. |")
@@ -101,7 +103,7 @@ def metrics() -> str:
 
 
 def openpi() -> str:
-    rows = [f"| `{name}` | {told} |" for name, told in openpi_request.PARAMETERS.items()]
+    rows = [f"| `{name}` | {told} |" for name, told in request.PARAMETERS.items()]
     return _table("| parameter | |", rows)
 
 

@@ -1,12 +1,16 @@
-"""The service: processes, queues and doors around a world model and a planner.
+"""The service: a world model and a planner behind gRPC and REST.
 
-The way of a call, and where to read on:
+The rooms, from the outside in; each imports only what stands below it:
 
-- doors: `rest`, `grpc_service`, `openpi`, each with its codec; what every call goes through is in `door`
-- application, free of transports and of torch: `app`; behind it `plan_calls`, `prediction_calls`, `embedding_calls`
-- what a robot has here: `session`, `goals`, `stages`
-- admission: `lanes` and `scheduler`; one `engine` stands for each engine process, `jobs` is what the two say
-- inside an engine process, where torch is: `engine_process`, `searches` (plans), `errands` (everything else)
+- `serving`: settings to a running service
+- `transport/`: gRPC, REST and openpi; keys, uploads, health; `gateway` is what every call goes through
+- `service/`: the application, free of transports and of torch: planning, prediction, embedding, sessions, goals
+- `recording/`: the flight recorder
+- `engine/`: an engine as the front sees it: messages, process, admission, pool
+- `observability/`: metrics and traces
+- `values/`: requests, replies, images and tensors, defined once
+- `errors`, `config`
 
-`__main__` puts it together from `settings`. Between the front and an engine go `jobs` alone, over `channel`.
+`worker/` is what runs inside an engine process, and the only room that imports torch, networks and planners. It shares
+`engine/messages` and `values/` with the front, and nothing in the front imports it.
 """

@@ -1,4 +1,4 @@
-"""The one table of what can go wrong, rendered by both doors. Messages name the field, the rule and the value.
+"""The one table of what can go wrong, rendered by both transports. Messages name the field, the rule and the value.
 
 Not a place for tracebacks: what is unexpected leaves as INTERNAL with a request id alone.
 """
@@ -21,7 +21,7 @@ class Fault:
 
 
 class Reason(Enum):
-    """Every failure a caller can meet. The name is the machine-readable reason on both doors."""
+    """Every failure a caller can meet. The name is the machine-readable reason on both transports."""
 
     INVALID_REQUEST = Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, "The request cannot be read")
     INVALID_FIELD = Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "A field breaks its rule")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.grasping import carry
 from simulation.pushing import PushExplorer, PushingStyle
+from simulation.robots import arm, arm_push, cube, pusht, reacher, tworoom
 
 
 class Group(NamedTuple):
@@ -74,7 +74,7 @@ def explore_arm(seed: int, indices: Sequence[int], steps: int, image_size: int) 
     return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, states.astype(np.float32), states)
 
 
-# Metres from the base. The tip roams past the table's rim as well as over it.
+# Meters from the base. The tip roams past the table's rim as well as over it.
 _PUCK_STYLE = PushingStyle(
     low=(-0.9, -0.9), high=(0.9, 0.9), standoff=0.28, through=(0.0, 0.4), aside=0.1, arrived=0.06, roaming=0.3
 )
@@ -124,11 +124,11 @@ def _note(group: Group, number: int, step: int, robot: pusht.PushT | reacher.Rea
     return state
 
 
-# Pixels. The block reaches 77 px from its centre and the pusher's radius is 15.
+# Pixels. The block reaches 77 px from its center and the pusher's radius is 15.
 _BLOCK_STYLE = PushingStyle(
     low=(45.0, 45.0), high=(467.0, 467.0), standoff=105.0, through=(0.0, 120.0), aside=60.0, arrived=15.0, roaming=0.25
 )
-_BLOCK_OUTWARDS = 190.0  # of the block's centre from the table's middle, along either axis: a corner is at the wall
+_BLOCK_OUTWARDS = 190.0  # of the block's center from the table's middle, along either axis: a corner is at the wall
 
 
 def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
@@ -144,7 +144,7 @@ def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int
             state = _note(group, number, step, robot)
             if step == steps:
                 break
-            block = pusht.block_centres(state[None])
+            block = pusht.block_centers(state[None])
             before, outwards = outwards, float(np.abs(block - pusht.SIDE / 2).max())
             pinned = np.array([outwards > max(before, _BLOCK_OUTWARDS)])  # the pusher could press it through the wall
             target, haste, _ = explorer.targets(state[None, :2], block, pinned)
@@ -176,7 +176,7 @@ def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: i
     return group
 
 
-# Metres: where the cube is carried to, and where the gripper roams.
+# Meters: where the cube is carried to, and where the gripper roams.
 _CARRIED = np.array([[0.3, -0.3, 0.02], [0.55, 0.3, 0.15]])
 _ROAMED = np.array([[0.25, -0.35, 0.03], [0.6, 0.35, 0.3]])
 _CARRYING, _ROAMING = 40, 15  # most steps of each
@@ -189,7 +189,7 @@ def explore_cube_unseen(
     roams; without pictures, which take far longer than all the rest."""
     robot = cube.Cube(16)
     actions = np.empty((len(indices), steps, 5), dtype=np.float32)
-    felt = np.empty((len(indices), steps + 1, 5), dtype=np.float32)
+    proprioception = np.empty((len(indices), steps + 1, 5), dtype=np.float32)
     states = np.empty((len(indices), steps + 1, cube.WIDTH))
     for number, rng in enumerate(episode_generators(seed, indices)):
         robot.set_state(robot.random_state(rng))
@@ -197,7 +197,7 @@ def explore_cube_unseen(
         drawn = rng.uniform(size=(steps + 1, 6))  # of each stretch: whether it roams, two places
         stretch, left, roams, goal = -1, 0, False, np.zeros(3)
         for step in range(steps + 1):
-            felt[number, step] = robot.proprioception
+            proprioception[number, step] = robot.proprioception
             states[number, step] = state = robot.state
             if step == steps:
                 break
@@ -210,21 +210,21 @@ def explore_cube_unseen(
                     goal[2] = low[2]  # on the table
             left -= 1
             if roams:
-                action = np.array([*(goal - felt[number, step, :3]), 0.5 - drawn[stretch, 5], -1.0])
+                action = np.array([*(goal - proprioception[number, step, :3]), 0.5 - drawn[stretch, 5], -1.0])
             else:
-                action = carry(felt[number, step], state[cube.CUBE], state[cube.QUATERNION], goal)
+                action = carry(proprioception[number, step], state[cube.CUBE], state[cube.QUATERNION], goal)
             limited = np.clip(action / cube.ACTION_HIGH, -1.0, 1.0) + noise[step]
             actions[number, step] = np.clip(limited, -1.0, 1.0) * cube.ACTION_HIGH
             robot.act(actions[number, step])
-    return actions, felt, states
+    return actions, proprioception, states
 
 
 def explore_cube(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
     """Episodes in which the gripper carries the cube about, or lets it go and roams."""
-    actions, felt, states = explore_cube_unseen(seed, indices, steps)
+    actions, proprioception, states = explore_cube_unseen(seed, indices, steps)
     robot = cube.Cube(image_size)
     frames = np.stack([[robot.render_state(state) for state in episode] for episode in states])
-    return Group(frames, actions, felt, states)
+    return Group(frames, actions, proprioception, states)
 
 
 def explore_tworoom(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_HELD = 0.02  # metres between gripper and cube at which the fingers are around it
+_HELD = 0.02  # meters between gripper and cube at which the fingers are around it
 _TURNED = 0.3  # rad by which they may be turned against its faces
 _CLOSED = 0.35  # of its stroke, past which the gripper has closed on a cube
-_NEAR = 0.04  # metres, level, within which it is set down
-_ALOFT = 0.06  # metres above the table at which a cube is carried over some way
+_NEAR = 0.04  # meters, level, within which it is set down
+_ALOFT = 0.06  # meters above the table at which a cube is carried over some way
 
 
 def carry(

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.episodes import GROUP, HELD_OUT_SEED_START
 from simulation.exploration import explore, explore_cube_unseen
+from simulation.robots import arm, arm_push, cube, pusht, reacher, tworoom
 
 FORMAT = "presage-manifest/1"
 OFFSET = 25  # steps from start to goal

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation import arm, arm_push, cube, reacher, tworoom
 from simulation.exploration import smooth_commands
 from simulation.grasping import carry
 from simulation.manifest import OFFSETS, Manifest
+from simulation.robots import arm, arm_push, cube, reacher, tworoom
 from simulation.tasks import RobotTask
 
 Policy = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float32]]
@@ -165,7 +165,7 @@ class ArmPushOracle:
 def push_costs(
     state: NDArray[np.float64], goal_state: NDArray[np.float64], actions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """What each sequence ``[N, steps, 2]`` from ``state`` costs ``[N]``, summed over its steps, in metres."""
+    """What each sequence ``[N, steps, 2]`` from ``state`` costs ``[N]``, summed over its steps, in meters."""
     states = np.repeat(state[None], len(actions), axis=0)
     costs = np.zeros(len(actions))
     for step in range(actions.shape[1]):

@@ -22,9 +22,9 @@ class PushingStyle:
 
     low: tuple[float, float]  # corners of the area in which the pusher roams
     high: tuple[float, float]
-    standoff: float  # distance from the object's centre at which a push begins
+    standoff: float  # distance from the object's center at which a push begins
     through: tuple[float, float]  # how far past the object's place a push aims, least and most
-    aside: float  # most distance by which a push misses the object's centre
+    aside: float  # most distance by which a push misses the object's center
     arrived: float  # distance at which a target counts as reached
     roaming: float = 0.3  # share of the segments that roam
     patience: tuple[int, int] = (15, 10)  # most steps of an approach or a roam, and of a push

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulation.arm import Arm
-from simulation.arm_push import ArmPush
-from simulation.cube import Cube
-from simulation.pusht import PushT
-from simulation.reacher import Reacher
-from simulation.tworoom import TwoRoom
+from simulation.robots.arm import Arm
+from simulation.robots.arm_push import ArmPush
+from simulation.robots.cube import Cube
+from simulation.robots.pusht import PushT
+from simulation.robots.reacher import Reacher
+from simulation.robots.tworoom import TwoRoom
 
 TASKS = ("arm", "arm-push", "cube", "pusht", "reacher", "tworoom")
 

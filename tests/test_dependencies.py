@@ -1,4 +1,4 @@
-"""What Presage is built on: pinned, within its ranges, under licences that allow it, and at no version known to be bad.
+"""What Presage is built on: pinned, within its ranges, under licenses that allow it, and at no version known to be bad.
 
 This works offline and knows only the advisories in its list; `scripts/audit` asks the advisory database.
 """
@@ -9,7 +9,6 @@ import importlib.metadata
 import re
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
@@ -17,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 SAFE_FROM = {
     "certifi": ("2024.7.4", "CVE-2024-39689"),
@@ -123,7 +122,7 @@ def test_nothing_is_pinned_or_installed_at_a_version_known_to_be_bad() -> None:
     assert len(set(SAFE_FROM) & set(pinned)) >= 12  # the list is about what is used
 
 
-def test_licences_of_what_the_service_needs_allow_its_use() -> None:
+def test_licenses_of_what_the_service_needs_allow_its_use() -> None:
     odd = []
     for name, distribution in needed(declared()).items():
         metadata = distribution.metadata

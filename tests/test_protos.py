@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 BUF = Path(sys.executable).with_name("buf")
 STUBS = ROOT / "clients" / "python" / "src" / "presage" / "v1"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cli.private_service import private_service
-from model.catalog import built_in
+from model.registry import built_in
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 

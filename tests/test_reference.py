@@ -7,14 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from server.settings import Limits, Settings
-
-ROOT = Path(__file__).resolve().parents[1]
+from server.config import Limits, Settings
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")

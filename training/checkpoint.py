@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class Stateful(Protocol):
-    """A network or an optimiser."""
+    """A network or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

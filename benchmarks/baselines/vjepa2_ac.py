@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.layers import Attention
+from model.layers.transformer import Attention
 from model.vjepa2.action_predictor import ActionPredictor
 
 CONDITIONS = 2  # action and pose, before the patches of a frame
@@ -38,7 +38,7 @@ class PublishedLoop:
 
     @torch.no_grad()
     def plan(self, predictor: ActionPredictor, latents: Tensor, pose: Tensor, goal: Tensor, draws: Tensor) -> Tensor:
-        """Actions [horizon, 7] from normalised latents [tokens, latent] and a pose [7] toward `goal` [tokens, latent].
+        """Actions [horizon, 7] from normalized latents [tokens, latent] and a pose [7] toward `goal` [tokens, latent].
 
         `draws` [iterations, horizon, samples, 4] are standard normal: x, y, z, gripper.
         """
@@ -130,7 +130,7 @@ def _heads(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def turn(heads: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions as released: the list of frequencies laid twice, end to end, over neighbouring pairs."""
+    """Rotary positions as released: the list of frequencies laid twice, end to end, over neighboring pairs."""
     half = heads.shape[-1] // 2
     frequencies = 1.0 / 10000 ** (torch.arange(half, device=heads.device, dtype=torch.float32) / half)
     angles = (positions.unsqueeze(-1) * frequencies).repeat(1, 2)

@@ -17,10 +17,10 @@ from benchmarks.planning.problems import Served, arm_problems
 from benchmarks.planning.timing import Table, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from model.catalog import load
-from model.memory import keep_memory
-from server import tuning
-from server.engine_process import own_search
+from model.registry import load
+from model.runtime.memory import keep_memory
+from server.worker import precision
+from server.worker.process import own_search
 
 
 def main() -> None:
@@ -56,8 +56,8 @@ def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]
         device = torch.device(device_name)
     keep_memory()
     arm = load("arm", torch.device("cpu"))
-    work = tuning.Work.of(arm, own_search(arm.package.config.planner))
-    torch.set_num_threads(tuning.fastest_threads(lambda: work.done_by(arm), tuning.available_cpus()))
+    work = precision.Work.of(arm, own_search(arm.package.config.planner))
+    torch.set_num_threads(precision.fastest_threads(lambda: work.done_by(arm), precision.available_cpus()))
     served = Served.choose(arm)
     problems = arm_problems(arm, scale.problems)
     sections: dict[str, Callable[[], Any]] = {

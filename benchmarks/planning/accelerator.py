@@ -23,15 +23,15 @@ from benchmarks.planning.problems import arm_problems
 from benchmarks.planning.timing import Table, interleaved, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
-from model.catalog import load
-from model.float8 import has_units, quantise_linears
+from model.layers.float8 import has_units, quantize_linears
+from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from planner.anytime import plan_in_time
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.types import Plan
 from planner.world_model import WorldModel
-from server import graphs
-from server.jobs import SearchSize
+from server.engine.messages import SearchSize
+from server.worker import cuda_graphs
 
 NOT_MEASURED = "not measured here"
 Figures = dict[str, float]
@@ -103,12 +103,12 @@ def _predictor(device: torch.device, scale: Scale) -> Figures:
     figures = interleaved({"plan_ms": vjepa2.planned(whole, vjepa2.Acting(lowered), problem)}, scale.repeats)
     if not has_units(device) and device.type != "cpu":
         return figures
-    quantised = copy.deepcopy(lowered)
-    quantise_linears(quantised.predictor_blocks)
+    quantized = copy.deepcopy(lowered)
+    quantize_linears(quantized.predictor_blocks)
     once = replace(whole, iterations=1, result="best")
     works = {
         name: vjepa2.planned(once, vjepa2.Acting(predictor), problem)
-        for name, predictor in (("bfloat16", lowered), ("float8", quantised))
+        for name, predictor in (("bfloat16", lowered), ("float8", quantized))
     }
     ms = interleaved(works, scale.repeats)
     return {**figures, "float8": ms["bfloat16"] / ms["float8"]}
@@ -118,7 +118,7 @@ def _arm(device: torch.device, scale: Scale) -> Figures:
     """Plans with `arm` as an engine would make them: with graphs and without, of many robots and of one."""
     arm, search = load("arm", device), scale.arm
     size = SearchSize(search.samples, search.iterations, search.elites, search.horizon)
-    captured, _ = graphs.searched(arm, size, "on", max_batch=scale.robots, max_steps=1 << 20)
+    captured, _ = cuda_graphs.searched(arm, size, "on", max_batch=scale.robots, max_steps=1 << 20)
     problems = [each.problem for each in arm_problems(arm, scale.robots)]
 
     def one(world: WorldModel) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""One picture: what plans cost against the time they took, a line for every optimiser. Drawn with Pillow."""
+"""One picture: what plans cost against the time they took, a line for every optimizer. Drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE, MARGIN = (960, 600), (90, 40, 170, 70)  # left, top, right, bottom
-COLOURS = ("#1f6fb4", "#d9531e", "#2b8a3e", "#8a3ea8", "#b8860b", "#444444")
+COLORS = ("#1f6fb4", "#d9531e", "#2b8a3e", "#8a3ea8", "#b8860b", "#444444")
 
 
 def draw(path: Path, points: Sequence[tuple[str, float, float]], title: str) -> None:
@@ -45,10 +45,10 @@ def draw(path: Path, points: Sequence[tuple[str, float, float]], title: str) -> 
         pen.line((left, y, right, y), fill="#e4e4e4")
         pen.text((left - 8, y), f"{cost:.3g}", fill="black", font=font, anchor="rm")
     for index, name in enumerate(dict.fromkeys(name for name, _, _ in points)):
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         line = sorted(place(ms, cost) for other, ms, cost in points if other == name)
-        pen.line(line, fill=colour, width=2)
+        pen.line(line, fill=color, width=2)
         for x, y in line:
-            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        pen.text((right + 16, top + 22 * index), name, fill=colour, font=font)
+            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+        pen.text((right + 16, top + 22 * index), name, fill=color, font=font)
     picture.save(path)

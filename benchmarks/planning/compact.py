@@ -11,14 +11,14 @@ import torch
 from benchmarks.baselines.compact import PlainLoop, load_network
 from benchmarks.planning.problems import ArmProblem, Served, problem_of
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
-from planner import named
+from planner import registry
 from planner.anytime import Pace, plan_in_time
-from planner.cem import CEM
 from planner.cost import GoalDistance
-from planner.gauss_newton import GaussNewton
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
 from planner.noise import Stream
+from planner.optimizers.cem import CEM
+from planner.optimizers.gauss_newton import GaussNewton
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.receding import warm_start
 from planner.types import Plan, Problem
 from simulation.tasks import make
@@ -100,9 +100,9 @@ def sizes(served: Served, problem: ArmProblem, scale: Scale) -> Table:
     """Time of one iteration; a plan takes as many of them as it has iterations."""
     rows: list[tuple[object, ...]] = []
     for samples, horizon in scale.sizes:
-        optimiser = CEM(samples=samples, iterations=3, elites=max(2, samples // 10), horizon=horizon)
+        optimizer = CEM(samples=samples, iterations=3, elites=max(2, samples // 10), horizon=horizon)
         works: dict[str, Work] = {
-            name: lambda model=model, optimiser=optimiser: optimiser.plan(model, problem.problem).actions  # type: ignore[misc]
+            name: lambda model=model, optimizer=optimizer: optimizer.plan(model, problem.problem).actions  # type: ignore[misc]
             for name, model in (("exact", served.exact), ("fast", served.fast))
         }
         ms = interleaved(works, scale.repeats)
@@ -114,20 +114,20 @@ def sizes(served: Served, problem: ArmProblem, scale: Scale) -> Table:
 
 def company(served: Served, problems: list[ArmProblem], scale: Scale) -> tuple[Table, float]:
     """Robots in one batch against the same robots one after another."""
-    optimiser = CEM(samples=200, iterations=2, elites=20)
+    optimizer = CEM(samples=200, iterations=2, elites=20)
     rows: list[tuple[object, ...]] = []
     gain = 1.0
     for count in scale.robots:
         asked = [problems[i % len(problems)].problem for i in range(count)]
 
         def together(asked: list = asked) -> object:  # type: ignore[type-arg]
-            searches = [optimiser.start(problem, served.fast.block) for problem in asked]
-            for _ in range(optimiser.iterations):
-                searches = optimiser.improve(served.fast, searches)
+            searches = [optimizer.start(problem, served.fast.block) for problem in asked]
+            for _ in range(optimizer.iterations):
+                searches = optimizer.improve(served.fast, searches)
             return searches
 
         def in_turn(asked: list = asked) -> object:  # type: ignore[type-arg]
-            return [optimiser.plan(served.fast, problem) for problem in asked]
+            return [optimizer.plan(served.fast, problem) for problem in asked]
 
         ms = interleaved({"together": together, "in turn": in_turn}, scale.repeats)
         gain = ms["in turn"] / ms["together"]
@@ -204,19 +204,19 @@ def warm_starts(served: Served, problems: list[ArmProblem], scale: Scale) -> tup
 
 
 def pareto(served: Served, problems: list[ArmProblem], scale: Scale) -> Table:
-    """Final cost against time for every optimiser, means over the same problems."""
+    """Final cost against time for every optimizer, means over the same problems."""
     chosen = problems[: min(20, scale.problems)]
     rows: list[tuple[object, ...]] = []
     for name in PARETO:
         for samples, iterations in scale.pareto:
             starts = max(2, samples // 25) if name == "gradient" else samples  # a gradient costs more, so fewer of them
-            optimiser = named.optimiser(name, starts, iterations, max(2, samples // 10), 5)
+            optimizer = registry.optimizer(name, starts, iterations, max(2, samples // 10), 5)
             costs, taken = [], []
             for each in chosen:
                 began = time.perf_counter()
-                plan = plan_in_time(optimiser, served.fast, each.problem)
+                plan = plan_in_time(optimizer, served.fast, each.problem)
                 taken.append(1e3 * (time.perf_counter() - began))
                 costs.append(served.price(each.problem, plan.actions, COST))
             rows.append((name, starts, iterations, float(np.median(taken)), float(np.mean(costs))))
-    columns = ("optimiser", "samples", "iterations", "ms", "cost")
+    columns = ("optimizer", "samples", "iterations", "ms", "cost")
     return Table("Final cost against time", f"Mean float32 cost over {len(chosen)} problems.", columns, rows)

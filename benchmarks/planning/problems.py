@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.catalog import LoadedModel
+from model.interface import LoadedModel
 from planner.cost import GoalDistance
 from planner.types import ActionSpace, Problem
-from server import tuning
-from server.engine_process import own_search
+from server.worker import precision as tuning
+from server.worker.process import own_search
 from simulation.manifest import Manifest, Pair
 from simulation.tasks import make
-from training.evaluation import action_space
+from training.evaluation.closed_loop import action_space
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.packed import pack_linears
+from model.layers.prepacked_linear import pack_linears
 
 Work = Callable[[], object]
 

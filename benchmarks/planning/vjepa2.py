@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.baselines.vjepa2_ac import PublishedLoop
 from benchmarks.planning.timing import Table, Work, interleaved, matrix_rate, operations
-from model.int8 import has_vnni, quantise_linears
-from model.packed import pack_linears
+from model.layers.int8 import has_vnni, quantize_linears
+from model.layers.prepacked_linear import pack_linears
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
-from model.vjepa2.rollout import normalise, rollout
-from planner.cem import CEM
-from planner.published import vjepa2_ac_space
+from model.vjepa2.rollout import normalize, rollout
+from planner.optimizers.cem import CEM
 from planner.types import Problem
+from planner.vjepa2_ac import vjepa2_ac_space
 
 LAYERS = 24
 CLIP_FRAMES, CLIP_SIZE = 16, 256
@@ -87,7 +87,7 @@ def plans(
 
 def problem(device: torch.device) -> Problem:
     """From one random frame to another, at the published sizes."""
-    latent, goal = normalise(torch.randn(2, 256, 1408, generator=torch.Generator().manual_seed(0))).to(device)
+    latent, goal = normalize(torch.randn(2, 256, 1408, generator=torch.Generator().manual_seed(0))).to(device)
     pose = torch.tensor([0.4, 0.0, 0.3, 3.0, 0.0, 0.0, 0.5], device=device)
     context = (latent[None, None], pose[None, None], pose.new_zeros(1, 0, 7))
     return Problem(context, goal, vjepa2_ac_space(), seed=0)
@@ -126,12 +126,12 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
 
     lower: dict[str, Callable[[], Tensor]] = {"bfloat16": fast}
     if has_vnni(device):
-        quantised = copy.deepcopy(ours).to(torch.bfloat16)
-        quantise_linears(quantised.blocks)
+        quantized = copy.deepcopy(ours).to(torch.bfloat16)
+        quantize_linears(quantized.blocks)
 
         @torch.inference_mode()
         def in_integers() -> Tensor:
-            tokens: Tensor = quantised(video.to(torch.bfloat16))
+            tokens: Tensor = quantized(video.to(torch.bfloat16))
             return tokens
 
         lower["int8"] = in_integers
@@ -174,9 +174,9 @@ def embeddings(device: torch.device, layers: int, repeats: int) -> tuple[Table, 
     return Table("Clip embedding, ViT-L", note, columns, rows), ratios
 
 
-def planned(optimiser: CEM, model: Acting, problem: Problem) -> Callable[[], Tensor]:
+def planned(optimizer: CEM, model: Acting, problem: Problem) -> Callable[[], Tensor]:
     """The work of planning once."""
-    return lambda: optimiser.plan(model, problem).actions
+    return lambda: optimizer.plan(model, problem).actions
 
 
 def _still(network: torch.nn.Module):  # type: ignore[no-untyped-def]

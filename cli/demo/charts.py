@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, coloured by the page's own style (classes, not colours). Knows numbers, not demos."""
+"""Small charts as inline SVG, colored by the page's own style (classes, not colors). Knows numbers, not demos."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _round_range(low: float, high: float) -> tuple[float, float]:
 
 def rate_bars(rows: Sequence[tuple[str, int, int, str]], width: int = 340) -> str:
     """One bar per (label, successes, trials, style), with Wilson's interval as a whisker over each."""
-    from training.statistics import wilson_interval
+    from training.evaluation.statistics import wilson_interval
 
     height, left, right = 34 * len(rows) + 6, 86, 54
     span = width - left - right

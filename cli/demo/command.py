@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.choices import ModelOption, SeedOption, TaskOption, checked_task
-from cli.failures import CommandError
-from cli.screen import JsonFlag, Screen, open_screen
+from cli.exit_codes import CommandError
+from cli.options import ModelOption, SeedOption, TaskOption, checked_task
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +44,7 @@ def demo(
     if transport not in TRANSPORTS:
         raise typer.BadParameter(f"must be grpc or rest, got {transport!r}", param_hint="--transport")
     checked_task(task)
-    screen = open_screen(json_)
+    output = open_output(json_)
 
     from cli.demo.machine import describe_machine
     from cli.demo.pictures import write_gif
@@ -59,12 +59,12 @@ def demo(
     with ExitStack() as stack:
         stack.enter_context(ended_by_sigterm())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        with screen.err.status(f"starting the service with model {model} ..."):
+        with output.err.status(f"starting the service with model {model} ..."):
             service = stack.enter_context(private_service(model, device=device, threads=threads))
         address = service.grpc if transport == "grpc" else service.rest
-        screen.remark(f"the service is ready on {address}; a robot process is going to drive through it")
-        robot = _drive(screen, Job(transport, address, task, BUDGET_STEPS, folder, tries), model)
-        with screen.err.status("sending back an episode as a video clip ..."):
+        output.remark(f"the service is ready on {address}; a robot process is going to drive through it")
+        robot = _drive(output, Job(transport, address, task, BUDGET_STEPS, folder, tries), model)
+        with output.err.status("sending back an episode as a video clip ..."):
             clip = _send_clip(transport, address, robot, report)
     record = DemoRecord(
         task=task,
@@ -78,18 +78,18 @@ def demo(
         machine=describe_machine(),
         seconds=time.monotonic() - began,
     )
-    with screen.err.status("writing the report ..."):
+    with output.err.status("writing the report ..."):
         write_gif(report / "demo.gif", record.episodes[:GIF_EPISODES], record.service.rate_hz)
         (report / "demo.json").write_text(json.dumps(record.summary(), indent=2) + "\n")
         write_report(report / "report.html", record, report / "demo.gif")
-    screen.result(record.summary(), _summary(record, report))
+    output.result(record.summary(), _summary(record, report))
 
 
 def _tries(task: str, episodes: int, seed: int) -> tuple[Try, ...]:
     """The pairs and seeds that `presage eval` would use for the same task, number and seed."""
     from cli.demo.robot import Try
     from simulation.manifest import Manifest
-    from training.statistics import episode_seed
+    from training.evaluation.statistics import episode_seed
 
     return tuple(
         Try(
@@ -104,32 +104,32 @@ def _tries(task: str, episodes: int, seed: int) -> tuple[Try, ...]:
     )
 
 
-def _drive(screen: Screen, job: Job, model: str) -> RobotReport:
-    from cli.demo.live import Board
+def _drive(output: Output, job: Job, model: str) -> RobotReport:
+    from cli.demo.progress_table import Board
     from cli.demo.robot_process import run_robot
 
     title = f"{model} drives {job.task} over {'gRPC' if job.transport == 'grpc' else 'REST'}"
-    with Board(screen.err, len(job.tries), title) as board:
+    with Board(output.err, len(job.tries), title) as board:
         return run_robot(job, board.listen)
 
 
 def _send_clip(transport: str, address: str, robot: RobotReport, report: Path) -> ClipRecord:
     """The longest successful episode (or the longest) as an MP4 file beside the report, embedded by the service."""
-    from cli.demo.doors import DoorError, open_door
     from cli.demo.record import ClipRecord
-    from model.video import write_clip
+    from cli.demo.transport import TransportError, open_transport
+    from model.video.decode import write_clip
 
     shown = max(robot.episodes, key=lambda episode: (episode.success, episode.steps))
     path = report / "episode.mp4"
     write_clip(path, shown.frames, robot.facts["rate_hz"])
     try:
-        door = open_door(transport, address)
+        transport = open_transport(transport, address)
         try:
-            goal = door.goal(shown.goal)
-            pooled, per_frame = door.clip(path, "pooled", goal), door.clip(path, "per_frame", goal)
+            goal = transport.goal(shown.goal)
+            pooled, per_frame = transport.clip(path, "pooled", goal), transport.clip(path, "per_frame", goal)
         finally:
-            door.close()
-    except DoorError as error:
+            transport.close()
+    except TransportError as error:
         raise CommandError(f"the recorded clip could not be embedded: {error}") from error
     return ClipRecord(
         episode=shown.number,

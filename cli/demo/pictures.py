@@ -56,8 +56,8 @@ def write_gif(path: Path, episodes: Sequence[EpisodeRecord], rate_hz: float, col
             corner = (place % columns * cell[0] + GAP, place // columns * cell[1] + GAP)
             _draw_episode(canvas, corner, episode, goals[place], time)
         pictures.append(canvas)
-    # One palette for all: colours do not flicker, and frames differ only where something moved. The last picture holds
-    # every verdict's colour.
+    # One palette for all: colors do not flicker, and frames differ only where something moved. The last picture holds
+    # every verdict's color.
     sample = Image.new("RGB", (size[0], 2 * size[1]))
     sample.paste(pictures[0], (0, 0))
     sample.paste(pictures[-1], (0, size[1]))
@@ -77,14 +77,14 @@ def _draw_episode(
     canvas.paste(goal, (left + PANEL + GAP, top + CAPTION))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(18)
-    verdict, colour = f"step {min(time, episode.steps)}", DIM
+    verdict, color = f"step {min(time, episode.steps)}", DIM
     if over:
         verdict = f"reached in {episode.steps}" if episode.success else "not reached"
-        colour = GREEN if episode.success else RED
+        color = GREEN if episode.success else RED
         box = (left - 2, top + CAPTION - 2, left + PANEL + 1, top + CAPTION + PANEL + 1)
-        draw.rectangle(box, outline=colour, width=2)
+        draw.rectangle(box, outline=color, width=2)
     draw.text((left, top), f"#{episode.number + 1}", font=font, fill=INK)
-    draw.text((left + 36, top), verdict, font=font, fill=colour)
+    draw.text((left + 36, top), verdict, font=font, fill=color)
     draw.text((left + PANEL + GAP, top), "goal", font=font, fill=DIM)
 
 

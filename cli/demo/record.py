@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.statistics import percentile, wilson_interval
+from training.evaluation.statistics import percentile, wilson_interval
 
 Frames = NDArray[np.uint8]  # [time, height, width, 3] RGB
 

@@ -10,7 +10,7 @@ from cli.demo import charts
 from cli.demo.episode_card import episode_card, strip
 from cli.demo.pictures import file_uri
 from cli.demo.record import DemoRecord
-from training.statistics import percentile
+from training.evaluation.statistics import percentile
 
 STYLE = Path(__file__).with_name("report.css")
 DOORS = {"grpc": "gRPC", "rest": "REST"}
@@ -191,7 +191,7 @@ def _terms(record: DemoRecord) -> str:
         (
             "the service adds",
             "Round trip on the robot's clock less what the service says it spent on encoding and planning: "
-            "serialising, the network, queues and decoding.",
+            "serializing, the network, queues and decoding.",
         ),
         (
             "replanning",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.demo.doors import Answer, Door, DoorError, ModelFacts, open_door
+from cli.demo.transport import ModelFacts, PlanResult, Transport, TransportError, open_transport
 from simulation.attempts import attempt
 from simulation.policies import random_policy
 from simulation.tasks import RobotTask, make
@@ -63,33 +63,33 @@ class Job:
 
 
 def work(job: Job, tell: Tell) -> None:
-    """Try every pair in order. Raises DoorError where the service cannot serve this robot."""
-    door = open_door(job.transport, job.address)
+    """Try every pair in order. Raises TransportError where the service cannot serve this robot."""
+    transport = open_transport(job.transport, job.address)
     try:
-        facts = door.model()
+        facts = transport.model()
         robot = make(job.task, facts.height)
         check_suits(facts, robot)
         tell({"event": "connected", "facts": asdict(facts)})
         for one in job.tries:
             tell({"event": "started", "number": one.number, "pair": one.pair})
-            run_try(door, facts, robot, one, job, tell)
+            run_try(transport, facts, robot, one, job, tell)
     finally:
-        door.close()
+        transport.close()
 
 
-def run_try(door: Door, facts: ModelFacts, robot: RobotTask, one: Try, job: Job, tell: Tell) -> None:
+def run_try(transport: Transport, facts: ModelFacts, robot: RobotTask, one: Try, job: Job, tell: Tell) -> None:
     """Look, ask for a plan, execute one model step of it, and again, until the goal or the budget's end."""
     goal_state = np.array(one.goal)
     goal_image = robot.render_state(goal_state)
-    goal_id = door.goal(goal_image)
-    door.begin(goal_id)
+    goal_id = transport.goal(goal_image)
+    transport.begin(goal_id)
     robot.set_state(np.array(one.start))
     frames = [robot.render()]
     initially_solved = success = robot.is_success(goal_state)
     plans = planned_at = 0
     while not success and (steps := len(frames) - 1) < job.budget_steps:
-        felt = robot.proprioception.tolist() if facts.proprioception else None
-        answer = door.plan(frames[-1], felt, steps - planned_at, one.plan_seed + plans)
+        proprioception = robot.proprioception.tolist() if facts.proprioception else None
+        answer = transport.plan(frames[-1], proprioception, steps - planned_at, one.plan_seed + plans)
         tell({"event": "planned", "number": one.number, "plan": _plan_line(answer, steps), **_made_by(answer)})
         plans, planned_at = plans + 1, steps
         for action in answer.actions[: min(facts.block, job.budget_steps - steps)]:
@@ -99,7 +99,7 @@ def run_try(door: Door, facts: ModelFacts, robot: RobotTask, one: Try, job: Job,
             if success:
                 break
     seen = np.stack(frames)
-    distances = _distances(door, seen, goal_id)
+    distances = _distances(transport, seen, goal_id)
     baseline = attempt(
         robot,
         random_policy(robot, np.random.default_rng(one.random_seed)),
@@ -125,24 +125,28 @@ def run_try(door: Door, facts: ModelFacts, robot: RobotTask, one: Try, job: Job,
 
 
 def check_suits(facts: ModelFacts, robot: RobotTask) -> None:
-    """Raises DoorError where a model's actions or images are not this robot's."""
+    """Raises TransportError where a model's actions or images are not this robot's."""
     if facts.action_names != robot.action_names:
         acts = ", ".join(facts.action_names) or "no actions"
         wanted = ", ".join(robot.action_names)
-        raise DoorError(f"model {facts.name} acts in {acts}, but robot {robot.name} in {wanted}: choose another task")
+        raise TransportError(
+            f"model {facts.name} acts in {acts}, but robot {robot.name} in {wanted}: choose another task"
+        )
     if facts.height != facts.width:
-        raise DoorError(f"model {facts.name} takes {facts.height} x {facts.width} images, but robots render squares")
+        raise TransportError(
+            f"model {facts.name} takes {facts.height} x {facts.width} images, but robots render squares"
+        )
     if facts.proprioception not in (0, len(robot.proprioception_names)):
-        raise DoorError(f"model {facts.name} wants {facts.proprioception} proprioception numbers of {robot.name}")
+        raise TransportError(f"model {facts.name} wants {facts.proprioception} proprioception numbers of {robot.name}")
 
 
-def _distances(door: Door, frames: NDArray[np.uint8], goal_id: str, at_once: int = 64) -> list[float]:
+def _distances(transport: Transport, frames: NDArray[np.uint8], goal_id: str, at_once: int = 64) -> list[float]:
     """How far each frame was from the goal, in the planner's cost."""
-    parts = [door.distances(frames[first : first + at_once], goal_id) for first in range(0, len(frames), at_once)]
+    parts = [transport.distances(frames[first : first + at_once], goal_id) for first in range(0, len(frames), at_once)]
     return [distance for part in parts for distance in part]
 
 
-def _plan_line(answer: Answer, step: int) -> dict[str, Any]:
+def _plan_line(answer: PlanResult, step: int) -> dict[str, Any]:
     """The fields of a PlanRecord."""
     return {
         "step": step,
@@ -162,7 +166,7 @@ def _plan_line(answer: Answer, step: int) -> dict[str, Any]:
     }
 
 
-def _made_by(answer: Answer) -> dict[str, Any]:
+def _made_by(answer: PlanResult) -> dict[str, Any]:
     return {"planner": answer.planner, "device": answer.device, "dtype": answer.dtype}
 
 
@@ -175,7 +179,7 @@ def main() -> int:
 
     try:
         work(Job.from_json(sys.stdin.read()), tell)
-    except (DoorError, ImportError) as error:
+    except (TransportError, ImportError) as error:
         tell({"event": "failed", "message": str(error)})
         return 1
     except (KeyboardInterrupt, BrokenPipeError):

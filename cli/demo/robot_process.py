@@ -16,7 +16,7 @@ import numpy as np
 
 from cli.demo.record import EpisodeRecord, PlanRecord
 from cli.demo.robot import Job
-from cli.failures import CommandError
+from cli.exit_codes import CommandError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 
-from server import settings as reading
-from server.settings import SettingsError
+from server import config as reading
+from server.config import SettingsError
 
 GRPC_PORT, HTTP_PORT = 50051, 8080
 

@@ -8,8 +8,8 @@ from deploy.ray.replica import Replica
 from deploy.ray.routing import StickyRouter
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from server import settings as reading
-from server.settings import Settings
+from server import config as reading
+from server.config import Settings
 
 
 class RayReplica(Replica):
@@ -62,7 +62,7 @@ def deployment(settings: Settings, scale: Scale) -> serve.Application:
         request_router_config=RequestRouterConfig(
             request_router_class=StickyRouter, request_router_kwargs={"num_fallback_replicas": 0}
         ),
-        graceful_shutdown_timeout_s=settings.drain_s + 10.0,
+        graceful_shutdown_timeout_s=settings.shutdown_grace_s + 10.0,
         health_check_period_s=10.0,
         ray_actor_options={"num_cpus": scale.num_cpus, "num_gpus": scale.num_gpus},
     )

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from deploy.ray.context import Aborted, ReplicaContext
 from deploy.ray.wire import Called, Kind, methods
-from server.__main__ import app_settings
-from server.app import Application
-from server.grpc_calls import DoorInterceptor
-from server.grpc_service import add_services
-from server.listening import create_door
-from server.rest import create_app
-from server.settings import Settings
-from server.telemetry import configure_logging
+from server.config import Settings
+from server.observability.metrics import configure_logging
+from server.service.application import Application
+from server.serving import app_settings
+from server.transport.grpc.interceptor import GatewayInterceptor
+from server.transport.grpc.service import add_services
+from server.transport.listeners import create_gateway
+from server.transport.rest.routes import create_app
 
 
 class _Details(NamedTuple):
@@ -61,27 +61,27 @@ class Replica:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
         configure_logging(settings.log_format, settings.log_level)
-        self._drain_s = settings.drain_s
+        self._drain_s = settings.shutdown_grace_s
         self._application = await Application.start(app_settings(settings))
         try:
-            await self._application.wait_ready(settings.startup_s)
-            self._door = create_door(self._application, settings)
+            await self._application.wait_ready(settings.startup_timeout_s)
+            self._gateway = create_gateway(self._application, settings)
         except BaseException:
             await self._application.stop(0.0)
             raise
         handlers = _Handlers()
-        add_services(self._door, handlers)
+        add_services(self._gateway, handlers)
         self._handlers = handlers.by_path
-        self._interceptor = DoorInterceptor(self._door)
+        self._interceptor = GatewayInterceptor(self._gateway)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """The REST door, where Ray looks for it."""
-        return create_app(self._door)
+        """The REST gateway, where Ray looks for it."""
+        return create_app(self._gateway)
 
     async def stop(self) -> None:
         """Refuse what is new, let calls in progress end, and end the engines."""
-        self._door.lifecycle.draining.set()
-        await self._door.lifecycle.idle(self._drain_s)
+        self._gateway.lifecycle.draining.set()
+        await self._gateway.lifecycle.idle(self._drain_s)
         await self._application.stop(0.0)
 
     async def handler(self, path: str, context: ReplicaContext) -> Any:

@@ -22,14 +22,14 @@ class StickyRouter(ConsistentHashRouter):
         self._homes: OrderedDict[str, Any] = OrderedDict()  # replica ids by key, the longest unused first
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
-        """Ranks of replicas to try. One alone for a caller with a key: there is no second best for a session."""
+        """ProcessGroup of replicas to try. One alone for a caller with a key: there is no second best for a session."""
         key = pending_request.metadata.session_id if pending_request is not None else ""
         home = self._replicas.get(self._homes.get(key)) if key else None
         if home is None:
-            ranks: list[list[Any]] = await super().choose_replicas(candidate_replicas, pending_request)
-            if not key or not ranks:
-                return ranks
-            home = ranks[0][0]
+            group: list[list[Any]] = await super().choose_replicas(candidate_replicas, pending_request)
+            if not key or not group:
+                return group
+            home = group[0][0]
         pending_request.routing_context.should_backoff = True
         self._homes[key] = home.replica_id
         self._homes.move_to_end(key)

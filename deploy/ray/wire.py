@@ -47,7 +47,7 @@ def methods() -> dict[str, Kind]:
 
 
 def add_services(servicer: object, server: Any) -> None:
-    """One of Serve's `grpc_servicer_functions`. Ray puts its own behaviour in place of `servicer`."""
+    """One of Serve's `grpc_servicer_functions`. Ray puts its own behavior in place of `servicer`."""
     services: dict[str, dict[str, Any]] = {}
     for path, kind in methods().items():
         _, service, method = path.split("/")

@@ -95,19 +95,19 @@ class CompactNetwork(nn.Module):
         self,
         latent: Float[Tensor, "batch latent"],
         actions: Float[Tensor, "batch steps block"],
-        felt: Float[Tensor, "batch numbers"] | None = None,
+        proprioception: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch steps latent"]:
-        """Latents after each of any number of action blocks (network units); `felt` is measured at the start.
+        """Latents after each of any number of action blocks (network units); `proprioception` is measured at the start.
 
         Past `horizon` steps, the last prediction starts the next call, at which nothing is measured.
         """
         predicted: list[Tensor] = []
         for part in torch.split(actions, self.config.horizon, dim=1):
-            predicted.append(self.predictor(latent, part, felt))
-            latent, felt = predicted[-1][:, -1], None
+            predicted.append(self.predictor(latent, part, proprioception))
+            latent, proprioception = predicted[-1][:, -1], None
         return predicted[0] if len(predicted) == 1 else torch.cat(predicted, dim=1)
 
 
 def to_network_input(frames: Tensor) -> Float[Tensor, "batch 3 height w"]:
-    """uint8 `[batch, height, width, 3]` to float32 in [-1, 1], colours first."""
+    """uint8 `[batch, height, width, 3]` to float32 in [-1, 1], colors first."""
     return frames.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.compact.sharing import Sharing
-from model.float8 import E4M3, quantise_linears
-from model.layers import Attention, Mlp
-from model.packed import pack_linears
+from model.layers.float8 import E4M3, quantize_linears
+from model.layers.prepacked_linear import pack_linears
+from model.layers.transformer import Attention, Mlp
 
 
-class Felt(nn.Module):
+class ProprioceptionEmbedding(nn.Module):
     """What the robot measures of itself, as part of where a prediction starts; NaN in a row says: not measured."""
 
     mean: Tensor
@@ -33,12 +33,12 @@ class Felt(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, felt: Float[Tensor, "batch numbers"] | None) -> Float[Tensor, "#batch width"]:
-        """`felt` in the robot's units; None where no row was measured."""
-        if felt is None:
+    def forward(self, proprioception: Float[Tensor, "batch numbers"] | None) -> Float[Tensor, "#batch width"]:
+        """`proprioception` in the robot's units; None where no row was measured."""
+        if proprioception is None:
             return self.unmeasured.unsqueeze(0)
-        measured = felt.isfinite().all(dim=-1, keepdim=True)
-        known = self.project(((felt - self.mean) / self.std).nan_to_num(0.0, 0.0, 0.0))
+        measured = proprioception.isfinite().all(dim=-1, keepdim=True)
+        known = self.project(((proprioception - self.mean) / self.std).nan_to_num(0.0, 0.0, 0.0))
         return torch.where(measured, known, self.unmeasured)
 
 
@@ -109,7 +109,7 @@ class Predictor(nn.Module):
         self.residual = residual
         self.horizon = horizon
         self.latent_in = nn.Linear(latent, width)
-        self.felt = Felt(proprioception, width) if proprioception else None
+        self.proprioception = ProprioceptionEmbedding(proprioception, width) if proprioception else None
         self.action_in = nn.Sequential(nn.Linear(block_width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads, mlp_hidden, fused=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -129,7 +129,7 @@ class Predictor(nn.Module):
         self.blocks.to(between)
         self.action_in[2].to(between)
         if dtype == E4M3:
-            quantise_linears(self.blocks)
+            quantize_linears(self.blocks)
         for part in (self.blocks, self.action_in):
             pack_linears(part)
 
@@ -137,23 +137,23 @@ class Predictor(nn.Module):
         self,
         latent: Float[Tensor, "batch latent"],
         actions: Float[Tensor, "batch steps block"],
-        felt: Float[Tensor, "batch numbers"] | None = None,
+        proprioception: Float[Tensor, "batch numbers"] | None = None,
     ) -> Float[Tensor, "batch steps latent"]:
         """Latents after each action block; `actions` in network units, at most `horizon` steps."""
         steps = self._checked(actions.shape[1])
-        x = self._start(latent, felt) + self.step[:steps]
+        x = self._start(latent, proprioception) + self.step[:steps]
         return self._predicted(latent, x, actions, self.causal[:steps, :steps])
 
     def forward_shared(
         self,
         latent: Float[Tensor, "batch latent"],
         actions: Float[Tensor, "batch samples steps block"],
-        felt: Float[Tensor, "batch numbers"] | None,
+        proprioception: Float[Tensor, "batch numbers"] | None,
         shared: Sharing,
     ) -> Float[Tensor, "batch samples steps latent"]:
         """`forward` of several samples for each latent, with what they share computed once."""
         samples, steps = actions.shape[1], self._checked(actions.shape[2])
-        x = self._start(latent, felt) + self.step.index_select(0, shared.steps)
+        x = self._start(latent, proprioception) + self.step.index_select(0, shared.steps)
         blocks = actions.flatten(1, 2).index_select(1, shared.action_rows)
         found = self._predicted(latent, x, blocks, self.causal[:steps, :steps], shared)
         return found.index_select(1, shared.beginning_of).view(len(found), samples, steps, -1)
@@ -163,10 +163,10 @@ class Predictor(nn.Module):
             raise ValueError(f"steps must be at most {self.horizon} in one call, got {steps}")
         return steps
 
-    def _start(self, latent: Tensor, felt: Tensor | None) -> Float[Tensor, "batch 1 width"]:
+    def _start(self, latent: Tensor, proprioception: Tensor | None) -> Float[Tensor, "batch 1 width"]:
         start: Tensor = self.latent_in(latent)
-        if self.felt is not None:
-            start = start + self.felt(felt)
+        if self.proprioception is not None:
+            start = start + self.proprioception(proprioception)
         return start.unsqueeze(1)
 
     def _predicted(
@@ -180,6 +180,6 @@ class Predictor(nn.Module):
         return latent.unsqueeze(1) + output if self.residual else output
 
     def change_nothing(self) -> None:
-        """Make a residual predictor predict that nothing changes, whatever it has learnt of latents and actions."""
+        """Make a residual predictor predict that nothing changes, whatever it has learned of latents and actions."""
         nn.init.zeros_(self.latent_out.weight)
         nn.init.zeros_(self.latent_out.bias)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 class ConvStem(nn.Module):
     """Stride-2 convolutions down to one token per patch; frames of a tubelet enter side by side as channels.
 
-    With `normed`, a batch norm follows each: how a thing is turned is learnt so (decision 13).
+    With `normed`, a batch norm follows each: how a thing is turned is learned so (decision 13).
     """
 
     def __init__(self, width: int, patch: int, tubelet: int, base: int = 32, normed: bool = False) -> None:
@@ -28,10 +28,10 @@ class ConvStem(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(wide) for wide in channels[1:] if normed)
 
     def forward(self, video: Float[Tensor, "batch 3 time height w"]) -> Float[Tensor, "batch tokens width"]:
-        batch, colours, time, height, w = video.shape
+        batch, colors, time, height, w = video.shape
         steps = time // self.tubelet
         pairs = video[:, :, : steps * self.tubelet].transpose(1, 2)
-        x = pairs.reshape(batch * steps, self.tubelet * colours, height, w)
+        x = pairs.reshape(batch * steps, self.tubelet * colors, height, w)
         for index, convolution in enumerate(self.convolutions):
             x = convolution(x if index == 0 else F.gelu(x))
             if self.norms:

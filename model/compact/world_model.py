@@ -1,4 +1,4 @@
-"""A compact package in use: frames and robot actions in, latents out. Satisfies `model.catalog.LoadedModel`."""
+"""A compact package in use: frames and robot actions in, latents out. Satisfies `model.interface.LoadedModel`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
 from model.compact.network import CompactConfig, CompactNetwork, to_network_input
 from model.compact.sharing import sharing
-from model.memory import to_device
+from model.interface import ClipEmbedding
 from model.normalizer import ActionNormalizer
-from model.observation import CROP_POLICIES, CropPolicy, doubts, fit
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
+from model.preprocessing import CROP_POLICIES, CropPolicy, fit, observation_warnings
+from model.runtime.memory import to_device
 
 FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
 
@@ -78,7 +78,7 @@ class CompactWorldModel:
             raise PackageError(f"{package.folder}: the weights do not fit the config: {error}") from error
         return cls(package, network, device, dtype)
 
-    def computing_in(self, dtype: torch.dtype) -> CompactWorldModel:
+    def to_precision(self, dtype: torch.dtype) -> CompactWorldModel:
         """The same package with its predictor in another precision; bfloat16 for 8-bit integers: it is too narrow."""
         dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         return self if dtype == self.dtype else self.from_package(self.package, self.device, dtype)
@@ -98,12 +98,12 @@ class CompactWorldModel:
         parts = [self._network.encode(self._input(part)) for part in torch.split(frames, FRAMES_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def doubts(
+    def observation_warnings(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[str, ...]:
         """What is odd about an observation's frame."""
         image = self.package.config.image
-        return doubts(frame, (image.height, image.width), self._network.config.patch)
+        return observation_warnings(frame, (image.height, image.width), self._network.config.patch)
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
@@ -138,8 +138,8 @@ class CompactWorldModel:
         latent, *measured = context
         batch, samples = actions.shape[:2]
         start = latent.repeat_interleave(samples, dim=0)
-        felt = measured[0].repeat_interleave(samples, dim=0) if measured else None
-        predicted = self._network.predict(start, self._blocks(actions).flatten(0, 1), felt)
+        proprioception = measured[0].repeat_interleave(samples, dim=0) if measured else None
+        predicted = self._network.predict(start, self._blocks(actions).flatten(0, 1), proprioception)
         return predicted.reshape(batch, samples, *predicted.shape[1:])
 
     def rollout_shared(
@@ -156,8 +156,10 @@ class CompactWorldModel:
         if blocks.shape[2] > self._network.config.horizon:
             return self.rollout(context, actions)
         latent, *measured = context
-        felt = measured[0] if measured else None
-        predicted: Tensor = self._network.predictor.forward_shared(latent, blocks, felt, sharing(alike, latent.device))
+        proprioception = measured[0] if measured else None
+        predicted: Tensor = self._network.predictor.forward_shared(
+            latent, blocks, proprioception, sharing(alike, latent.device)
+        )
         return predicted
 
     def _blocks(self, actions: Tensor) -> Float[Tensor, "batch samples steps block"]:

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.checkpoints.state_dict import CheckpointError, load_strict, strip_prefixes
 from model.dino_wm.config import DinoConfig, dino_config
-from model.layers import Attention, Mlp
-from model.vjepa2.reference import CheckpointError, load_strict, strip_prefixes
+from model.layers.transformer import Attention, Mlp
 from model.vjepa2.stems import ImagePatchEmbed
 
 UNUSED = ("mask_token",)

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.checkpoints.state_dict import CheckpointError, load_strict, strip_prefixes
 from model.dino_wm.config import PredictorConfig, predictor_config
-from model.layers import (
+from model.layers.transformer import (
     Attention,
     KeyValue,
     Mlp,
@@ -27,7 +28,6 @@ from model.layers import (
     rotary_table,
     table_dtype,
 )
-from model.vjepa2.reference import CheckpointError, load_strict, strip_prefixes
 
 Memory = list[KeyValue]
 """For every block, the keys and values of the window's earlier frames."""

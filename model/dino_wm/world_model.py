@@ -1,6 +1,6 @@
 """A DINO-WM or jepa-wms package in use: camera frames to patch tokens, and what robot actions make of them.
 
-Satisfies `model.catalog.LoadedModel`. What a robot measures of itself is predicted beside every patch; `measuring`
+Satisfies `model.interface.LoadedModel`. What a robot measures of itself is predicted beside every patch; `measuring`
 gives the rollouts that show it, for goals that say what should be measured at their end.
 """
 
@@ -14,17 +14,24 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.catalog import ClipEmbedding
+from model.checkpoints.state_dict import CheckpointError, load_strict
 from model.dino_wm.config import DinoConfig, PredictorConfig
 from model.dino_wm.encoder import DinoEncoder
 from model.dino_wm.predictor import Frame, PatchPredictor, rollout
-from model.graphs import being_captured
-from model.memory import free_memory, to_device
+from model.interface import ClipEmbedding
+from model.layers.prepacked_linear import pack_linears
 from model.normalizer import ActionNormalizer
-from model.observation import CROP_POLICIES, Colour, CropPolicy, ObservationError, doubts, prepare
 from model.package import Package, PackageConfig, PackageError
-from model.packed import pack_linears
-from model.vjepa2.reference import CheckpointError, load_strict
+from model.preprocessing import (
+    CROP_POLICIES,
+    Color,
+    CropPolicy,
+    ObservationError,
+    observation_warnings,
+    prepare,
+)
+from model.runtime.cuda_graphs import being_captured
+from model.runtime.memory import free_memory, to_device
 
 Config = TypeVar("Config")
 FRAMES_AT_ONCE = 32
@@ -36,8 +43,8 @@ MOST_ROWS = 512
 class Standards:
     """What takes pixels and proprioception to network units."""
 
-    pixel_mean: Colour
-    pixel_std: Colour
+    pixel_mean: Color
+    pixel_std: Color
     """Of pixel values scaled to 0..1."""
     proprioception_mean: tuple[float, ...] = ()
     proprioception_std: tuple[float, ...] = ()
@@ -103,7 +110,7 @@ class DinoWorldModel:
             raise PackageError(f"{package.folder}: weights have an unknown key: {min(weights)}")
         return cls(package, encoder, predictor, standards, device, dtype)
 
-    def computing_in(self, dtype: torch.dtype) -> DinoWorldModel:
+    def to_precision(self, dtype: torch.dtype) -> DinoWorldModel:
         """The same package with all its weights in another precision; bfloat16 for anything narrower."""
         dtype = dtype if dtype.itemsize > 1 else torch.bfloat16
         return self if dtype == self.dtype else self.from_package(self.package, self.device, dtype)
@@ -114,11 +121,11 @@ class DinoWorldModel:
         parts = [self.encoder(self._input(part)) for part in torch.split(frames, FRAMES_AT_ONCE)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def doubts(
+    def observation_warnings(
         self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
     ) -> tuple[str, ...]:
         """What is odd about an observation's frame; its sides are cut to a square, which these models never saw."""
-        warnings = doubts(frame, self._size, self.encoder.config.patch)
+        warnings = observation_warnings(frame, self._size, self.encoder.config.patch)
         rows, columns = frame.shape[:2]
         if rows == columns:
             return warnings

@@ -15,17 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import (
+from model.checkpoints.state_dict import CheckpointError, load_strict, refuse_unknown, strip_prefixes
+from model.layers.transformer import (
     Block,
     RotaryCache,
     RotaryTable,
     grid_positions,
-    initialise_blocks,
+    initialize_blocks,
     rotary_table,
     table_dtype,
 )
 from model.vjepa2.config import HARMLESS, image_size
-from model.vjepa2.reference import CheckpointError, load_strict, refuse_unknown, strip_prefixes
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ActionPredictor(nn.Module):
         )
         self.predictor_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.predictor_proj = nn.Linear(config.width, config.latent_width)
-        initialise_blocks(self.predictor_blocks)
+        initialize_blocks(self.predictor_blocks)
         self._tables = RotaryCache(limit=32)
 
     @classmethod
@@ -163,7 +163,7 @@ class ActionPredictor(nn.Module):
 def linear_in(layer: nn.Linear, values: Tensor) -> Tensor:
     """Apply a layer in the precision of its input, give the result in the layer's own.
 
-    Centimetres lose their meaning in bfloat16: 0.5 m is known to 2 mm there.
+    Centimeters lose their meaning in bfloat16: 0.5 m is known to 2 mm there.
     """
     bias = layer.bias.to(values.dtype)
     return F.linear(values, layer.weight.to(values.dtype), bias).to(layer.weight.dtype)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from model.vjepa2.reference import CheckpointError, refuse_unknown
+from model.checkpoints.state_dict import CheckpointError, refuse_unknown
 
 Positions = Literal["tiled", "interleaved", "sincos"]
 Grid = tuple[int, int, int]

@@ -1,7 +1,7 @@
 """The video encoder: tubelets to tokens, rotary positions, transformer, one latent per tubelet.
 
 One body serves both families: V-JEPA 2 with its published weights and, at a small size and with a stem of its own, the
-compact family. Pixels arrive normalised (`model.observation`); what latents mean is the world models' business.
+compact family. Pixels arrive normalized (`model.preprocessing`); what latents mean is the world models' business.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import (
+from model.checkpoints.state_dict import load_strict, strip_prefixes
+from model.layers.transformer import (
     Block,
     RotaryCache,
     RotaryTable,
     grid_positions,
-    initialise_blocks,
+    initialize_blocks,
     rotary_table,
     table_dtype,
 )
 from model.vjepa2.config import EncoderConfig, Grid, encoder_config
-from model.vjepa2.reference import load_strict, strip_prefixes
 from model.vjepa2.stems import ImagePatchEmbed, PatchEmbed
 
 __all__ = ["Encoder", "EncoderConfig", "Masks"]
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
             self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         if config.sincos_grid is not None:
             self.pos_embed = nn.Parameter(sincos_table(config.sincos_grid, config.width), requires_grad=False)
-        initialise_blocks(self.blocks)
+        initialize_blocks(self.blocks)
         self._tables = RotaryCache()
 
     @classmethod

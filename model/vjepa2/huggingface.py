@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.checkpoints.published import BY_FIXTURES, PublishedModel
+from model.checkpoints.state_dict import CheckpointError
+from model.checkpoints.weight_files import TensorSpec
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictorConfig
-from model.vjepa2.published import BY_FIXTURES, PublishedModel
-from model.vjepa2.reference import CheckpointError
-from model.vjepa2.weight_files import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -117,5 +117,5 @@ def described(config: Mapping[str, Any], name: str) -> PublishedModel:
         raise CheckpointError(f"config.json: {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {error}") from error
-    licence = str(config.get("license", "see the model's page"))
-    return PublishedModel(name, "model.safetensors", encoder, predictor, size, "encoder", licence, BY_FIXTURES)
+    license = str(config.get("license", "see the model's page"))
+    return PublishedModel(name, "model.safetensors", encoder, predictor, size, "encoder", license, BY_FIXTURES)

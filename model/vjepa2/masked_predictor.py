@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.layers import Block, RotaryStyle, initialise_blocks, rotary_table, table_dtype
+from model.checkpoints.state_dict import CheckpointError, load_strict, refuse_unknown, strip_prefixes
+from model.layers.transformer import Block, RotaryStyle, initialize_blocks, rotary_table, table_dtype
 from model.vjepa2.config import HARMLESS, image_size
-from model.vjepa2.reference import CheckpointError, load_strict, refuse_unknown, strip_prefixes
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class MaskedPredictor(nn.Module):
         self.predictor_proj = nn.Linear(config.width, predicted)
         if config.context_output:
             self.predictor_proj_context = nn.Linear(config.width, predicted)
-        initialise_blocks(self.predictor_blocks)
+        initialize_blocks(self.predictor_blocks)
 
     @classmethod
     def from_reference(cls, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> MaskedPredictor:

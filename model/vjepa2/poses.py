@@ -1,6 +1,6 @@
 """Robot poses and their changes, as pure tensor work on any device.
 
-A pose is `[x, y, z, roll, pitch, yaw, gripper]`: metres in the robot's base frame, radians about the fixed axes x, y, z
+A pose is `[x, y, z, roll, pitch, yaw, gripper]`: meters in the robot's base frame, radians about the fixed axes x, y, z
 in that order (extrinsic xyz), gripper 0 open to 1 closed. An action is the change from one pose to the next, with its
 rotation as the Euler angles of `R_next @ R^T`. Rotations are computed in float64 whatever comes in: it costs nothing at
 this size, and near a vertical pitch float32 loses half its digits.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.observation import ObservationError
+from model.preprocessing import ObservationError
 
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 Poses = Float[Tensor, "*batch 7"]
@@ -89,13 +89,13 @@ def check_poses(poses: Poses, field: str = "proprioception") -> None:
         raise ObservationError(field, rule, f"{low if low < 0 else high:.4g}")
 
 
-def pose_doubts(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
+def pose_warnings(poses: Poses, field: str = "proprioception") -> tuple[str, ...]:
     """Warnings about poses that `check_poses` lets pass but that are rarely meant."""
     warnings = []
     reach, gripper = float(poses[..., :3].abs().max()), float(poses[..., 6].max())
     if reach > 3.0:
-        warnings.append(f"{field} position: {reach:.4g} m from the base is past most arms; are these millimetres?")
+        warnings.append(f"{field} position: {reach:.4g} m from the base is past most arms; are these millimeters?")
     if 0 < gripper <= 0.11:
-        rule = "is this an opening in metres? 0 is open and 1 is closed"
+        rule = "is this an opening in meters? 0 is open and 1 is closed"
         warnings.append(f"{field} gripper: at most {gripper:.4g}; {rule}")
     return tuple(warnings)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layers import Block, Mlp, initialise_blocks
+from model.checkpoints.state_dict import load_strict, refuse_unknown, strip_prefixes
+from model.layers.transformer import Block, Mlp, initialize_blocks
 from model.vjepa2.config import HARMLESS
-from model.vjepa2.reference import load_strict, refuse_unknown, strip_prefixes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class AttentivePooler(nn.Module):
             Block(config.width, config.heads, hidden, eps=config.layer_norm_eps) for _ in range(config.depth - 1)
         )
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
-        initialise_blocks(self.blocks)
+        initialize_blocks(self.blocks)
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
         for block in self.blocks:
@@ -119,6 +119,6 @@ class AttentiveProbe(nn.Module):
         return probe
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch classes"]:
-        """Unnormalised scores of every class."""
+        """Unnormalized scores of every class."""
         scores: Tensor = self.linear(self.pooler(tokens))
         return scores

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.graphs import being_captured
-from model.layers import Block, KeyValue
-from model.memory import free_memory
+from model.layers.transformer import Block, KeyValue
+from model.runtime.cuda_graphs import being_captured
+from model.runtime.memory import free_memory
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.poses import compose
 
@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.7
 MAX_CHUNK = 512
 
 
-def normalise(latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
+def normalize(latents: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
     """Layer norm without parameters, applied to encodings and to every prediction."""
     return F.layer_norm(latents, latents.shape[-1:])
 
@@ -38,9 +38,9 @@ def rollout(
     extrinsics: Float[Tensor, "batch frames 6"] | None = None,
     chunk: int | None = None,
 ) -> Float[Tensor, "batch samples time tokens latent"]:
-    """Normalised latents after each action of each sample.
+    """Normalized latents after each action of each sample.
 
-    `latents` (normalised) and `states` are the frames seen, oldest first, and `past_actions` what was done between them
+    `latents` (normalized) and `states` are the frames seen, oldest first, and `past_actions` what was done between them
     (one fewer). Poses after the last are composed from the actions. `extrinsics`, for models that take them, cover the
     frames seen or these and the predicted ones; the last is held. `chunk` is the number of samples computed at once;
     by default what fits into free memory. Differentiable in the actions.
@@ -104,7 +104,7 @@ def _predict(
         camera = None if extrinsics is None else extrinsics[:, time]
         tokens = predictor.frame(embedded, actions[:, time], states, camera)
         patches = _step(predictor, tokens, index + time, past, keep=not last)
-        predictions.append(normalise(predictor.read(patches)))
+        predictions.append(normalize(predictor.read(patches)))
         if not last:
             states = compose(states, actions[:, time])
             embedded = predictor.predictor_embed(predictions[-1])

@@ -17,9 +17,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, video: Float[Tensor, "batch 3 time height w"]) -> Float[Tensor, "batch tokens width"]:
         time, height, width = self.proj.kernel_size
-        batch, colours, frames, rows, columns = video.shape
+        batch, colors, frames, rows, columns = video.shape
         whole = video[:, :, : frames // time * time]
-        cut = (batch, colours, frames // time, time, rows // height, height, columns // width, width)
+        cut = (batch, colors, frames // time, time, rows // height, height, columns // width, width)
         tubelets = whole.reshape(cut).permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
         # For 16 frames of 256 px the convolution takes 239 ms of one AVX512-bf16 core in bfloat16 (75 in float32), the
         # product 33 (77); and its tokens lie one after the other, which spares every block its copies.

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from model.memory import to_device
-from model.observation import CropPolicy, prepare
+from model.preprocessing import CropPolicy, prepare
+from model.runtime.memory import to_device
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.poses import check_poses, difference
-from model.vjepa2.rollout import normalise, rollout
+from model.vjepa2.rollout import normalize, rollout
 
 FRAMES_AT_ONCE = 16
 CLIP_WINDOW = 64
@@ -50,7 +50,7 @@ class VJepa2WorldModel:
         self.predictor = predictor.eval().requires_grad_(False)
 
     def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens latent"]:
-        """Normalised latents of single frames, each seen as a still pair."""
+        """Normalized latents of single frames, each seen as a still pair."""
         return encode_frames(self.encoder, frames, self.size, self.crop_policy)
 
     def context(
@@ -75,7 +75,7 @@ class VJepa2WorldModel:
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time 7"]
     ) -> Float[Tensor, "batch samples time tokens latent"]:
-        """Predicted normalised latents after every action, each a change of pose (`model.vjepa2.poses`).
+        """Predicted normalized latents after every action, each a change of pose (`model.vjepa2.poses`).
 
         `context` holds latents `[batch, history, tokens, latent]`, poses `[batch, history, 7]`, past actions `[batch,
         history - 1, 7]` and, for models that take it, the camera `[batch, history, 6]`.
@@ -93,9 +93,9 @@ def encode_frames(
     size: tuple[int, int],
     crop_policy: CropPolicy,
 ) -> Float[Tensor, "batch tokens latent"]:
-    """Normalised latents of single frames, on the encoder's device and in its type."""
+    """Normalized latents of single frames, on the encoder's device and in its type."""
     parts = [
-        normalise(encoder(_input(encoder, part, size, crop_policy))) for part in torch.split(frames, FRAMES_AT_ONCE)
+        normalize(encoder(_input(encoder, part, size, crop_policy))) for part in torch.split(frames, FRAMES_AT_ONCE)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -9,19 +9,19 @@ import torch
 
 from benchmarks.baselines.compact import PlainLoop, load_network
 from benchmarks.baselines.vjepa2_ac import PublishedLoop, poses_after, predict
-from model.catalog import load
+from model.registry import load
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.poses import compose
-from model.vjepa2.rollout import normalise
+from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import VJepa2WorldModel
-from planner.cem import CEM
 from planner.noise import Stream
-from planner.published import vjepa2_ac_space
+from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.model_calls import action_space
+from planner.vjepa2_ac import vjepa2_ac_space
+from server.worker.model_adapter import action_space
 from simulation.tasks import make
-from tests.model.vjepa2.tiny import ENCODER, action_predictor, encoder
-from tests.planner.recordings import RecordedNoise
+from tests.support.model.tiny_vjepa2 import ENCODER, action_predictor, encoder
+from tests.support.planner.recordings import RecordedNoise
 
 CPU = torch.device("cpu")
 SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=3, heads=2, mlp_hidden=48, grid=(2, 3))
@@ -48,7 +48,7 @@ def test_the_published_loop_and_the_fast_path_choose_the_same_actions(horizon: i
     world_model = VJepa2WorldModel(encoder(ENCODER), predictor, size=(16, 24))
     loop = PublishedLoop(samples=24, iterations=4, elites=5, horizon=horizon)
     generator = torch.Generator().manual_seed(1)
-    latent, goal = normalise(torch.randn(2, 6, 32, generator=generator))
+    latent, goal = normalize(torch.randn(2, 6, 32, generator=generator))
     pose = torch.tensor([0.4, 0.0, 0.3, 3.0, 0.1, -1.0, 0.5])
     draws = torch.randn(4, horizon, 24, 4, generator=generator)
     slow = loop.plan(predictor, latent, pose, goal, draws)

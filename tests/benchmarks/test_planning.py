@@ -13,7 +13,7 @@ from benchmarks.planning import __main__ as command
 from benchmarks.planning import chart, compact, vjepa2
 from benchmarks.planning.problems import Served, arm_problems
 from benchmarks.planning.timing import interleaved, matrix_rate, operations
-from model.catalog import load
+from model.registry import load
 
 CPU = torch.device("cpu")
 SCALE = compact.Scale(1, 2, 2, (1, 2), ((20, 2),), ((20, 2),))
@@ -22,7 +22,7 @@ SCALE = compact.Scale(1, 2, 2, (1, 2), ((20, 2),), ((20, 2),))
 @pytest.fixture(scope="module")
 def served() -> Served:
     arm = load("arm", CPU)
-    return Served(arm, arm.computing_in(torch.bfloat16), "said so by the test")
+    return Served(arm, arm.to_precision(torch.bfloat16), "said so by the test")
 
 
 def test_tables_of_the_compact_family_say_what_was_measured(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli import failures
-from tests.cli.commands import run_command
+from cli import exit_codes
+from tests.support.cli.commands import run_command
 
 COMMANDS = (
     (),
@@ -60,7 +60,7 @@ def test_help_loads_neither_torch_nor_the_service() -> None:
         (("eval", "--device", "toaster"), "must be usable here, got 'toaster'"),
         (("demo", "--transport", "pigeon"), "must be grpc or rest, got 'pigeon'"),
         (("demo", "--task", "walk"), "must be one of arm, arm-push, cube, pusht, reacher, tworoom, got 'walk'"),
-        (("embed", "clip.mp4", "--kind", "colour"), "must be one of pooled, per_frame, tokens, got 'colour'"),
+        (("embed", "clip.mp4", "--kind", "color"), "must be one of pooled, per_frame, tokens, got 'color'"),
         (("embed", "clip.mp4", "--fps", "2", "--frames", "3"), "must not be given together with --fps"),
         (("embed", "clip.mp4", "--out", "latents.txt"), "must end in .npy"),
         (("plan", "--image", "a.png"), "Missing option '--goal'"),
@@ -122,8 +122,8 @@ def test_what_cannot_be_done_is_told_in_one_line_with_exit_code_1(
         (("--host", "0.0.0.0"), "is reachable from elsewhere and must come with"),
         (("--log-level", "loud"), "log_level"),
         (("--set", "weather=fine"), "weather is not a setting"),
-        (("--set", "limits.queue=many"), "limits.queue"),
-        (("--set", "drain_s"), "must be NAME=VALUE"),
+        (("--set", "limits.max_queue=many"), "limits.max_queue"),
+        (("--set", "shutdown_grace_s"), "must be NAME=VALUE"),
         (("--set", "api_keys=secret"), "must not come as a flag"),
     ],
 )
@@ -155,7 +155,7 @@ def test_an_error_of_our_own_keeps_its_traceback() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        failures.run(broken)
+        exit_codes.run(broken)
 
 
 def test_collected_episodes_are_the_same_for_the_same_seed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_collected_episodes_are_the_same_for_the_same_seed(capsys: pytest.Captur
 
 
 def test_an_image_is_told_from_a_clip_by_its_first_bytes(tmp_path: Path) -> None:
-    from cli.embed import _is_image
+    from cli.client.embed import _is_image
 
     for name in ("a.png", "a.jpg", "a.webp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)

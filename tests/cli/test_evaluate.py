@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from model.package import read_package
-from tests.cli.commands import run_command
-from tests.cli.packages import write_untrained_arm
-from training.statistics import wilson_interval
+from tests.support.cli.commands import run_command
+from tests.support.cli.packages import write_untrained_arm
+from training.evaluation.statistics import wilson_interval
 
 KEYS = [
     *("task", "model", "episodes", "seed", "successes", "success_rate", "ci95_low", "ci95_high"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import catalog
-from server.recorder import Recorder, RecorderSettings, files
-from server.records import PlanRecord
-from tests.cli.commands import run_command
-from tests.cli.packages import write_untrained_arm
-from tests.server import recording
+from model import registry
+from server.recording.recorder import Recorder, RecorderSettings, files
+from server.recording.records import PlanRecord
+from tests.support.cli.commands import run_command
+from tests.support.cli.packages import write_untrained_arm
+from tests.support.server import recording
 
 PLANS = 3
 
@@ -26,7 +26,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plans(package: Path) -> list[PlanRecord]:
-    model = catalog.load(str(package), torch.device("cpu"))
+    model = registry.load(str(package), torch.device("cpu"))
     name, side = model.package.config.name, model.package.config.image.height
     return recording.records({name: model}, PLANS, side=side, latent=model.package.config.latent_shape[0])
 

@@ -14,15 +14,16 @@ import pytest
 import torch
 import typer
 
-from cli import failures
+from cli import exit_codes
 from cli.weights import list_published, pull
-from model.observation import CROP_POLICIES
-from model.vjepa2.published import BY_FIXTURES, PUBLISHED
-from tests.cli.commands import run_command
+from model.checkpoints.published import BY_FIXTURES, PUBLISHED
+from model.preprocessing import CROP_POLICIES
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
 
 CONTENT = b"PK\x03\x04" + bytes(100_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+PAGE = ROOT / "docs" / "models.md"
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -52,18 +53,18 @@ def run(*arguments: str) -> int:
     app.command("list")(list_published)
     app.command("pull")(pull)
     try:
-        return failures.run(lambda: app(list(arguments), prog_name="presage weights"))
+        return exit_codes.run(lambda: app(list(arguments), prog_name="presage weights"))
     except SystemExit as ended:
         return int(ended.code or 0)
 
 
-def test_list_names_every_published_model_its_licence_and_its_verification(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_published_model_its_license_and_its_verification(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "--json") == 0
     listed = {value["name"]: value for value in json.loads(capsys.readouterr().out)["models"]}
     assert list(listed) == [model.name for model in PUBLISHED]
     for model in PUBLISHED:
         assert listed[model.name]["address"] == model.address
-        assert listed[model.name]["licence"] == model.licence
+        assert listed[model.name]["license"] == model.license
         assert listed[model.name]["verified"] == model.verified
     assert [name for name, value in listed.items() if "plans" in value["what"]] == ["vjepa2-ac-vitg"]
     assert run("list") == 0
@@ -92,7 +93,7 @@ def test_pull_verifies_a_digest_and_keeps_what_is_there(
             "bytes": len(CONTENT),
             "was_there": was_there,
             "sha256_verified": True,
-            "licence": "MIT",
+            "license": "MIT",
         }
 
 
@@ -121,7 +122,7 @@ def test_the_page_of_models_says_of_every_one_what_the_code_says() -> None:
     for model in PUBLISHED:
         row = table[model.name]
         assert model.file in row
-        assert model.licence in row
+        assert model.license in row
         assert row[-1].startswith("against the published code") == (model.verified == BY_FIXTURES)
     known = {name for name in table if name.startswith("vjepa2")}
     assert known == {model.name for model in PUBLISHED}

@@ -7,9 +7,9 @@ from typing import Any, Iterator
 import numpy as np
 import pytest
 
-from tests.client.blocking import Connect, connector
-from tests.client.protocol_server import Running, running
-from tests.client.protocol_service import SIZE
+from tests.support.client.blocking import Connect, connector
+from tests.support.client.protocol_server import Running, running
+from tests.support.client.protocol_service import SIZE
 
 
 @pytest.fixture
@@ -32,5 +32,5 @@ def client(server: Running, connect: Connect) -> Iterator[Any]:
 
 @pytest.fixture
 def image() -> np.ndarray:
-    """uint8 [SIZE, SIZE, 3], every byte different from its neighbours."""
+    """uint8 [SIZE, SIZE, 3], every byte different from its neighbors."""
     return (np.arange(SIZE * SIZE * 3) % 251).astype(np.uint8).reshape(SIZE, SIZE, 3)

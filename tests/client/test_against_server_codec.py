@@ -8,21 +8,21 @@ from dataclasses import fields
 import numpy as np
 import presage
 import pytest
-from presage import codec, methods, requests
+from presage.protocol import codec, methods, requests
 from presage.v1 import planning_pb2
 
 if sys.version_info < (3, 10):
     pytest.skip("the service needs Python 3.10", allow_module_level=True)
 
-from server import codec as server_codec
-from server import messages
+from server.config import Limits
 from server.errors import Reason
-from server.settings import Limits
+from server.transport.grpc import codec as server_codec
+from server.values import calls
 
 
 def test_a_plan_arrives_as_the_server_meant_it() -> None:
-    planner = messages.PlannerSettings(300, 30, 30, 5)
-    sent = messages.PlanReply(
+    planner = calls.PlannerSettings(300, 30, 30, 5)
+    sent = calls.PlanReply(
         actions=np.array([[0.5, -0.25], [1.0, 0.0]], np.float32),
         step_costs=(1.5, 0.5),
         cost=2.0,
@@ -37,8 +37,8 @@ def test_a_plan_arrives_as_the_server_meant_it() -> None:
         observation_sequence=7,
         capture_time_ns=1_700_000_000_000_000_001,
         epoch=3,
-        timings=messages.Timings(1.0, 2.0, 3.0, 4.0, 10.0),
-        provenance=messages.Provenance("arm", "ab", "exact", "g", planner, "cpu", "float32", "0.1.0"),
+        timings=calls.Timings(1.0, 2.0, 3.0, 4.0, 10.0),
+        provenance=calls.Provenance("arm", "ab", "exact", "g", planner, "cpu", "float32", "0.1.0"),
         warnings=("far",),
     )
     plan = codec.plan_value(server_codec.encode_plan(sent))
@@ -83,7 +83,7 @@ def test_a_plan_request_arrives_as_the_client_meant_it(image: np.ndarray) -> Non
     assert request.observation.proprioception.tolist() == [0.5, 2.0]
     assert (request.observation.capture_time_ns, request.observation.sequence) == (5_000_000_007, 9)
     assert (request.session_id, request.goal_id, request.budget_ms, request.executed) == ("s", "g", 12.5, 4)
-    assert (request.seed, request.planner) == (0, messages.PlannerSettings(samples=5))
+    assert (request.seed, request.planner) == (0, calls.PlannerSettings(samples=5))
     assert request.request_id == call.request_id
 
 
@@ -93,7 +93,7 @@ def test_kinds_have_one_name() -> None:
 
 
 def test_a_model_arrives_as_the_server_meant_it() -> None:
-    sent = messages.ModelReply(
+    sent = calls.ModelReply(
         name="arm",
         family="compact",
         weights_digest="ab",
@@ -109,7 +109,7 @@ def test_a_model_arrives_as_the_server_meant_it() -> None:
         action_high=(1.0,),
         rate_hz=10.0,
         block=5,
-        planner=messages.PlannerSettings(1, 2, 3, 4),
+        planner=calls.PlannerSettings(1, 2, 3, 4),
         card="# arm",
         execute=5,
         computes="bfloat16 on cuda:0; no graphs: they are off",

@@ -8,9 +8,9 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_server import Running
-from tests.client.protocol_service import SIZE, expected_actions
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_server import Running
+from tests.support.client.protocol_service import SIZE, expected_actions
 
 
 def test_a_model_says_what_a_robot_must_know(client: Any) -> None:
@@ -45,7 +45,7 @@ def test_the_same_goal_is_found_again(client: Any, image: np.ndarray) -> None:
 def test_a_goal_can_be_a_latent_or_a_file(client: Any, server: Running) -> None:
     client.goal(latent=np.arange(4.0))
     client.goal(b"\xff\xd8\xff a JPEG")
-    latent, encoded = server.behaviour.requests
+    latent, encoded = server.behavior.requests
     assert np.frombuffer(latent.latent.data, "<f4").tolist() == [0, 1, 2, 3]
     assert encoded.image.encoded == b"\xff\xd8\xff a JPEG"
 
@@ -54,7 +54,7 @@ def test_a_goal_can_be_a_latent_or_a_file(client: Any, server: Running) -> None:
 def test_a_goal_is_exactly_one_thing(client: Any, server: Running, given: Any) -> None:
     with pytest.raises(presage.InvalidRequest, match="exactly one of image and latent"):
         client.goal(**given)
-    assert not server.behaviour.calls
+    assert not server.behavior.calls
 
 
 def test_a_session_plans_and_closes(client: Any, server: Running, image: np.ndarray) -> None:
@@ -74,7 +74,7 @@ def test_a_session_plans_and_closes(client: Any, server: Running, image: np.ndar
         status = session.status()
         assert (status.plans, status.last_sequence, status.ttl_s) == (1, 1, 30)
         assert session.reset().epoch == 1
-    request = next(each for each in server.behaviour.requests if "PlanRequest" in type(each).__name__)
+    request = next(each for each in server.behavior.requests if "PlanRequest" in type(each).__name__)
     assert (request.budget_ms, request.executed, request.session_id) == (200, 3, session.session_id)
     assert not server.service.sessions
 
@@ -90,7 +90,7 @@ def test_a_capture_time_comes_back_untouched(client: Any, image: np.ndarray) -> 
 def test_a_plan_needs_no_session(client: Any, server: Running, image: np.ndarray) -> None:
     settings = presage.PlannerSettings(samples=8, horizon=2)
     client.plan(image, client.goal(image), model="echo", seed=1, settings=settings)
-    request = server.behaviour.requests[-1]
+    request = server.behavior.requests[-1]
     assert (request.session_id, request.model) == ("", "echo")
     assert (request.planner.samples, request.planner.horizon) == (8, 2)
     assert not request.planner.HasField("iterations")
@@ -150,8 +150,8 @@ def test_the_key_goes_with_every_call_and_is_never_shown(server: Running, connec
         with pytest.raises(presage.NotFound) as caught:
             client.model("nosuch")
         assert "s3cr3t" not in repr(caught.value) + str(caught.value) + str(caught.value.__cause__)
-    assert {each["authorization"] for each in server.behaviour.metadata} == {"Bearer s3cr3t-key"}
-    assert all(len(each["x-request-id"]) == 32 for each in server.behaviour.metadata)
+    assert {each["authorization"] for each in server.behavior.metadata} == {"Bearer s3cr3t-key"}
+    assert all(len(each["x-request-id"]) == 32 for each in server.behavior.metadata)
 
 
 def test_affinity_goes_with_every_call_and_the_deadline_too(
@@ -162,7 +162,7 @@ def test_affinity_goes_with_every_call_and_the_deadline_too(
         with client.session(goal=goal) as session, session.control() as loop:
             loop.send(image)
             assert loop.wait(10.0) is not None
-    sent = dict(zip(server.behaviour.calls, server.behaviour.metadata, strict=True))
+    sent = dict(zip(server.behavior.calls, server.behavior.metadata, strict=True))
     assert {each["x-session-id"] for each in sent.values()} == {each["session_id"] for each in sent.values()}
     assert {each["session_id"] for each in sent.values()} == {"robot-7"}
     left_ms = {call: float(each["x-timeout-ms"]) for call, each in sent.items() if "x-timeout-ms" in each}
@@ -173,7 +173,7 @@ def test_affinity_goes_with_every_call_and_the_deadline_too(
 
 def test_without_affinity_nothing_is_said_of_it(server: Running, client: Any) -> None:
     client.models()
-    assert not {"x-session-id", "session_id", "x-timeout-ms"} & set(server.behaviour.metadata[0])
+    assert not {"x-session-id", "session_id", "x-timeout-ms"} & set(server.behavior.metadata[0])
 
 
 @pytest.mark.parametrize("affinity", ["", "a b", "robot\n7", "x" * 129, "r\u00f6bot"])

@@ -12,8 +12,8 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running
 
 
 def test_a_clip_goes_up_in_chunks_with_its_digest(client: Any, server: Running, tmp_path: Path) -> None:
@@ -22,17 +22,17 @@ def test_a_clip_goes_up_in_chunks_with_its_digest(client: Any, server: Running, 
     told = []
     reply = client.embed_clip(path, "pooled", frames=4, progress=lambda sent, total: told.append((sent, total)))
     size = path.stat().st_size
-    assert server.behaviour.chunks == [1 << 20, 1 << 20, (1 << 19) + 17]
+    assert server.behavior.chunks == [1 << 20, 1 << 20, (1 << 19) + 17]
     assert told == [(0, size), (1 << 20, size), (2 << 20, size), (size, size)]
     assert reply.embedding.tolist() == [size] * 4
     assert (reply.frame_times_s, reply.step_distances, reply.goal_distances) == ((0.0, 0.5), (1.5,), ())
-    assert server.behaviour.requests[-1].sampling.frames == 4
+    assert server.behavior.requests[-1].sampling.frames == 4
 
 
 def test_a_refused_clip_says_why_before_it_is_all_sent(client: Any, server: Running, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(bytes(8 << 20))
-    server.behaviour.refusals.append(Refusal("RESOURCE_EXHAUSTED", "TOO_LARGE", "header.total_bytes must be at most 9"))
+    server.behavior.refusals.append(Refusal("RESOURCE_EXHAUSTED", "TOO_LARGE", "header.total_bytes must be at most 9"))
     with pytest.raises(presage.InvalidRequest, match="at most 9") as caught:
         client.embed_clip(path)
     assert caught.value.reason == "TOO_LARGE"
@@ -97,4 +97,4 @@ async def test_a_cancelled_upload_stops_sending(server: Running, tmp_path: Path)
         upload.cancel()
         with pytest.raises(asyncio.CancelledError):
             await upload
-    assert len(server.behaviour.chunks) < 64
+    assert len(server.behavior.chunks) < 64

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import presage
 import pytest
-from presage import codec, requests
+from presage.protocol import codec, requests
 from presage.v1 import models_pb2, planning_pb2, tensor_pb2
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running, running
-from tests.client.protocol_service import expected_actions
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running, running
+from tests.support.client.protocol_service import expected_actions
 
 PATIENCE_S = 20.0  # for things that take milliseconds on a machine that has nothing else to do
 
@@ -57,18 +57,18 @@ def test_a_loop_goes_on_from_single_plans_and_back(session: Any, image: np.ndarr
 
 def test_the_robot_never_waits_while_a_plan_is_made(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control() as loop:
-        server.behaviour.planning.clear()
+        server.behavior.planning.clear()
         first = loop.send(image)
-        eventually(lambda: server.behaviour.observations)
+        eventually(lambda: server.behavior.observations)
         later = [loop.send(image) for _ in range(20)]
         assert loop.latest() is None
         assert loop.wait(0.05) is None
-        server.behaviour.planning.set()
+        server.behavior.planning.set()
         assert loop.wait(PATIENCE_S, first).plan.observation_sequence == first
         newest = loop.wait(PATIENCE_S, later[-1])
         assert newest.plan.observation_sequence == later[-1]
         assert newest.skipped_sequences == tuple(later[:-1])
-    assert len(server.behaviour.observations) == 2
+    assert len(server.behavior.observations) == 2
 
 
 def test_a_goal_is_swapped_in_the_stream(session: Any, client: Any, image: np.ndarray) -> None:
@@ -83,7 +83,7 @@ def test_a_goal_is_swapped_in_the_stream(session: Any, client: Any, image: np.nd
 
 def test_a_failed_observation_fails_alone(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control() as loop:
-        server.behaviour.refused_observations.append(Refusal("", "IMAGE_SIZE", "observation.images[0] must be 8x8"))
+        server.behavior.refused_observations.append(Refusal("", "IMAGE_SIZE", "observation.images[0] must be 8x8"))
         failed = loop.send(image)
         with pytest.raises(presage.InvalidRequest, match="must be 8x8") as caught:
             loop.wait(PATIENCE_S)
@@ -99,26 +99,26 @@ def test_a_dropped_stream_is_dialled_again_and_the_session_goes_on(
     with session.control(budget_ms=30) as loop:
         loop.send(image)
         loop.wait(PATIENCE_S)
-        server.behaviour.drop_streams = 1
+        server.behavior.drop_streams = 1
         loop.send(image)
         with pytest.raises(presage.Unavailable, match="ENGINE_LOST"):
             loop.wait(PATIENCE_S)
         third = loop.send(image)
         assert loop.wait(PATIENCE_S).plan.observation_sequence == third == 3
         eventually(lambda: loop.connected)
-    assert [(start.session_id, start.budget_ms) for start in server.behaviour.starts] == [(session.session_id, 30)] * 2
+    assert [(start.session_id, start.budget_ms) for start in server.behavior.starts] == [(session.session_id, 30)] * 2
 
 
 def test_a_silent_server_is_left_and_dialled_anew(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control(heartbeat_s=0.05, stall_s=0.5) as loop:
         loop.send(image)
         loop.wait(PATIENCE_S)
-        server.behaviour.muted = True
+        server.behavior.muted = True
         lost = loop.send(image)
         with pytest.raises(presage.Unavailable, match="has been silent") as caught:
             loop.wait(PATIENCE_S)
         assert caught.value.reason == "CONNECTION_LOST"
-        server.behaviour.muted = False
+        server.behavior.muted = False
         sequence = loop.send(image)
         assert loop.wait(PATIENCE_S).plan.observation_sequence == sequence > lost
 
@@ -130,7 +130,7 @@ def test_heartbeats_keep_an_idle_loop_alive(session: Any, server: Running, image
         assert loop.connected
         loop.send(image)
         assert loop.wait(PATIENCE_S) is not None
-    assert len(server.behaviour.starts) == 1
+    assert len(server.behavior.starts) == 1
 
 
 def test_a_restarted_server_is_found_again(connect: Connect, image: np.ndarray) -> None:
@@ -153,7 +153,7 @@ def test_a_session_that_is_gone_ends_the_loop(session: Any, server: Running, ima
         loop.send(image)
         loop.wait(PATIENCE_S)
         server.service.sessions.clear()
-        server.behaviour.drop_streams = 1
+        server.behavior.drop_streams = 1
         loop.send(image)
         eventually(lambda: isinstance(loop.trouble, presage.NotFound))
         with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
@@ -179,7 +179,7 @@ def test_nothing_is_left_running(server: Running, connect: Connect, image: np.nd
     loop = session.control()
     loop.send(image)
     loop.wait(PATIENCE_S)
-    server.behaviour.planning.clear()
+    server.behavior.planning.clear()
     loop.send(image)  # its plan never comes
     if how == "loop":
         loop.close()

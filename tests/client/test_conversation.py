@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import presage
 import pytest
-from presage import codec, values
-from presage.conversation import ControlSettings, Conversation
-from presage.sequences import SequenceCounter
+from presage import values
+from presage.protocol import codec
+from presage.protocol.conversation import ControlSettings, Conversation
+from presage.protocol.sequences import SequenceCounter
 from presage.v1 import planning_pb2
 
-from tests.client.protocol_service import tensor
+from tests.support.client.protocol_service import tensor
 
 LENGTH = 6
 

@@ -15,10 +15,11 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.protocol_server import Running
-from tests.client.protocol_service import ACTION
+from tests.support.client.protocol_server import Running
+from tests.support.client.protocol_service import ACTION
+from tests.support.paths import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "clients" / "python"
+FOLDER = ROOT / "clients" / "python"
 SOURCES = sorted((FOLDER / "src" / "presage").rglob("*.py"))
 
 ONLY_WITH = """

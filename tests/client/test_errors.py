@@ -23,7 +23,7 @@ def status_bytes(*details: object) -> bytes:
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="the service needs Python 3.10")
 def test_every_reason_of_the_server_has_its_class_on_both_paths() -> None:
     from server.errors import Reason, ServiceError
-    from server.rendering import to_status
+    from server.transport.error_replies import to_status
 
     assert {reason.name for reason in Reason} == set(BY_REASON)
     for reason in Reason:

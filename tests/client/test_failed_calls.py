@@ -10,10 +10,10 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running, running
-from tests.client.protocol_service import expected_actions
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running, running
+from tests.support.client.protocol_service import expected_actions
 
 ENGINE_LOST = Refusal("UNAVAILABLE", "ENGINE_LOST", "the engine stopped and is being restarted")
 
@@ -27,28 +27,28 @@ def test_a_wrong_image_names_field_rule_and_value(client: Any, image: np.ndarray
 
 def test_a_plan_is_asked_for_again_after_a_lost_engine(client: Any, server: Running, image: np.ndarray) -> None:
     with client.session(goal=client.goal(image)) as session:
-        server.behaviour.refusals += [ENGINE_LOST, ENGINE_LOST]
+        server.behavior.refusals += [ENGINE_LOST, ENGINE_LOST]
         session.plan(image)
-    asked = [each for each in server.behaviour.requests if "PlanRequest" in type(each).__name__]
+    asked = [each for each in server.behavior.requests if "PlanRequest" in type(each).__name__]
     assert len(asked) == 3
     assert len({each.request_id for each in asked}) == 1
-    assert server.behaviour.plans_made == 1
+    assert server.behavior.plans_made == 1
 
 
 def test_a_plan_whose_reply_was_lost_is_made_once(client: Any, server: Running, image: np.ndarray) -> None:
     with client.session(goal=client.goal(image)) as session:
-        server.behaviour.refuse_after_work = True
-        server.behaviour.refusals.append(ENGINE_LOST)
+        server.behavior.refuse_after_work = True
+        server.behavior.refusals.append(ENGINE_LOST)
         plan = session.plan(image, seed=3)
-        assert session.status().plans == server.behaviour.plans_made == 1
+        assert session.status().plans == server.behavior.plans_made == 1
     np.testing.assert_array_equal(plan.actions, expected_actions(3, 1))
 
 
 def test_retries_end(client: Any, server: Running) -> None:
-    server.behaviour.refusals += [ENGINE_LOST] * 9
+    server.behavior.refusals += [ENGINE_LOST] * 9
     with pytest.raises(presage.Unavailable, match="ENGINE_LOST"):
         client.models()
-    assert len(server.behaviour.calls) == 4
+    assert len(server.behavior.calls) == 4
 
 
 @pytest.mark.parametrize(
@@ -65,27 +65,27 @@ def test_retries_end(client: Any, server: Running) -> None:
 def test_what_does_not_get_better_is_not_repeated(
     client: Any, server: Running, refusal: Refusal, error: type[presage.PresageError]
 ) -> None:
-    server.behaviour.refusals.append(refusal)
+    server.behavior.refusals.append(refusal)
     with pytest.raises(error) as caught:
         client.models()
     assert type(caught.value) is error
-    assert len(server.behaviour.calls) == 1
+    assert len(server.behavior.calls) == 1
 
 
 def test_a_full_server_is_asked_again_when_it_said_to(client: Any, server: Running) -> None:
-    server.behaviour.refusals.append(Refusal("RESOURCE_EXHAUSTED", "OVERLOADED", retry_after_s=0.2))
+    server.behavior.refusals.append(Refusal("RESOURCE_EXHAUSTED", "OVERLOADED", retry_after_s=0.2))
     started = time.monotonic()
     client.models()
     assert time.monotonic() - started >= 0.2
-    assert len(server.behaviour.calls) == 2
+    assert len(server.behavior.calls) == 2
 
 
 def test_nobody_waits_past_the_deadline_for_a_full_server(client: Any, server: Running) -> None:
-    server.behaviour.refusals.append(Refusal("RESOURCE_EXHAUSTED", "OVERLOADED", retry_after_s=60.0))
+    server.behavior.refusals.append(Refusal("RESOURCE_EXHAUSTED", "OVERLOADED", retry_after_s=60.0))
     with pytest.raises(presage.Overloaded) as caught:
         client.models()
     assert caught.value.retry_after_s == 60.0
-    assert len(server.behaviour.calls) == 1
+    assert len(server.behavior.calls) == 1
 
 
 @pytest.mark.parametrize("call", ["session", "delete_goal"])
@@ -93,19 +93,19 @@ def test_what_would_change_something_twice_is_sent_once(
     client: Any, server: Running, image: np.ndarray, call: str
 ) -> None:
     goal = client.goal(image)
-    server.behaviour.refusals.append(ENGINE_LOST)
+    server.behavior.refusals.append(ENGINE_LOST)
     with pytest.raises(presage.Unavailable):
         client.session(goal=goal) if call == "session" else client.delete_goal(goal)
-    assert len(server.behaviour.calls) == 2
+    assert len(server.behavior.calls) == 2
 
 
 def test_a_stalled_server_ends_at_the_deadline_and_once(client: Any, server: Running, image: np.ndarray) -> None:
     goal = client.goal(image)
-    server.behaviour.planning.clear()
+    server.behavior.planning.clear()
     with pytest.raises(presage.DeadlineExceeded) as caught:
         client.plan(image, goal, timeout_s=0.2)
     assert caught.value.reason == "DEADLINE"
-    assert server.behaviour.calls.count("Planning.Plan") == 1
+    assert server.behavior.calls.count("Planning.Plan") == 1
 
 
 def test_a_timeout_must_be_a_time(client: Any) -> None:
@@ -126,11 +126,11 @@ def test_an_absent_server_is_unreachable_by_name(connect: Connect) -> None:
 
 def test_health_and_readiness_follow_the_server(client: Any, server: Running) -> None:
     assert client.health() == presage.Health("serving")
-    server.behaviour.serving = False
+    server.behavior.serving = False
     assert client.health() == presage.Health("not_serving")
     with pytest.raises(presage.Unavailable, match="it says not_serving"):
         client.wait_ready(0.2)
-    timer = threading.Timer(0.2, setattr, (server.behaviour, "serving", True))
+    timer = threading.Timer(0.2, setattr, (server.behavior, "serving", True))
     timer.start()
     client.wait_ready(10.0)
     timer.join()
@@ -160,7 +160,7 @@ def test_a_closed_client_says_so(client: Any) -> None:
 
 def test_closing_ends_a_call_in_progress(client: Any, server: Running, image: np.ndarray) -> None:
     goal = client.goal(image)
-    server.behaviour.planning.clear()
+    server.behavior.planning.clear()
     caught = []
 
     def plan() -> None:
@@ -171,7 +171,7 @@ def test_closing_ends_a_call_in_progress(client: Any, server: Running, image: np
 
     thread = threading.Thread(target=plan)
     thread.start()
-    while "Planning.Plan" not in server.behaviour.calls:
+    while "Planning.Plan" not in server.behavior.calls:
         time.sleep(0.01)
     client.close()
     thread.join(5.0)
@@ -183,9 +183,9 @@ def test_an_error_inside_a_session_outlives_its_closing(client: Any, server: Run
     with pytest.raises(ZeroDivisionError), client.session(goal=goal):
         break_the_close(server)
     with pytest.raises(presage.ServerError), client.session(goal=goal):
-        server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
+        server.behavior.refusals.append(Refusal("INTERNAL", "INTERNAL"))
 
 
 def break_the_close(server: Running) -> None:
-    server.behaviour.refusals.append(Refusal("INTERNAL", "INTERNAL"))
+    server.behavior.refusals.append(Refusal("INTERNAL", "INTERNAL"))
     raise ZeroDivisionError

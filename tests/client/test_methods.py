@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from google.protobuf.message import Message
-from presage import methods
-from presage.methods import Method
+from presage.protocol import methods
+from presage.protocol.methods import Method
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
 
 TABLE = {value.path: value for value in vars(methods).values() if isinstance(value, Method)}

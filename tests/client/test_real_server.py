@@ -19,13 +19,13 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import connector
+from tests.support.client.blocking import connector
+from tests.support.paths import ROOT
 
 if sys.version_info < (3, 10):
     pytest.skip("the service needs Python 3.10", allow_module_level=True)
-pytest.importorskip("server.__main__", reason="the service is not installed here")
+pytest.importorskip("server.serving", reason="the service is not installed here")
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
 PATIENCE_S = 60.0
 SIZE = 32
@@ -101,7 +101,7 @@ def test_the_model_describes_itself(client: Any, address: str) -> None:
     assert model.action is not None
     assert (model.action.names, model.action.block) == (("shoulder", "elbow"), 2)
     assert model.planner == presage.PlannerSettings(
-        samples=32, iterations=4, elites=6, horizon=3, optimiser="cem", discount=1.0
+        samples=32, iterations=4, elites=6, horizon=3, optimizer="cem", discount=1.0
     )
     assert len(model.weights_digest) == 64
 

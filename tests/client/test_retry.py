@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import presage
 import pytest
-from presage.retry import ATTEMPTS, Attempts, Readiness
+from presage.protocol.retry import ATTEMPTS, Attempts, Readiness
 
 
 class Clock:

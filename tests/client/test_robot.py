@@ -10,9 +10,9 @@ import pytest
 from presage.robot import PlanFollower
 from presage.values import ControlPlan
 
-from tests.client.protocol_behaviour import Refusal
-from tests.client.protocol_server import Running
-from tests.client.protocol_service import ACTION, HORIZON, expected_actions
+from tests.support.client.protocol_behavior import Refusal
+from tests.support.client.protocol_server import Running
+from tests.support.client.protocol_service import ACTION, HORIZON, expected_actions
 
 HOLD = np.array([9.0, 9.0], np.float32)
 
@@ -146,7 +146,7 @@ def test_a_robot_follows_its_plans_one_action_a_tick(loop: Any, image: np.ndarra
 
 def test_a_robot_without_plans_holds(loop: Any, server: Running, image: np.ndarray) -> None:
     robot = Recorder(image)
-    server.behaviour.planning.clear()
+    server.behavior.planning.clear()
     report = presage.run_control(loop, robot, 200.0, HOLD, ticks=3)
     assert (report.ticks, report.held) == (3, 3)
     np.testing.assert_array_equal(robot.actions, [HOLD] * 4)
@@ -156,7 +156,7 @@ def test_a_plan_runs_out_while_the_server_is_silent(loop: Any, server: Running, 
     robot = Recorder(image)
     loop.send(image)
     loop.wait(20.0)
-    server.behaviour.planning.clear()
+    server.behavior.planning.clear()
     report = presage.run_control(loop, robot, 200.0, HOLD, ticks=HORIZON + 2)
     assert (report.held, report.plans) == (2, 1)
     np.testing.assert_array_equal(robot.actions[:HORIZON], expected_actions(0, 1))
@@ -164,7 +164,7 @@ def test_a_plan_runs_out_while_the_server_is_silent(loop: Any, server: Running, 
 
 def test_a_robot_that_only_fails_holds_and_says_why(loop: Any, server: Running, image: np.ndarray) -> None:
     robot = Recorder(image)
-    server.behaviour.refused_observations += [Refusal("", "IMAGE_SIZE", "must be 8x8")] * 9
+    server.behavior.refused_observations += [Refusal("", "IMAGE_SIZE", "must be 8x8")] * 9
     with pytest.raises(presage.InvalidRequest, match="must be 8x8"):
         presage.run_control(Lockstep(loop), robot, 200.0, HOLD, ticks=50, max_failures=3)
     np.testing.assert_array_equal(robot.actions, [HOLD] * 4)

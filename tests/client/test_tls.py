@@ -12,8 +12,8 @@ import numpy as np
 import presage
 import pytest
 
-from tests.client.blocking import Connect
-from tests.client.protocol_server import running
+from tests.support.client.blocking import Connect
+from tests.support.client.protocol_server import running
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Value
+from presage.protocol.wire import fields
 from presage.v1 import observation_pb2
-from presage.wire import fields
 
 
 def test_it_reads_what_protobuf_writes() -> None:

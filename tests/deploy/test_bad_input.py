@@ -17,9 +17,9 @@ import torch
 
 from cli.private_service import private_service
 from model.package import PackageError
-from server import clock
-from server.engine_process import load_all
-from server.jobs import EngineSettings
+from server.engine.messages import EngineSettings
+from server.observability import ntp
+from server.worker.process import load_all
 from tests.server.conftest import tiny_compact
 
 FAILED, BAD_SETTINGS = 1, 2
@@ -155,35 +155,35 @@ def test_a_secret_that_may_not_be_read_is_bad_settings(tmp_path: Path) -> None:
 
 def test_a_second_instance_on_the_same_ports_leaves_the_first_alone(tmp_path: Path) -> None:
     with private_service(str(tiny_compact(tmp_path)), device="cpu", threads=1) as first:
-        for door, port in (("grpc_port", first.grpc), ("http_port", first.rest)):
+        for gateway, port in (("grpc_port", first.grpc), ("http_port", first.rest)):
             number = port.rsplit(":", 1)[1]
-            other = {"grpc_port": "--http-port", "http_port": "--grpc-port"}[door]
-            code, said = serve(f"--{door.replace('_', '-')}", number, other, "0")
+            other = {"grpc_port": "--http-port", "http_port": "--grpc-port"}[gateway]
+            code, said = serve(f"--{gateway.replace('_', '-')}", number, other, "0")
             assert code == FAILED
-            assert said == f"presage: {door} {number} on 127.0.0.1 cannot be listened on: Address already in use"
+            assert said == f"presage: {gateway} {number} on 127.0.0.1 cannot be listened on: Address already in use"
         for where in (first.grpc, first.rest.removeprefix("http://")):
             host, number = where.rsplit(":", 1)
             socket.create_connection((host, int(number)), timeout=10).close()
 
 
 @pytest.mark.parametrize(
-    ("now_s", "synchronised", "said"),
+    ("now_s", "synchronized", "said"),
     [
         (1_800_000_000.0, True, None),
         (1_800_000_000.0, None, None),  # a system that cannot be asked
-        (1_800_000_000.0, False, "nothing synchronises it.*NTP"),
+        (1_800_000_000.0, False, "nothing synchronizes it.*NTP"),
         (3600.0, None, "1970-01-01.*NTP.*Certificates"),
     ],
 )
-def test_a_clock_that_cannot_be_trusted_is_told(now_s: float, synchronised: bool | None, said: str | None) -> None:
-    fault = clock.fault(now_s, synchronised)
+def test_a_clock_that_cannot_be_trusted_is_told(now_s: float, synchronized: bool | None, said: str | None) -> None:
+    fault = ntp.fault(now_s, synchronized)
     assert fault is None if said is None else re.search(said, fault or "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
 def test_the_kernel_says_whether_the_clock_is_kept() -> None:
     state = ctypes.CDLL(None).ntp_gettime(ctypes.create_string_buffer(1024))  # another call that tells it
-    assert clock.is_synchronised() == (state != 5)
+    assert ntp.is_synchronized() == (state != 5)
 
 
 def test_a_service_starts_and_stops_well_on_a_clock_that_was_never_set(tmp_path: Path) -> None:

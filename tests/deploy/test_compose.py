@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from model.catalog import built_in
-from server.settings import Settings
-from tests.deploy import compose_file
+from model.registry import built_in
+from server.config import Settings
+from tests.support.deploy import compose_file
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = compose_file.read(ROOT / "compose.yaml")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SERVICES = ("presage-cpu", "presage-gpu")

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from cli.private_service import private_service
-from model.catalog import built_in
+from model.registry import built_in
 from simulation import tasks
-from simulation.arm import MAX_JOINT_SPEED
-from tests.deploy.relay import relay
+from simulation.robots.arm import MAX_JOINT_SPEED
+from tests.support.deploy.relay import relay
+from tests.support.paths import ROOT
 
-SOURCE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
+SOURCE = ROOT / "examples" / "cpp"
 TOOLS = ("cmake", "c++", "protoc", "grpc_cpp_plugin", "pkg-config")
 START, GOAL = np.array([0.2, 0.9]), np.array([0.9, 0.1])  # joint angles in rad
 
@@ -44,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, built as its README says, but quickly: without optimisation, and its files in one compilation."""
+    """The program, built as its README says, but quickly: without optimization, and its files in one compilation."""
     build = tmp_path_factory.mktemp("cpp")
     for command in (
         ["cmake", "-S", SOURCE, "-B", build, "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_UNITY_BUILD=ON"],

@@ -21,12 +21,12 @@ import yaml
 
 from cli.private_service import private_service
 from model.package import read_package
-from server.settings import Settings
-from server.telemetry import Telemetry
-from tests.cli.commands import run_command
+from server.config import Settings
+from server.observability.metrics import Telemetry
 from tests.server.conftest import tiny_compact
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
 FILES = sorted(
     path for path in FOLDER.rglob("*.yaml") if path.name not in ("envoy.yaml", "config.yaml", "kustomization.yaml")
@@ -138,7 +138,7 @@ def test_the_pod_waits_longer_than_the_service_drains() -> None:
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert {name.removeprefix("PRESAGE_").lower() for name in variables} <= set(Settings.model_fields)
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] >= pause + float(variables["PRESAGE_DRAIN_S"]) + 5
+    assert pod["terminationGracePeriodSeconds"] >= pause + float(variables["PRESAGE_SHUTDOWN_GRACE_S"]) + 5
 
 
 def test_replicas_scale_by_a_metric_that_the_service_has() -> None:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,19 +16,19 @@ import pytest
 import structlog
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
-from presage import codec
+from presage.protocol import codec
 from presage.v1 import goals_pb2, planning_pb2, sessions_pb2
 
 from deploy.ray import namespace, wire
 from deploy.ray.context import ReplicaContext
 from deploy.ray.replica import Replica
 from deploy.ray.wire import Called
-from model.catalog import built_in
-from server.settings import Settings
+from model.registry import built_in
+from server.config import Settings
 from simulation import tasks
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-INSIDE = Path(__file__).with_name("ray_cluster.py")
+INSIDE = ROOT / "tests" / "support" / "deploy" / "ray_cluster.py"
 needs_arm = pytest.mark.skipif("arm" not in built_in(), reason="the built-in package arm is not here")
 
 

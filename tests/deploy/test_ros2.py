@@ -23,13 +23,13 @@ import yaml
 from PIL import Image
 
 from cli.private_service import private_service
-from model.catalog import built_in
-from server.session import KEPT_PLANS
+from model.registry import built_in
+from server.service.session import KEPT_PLANS
 from simulation import tasks
-from simulation.arm import MAX_JOINT_SPEED
-from tests.deploy import fake_ros
-from tests.deploy.fake_ros import ROS2, CompressedImage, GoalHandle, Header, Time
-from tests.deploy.relay import Relay, relay
+from simulation.robots.arm import MAX_JOINT_SPEED
+from tests.support.deploy import fake_ros
+from tests.support.deploy.fake_ros import ROS2, CompressedImage, GoalHandle, Header, Time
+from tests.support.deploy.relay import Relay, relay
 
 START, GOAL = np.array([0.2, 0.9]), np.array([0.9, 0.1])  # joint angles in rad
 LONG_S = 100.0  # no wait is longer, on however slow a machine
@@ -148,7 +148,7 @@ def stopping(robot: Robot) -> Callable[[], bool]:
 
 
 @needs_arm
-def test_a_goal_set_by_service_is_approached_and_stamps_are_honoured(ros: Any, address: str) -> None:
+def test_a_goal_set_by_service_is_approached_and_stamps_are_honored(ros: Any, address: str) -> None:
     with driven(ros, address) as (node, robot):
         eventually(stopping(robot))  # no goal yet
         assert set_goal(node, png(GOAL)).success

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
+
 markdown = pytest.importorskip("markdown", reason="the extra docs is not installed")
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EXTENSIONS = {
     "pymdownx.snippets": {"base_path": [str(ROOT)], "check_paths": True},

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.commands import run_command
-from tests.training.datasets import recordings
-from tests.training.datasets.recordings import arm_episodes, with_poses
+from tests.support.cli.commands import run_command
+from tests.support.paths import ROOT
+from tests.support.training import recordings
+from tests.support.training.recordings import arm_episodes, with_poses
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 
-PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text()
+PAGE = (ROOT / "docs/training.md").read_text()
 COMPACT = {"block": 2, "horizon": 2, "directions": 16, "latent": 16, "encoder_width": 32, "encoder_depth": 1}
 COMPACT |= {"predictor_width": 36, "predictor_depth": 1}
 MASKED = {"width": 32, "depth": 1, "heads": 2, "predictor_width": 24, "predictor_depth": 1, "predictor_heads": 2}
@@ -58,8 +59,8 @@ def test_the_pages_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_page_names_settings_as_they_are() -> None:
-    from training.action_conditioned import ActionConditionedRecipe
-    from training.masked import MaskedRecipe
+    from training.action_conditioned.train import ActionConditionedRecipe
+    from training.masked.train import MaskedRecipe
 
     masked, acting = MaskedRecipe(), ActionConditionedRecipe()
     assert f"| average of the target encoder | {masked.average} |" in PAGE

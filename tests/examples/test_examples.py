@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from cli.private_service import private_service
-from cli.training_config import TrainingConfig, read_config
-from model.catalog import built_in
+from cli.train.config import TrainingConfig, read_config
 from model.package import read_package
+from model.registry import built_in
 from simulation import tasks
+from tests.support.paths import ROOT
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 SCRIPTS = tuple(sorted(path.name for path in EXAMPLES.glob("*.py")))
 UNHURRIED = ("--budget-ms", "8000")  # a search ends by its iterations, also on a slow machine
 needs_arm = pytest.mark.skipif("arm" not in built_in(), reason="the built-in package arm is not here")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from planner.anytime import IterationClock, Pace
-from planner.cem import CEM
-from planner.gradient import Gradient
-from planner.hybrid import Hybrid
+from planner.optimizers.cem import CEM
+from planner.optimizers.gradient import Gradient
+from planner.optimizers.hybrid import Hybrid
 from planner.types import PlanningError
 from planner.world_model import Actions, Context, Latents
-from tests.planner.problems import integrator, reach
+from tests.support.planner.problems import integrator, reach
 
 SETTINGS = CEM(samples=16, iterations=50, elites=4, horizon=4)
 
@@ -110,7 +110,7 @@ class LaboriousWorld:
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [
         Hybrid(CEM(64, 2, 8, 4), Gradient(2, 10, 4)),
         CEM(64, 8, 4, 4, sample_decay=0.5),
@@ -118,16 +118,16 @@ class LaboriousWorld:
     ],
     ids=["hybrid", "decaying", "adaptive"],
 )
-def test_iterations_of_unequal_size_are_never_late_once_known(optimiser: Hybrid | CEM) -> None:
+def test_iterations_of_unequal_size_are_never_late_once_known(optimizer: Hybrid | CEM) -> None:
     world, pace = LaboriousWorld(), Pace()
-    optimiser.plan(world, reach(), clock=world.clock, pace=pace)
+    optimizer.plan(world, reach(), clock=world.clock, pace=pace)
     for seed in range(20):
         began, allowed = world.now, 0.04 + 0.005 * seed
-        plan = optimiser.plan(world, reach(seed=seed), deadline=began + allowed, clock=world.clock, pace=pace)
+        plan = optimizer.plan(world, reach(seed=seed), deadline=began + allowed, clock=world.clock, pace=pace)
         assert world.now <= began + allowed
         assert plan.iterations >= 1
     with pytest.raises(PlanningError, match="deadline was hit before the first iteration"):
-        optimiser.plan(world, reach(), deadline=world.now + 0.002, clock=world.clock, pace=pace)
+        optimizer.plan(world, reach(), deadline=world.now + 0.002, clock=world.clock, pace=pace)
 
 
 def test_a_deadline_already_past_returns_the_warm_start_and_says_that_nothing_was_evaluated() -> None:

@@ -1,4 +1,4 @@
-"""What cannot be planned is refused by name, by every optimiser; or it is the committed prefix, and says so."""
+"""What cannot be planned is refused by name, by every optimizer; or it is the committed prefix, and says so."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.anytime import plan_in_time
-from planner.hybrid import Hybrid
+from planner.optimizers.hybrid import Hybrid
 from planner.types import ActionSpace, PlanningError
 from planner.world_model import Actions, Context, Latents
-from tests.planner.every import OPTIMISERS, SMALL, AnyOptimiser, changed, each_optimiser
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL, AnyOptimizer, changed, each_optimizer
+from tests.support.planner.problems import integrator, reach, space
 
 
 @dataclass(frozen=True)
@@ -28,39 +28,39 @@ class Blind:
         return integrator().rollout(context, actions) * math.nan
 
 
-@each_optimiser
-def test_rollouts_that_are_all_nan_are_never_a_plan(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_rollouts_that_are_all_nan_are_never_a_plan(optimizer: AnyOptimizer) -> None:
     for problem in (reach(), reach(warm_start=torch.zeros(4, 2)), reach(committed=torch.zeros(2, 2))):
         with pytest.raises(PlanningError) as refused:
-            plan_in_time(optimiser, Blind(), problem)
+            plan_in_time(optimizer, Blind(), problem)
         assert refused.value.field == "cost"
 
 
-@each_optimiser
+@each_optimizer
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_goal_that_is_no_place_is_refused(optimiser: AnyOptimiser, value: float) -> None:
+def test_a_goal_that_is_no_place_is_refused(optimizer: AnyOptimizer, value: float) -> None:
     with pytest.raises(PlanningError) as refused:
-        optimiser.plan(integrator(), reach((0.1, value)))
+        optimizer.plan(integrator(), reach((0.1, value)))
     assert refused.value.field == "goal"
 
 
-@each_optimiser
-def test_a_start_that_is_no_place_is_refused(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_a_start_that_is_no_place_is_refused(optimizer: AnyOptimizer) -> None:
     with pytest.raises(PlanningError) as refused:
-        optimiser.plan(integrator(), replace(reach(), context=(torch.tensor([[0.0, math.nan]]),)))
+        optimizer.plan(integrator(), replace(reach(), context=(torch.tensor([[0.0, math.nan]]),)))
     assert refused.value.field == "cost"
 
 
-@each_optimiser
-def test_no_horizon_is_refused(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_no_horizon_is_refused(optimizer: AnyOptimizer) -> None:
     with pytest.raises(PlanningError) as refused:
-        changed(optimiser, horizon=0)
+        changed(optimizer, horizon=0)
     assert refused.value.field == "horizon"
 
 
-@pytest.mark.parametrize("optimiser", [OPTIMISERS[name] for name in ("cem", "icem", "hybrid")])
-def test_more_elites_than_samples_are_refused(optimiser: AnyOptimiser) -> None:
-    search = optimiser.search if isinstance(optimiser, Hybrid) else optimiser
+@pytest.mark.parametrize("optimizer", [OPTIMIZERS[name] for name in ("cem", "icem", "hybrid")])
+def test_more_elites_than_samples_are_refused(optimizer: AnyOptimizer) -> None:
+    search = optimizer.search if isinstance(optimizer, Hybrid) else optimizer
     with pytest.raises(PlanningError) as refused:
         changed(search, elites=65)
     assert refused.value.field == "elites"
@@ -73,28 +73,28 @@ def test_bounds_inside_out_and_frozen_outside_them_are_refused() -> None:
         space(frozen=(None, 1.5))
 
 
-@each_optimiser
-def test_a_deadline_already_past_is_an_error_without_anything_to_execute(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_a_deadline_already_past_is_an_error_without_anything_to_execute(optimizer: AnyOptimizer) -> None:
     with pytest.raises(PlanningError) as refused:
-        optimiser.plan(integrator(), reach(), deadline=99.0, clock=lambda: 100.0)
+        optimizer.plan(integrator(), reach(), deadline=99.0, clock=lambda: 100.0)
     assert refused.value.field == "deadline"
 
 
-@each_optimiser
-def test_a_deadline_already_past_leaves_the_committed_prefix(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_a_deadline_already_past_leaves_the_committed_prefix(optimizer: AnyOptimizer) -> None:
     committed = torch.tensor([[0.5, -0.5], [0.25, 0.0]])
-    plan = optimiser.plan(integrator(), reach(committed=committed), deadline=99.0, clock=lambda: 100.0)
+    plan = optimizer.plan(integrator(), reach(committed=committed), deadline=99.0, clock=lambda: 100.0)
     assert torch.equal(plan.actions, committed)
     assert torch.equal(plan.distribution.std, torch.zeros(2, 2))
     assert (plan.stop_reason, plan.iterations) == ("deadline", 0)
     assert math.isnan(plan.cost)
 
 
-@each_optimiser
-def test_a_deadline_already_past_keeps_the_committed_prefix_before_a_warm_start(optimiser: AnyOptimiser) -> None:
+@each_optimizer
+def test_a_deadline_already_past_keeps_the_committed_prefix_before_a_warm_start(optimizer: AnyOptimizer) -> None:
     committed, warm = torch.tensor([[0.5, -0.5]]), torch.full((4, 2), 0.125)
     problem = reach(committed=committed, warm_start=warm)
-    plan = optimiser.plan(integrator(), problem, deadline=99.0, clock=lambda: 100.0)
+    plan = optimizer.plan(integrator(), problem, deadline=99.0, clock=lambda: 100.0)
     assert torch.equal(plan.actions, torch.cat([committed, warm[1:]]))
     assert plan.stop_reason == "deadline"
 

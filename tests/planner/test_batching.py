@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.anytime import Optimiser, plan_in_time
+from planner.anytime import Optimizer, plan_in_time
 from planner.search import Search
 from planner.types import Plan, PlanningError, Problem
-from tests.planner.every import OPTIMISERS, SMALL
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL
+from tests.support.planner.problems import integrator, reach, space
 
 WORLD = integrator(block=3)
 
@@ -47,25 +47,25 @@ def assert_same(plan: Plan, alone: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    "optimiser",
-    [*OPTIMISERS.values(), replace(SMALL, result="mean")],
-    ids=[*OPTIMISERS, "mean"],
+    "optimizer",
+    [*OPTIMIZERS.values(), replace(SMALL, result="mean")],
+    ids=[*OPTIMIZERS, "mean"],
 )
-def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(optimiser: Optimiser) -> None:
+def test_a_plan_is_the_same_alone_and_in_company_that_joins_and_leaves(optimizer: Optimizer) -> None:
     problems = mixed_problems()
-    waiting = [optimiser.start(problem, 3) for problem in problems]
+    waiting = [optimizer.start(problem, 3) for problem in problems]
     running: list[Search] = []
     done: dict[int, Plan] = {}
     while waiting or running:
         running += waiting[:2]  # two join before every iteration, so all stand at different iterations
         waiting = waiting[2:]
-        running = optimiser.improve(WORLD, running)
-        for search in [search for search in running if optimiser.stopped(search)]:
-            done[search.problem.seed] = optimiser.finish(search, "iterations")
-        running = [search for search in running if not optimiser.stopped(search)]
+        running = optimizer.improve(WORLD, running)
+        for search in [search for search in running if optimizer.stopped(search)]:
+            done[search.problem.seed] = optimizer.finish(search, "iterations")
+        running = [search for search in running if not optimizer.stopped(search)]
     assert len(done) == 10
     for problem in problems:
-        assert_same(done[problem.seed], plan_in_time(optimiser, WORLD, problem))
+        assert_same(done[problem.seed], plan_in_time(optimizer, WORLD, problem))
 
 
 def test_one_robots_nan_is_its_own() -> None:

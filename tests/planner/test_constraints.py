@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from planner.constraints import limits_of, project
-from planner.gradient import Gradient
 from planner.limits import project_within, stack_limits
+from planner.optimizers.gradient import Gradient
 from planner.types import ActionSpace, PlanningError
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.problems import integrator, reach, space
 
 EDGES = st.floats(-50, 50, allow_nan=False).map(lambda x: round(x, 3))
 

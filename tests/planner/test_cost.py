@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from planner import cost
-from planner.cem import CEM
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
+from planner.optimizers.cem import CEM
 from planner.types import PlanningError
-from tests.planner.problems import integrator, reach
+from tests.support.planner.problems import integrator, reach
 
 GENERATOR = torch.Generator().manual_seed(0)
 PREDICTED = torch.randn(2, 3, 4, 5, 6, generator=GENERATOR)  # batch, samples, horizon, tokens, channels

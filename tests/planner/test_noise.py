@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.noise import ColouredNoise, Noise, NoiseShape, Stream, TimeCorrelatedNoise, WhiteNoise
+from planner.noise import ColoredNoise, Noise, NoiseShape, Stream, TimeCorrelatedNoise, WhiteNoise
 from planner.types import PlanningError
-from tests.planner.recordings import RecordedNoise
+from tests.support.planner.recordings import RecordedNoise
 
 CPU = torch.device("cpu")
 SHAPE = NoiseShape(samples=20000, horizon=4, block=3, action=2)
@@ -24,7 +24,7 @@ def correlation(noise: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "noise",
-    [WhiteNoise(), TimeCorrelatedNoise(), TimeCorrelatedNoise(0, 3, 1), ColouredNoise(0.5), ColouredNoise(3)],
+    [WhiteNoise(), TimeCorrelatedNoise(), TimeCorrelatedNoise(0, 3, 1), ColoredNoise(0.5), ColoredNoise(3)],
 )
 def test_every_entry_has_zero_mean_and_unit_variance(noise: Noise) -> None:
     entries = drawn(noise)[0]
@@ -60,15 +60,15 @@ def test_shared_parts_fade_and_the_variance_stays() -> None:
     torch.testing.assert_close(mixed[0], drawn(noise, Stream(0, 4))[0])
 
 
-def test_more_colour_is_slower_noise() -> None:
-    neighbours = [correlation(drawn(ColouredNoise(beta))).diagonal(1).mean().item() for beta in (0, 0.5, 1, 2, 4)]
-    assert neighbours == sorted(neighbours)
-    assert abs(neighbours[0]) < 0.02
-    assert neighbours[-1] > 0.7
+def test_more_color_is_slower_noise() -> None:
+    neighbors = [correlation(drawn(ColoredNoise(beta))).diagonal(1).mean().item() for beta in (0, 0.5, 1, 2, 4)]
+    assert neighbors == sorted(neighbors)
+    assert abs(neighbors[0]) < 0.02
+    assert neighbors[-1] > 0.7
 
 
 def test_a_stream_gives_the_same_numbers_in_any_company() -> None:
-    for noise in (WhiteNoise(), TimeCorrelatedNoise(), ColouredNoise()):
+    for noise in (WhiteNoise(), TimeCorrelatedNoise(), ColoredNoise()):
         alone = drawn(noise, Stream(7, 3))[0]
         company = drawn(noise, Stream(1, 0), Stream(7, 3), Stream(7, 4))
         torch.testing.assert_close(company[1], alone, atol=1e-6, rtol=0)
@@ -76,7 +76,7 @@ def test_a_stream_gives_the_same_numbers_in_any_company() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(Stream(0, 1), Stream(1, 0)), (Stream(-1, 0), Stream(0, 0))])
-def test_neighbouring_streams_are_unrelated(first: Stream, second: Stream) -> None:
+def test_neighboring_streams_are_unrelated(first: Stream, second: Stream) -> None:
     one, other = drawn(WhiteNoise(), first, second)
     assert (one * other).mean().abs() < 0.01
 
@@ -95,7 +95,7 @@ def test_recorded_noise_replays_each_streams_own_iteration() -> None:
     [
         lambda: TimeCorrelatedNoise(0, 0, 0),
         lambda: TimeCorrelatedNoise(-1),
-        lambda: ColouredNoise(-0.5),
+        lambda: ColoredNoise(-0.5),
         lambda: TimeCorrelatedNoise(fade=0),
     ],
 )

@@ -1,4 +1,4 @@
-"""No action that any optimiser evaluates or returns breaks a limit, whatever the limits are."""
+"""No action that any optimizer evaluates or returns breaks a limit, whatever the limits are."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from planner.constraints import project
 from planner.receding import held_for, warm_start
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
-from tests.planner.every import OPTIMISERS, SMALL, AnyOptimiser, changed
 from tests.planner.test_constraints import spaces, violations
+from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL, AnyOptimizer, changed
 
-TINY: dict[str, AnyOptimiser] = {
-    name: changed(optimiser, iterations=3, horizon=3) for name, optimiser in OPTIMISERS.items()
+TINY: dict[str, AnyOptimizer] = {
+    name: changed(optimizer, iterations=3, horizon=3) for name, optimizer in OPTIMIZERS.items()
 } | {"mean": replace(SMALL, samples=16, elites=4, iterations=3, horizon=3, result="mean")}
 
 # Adding to a sequence what a projection had changed of it broke this dwell by one rounding.
@@ -59,16 +59,16 @@ def problem_in(made: ActionSpace, seed: int, moving: bool, committed: int) -> Pr
     )
 
 
-@pytest.mark.parametrize("optimiser", TINY.values(), ids=TINY.keys())
+@pytest.mark.parametrize("optimizer", TINY.values(), ids=TINY.keys())
 @settings(max_examples=40, deadline=None)
 @example(made=KEPT, seed=1, moving=True, committed=0)
 @given(spaces(), st.integers(0, 2**31), st.booleans(), st.integers(0, 2))
 def test_no_action_breaks_a_limit(
-    optimiser: AnyOptimiser, made: ActionSpace, seed: int, moving: bool, committed: int
+    optimizer: AnyOptimizer, made: ActionSpace, seed: int, moving: bool, committed: int
 ) -> None:
     problem = problem_in(made, seed, moving, committed)
     world = Watched(max(high - low for low, high in zip(made.low, made.high, strict=True)))
-    plan = plan_in_time(optimiser, world, problem)
+    plan = plan_in_time(optimizer, world, problem)
     for actions in (*world.asked, plan.actions):
         assert violations(made, actions, problem.previous_action, problem.held) == []
     if problem.committed is not None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.receding import Execution, held_for, of_length, warm_start
 from planner.types import ActionDistribution, PlanningError
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.problems import integrator, reach, space
 
 SETTINGS = CEM(samples=64, iterations=4, elites=8, horizon=3)
 WORLD = integrator(block=2)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from planner.cem import CEM
+from planner.optimizers.cem import CEM
 from planner.receding import warm_start
 from planner.schedule import GoalSchedule, SubGoal
 from planner.types import PlanningError
-from tests.planner.problems import integrator, reach, space
+from tests.support.planner.problems import integrator, reach, space
 
 NEAR, FAR, BACK = (torch.tensor([x, 0.0]) for x in (0.1, 5.0, 0.0))
 SCHEDULE = GoalSchedule((SubGoal(NEAR, 10, 1e-3), SubGoal(FAR, 4, 1e-3), SubGoal(BACK, 3, 1e-3)))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from planner.anytime import Optimiser
-from planner.cem import CEM
+from planner.anytime import Optimizer
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
-from planner.hybrid import Hybrid
-from planner.noise import ColouredNoise
+from planner.noise import ColoredNoise
+from planner.optimizers.cem import CEM
+from planner.optimizers.hybrid import Hybrid
 from planner.transfer import to_device
 from planner.types import ActionSpace, Problem
 from planner.world_model import CostFunction
-from tests.planner.every import OPTIMISERS, SMALL, changed
-from tests.planner.pretended import DEVICE, over, pretended_device
-from tests.planner.problems import integrator
+from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL, changed
+from tests.support.planner.pretended import DEVICE, over, pretended_device
+from tests.support.planner.problems import integrator
 
 CPU = torch.device("cpu")
 EVERYTHING = WeightedSum(
@@ -31,49 +31,49 @@ EVERYTHING = WeightedSum(
     )
 )
 PER_DIMENSION = replace(SMALL, momentum_mean=(0.1, 0.2), momentum_std=(0.1, 0.2), result="mean", kept=0.0)
-SEARCHES: dict[str, Optimiser] = {
-    **OPTIMISERS,
+SEARCHES: dict[str, Optimizer] = {
+    **OPTIMIZERS,
     "per dimension": PER_DIMENSION,
-    "coloured": replace(SMALL, noise=ColouredNoise(2.0, fade=0.5)),
-    "every cost": changed(OPTIMISERS["hybrid"], cost=EVERYTHING),
+    "colored": replace(SMALL, noise=ColoredNoise(2.0, fade=0.5)),
+    "every cost": changed(OPTIMIZERS["hybrid"], cost=EVERYTHING),
     "published": replace(CEM.vjepa2_ac_paper(), samples=64, iterations=3, horizon=4),
 }
 FREE = ActionSpace(("a", "b"), ("m", "m"), (-1.0, -1.0), (1.0, 1.0), rate_hz=10.0)
 BOUND = replace(FREE, slew=(0.5, 0.5), dwell=(1, 2), max_norm=1.0, norm_of=("a",))
 
 
-def iterate(optimiser: Optimiser, space: ActionSpace, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def iterate(optimizer: Optimizer, space: ActionSpace, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Iterations of two searches side by side, to their end on the pretended device, and how often the host waited."""
     problems = [Problem((torch.zeros(1, 2),), torch.ones(2), space, seed) for seed in (1, 2)]
-    searches = [optimiser.start(problem, block=1) for problem in problems]
+    searches = [optimizer.start(problem, block=1) for problem in problems]
     iterations = 0
     with pretended_device(monkeypatch) as waits:
         world, running = over(integrator()), [over(search) for search in searches]
-        while optimiser.stopped(running[0]) is None:
-            running = optimiser.improve(world, running)
+        while optimizer.stopped(running[0]) is None:
+            running = optimizer.improve(world, running)
             iterations += 1
         assert running[0].best_actions.device == DEVICE
     return iterations, waits.count
 
 
 @pytest.mark.parametrize("space", [FREE, BOUND], ids=["free", "bound"])
-@pytest.mark.parametrize("optimiser", SEARCHES.values(), ids=SEARCHES.keys())
+@pytest.mark.parametrize("optimizer", SEARCHES.values(), ids=SEARCHES.keys())
 def test_an_iteration_waits_for_the_device_once(
-    optimiser: Optimiser, space: ActionSpace, monkeypatch: pytest.MonkeyPatch
+    optimizer: Optimizer, space: ActionSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    iterations, waits = iterate(optimiser, space, monkeypatch)
-    assert iterations == optimiser.iterations
+    iterations, waits = iterate(optimizer, space, monkeypatch)
+    assert iterations == optimizer.iterations
     assert waits == iterations
 
 
 def test_a_search_at_another_iteration_than_its_company_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    optimiser = OPTIMISERS["hybrid"]
-    assert isinstance(optimiser, Hybrid)
-    searches = [optimiser.start(Problem((torch.zeros(1, 2),), torch.ones(2), FREE, seed), 1) for seed in (1, 2)]
-    for _ in range(optimiser.search.iterations):
-        (searches[0],) = optimiser.improve(integrator(), [searches[0]])
+    optimizer = OPTIMIZERS["hybrid"]
+    assert isinstance(optimizer, Hybrid)
+    searches = [optimizer.start(Problem((torch.zeros(1, 2),), torch.ones(2), FREE, seed), 1) for seed in (1, 2)]
+    for _ in range(optimizer.search.iterations):
+        (searches[0],) = optimizer.improve(integrator(), [searches[0]])
     with pretended_device(monkeypatch) as waits:
-        optimiser.improve(over(integrator()), [over(search) for search in searches])
+        optimizer.improve(over(integrator()), [over(search) for search in searches])
     assert waits.count == 2  # one still samples, the other descends
 
 
@@ -130,8 +130,8 @@ def test_values_arrive_on_a_cuda_device_as_they_were() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("optimiser", SEARCHES.values(), ids=SEARCHES.keys())
-def test_plans_on_a_cuda_device_come_near_those_of_the_host(optimiser: Optimiser) -> None:
+@pytest.mark.parametrize("optimizer", SEARCHES.values(), ids=SEARCHES.keys())
+def test_plans_on_a_cuda_device_come_near_those_of_the_host(optimizer: Optimizer) -> None:
     from planner.anytime import plan_in_time
 
     device = torch.device("cuda")
@@ -140,5 +140,5 @@ def test_plans_on_a_cuda_device_come_near_those_of_the_host(optimiser: Optimiser
     costs = []
     for where, each in ((CPU, world), (device, there)):
         problem = Problem((torch.zeros(1, 2, device=where),), torch.full((2,), 0.2, device=where), BOUND, seed=1)
-        costs.append(plan_in_time(optimiser, each, problem).cost)
+        costs.append(plan_in_time(optimizer, each, problem).cost)
     assert costs[1] == pytest.approx(costs[0], rel=0.5, abs=1e-3)

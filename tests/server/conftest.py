@@ -12,9 +12,9 @@ import pytest_asyncio
 from model.compact.network import CompactConfig
 from model.compact.world_model import CompactWorldModel
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from server.app import Application, AppSettings
-from tests.server import linear
-from tests.server.doors import Service, open_service
+from server.service.application import Application, AppSettings
+from tests.support.server import linear
+from tests.support.server.transports import Service, open_service
 
 SETTINGS = AppSettings(
     models=("linear",),
@@ -78,7 +78,7 @@ async def application(compact_folder: Path) -> AsyncIterator[Application]:
     started = await Application.start(replace(SETTINGS, models=models, max_sessions=4096))
     await started.wait_ready(START_S)
     yield started
-    await started.stop(drain_s=0.0)
+    await started.stop(shutdown_grace_s=0.0)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -22,13 +22,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2
 
-from server.app import HOUSEKEEPING_S, Application, AppSettings
 from server.errors import Reason, ServiceError
-from server.messages import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
-from tests.model import clips
-from tests.server import linear
+from server.service.application import HOUSEKEEPING_S, Application, AppSettings
+from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
 from tests.server.conftest import SETTINGS, START_S
-from tests.server.doors import (
+from tests.server.engine.test_supervisor import ENDLESS, HERE, plan, started
+from tests.server.transport.grpc.test_service import goal, session
+from tests.support.model import clips
+from tests.support.server import linear
+from tests.support.server.transports import (
     Refusal,
     Service,
     eventually,
@@ -40,8 +42,6 @@ from tests.server.doors import (
     read_status,
     rest_refusal,
 )
-from tests.server.test_engine import ENDLESS, HERE, plan, started
-from tests.server.test_grpc import goal, session
 
 SEEN = linear.frame(0.2, 0.4)
 GOAL = GoalRequest(image=linear.frame(0.5, 0.4))
@@ -152,7 +152,7 @@ async def test_kills_under_load_lose_what_is_in_progress_and_nothing_else() -> N
 
 
 async def test_an_engine_that_is_frozen_is_noticed_and_replaced() -> None:
-    async with started(replace(SETTINGS, models=("slow",), engine_silence_s=1.0)) as application:
+    async with started(replace(SETTINGS, models=("slow",), engine_heartbeat_timeout_s=1.0)) as application:
         await application.wait_ready(START_S)
         session_id = (await application.create_session(SessionRequest())).session_id
         goal_id = (await application.create_goal(GOAL)).goal_id
@@ -172,7 +172,7 @@ async def test_an_engine_that_is_frozen_is_noticed_and_replaced() -> None:
 
 async def test_an_engine_at_long_work_is_not_taken_for_stuck() -> None:
     silence_s = 0.5 * linear.PONDEROUS_S  # shorter than an iteration, far shorter than the warm-up
-    async with started(replace(SETTINGS, models=("ponderous",), engine_silence_s=silence_s)) as application:
+    async with started(replace(SETTINGS, models=("ponderous",), engine_heartbeat_timeout_s=silence_s)) as application:
         await application.wait_ready(START_S)
         goal_id = (await application.create_goal(GOAL)).goal_id
         request = PlanRequest(HERE, goal_id=goal_id, planner=PlannerSettings(samples=16, iterations=2))
@@ -183,7 +183,7 @@ async def test_an_engine_at_long_work_is_not_taken_for_stuck() -> None:
 
 
 async def test_an_engine_that_does_not_get_ready_is_started_again() -> None:
-    async with started(replace(SETTINGS, engine_silence_s=0.1, startup_s=2.0)) as application:
+    async with started(replace(SETTINGS, engine_heartbeat_timeout_s=0.1, startup_timeout_s=2.0)) as application:
         await eventually(lambda: bool(application.engine_pids))
         (first,) = application.engine_pids
         os.kill(first, signal.SIGSTOP)
@@ -205,7 +205,7 @@ def decoders() -> list[int]:
             continue
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == os.getpid() and b"model.video_worker" in (entry / "cmdline").read_bytes():
+            if parent == os.getpid() and b"model.video.decoder_worker" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
@@ -225,7 +225,7 @@ async def test_a_decoder_that_dies_costs_one_request(tmp_path: Path) -> None:
         (decoder,) = set(decoders()) - set(before)
         os.kill(decoder, signal.SIGSTOP)
         doomed = asyncio.create_task(upload())
-        await eventually(lambda: service.door.uploads.active == 1)
+        await eventually(lambda: service.gateway.uploads.active == 1)
         await asyncio.sleep(0.3)
         os.kill(decoder, signal.SIGKILL)
         refusal = (await doomed).json()
@@ -258,13 +258,13 @@ async def test_calls_whose_deadline_passes_on_the_way_leave_no_trace_in_the_log(
         calls = [service.planning.Plan(request, timeout=0.0005 * (1 + number % 10)) for number in range(100)]
         codes = {await call.code() for call in calls}
         assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-        await eventually(lambda: service.door.lifecycle.in_flight == 0 and application.calls_in_hand == 0)
+        await eventually(lambda: service.gateway.lifecycle.in_flight == 0 and application.calls_in_hand == 0)
     assert [record.message for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_stream_that_is_not_read_blocks_nobody(application: Application) -> None:
-    async with open_service(application, drain_s=0.0) as service:
+    async with open_service(application, shutdown_grace_s=0.0) as service:
         goal_id = await goal(service, 0.5, 0.4)
         stalled, lively = await session(service, goal_id), await session(service, goal_id)
         options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
@@ -293,13 +293,13 @@ async def test_a_stream_that_is_not_read_blocks_nobody(application: Application)
             flooding.cancel()
             await asyncio.gather(flooding, return_exceptions=True)
             call.cancel()
-        await eventually(lambda: service.door.lifecycle.in_flight == 0)
+        await eventually(lambda: service.gateway.lifecycle.in_flight == 0)
 
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_an_answer_that_is_not_read_blocks_nobody(application: Application) -> None:
     """A thousand small answers of one connection, pipelined and left in the socket."""
-    async with open_service(application, drain_s=0.0) as service:
+    async with open_service(application, shutdown_grace_s=0.0) as service:
         host, _, port = service.addresses.rest.removeprefix("http://").partition(":")
         with socket.socket() as lazy:
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push, tworoom
 from simulation.episodes import (
     GROUP,
     HELD_OUT_SEED_START,
@@ -27,6 +26,7 @@ from simulation.episodes import (
     open_episodes,
     save_episodes,
 )
+from simulation.robots import arm, arm_push, tworoom
 
 ARRAYS = ("frames", "actions", "proprioception", "states")
 

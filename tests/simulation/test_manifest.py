@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.episodes import HELD_OUT_SEED_START
 from simulation.manifest import REPLAYED, Manifest, ManifestError, build_manifest, manifest_path, pair_count
+from simulation.robots import arm, arm_push, cube, pusht, reacher, tworoom
 from simulation.tasks import TASKS, make
-from tests.simulation.simulators import require
+from tests.support.simulation.simulators import require
 
 needs_simulator = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 quiet = pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulation import arm, arm_push
 from simulation.attempts import attempt
 from simulation.exploration import smooth_commands, tip_velocity_to_joints
 from simulation.manifest import Manifest
 from simulation.policies import arm_oracle, oracle_policy, push_costs, random_policy
+from simulation.robots import arm, arm_push
 from simulation.tasks import TASKS, make
 
 
@@ -69,7 +69,7 @@ def test_random_actions_fill_the_bounds_and_follow_their_generator() -> None:
     np.testing.assert_array_equal(again(nowhere, nowhere), actions[0])
 
 
-def test_smooth_commands_stay_in_bounds_and_resemble_their_neighbours() -> None:
+def test_smooth_commands_stay_in_bounds_and_resemble_their_neighbors() -> None:
     commands = smooth_commands(np.random.default_rng(0), 4000, 2)
     assert np.abs(commands).max() <= 1.0
     for column in commands.T:

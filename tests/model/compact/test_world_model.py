@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.catalog import load
 from model.compact import CompactConfig, CompactNetwork, CompactWorldModel
 from model.compact.sharing import sharing
 from model.package import PackageError, read_package
-from tests.model.compact.packages import tiny_config
+from model.registry import load
+from tests.support.model.compact_packages import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -72,10 +72,10 @@ def test_proprioception_is_part_of_a_rollouts_start_and_of_no_later_call(tmp_pat
     feeling = replace(config, network={**config.network, "proprioception": 3})
     model = CompactWorldModel.random(tmp_path / "feeling", feeling, seed=0)
     with torch.no_grad():
-        felt = model._network.predictor.felt
-        assert felt is not None
-        felt.project.weight.normal_(generator=torch.Generator().manual_seed(1))
-        felt.unmeasured.fill_(0.3)
+        proprioception = model._network.predictor.proprioception
+        assert proprioception is not None
+        proprioception.project.weight.normal_(generator=torch.Generator().manual_seed(1))
+        proprioception.unmeasured.fill_(0.3)
     latents, given = list(model.encode(frames(1))), actions(1, 2, 12)
     history = torch.tensor([[9.0, 9.0, 9.0], [0.1, 0.2, 0.3]])
     whole = model.rollout(model.context(latents, history), given)
@@ -124,17 +124,17 @@ def alike_at_random(samples: int, steps: int, seed: int) -> tuple[tuple[int, ...
 
 
 @pytest.mark.parametrize("steps", [1, 3, 6])  # 6 are predicted in two calls
-@pytest.mark.parametrize("felt", [False, True])
-def test_what_samples_share_is_predicted_as_for_each_alone(tmp_path: Path, steps: int, felt: bool) -> None:
+@pytest.mark.parametrize("proprioception", [False, True])
+def test_what_samples_share_is_predicted_as_for_each_alone(tmp_path: Path, steps: int, proprioception: bool) -> None:
     config = tiny_config()
-    if felt:
+    if proprioception:
         config = replace(config, proprioception_names=("p",), network={**config.network, "proprioception": 1})
     world_model = CompactWorldModel.random(tmp_path / "tiny", config, seed=0)
     with torch.no_grad():
         for block in world_model._network.predictor.blocks:
             block.modulation.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
     latents = world_model.encode(frames(2))
-    context = (latents, torch.tensor([[0.3], [torch.nan]])) if felt else (latents,)
+    context = (latents, torch.tensor([[0.3], [torch.nan]])) if proprioception else (latents,)
     for seed in range(5):
         alike = alike_at_random(9, steps, seed)
         given = actions(2, 9, 2 * steps).view(2, 9, steps, 2, 2)
@@ -207,9 +207,9 @@ def test_an_unknown_config_key_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     CompactWorldModel.random(folder, tiny_config(), seed=0)
     config = json.loads((folder / "config.json").read_text())
-    config["image"]["colour"] = "blue"
+    config["image"]["color"] = "blue"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PackageError, match="image has an unknown key: colour"):
+    with pytest.raises(PackageError, match="image has an unknown key: color"):
         read_package(folder)
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from model.dino_wm.config import DinoConfig, dino_config, dino_config_of
 from model.dino_wm.encoder import DinoEncoder, official_names
-from model.observation import IMAGENET_MEAN, IMAGENET_STD, prepare
+from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, prepare
 from model.vjepa2 import CheckpointError
-from tests.model.vjepa2.reference_files import fixture, worst
-from tests.model.vjepa2.tiny import randomised
+from tests.support.model.reference_files import fixture, worst
+from tests.support.model.tiny_vjepa2 import randomized
 
 GATES = {torch.float32: 1e-5, torch.float64: 1e-10}
 LAYOUTS = {"official": ("x_norm_patchtokens", "x_norm_clstoken"), "hf": ("patch_tokens", "cls")}
@@ -70,7 +70,7 @@ TINY = DinoConfig(width=128, depth=2, heads=2, mlp_hidden=256, patch=14, grid=3)
 
 
 def encoder(config: DinoConfig = TINY) -> DinoEncoder:
-    network = randomised(DinoEncoder(config))
+    network = randomized(DinoEncoder(config))
     assert isinstance(network, DinoEncoder)
     return network
 

@@ -13,7 +13,7 @@ from model.vjepa2 import CheckpointError
 from planner.channels import ChannelDistance
 from planner.cost import GoalDistance
 from planner.types import PlanningError, Problem
-from tests.model.dino_wm.reference_models import (
+from tests.support.model.dino_reference import (
     Watched,
     published_search,
     reference_encoder,
@@ -21,8 +21,8 @@ from tests.model.dino_wm.reference_models import (
     space,
     world_model,
 )
-from tests.model.vjepa2.reference_files import fixture, worst
-from tests.model.vjepa2.tiny import randomised
+from tests.support.model.reference_files import fixture, worst
+from tests.support.model.tiny_vjepa2 import randomized
 
 GATES = {torch.float32: 1e-5, torch.float64: 1e-10}
 PREDICTORS = ["jepa_wms_adaln", "jepa_wms_adaln_noprop", "dino_wm_predictor", "dino_wm_predictor_noprop"]
@@ -200,7 +200,7 @@ VIT = PredictorConfig("vit", latent=12, action=4, depth=2, heads=2, grid=2, acti
 
 
 def tiny(config: PredictorConfig) -> PatchPredictor:
-    network = randomised(PatchPredictor(config))
+    network = randomized(PatchPredictor(config))
     assert isinstance(network, PatchPredictor)
     return network
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from model.vjepa2 import ActionPredictor, CheckpointError
 from model.vjepa2.action_predictor import ActionPredictorConfig, frame_causal_mask
 from model.vjepa2.poses import compose
-from model.vjepa2.rollout import chunk_size, normalise, rollout
-from tests.model.vjepa2.reference_files import doubled, fixture, worst
-from tests.model.vjepa2.tiny import ACTION_PREDICTOR, action_predictor
+from model.vjepa2.rollout import chunk_size, normalize, rollout
+from tests.support.model.reference_files import doubled, fixture, worst
+from tests.support.model.tiny_vjepa2 import ACTION_PREDICTOR, action_predictor
 
 FIXTURES = ("ac_predictor", "ac_predictor_extrinsics", "ac_predictor_nonsquare")
 WITH_CAMERA = ActionPredictorConfig(**{**vars(ACTION_PREDICTOR), "extrinsics": True})
@@ -96,7 +96,7 @@ def uncached_rollout(
                 held = extrinsics[:, last - 1 :][:, :1].expand(-1, frames - last, -1)
                 camera = torch.cat([extrinsics[:, :last], held], dim=1)
             predicted = predictor(seen.flatten(1, 2), done, poses, camera)
-            newest = normalise(predicted.unflatten(1, (frames, -1))[:, -1:])
+            newest = normalize(predicted.unflatten(1, (frames, -1))[:, -1:])
             seen = torch.cat([seen, newest], dim=1)
             poses = torch.cat([poses, compose(poses[:, -1:], done[:, -1:])], dim=1)
         results.append(seen[:, latents.shape[1] :])
@@ -106,7 +106,7 @@ def uncached_rollout(
 def random_start(
     config: ActionPredictorConfig, history: int, time: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    latents = normalise(torch.randn(2, history, config.frame_tokens, config.latent_width, dtype=dtype))
+    latents = normalize(torch.randn(2, history, config.frame_tokens, config.latent_width, dtype=dtype))
     states, past = torch.rand(2, history, 7, dtype=dtype), 0.1 * torch.randn(2, history - 1, 7, dtype=dtype)
     return latents, states, past, 0.1 * torch.randn(2, 3, time, 7, dtype=dtype)
 

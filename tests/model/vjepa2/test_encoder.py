@@ -8,8 +8,8 @@ import torch
 from model.vjepa2 import CheckpointError, Encoder, EncoderConfig
 from model.vjepa2.encoder import sincos_table
 from model.vjepa2.stems import PatchEmbed
-from tests.model.vjepa2.reference_files import doubled, fixture, worst
-from tests.model.vjepa2.tiny import ENCODER, ENCODER_2_1, encoder, randomised
+from tests.support.model.reference_files import doubled, fixture, worst
+from tests.support.model.tiny_vjepa2 import ENCODER, ENCODER_2_1, encoder, randomized
 
 VIDEO_FIXTURES = ("encoder_hd32", "encoder_hd16_mlp48_11", "encoder_hd24")
 
@@ -165,7 +165,7 @@ def test_2_1_levels_end_with_the_output() -> None:
 @torch.inference_mode()
 def test_2_1_positions_span_the_same_range_at_any_size() -> None:
     """Corner tokens of a small and of a large grid sit at the same positions: a constant image encodes alike there."""
-    one_layer = randomised(Encoder(EncoderConfig(**{**vars(ENCODER), "positions": "interleaved", "rotary_grid": 4})))
+    one_layer = randomized(Encoder(EncoderConfig(**{**vars(ENCODER), "positions": "interleaved", "rotary_grid": 4})))
     assert isinstance(one_layer, Encoder)
     grids = [(1, 2, 2), (1, 4, 4)]
     small, large = (one_layer._rotary(grid, torch.zeros(1)) for grid in grids)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import CheckpointError, import_checkpoint
-from tests.model.vjepa2.tiny import encoder, masked_predictor, published
+from model.checkpoints.importer import CheckpointError, import_checkpoint
+from tests.support.model.tiny_vjepa2 import encoder, masked_predictor, published
 
 SEES = published(acts=False)
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.observation import ObservationError
+from model.preprocessing import ObservationError
 from model.vjepa2.poses import (
     check_poses,
     compose,
     difference,
     euler_angles,
     in_camera_frame,
-    pose_doubts,
+    pose_warnings,
     rotation_matrix,
 )
-from tests.model.vjepa2.reference_files import fixture, worst
+from tests.support.model.reference_files import fixture, worst
 
 POSE = torch.tensor([0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5])
 
@@ -97,8 +97,8 @@ def test_poses_of_the_wrong_length_are_refused() -> None:
 
 
 def test_suspicious_poses_are_warned_of() -> None:
-    assert pose_doubts(POSE) == ()
-    millimetres, metres = POSE.clone(), POSE.clone()
-    millimetres[0], metres[6] = 400.0, 0.04
-    assert "millimetres" in pose_doubts(millimetres)[0]
-    assert "opening in metres" in pose_doubts(metres)[0]
+    assert pose_warnings(POSE) == ()
+    millimeters, meters = POSE.clone(), POSE.clone()
+    millimeters[0], meters[6] = 400.0, 0.04
+    assert "millimeters" in pose_warnings(millimeters)[0]
+    assert "opening in meters" in pose_warnings(meters)[0]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.vjepa2 import AttentiveProbe, CheckpointError, MaskedPredictor, MaskedPredictorConfig
-from tests.model.vjepa2.reference_files import fixture, worst
-from tests.model.vjepa2.tiny import MASKED_PREDICTOR, masked_predictor
+from tests.support.model.reference_files import fixture, worst
+from tests.support.model.tiny_vjepa2 import MASKED_PREDICTOR, masked_predictor
 
 
 @torch.inference_mode()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from model.checkpoint import import_checkpoint
+from model.checkpoints.importer import import_checkpoint
+from model.checkpoints.state_dict import load_strict
 from model.package import read_package
 from model.vjepa2 import MaskedPredictor
-from model.vjepa2.packaged import build
-from model.vjepa2.reference import load_strict
-from tests.model.vjepa2.reference_files import worst
-from tests.model.vjepa2.tiny import randomised
+from model.vjepa2.model import build
+from tests.support.model.reference_files import worst
+from tests.support.model.tiny_vjepa2 import randomized
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -36,7 +36,7 @@ def test_parity_with_transformers_after_import(tmp_path: Path) -> None:
         pred_mlp_ratio=2.0,
         pred_num_mask_tokens=3,
     )
-    theirs: nn.Module = randomised(transformers.VJEPA2Model(config))
+    theirs: nn.Module = randomized(transformers.VJEPA2Model(config))
     theirs.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
     import_checkpoint(tmp_path / "theirs", tmp_path / "ours", torch.float32)
     package = read_package(tmp_path / "ours")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.vjepa2 import CheckpointError, Encoder, MaskedPredictor
-from tests.model.vjepa2.reference_files import fixture, worst
+from tests.support.model.reference_files import fixture, worst
 
 GATES = {torch.float32: 1e-5, torch.float64: 1e-10}
 LEVELS = (2, 5, 8, 11)

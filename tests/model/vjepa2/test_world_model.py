@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import import_checkpoint
-from model.observation import ObservationError
+from model.checkpoints.importer import import_checkpoint
 from model.package import PackageError, read_package
+from model.preprocessing import ObservationError
 from model.vjepa2 import ActionPredictor, Encoder, VJepa2WorldModel
-from model.vjepa2.packaged import PackagedVJepa2
-from model.vjepa2.rollout import normalise
+from model.vjepa2.model import VJepa2Model
+from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import CLIP_WINDOW, encode_clip
 from planner.types import Problem
-from tests.model.vjepa2.reference_files import fixture, worst
-from tests.model.vjepa2.tiny import action_predictor, encoder, masked_predictor, published
-from tests.planner.recordings import recorded_search
+from tests.support.model.reference_files import fixture, worst
+from tests.support.model.tiny_vjepa2 import action_predictor, encoder, masked_predictor, published
+from tests.support.planner.recordings import recorded_search
 
 POSE = torch.tensor([[0.4, 0.0, 0.3, 3.1, 0.0, -1.9, 0.5]])
 
@@ -85,7 +85,7 @@ def test_encoding_many_frames_is_encoding_each() -> None:
     together = world.encode(frames)
     assert together.shape == (20, 6, 32)
     assert worst(together[17:18], world.encode(frames[17:18])) <= 1e-5
-    assert worst(together, normalise(together)) <= 1e-4
+    assert worst(together, normalize(together)) <= 1e-4
 
 
 def test_a_history_gives_the_actions_between_its_poses() -> None:
@@ -134,7 +134,7 @@ def write_checkpoint(folder: Path, acts: bool) -> Path:
 def test_an_imported_package_acts_like_the_networks_it_came_from(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path, acts=True)
     import_checkpoint(source, tmp_path / "package", torch.float32, model=published(acts=True))
-    loaded = PackagedVJepa2.from_package(read_package(tmp_path / "package"), torch.device("cpu"))
+    loaded = VJepa2Model.from_package(read_package(tmp_path / "package"), torch.device("cpu"))
     direct = VJepa2WorldModel(encoder(), action_predictor(published(True).predictor), (16, 16))  # type: ignore[arg-type]
     frames = torch.randint(256, (2, 20, 30, 3), dtype=torch.uint8)
     latents = loaded.encode(frames)
@@ -150,7 +150,7 @@ def test_an_imported_package_acts_like_the_networks_it_came_from(tmp_path: Path)
 def test_an_imported_package_without_actions_embeds_and_does_not_roll_out(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path, acts=False)
     import_checkpoint(source, tmp_path / "package", torch.bfloat16, model=published(acts=False))
-    loaded = PackagedVJepa2.from_package(read_package(tmp_path / "package"), torch.device("cpu"))
+    loaded = VJepa2Model.from_package(read_package(tmp_path / "package"), torch.device("cpu"))
     embedding = loaded.embed_clip(torch.zeros(4, 16, 16, 3, dtype=torch.uint8))
     assert embedding.pooled.shape == (32,)
     assert embedding.per_frame.shape == (2, 32)
@@ -164,4 +164,4 @@ def test_an_imported_package_whose_weights_do_not_fit_is_refused(tmp_path: Path)
     config = (tmp_path / "package" / "config.json").read_text()
     (tmp_path / "package" / "config.json").write_text(config.replace('"depth": 2', '"depth": 3', 1))
     with pytest.raises(PackageError, match=r"encoder: key blocks\.2\.norm1\.weight is missing"):
-        PackagedVJepa2.from_package(read_package(tmp_path / "package"), torch.device("cpu"))
+        VJepa2Model.from_package(read_package(tmp_path / "package"), torch.device("cpu"))

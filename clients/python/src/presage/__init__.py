@@ -8,9 +8,9 @@ with presage.Client("127.0.0.1:50051") as client:
         plan = session.plan(image, budget_ms=200)  # plan.actions: float32 [time, action], robot units
 """
 
-from presage.async_client import AsyncClient
-from presage.async_control import AsyncControlLoop
-from presage.async_session import AsyncSession
+from presage.aio.client import AsyncClient
+from presage.aio.control import AsyncControlLoop
+from presage.aio.session import AsyncSession
 from presage.client import Client
 from presage.control import ControlLoop
 from presage.errors import (
@@ -24,9 +24,9 @@ from presage.errors import (
     Unauthenticated,
     Unavailable,
 )
+from presage.protocol.transport import TLS
 from presage.robot import ControlReport, ControlTick, Robot, run_control, run_control_async
 from presage.session import Session
-from presage.transport import TLS
 from presage.values import (
     ActionSpec,
     Calibration,

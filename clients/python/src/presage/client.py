@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Sequence
 
-from presage import requests
 from presage.connection import Connection
 from presage.errors import PresageError
-from presage.requests import Seen
-from presage.retry import Readiness
+from presage.protocol import requests
+from presage.protocol.requests import Seen
+from presage.protocol.retry import Readiness
+from presage.protocol.transport import TLS, Endpoint, Path
+from presage.protocol.upload import Progress, announce_clip, upload_time_s
 from presage.session import Session
-from presage.transport import TLS, Endpoint, Path
-from presage.upload import Progress, announce_clip, upload_time_s
 from presage.values import (
     ClipEmbedding,
     Embedding,

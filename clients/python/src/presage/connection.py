@@ -8,15 +8,15 @@ from typing import Any, Callable, Iterator, TypeVar
 
 import grpc
 
-from presage import methods, requests
 from presage.control import ControlLoop
-from presage.conversation import ControlSettings
 from presage.errors import Cancelled, ServerError
-from presage.methods import Call
-from presage.retry import Attempts
-from presage.sequences import SequenceCounter
-from presage.transport import Endpoint, Metadata
-from presage.upload import ClipUpload, Progress
+from presage.protocol import methods, requests
+from presage.protocol.conversation import ControlSettings
+from presage.protocol.methods import Call
+from presage.protocol.retry import Attempts
+from presage.protocol.sequences import SequenceCounter
+from presage.protocol.transport import Endpoint, Metadata
+from presage.protocol.upload import ClipUpload, Progress
 from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 import grpc
 
-from presage import codec, methods
-from presage.conversation import ControlSettings, Conversation
 from presage.errors import PresageError, Unavailable
-from presage.requests import Seen
-from presage.sequences import SequenceCounter
-from presage.transport import Endpoint
+from presage.protocol import codec, methods
+from presage.protocol.conversation import ControlSettings, Conversation
+from presage.protocol.requests import Seen
+from presage.protocol.sequences import SequenceCounter
+from presage.protocol.transport import Endpoint
 from presage.values import ControlPlan, FailedObservation, Goal
 
 if TYPE_CHECKING:

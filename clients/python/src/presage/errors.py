@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterable
 
-from presage.wire import fields
+from presage.protocol.wire import fields
 
 
 class PresageError(Exception):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 import numpy as np
 
 from presage.errors import invalid
-from presage.requests import Seen
+from presage.protocol.requests import Seen
 from presage.values import ControlPlan, FailedObservation, ImageLike
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Sequence
 
-from presage import codec, requests
 from presage.connection import Connection
 from presage.control import ControlLoop
-from presage.conversation import ControlSettings
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
-from presage.requests import Seen
-from presage.sequences import SequenceCounter
+from presage.protocol import codec, requests
+from presage.protocol.conversation import ControlSettings
+from presage.protocol.requests import Seen
+from presage.protocol.sequences import SequenceCounter
 from presage.values import (
     CalibrationMove,
     Goal,

@@ -55,7 +55,7 @@ class PlannerSettings:
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
-    optimiser: str | None = None
+    optimizer: str | None = None
     dimensions: tuple[str, ...] = ()
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: float | None = None

@@ -227,7 +227,7 @@ class PlannerSettings(google.protobuf.message.Message):
     ITERATIONS_FIELD_NUMBER: builtins.int
     ELITES_FIELD_NUMBER: builtins.int
     HORIZON_FIELD_NUMBER: builtins.int
-    OPTIMISER_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
     DISCOUNT_FIELD_NUMBER: builtins.int
     samples: builtins.int
@@ -237,7 +237,7 @@ class PlannerSettings(google.protobuf.message.Message):
     """Candidates that the next distribution is fitted to; less than samples."""
     horizon: builtins.int
     """Model steps to look ahead."""
-    optimiser: builtins.str
+    optimizer: builtins.str
     """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
     rules).
     """
@@ -256,12 +256,12 @@ class PlannerSettings(google.protobuf.message.Message):
         iterations: builtins.int | None = ...,
         elites: builtins.int | None = ...,
         horizon: builtins.int | None = ...,
-        optimiser: builtins.str | None = ...,
+        optimizer: builtins.str | None = ...,
         dimensions: collections.abc.Iterable[builtins.str] | None = ...,
         discount: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimiser", b"_optimiser", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimiser", b"optimiser", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload
@@ -271,7 +271,7 @@ class PlannerSettings(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_iterations", b"_iterations"]) -> typing.Literal["iterations"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_optimiser", b"_optimiser"]) -> typing.Literal["optimiser"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_optimizer", b"_optimizer"]) -> typing.Literal["optimizer"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_samples", b"_samples"]) -> typing.Literal["samples"] | None: ...
 

@@ -1,0 +1,1 @@
+"""`presage data`: collecting, opening and inspecting episodes."""

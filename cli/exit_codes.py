@@ -1,0 +1,61 @@
+"""Turns what a user can cause into one line on stderr and an exit code. Bugs of ours keep their traceback.
+
+Exit codes: 0 done, 1 it failed, 2 for settings that cannot be used; typer adds 2 for a command used wrongly and 130
+for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+# Where the errors that users can cause are defined. A module that was never imported cannot have raised its own.
+_FORESEEN = (
+    ("model.package", "PackageError"),
+    ("model.video.probe", "VideoDecodeError"),
+    ("model.checkpoints.importer", "CheckpointError"),
+    ("planner.types", "PlanningError"),
+    ("presage.errors", "PresageError"),
+    ("server.transport.listeners", "StartError"),
+    ("server.recording.records", "RecordError"),
+    ("server.errors", "ServiceError"),
+    ("server.config", "SettingsError"),
+    ("simulation.episodes", "EpisodeError"),
+    ("training.data.dataset", "DatasetError"),
+    ("simulation.manifest", "ManifestError"),
+    ("simulation.extras", "MissingSimulator"),
+    ("training.compact.train", "DivergedError"),
+    ("training.distributed", "FirstProcessError"),
+)
+
+
+class CommandError(Exception):
+    """A command that cannot do what it was asked; the message is one line that says what to change."""
+
+
+def foreseen() -> tuple[type[BaseException], ...]:
+    """Every kind of error a user can cause, among the modules imported so far."""
+    kinds: list[type[BaseException]] = [CommandError, OSError]
+    for module, name in _FORESEEN:
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None:
+            kinds.append(kind)
+    return tuple(kinds)
+
+
+def one_line(error: BaseException) -> str:
+    """What to tell the user of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror[:1].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run(command: Callable[[], None]) -> int:
+    """The exit code of a command that was run here; its errors are told on stderr."""
+    try:
+        command()
+    except foreseen() as error:
+        sys.stderr.write(f"presage: {one_line(error)}\n")
+        return 2 if type(error).__name__ == "SettingsError" else 1
+    return 0

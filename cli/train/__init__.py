@@ -1,0 +1,1 @@
+"""`presage train`: its configuration, its data, and a trainer for each family."""

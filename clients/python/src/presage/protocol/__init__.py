@@ -1,0 +1,1 @@
+"""What both clients share: the codec, requests, retries and uploads of presage.v1."""

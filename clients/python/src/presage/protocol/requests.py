@@ -1,0 +1,261 @@
+"""Every question a client can ask, as a call ready to send. Both clients send these; neither builds its own.
+
+A function raises InvalidRequest where an argument breaks a rule that needs no server to know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Sequence, Union
+
+import numpy as np
+
+from presage import values
+from presage.errors import invalid
+from presage.protocol import codec, methods
+from presage.protocol.methods import Call, call
+from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
+from presage.values import Goal, GoalStage, ImageLike, Observation, PlannerSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Seen = Union[ImageLike, Sequence[ImageLike], Observation]
+
+
+def list_models() -> Call[tuple[values.Model, ...]]:
+    return call(
+        methods.LIST_MODELS,
+        models_pb2.ModelsListRequest(),
+        lambda reply: tuple(codec.model_value(model) for model in reply.models),
+    )
+
+
+def get_model(name: str) -> Call[values.Model]:
+    return call(methods.GET_MODEL, models_pb2.ModelsGetRequest(name=name), lambda reply: codec.model_value(reply.model))
+
+
+def create_goal(image: ImageLike | None, latent: ArrayLike | None, model: str) -> Call[Goal]:
+    request = goals_pb2.GoalsCreateRequest(model=model)
+    if image is not None and latent is None:
+        request.image.CopyFrom(codec.image_message(image))
+    elif latent is not None and image is None:
+        request.latent.CopyFrom(codec.latent_tensor(latent))
+    else:
+        given = "neither" if image is None else "both"
+        raise invalid("goal", "must be exactly one of image and latent", given, "INVALID_REQUEST")
+    return call(methods.CREATE_GOAL, request, lambda reply: codec.goal_value(reply.goal))
+
+
+def get_goal(goal: Goal | str) -> Call[Goal]:
+    request = goals_pb2.GoalsGetRequest(goal_id=codec.goal_id(goal))
+    return call(methods.GET_GOAL, request, lambda reply: codec.goal_value(reply.goal))
+
+
+def delete_goal(goal: Goal | str) -> Call[None]:
+    request = goals_pb2.GoalsDeleteRequest(goal_id=codec.goal_id(goal))
+    return call(methods.DELETE_GOAL, request, lambda reply: None)
+
+
+def create_session(
+    model: str, goal: Goal | str | None, ttl_s: float, seed: int | None, stages: Sequence[GoalStage]
+) -> Call[values.SessionStatus]:
+    if not 0 <= ttl_s < float("inf"):
+        raise invalid("ttl_s", "must be at least 0 and finite", ttl_s)
+    request = sessions_pb2.SessionsCreateRequest(
+        model=model, goal_id=codec.goal_id(goal), ttl_s=ttl_s, seed=codec.seed_number(seed)
+    )
+    for stage in stages:
+        request.stages.add(
+            goal_id=codec.goal_id(stage.goal), switch_below=stage.switch_below, max_actions=stage.max_actions
+        )
+    return call(methods.CREATE_SESSION, request, lambda reply: codec.session_value(reply.session))
+
+
+def get_session(session_id: str) -> Call[values.SessionStatus]:
+    request = sessions_pb2.SessionsGetRequest(session_id=session_id)
+    return call(methods.GET_SESSION, request, lambda reply: codec.session_value(reply.session))
+
+
+def reset_session(session_id: str) -> Call[values.SessionStatus]:
+    request = sessions_pb2.SessionsResetRequest(session_id=session_id)
+    return call(methods.RESET_SESSION, request, lambda reply: codec.session_value(reply.session))
+
+
+def delete_session(session_id: str) -> Call[None]:
+    request = sessions_pb2.SessionsDeleteRequest(session_id=session_id)
+    return call(methods.DELETE_SESSION, request, lambda reply: None)
+
+
+def calibrate_session(session_id: str, moves: Sequence[values.CalibrationMove]) -> Call[values.SessionStatus]:
+    request = sessions_pb2.SessionsCalibrateRequest(session_id=session_id)
+    for at, move in enumerate(moves):
+        request.moves.add(
+            before=codec.observation_message(move.before),
+            action=codec.float_tensor(f"moves[{at}].action", move.action, ("action",)),
+            after=codec.observation_message(move.after),
+        )
+    return call(methods.CALIBRATE_SESSION, request, lambda reply: codec.session_value(reply.session))
+
+
+def plan(
+    seen: Seen,
+    *,
+    session_id: str,
+    model: str,
+    goal: Goal | str | None,
+    proprioception: Sequence[float] | None,
+    budget_ms: float | None,
+    executed: int,
+    follows: values.Plan | None,
+    seed: int | None,
+    settings: PlannerSettings | None,
+) -> Call[values.Plan]:
+    request_id = methods.new_request_id()
+    request = planning_pb2.PlanRequest(
+        session_id=session_id,
+        model=model,
+        observation=codec.observation_message(codec.as_observation(seen, proprioception)),
+        goal_id=codec.goal_id(goal),
+        planner=codec.planner_message(settings),
+        seed=codec.seed_number(seed),
+        budget_ms=codec.budget(budget_ms),
+        executed=codec.whole("executed", executed),
+        request_id=request_id,
+        plan_sequence=0 if follows is None else follows.observation_sequence,
+    )
+    return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
+
+
+def rollout(
+    seen: Seen,
+    actions: ArrayLike,
+    *,
+    session_id: str,
+    model: str,
+    goal: Goal | str | None,
+    proprioception: Sequence[float] | None,
+) -> Call[values.Rollout]:
+    request = planning_pb2.RolloutRequest(
+        session_id=session_id,
+        model=model,
+        observation=codec.observation_message(codec.as_observation(seen, proprioception)),
+        actions=codec.float_tensor("actions", actions, ("time", "action")),
+        goal_id=codec.goal_id(goal),
+    )
+    return call(
+        methods.ROLLOUT,
+        request,
+        lambda reply: values.Rollout(codec.float_array(reply.latents), tuple(reply.goal_distances)),
+    )
+
+
+def score(
+    seen: Seen,
+    candidates: ArrayLike,
+    *,
+    session_id: str,
+    model: str,
+    goal: Goal | str | None,
+    proprioception: Sequence[float] | None,
+) -> Call[values.Score]:
+    request = planning_pb2.ScoreRequest(
+        session_id=session_id,
+        model=model,
+        observation=codec.observation_message(codec.as_observation(seen, proprioception)),
+        goal_id=codec.goal_id(goal),
+        candidates=codec.float_tensor("candidates", candidates, ("candidates", "time", "action")),
+    )
+    return call(
+        methods.SCORE,
+        request,
+        lambda reply: values.Score(np.asarray(reply.costs, np.float64), codec.float_array(reply.step_costs)),
+    )
+
+
+def distance(
+    images: Sequence[ImageLike], *, session_id: str, model: str, goal: Goal | str | None
+) -> Call[tuple[float, ...]]:
+    request = planning_pb2.DistanceRequest(
+        session_id=session_id, model=model, images=_image_messages(images), goal_id=codec.goal_id(goal)
+    )
+    return call(methods.DISTANCE, request, lambda reply: tuple(reply.distances))
+
+
+def surprise(seen: Sequence[Seen], actions: ArrayLike, *, session_id: str, model: str) -> Call[values.Surprise]:
+    if isinstance(seen, (bytes, Observation)):
+        raise invalid("seen", "must be a sequence of at least two observations", type(seen).__name__)
+    request = planning_pb2.SurpriseRequest(
+        session_id=session_id,
+        model=model,
+        observations=[codec.observation_message(codec.as_observation(each)) for each in seen],
+        actions=codec.float_tensor("actions", actions, ("time", "action")),
+    )
+    return call(
+        methods.SURPRISE,
+        request,
+        lambda reply: values.Surprise(tuple(reply.errors), tuple(reply.scores), reply.steps_known),
+    )
+
+
+def landscape(
+    seen: Seen,
+    *,
+    session_id: str,
+    model: str,
+    goal: Goal | str | None,
+    proprioception: Sequence[float] | None,
+    dimensions: Sequence[str],
+    points: int,
+    extent: float,
+    plot: bool,
+) -> Call[values.Landscape]:
+    request = planning_pb2.LandscapeRequest(
+        session_id=session_id,
+        model=model,
+        observation=codec.observation_message(codec.as_observation(seen, proprioception)),
+        goal_id=codec.goal_id(goal),
+        dimensions=dimensions,
+        points=codec.whole("points", points),
+        extent=extent,
+        plot=plot,
+    )
+    return call(methods.LANDSCAPE, request, codec.landscape_value)
+
+
+def _image_messages(images: Sequence[ImageLike]) -> list[observation_pb2.Image]:
+    if isinstance(images, bytes):
+        raise invalid("images", "must be a sequence of images", "bytes")
+    return [codec.image_message(image, f"images[{at}]") for at, image in enumerate(images)]
+
+
+def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None, model: str) -> Call[values.Embedding]:
+    request = embeddings_pb2.EmbedImagesRequest(
+        model=model,
+        images=_image_messages(images),
+        kind=codec.kind_number(kind),
+        goal_id=codec.goal_id(goal),
+    )
+    return call(
+        methods.EMBED_IMAGES,
+        request,
+        lambda reply: values.Embedding(
+            codec.float_array(reply.embedding), kind, reply.model, tuple(reply.goal_distances)
+        ),
+    )
+
+
+def clip_embedding(reply: bytes, kind: str) -> values.ClipEmbedding:
+    message = methods.EMBED_CLIP.parse(reply)
+    return values.ClipEmbedding(
+        codec.float_array(message.embedding),
+        kind,
+        message.model,
+        tuple(message.frame_times_s),
+        tuple(message.goal_distances),
+        tuple(message.step_distances),
+    )
+
+
+def health() -> Call[values.Health]:
+    """grpc.health.v1's question about the server as a whole, which is an empty message."""
+    return Call("/grpc.health.v1.Health/Check", b"", codec.health_value, True, methods.new_request_id())

@@ -1,0 +1,89 @@
+"""A clip on its way to the server: a header that announces it, then its bytes in chunks.
+
+Not a transport: the clients pull the messages and send them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import Callable, Iterator
+
+from presage.errors import invalid
+from presage.protocol import codec
+from presage.v1 import embeddings_pb2
+from presage.values import Goal
+
+CHUNK_BYTES = 1 << 20  # the contract's limit
+Progress = Callable[[int, int], None]  # bytes handed to the transport, bytes in all
+
+
+@dataclass(frozen=True)
+class ClipUpload:
+    """A file and its announcement. `size` is in bytes."""
+
+    path: str | "os.PathLike[str]"
+    size: int
+    header: bytes
+
+    def messages(self, progress: Progress | None = None) -> Iterator[bytes]:
+        """The serialized messages, header first. `progress` is called after each, once more than there are chunks."""
+        yield self.header
+        sent = 0
+        with open(self.path, "rb") as file:
+            while sent < self.size:
+                # A file that grew since it was announced is cut; one that shrank is the server's to refuse.
+                chunk = file.read(min(CHUNK_BYTES, self.size - sent))
+                if not chunk:
+                    return
+                if progress is not None:
+                    progress(sent, self.size)
+                yield embeddings_pb2.EmbedClipRequest(chunk=chunk).SerializeToString()
+                sent += len(chunk)
+        if progress is not None:
+            progress(sent, self.size)
+
+
+def announce_clip(
+    path: str | "os.PathLike[str]",
+    *,
+    kind: str,
+    fps: float | None,
+    frames: int | None,
+    goal: Goal | str | None,
+    model: str,
+) -> ClipUpload:
+    """Reads the file once for its size and digest.
+
+    Raises OSError for a file that cannot be read, InvalidRequest for an argument that breaks its rule.
+    """
+    header = embeddings_pb2.ClipHeader(model=model, kind=codec.kind_number(kind), goal_id=codec.goal_id(goal))
+    if fps is not None and frames is not None:
+        raise invalid("frames", "must not be given together with fps", frames)
+    if fps is not None:
+        if not (math.isfinite(fps) and fps > 0):
+            raise invalid("fps", "must be above 0 and finite", fps)
+        header.sampling.fps = fps
+    if frames is not None:
+        if not 1 <= frames < 1 << 32:
+            raise invalid("frames", "must be at least 1", frames)
+        header.sampling.frames = frames
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                break
+            digest.update(chunk)
+            header.total_bytes += len(chunk)
+    if not header.total_bytes:
+        raise invalid("clip", "must hold a video file", f"the empty file {path}", "INVALID_CLIP")
+    header.sha256 = digest.digest()
+    return ClipUpload(path, header.total_bytes, embeddings_pb2.EmbedClipRequest(header=header).SerializeToString())
+
+
+def upload_time_s(size: int, timeout_s: float) -> float:
+    """A deadline for a clip of `size` bytes: a call's usual one, and a second for each MiB."""
+    return timeout_s + size / CHUNK_BYTES

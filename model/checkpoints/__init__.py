@@ -1,0 +1,1 @@
+"""Foreign weight files: reading, downloading and importing them as model packages."""

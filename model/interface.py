@@ -1,0 +1,82 @@
+"""What a service or an evaluation asks of a model, whichever family it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from model.package import Package
+
+
+@dataclass(frozen=True)
+class ClipEmbedding:
+    """A clip's latents. `time` is frames for the compact family and tubelets (pairs of frames) for V-JEPA 2."""
+
+    pooled: Float[Tensor, " width"]
+    per_frame: Float[Tensor, "time width"]
+    tokens: Float[Tensor, "time tokens width"]
+
+
+class LoadedModel(Protocol):
+    """What a service or an evaluation asks of a model. It also satisfies `planner.WorldModel`."""
+
+    @property
+    def package(self) -> Package: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the large matrix products of a rollout, or of the encoder in a model that only embeds."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Robot actions per model step."""
+        ...
+
+    def to_precision(self, dtype: torch.dtype) -> LoadedModel:
+        """The same model with its large matrix products in another precision; a family may keep its own.
+
+        With `torch.float8_e4m3fn` those of rollouts alone, with `torch.int8` those of encoders that only embed, and
+        bfloat16 otherwise: integers have no slope, which some searches ask for.
+        """
+        ...
+
+    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:  # noqa: F821  # a shape
+        """One latent per image: what observations, goals and image embeddings are made of."""
+        ...
+
+    def observation_warnings(
+        self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[str, ...]:
+        """Warnings about what is odd, though legal, in an observation.
+
+        Raises ObservationError for a frame that cannot be; proprioception `context` has refused before.
+        """
+        ...
+
+    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+        """Embed a clip of any length >= 1."""
+        ...
+
+    def context(
+        self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
+    ) -> tuple[Tensor, ...]:
+        """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1.
+
+        Raises ObservationError for proprioception that cannot be.
+        """
+        ...
+
+    def rollout(
+        self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
+    ) -> Float[Tensor, "batch samples horizon *latent"]:
+        """Predicted latents after every model step; actions in robot units, time a multiple of `block`."""
+        ...

@@ -1,0 +1,1 @@
+"""Memory and CUDA graphs: how networks run on a device."""

@@ -1,0 +1,1 @@
+"""The optimizers: each a frozen dataclass of its settings with a `plan` method."""

@@ -1,0 +1,225 @@
+"""How a server is set up: one value, read in one place from flags, environment and file, in that order of weight.
+
+Flags beat PRESAGE_* variables, which beat the file, which beats the defaults. Nothing else in the service reads the
+environment.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import ipaddress
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic_settings
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message is one line per fault, naming setting, rule and value."""
+
+
+class Limits(BaseModel):
+    """What one caller may ask for. More is refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message_bytes: int = Field(default=16 * MIB, ge=1024, description="largest request of one message")
+    image_pixels: int = Field(default=4096 * 4096, ge=1, description="pixels of all images of one request together")
+    clip_bytes: int = Field(default=256 * MIB, ge=1, description="largest uploaded clip")
+    clip_frames: int = Field(default=4096, ge=1, description="most frames used of one clip")
+    clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
+    max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
+    upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
+    concurrent_calls: int = Field(
+        default=256, ge=1, description="calls and control streams in progress, over both doors"
+    )
+    session_ttl_s: float = Field(default=86_400.0, gt=0, description="longest time-to-live a session may ask for")
+    sessions: int = Field(default=1024, ge=1, description="open sessions")
+    max_queue: int = Field(default=64, ge=1, description="calls in one engine, running or waiting")
+    rollout_steps: int = Field(default=2_000_000, ge=1, description="horizon x samples x iterations of one plan")
+    iterations: int = Field(default=1000, ge=1, description="iterations of one plan")
+    images: int = Field(default=256, ge=1, description="images in one embedding")
+    goal_cache_bytes: int = Field(default=64 * MIB, ge=0, description="latents of goals kept")
+
+
+class Recording(BaseModel):
+    """The flight recorder: plans kept so that they can be made again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = Field(default=None, description="where MCAP files go, a folder for each service")
+    max_bytes: int = Field(default=1024 * MIB, ge=16 * MIB, description="of all files; the oldest are deleted")
+    images: bool = Field(default=True, description="keep what cameras saw; without, latents stand in for it")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Environment names are PRESAGE_ and the field, with __ inside limits."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PRESAGE_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+    )
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("arm",), min_length=1, description="packages to load, the default first"
+    )
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("auto",),
+        min_length=1,
+        description="one engine each: cpu, cuda, cuda:1, mps, or auto for the best present",
+    )
+    engine_threads: int = Field(
+        default=0, ge=0, description="CPU threads of the engine; 0: as many as are measured to be fastest"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float8", "int8"] = Field(
+        default="auto", description="of models; auto: the lowest that is faster and chooses the same actions"
+    )
+    graphs: Literal["auto", "on", "off"] = Field(
+        default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
+    )
+    engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
+    engine_heartbeat_timeout_s: float = Field(
+        default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address both doors listen on")
+    grpc_port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
+    http_port: int = Field(default=8080, ge=0, le=65535, description="0 takes a free port")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="accepted keys, plain or as sha256:<hex>"
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="accepted keys, one per line, plain or as sha256:<hex>"
+    )
+    insecure_public: bool = Field(default=False, description="allow callers from elsewhere without any authentication")
+    tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain of the server; with tls_key turns TLS on"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM private key of the server")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM authority that signed the clients' certificates: mTLS"
+    )
+
+    session_ttl_s: float = Field(
+        default=600.0, gt=0, description="idle seconds until a session that names none is closed"
+    )
+    startup_timeout_s: float = Field(default=300.0, gt=0, description="seconds the models may take to load and warm up")
+    shutdown_grace_s: float = Field(
+        default=10.0, ge=0, description="seconds that calls in progress may take after SIGTERM"
+    )
+    spool_dir: Path | None = Field(
+        default=None, description="where uploads are kept meanwhile; the system's place by default"
+    )
+    reflection: bool = Field(default=True, description="let gRPC tools list the services")
+    openpi: bool = Field(default=True, description="let openpi clients in, over WebSocket on http_port")
+    log_format: Literal["console", "json"] = Field(default="console", description="console (lines to read) or json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level that is logged: debug, info, warning or error"
+    )
+
+    otlp_endpoint: str = Field(
+        default="", description="where spans are sent, such as http://collector:4318/v1/traces; needs the extra otel"
+    )
+
+    limits: Limits = Limits()
+    record: Recording = Field(default=Recording(), description="the flight recorder")
+
+    @field_validator("models", "devices", "api_keys", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A list in one variable is separated by commas."""
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be set together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca must come with tls_cert and tls_key")
+        if self.grpc_port == self.http_port != 0:
+            raise ValueError(f"grpc_port and http_port must differ, got {self.grpc_port} for both")
+        if not (self.is_loopback or self.is_guarded or self.insecure_public):
+            raise ValueError(
+                f"host {self.host} is reachable from elsewhere and must come with api_keys, api_keys_file or "
+                "tls_client_ca; or set insecure_public to serve everyone"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def is_guarded(self) -> bool:
+        return bool(self.api_keys) or self.api_keys_file is not None or self.tls_client_ca is not None
+
+
+def server_version() -> str:
+    return importlib.metadata.version("presage-service")
+
+
+def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read settings: `flags` over the environment over `file` (YAML or TOML) over the defaults.
+
+    A flag of None counts as not given. Raises SettingsError.
+    """
+    layers = _read(file) if file is not None else {}
+    try:
+        layers = _merged(layers, EnvSettingsSource(Settings)())
+    except pydantic_settings.SettingsError as error:
+        raise SettingsError(f"environment: {error}") from None
+    layers = _merged(layers, {name: value for name, value in (flags or {}).items() if value is not None})
+    try:
+        return Settings(**layers)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(fault) for fault in error.errors(include_url=False))) from None
+
+
+def _describe(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "extra_forbidden":
+        return f"{name} is not a setting"
+    shown = "" if "key" in name else f", got {str(fault['input'])[:80]}"
+    return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}{shown}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = _parse_toml(text) if file.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"settings file {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise SettingsError(f"settings file {file} must hold names and values, got a {type(content).__name__}")
+    return dict(content or {})
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+
+        return tomllib.loads(text)
+    raise ValueError("TOML needs Python 3.11 or newer; write it as YAML")
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, folder by folder."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,292 @@
+"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behavior.
+
+Instants are readings of the machine's monotonic clock, which all its processes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import Reason
+from server.values.calls import EmbeddingKind, Frame, ModelReply
+
+if TYPE_CHECKING:
+    from model.interface import LoadedModel
+
+Floats = NDArray[np.float32]
+Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
+"""What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
+Graphs = Literal["auto", "on", "off"]
+"""Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
+StopReason = Literal["converged", "budget", "deadline", "iterations"]
+Loader = Callable[[str, str], "LoadedModel"]
+"""Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine process is set up."""
+
+    models: tuple[str, ...]
+    device: str  # "auto" takes the best one present
+    threads: int  # 0: as many as are measured to be fastest
+    precision: Precision
+    graphs: Graphs
+    max_batch: int  # searches in one rollout
+    max_iteration_steps: int  # samples x horizon in one rollout
+    loader: Loader | None  # None: model.registry.load
+    nice: int = 0  # added to the process's niceness
+    silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
+    startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
+
+
+@dataclass(frozen=True)
+class SearchSize:
+    """A search's settings, all of them known."""
+
+    samples: int
+    iterations: int
+    elites: int
+    horizon: int  # model steps
+    optimizer: str = "cem"
+    dimensions: tuple[str, ...] = ()  # searched over; none: all
+    discount: float = 1.0  # weight of each step's distance, relative to the step before
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Model steps rolled out in one iteration: what its time is about proportional to."""
+        return self.samples * self.horizon
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as an engine loaded it."""
+
+    reply: ModelReply
+    search: SearchSize | None  # its own settings; None: it only embeds
+    history: int  # latents a rollout starts from
+    device: str
+    dtype: str
+    why_dtype: str  # how it came to be that
+    graphs: str = ""  # which rollouts are replayed as graphs, or why none
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where predictions start: what a robot sees now, and what it saw before."""
+
+    frames: tuple[Frame, ...]
+    history: tuple[Floats, ...] = ()  # earlier latents, oldest first
+    proprioception: Floats | None = None  # [history and now, proprioception]
+    turn_rad: float = 0.0  # takes the model's x and y to the robot's
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    model: str
+    start: Start
+    goal: Floats  # [*latent]
+    size: SearchSize
+    seed: int
+    warm_start: Floats | None = None  # [at least 1, action]: what is left of the plan being executed
+    previous_action: Floats | None = None
+    committed: Floats | None = None
+    deadline: float | None = None  # instant at which the result must leave the engine
+    on_trust: bool = False  # begin its first iteration whatever is predicted: predictions may be out of date
+    budget_until: float | None = None  # instant until which thinking is worth it
+    next_goal: Floats | None = None  # [*latent]: searched for instead where the observation is near enough the goal
+    switch_below: float = 0.0  # a goal_distance that is near enough
+    stop_after: int | None = None  # iterations: where a search that time ended is repeated
+
+
+@dataclass(frozen=True)
+class PlanDone:
+    actions: Floats  # [time, action]
+    step_costs: tuple[float, ...]
+    cost: float
+    goal_distance: float
+    iteration_costs: tuple[float, ...]
+    elite_spread: tuple[float, ...]
+    iterations: int
+    stop_reason: StopReason
+    warm_started: bool
+    goal_reached: bool  # so the next goal was searched for
+    warnings: tuple[str, ...]  # about the observation
+    latent: Floats  # of the observation
+    began: float  # instant at which its encoding began
+    encoded: float  # instant at which the search could begin
+    ended: float  # instant at which the search ended
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One latent per frame, as observations and goals are encoded."""
+
+    model: str
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class EncodeDone:
+    latents: Floats  # [frames, *latent]
+
+
+@dataclass(frozen=True)
+class EmbedImagesJob:
+    """Unrelated images as embeddings."""
+
+    model: str
+    frames: tuple[Frame, ...]
+    kind: EmbeddingKind
+    goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class EmbedClipJob:
+    """The frames of one clip as an embedding."""
+
+    model: str
+    frames: NDArray[np.uint8]  # [time, height, width, 3]
+    kind: EmbeddingKind
+    goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class EmbedDone:
+    embedding: Floats
+    goal_distances: tuple[float, ...]  # one per frame; empty without a goal
+    step_distances: tuple[float, ...]  # between neighboring frames; empty for images
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """The latents that each candidate leads to, or (`costs_only`) what they cost toward the goal."""
+
+    model: str
+    start: Start
+    candidates: Floats  # [candidates, time, action]
+    goal: Floats | None = None
+    costs_only: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutDone:
+    latents: Floats | None  # [candidates, horizon, *latent]
+    step_costs: Floats | None  # [candidates, horizon]; None without a goal
+
+
+@dataclass(frozen=True)
+class SurpriseJob:
+    """How far each observation is from the prediction made from those before it."""
+
+    model: str
+    frames: tuple[Frame, ...]  # one per model step, at least two
+    actions: Floats  # [(frames - 1) x block, action]
+    proprioception: Floats | None = None  # [frames, proprioception]
+    turn_rad: float = 0.0  # as in Start
+
+
+@dataclass(frozen=True)
+class SurpriseDone:
+    errors: tuple[float, ...]  # one per step
+
+
+@dataclass(frozen=True)
+class Move:
+    """An exploratory move: what was seen before and after it, and the action between, [action]."""
+
+    before: Start
+    action: Floats
+    after: Frame
+
+
+@dataclass(frozen=True)
+class CalibrateJob:
+    """How the camera is turned, from moves and how the model understands them."""
+
+    model: str
+    moves: tuple[Move, ...]
+    size: SearchSize  # of the search for what the model thinks happened
+
+
+@dataclass(frozen=True)
+class CalibrateDone:
+    angle_rad: float
+    residual: float
+    residual_before: float
+
+
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob
+Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone | CalibrateDone
+
+
+@dataclass(frozen=True)
+class Submit:
+    number: int
+    job: Job
+
+
+@dataclass(frozen=True)
+class Cancel:
+    number: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast an engine is with one model: what admission predicts from."""
+
+    encode_s: float  # one observation
+    step_s: float  # one model step of one sample, in the batches of late
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models can be described; they still have to warm up."""
+
+    models: tuple[ServedModel, ...]
+    threads: int
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """A model cannot be loaded: starting again would not help."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Every model has encoded and planned once."""
+
+    paces: dict[str, Pace]
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A sign of life."""
+
+
+@dataclass(frozen=True)
+class Done:
+    number: int
+    result: Result
+    paces: dict[str, Pace] | None = None  # of the job's model, where it was measured anew
+
+
+@dataclass(frozen=True)
+class Failed:
+    number: int
+    reason: Reason
+    message: str
+    field: str = ""
+    rule: str = ""
+    value: str = ""
+
+
+ToEngine = Submit | Cancel
+FromEngine = Loaded | LoadFailed | Ready | Heartbeat | Done | Failed

@@ -1,0 +1,247 @@
+"""An engine as the front sees it: a process that takes jobs, dies sometimes, and is started again.
+
+Everything here is asyncio; what runs inside the process is `engine_process`, imported there alone (it needs torch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+
+import structlog
+
+from server.engine.ipc import FrontChannel
+from server.engine.messages import (
+    Cancel,
+    Done,
+    EngineSettings,
+    Failed,
+    FromEngine,
+    Heartbeat,
+    Job,
+    Loaded,
+    LoadFailed,
+    Pace,
+    Ready,
+    Result,
+    ServedModel,
+    Submit,
+)
+from server.errors import Reason, ServiceError
+
+_log = structlog.get_logger()
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
+SOCKET_BYTES = 4 * 1024 * 1024
+LOOKS_IN_SILENCE = 10  # how often the front looks for signs of life in the time that an engine may be silent
+
+
+class _TimeIsUpError(Exception):
+    """The alarm of a call."""
+
+
+class Engine:
+    """One engine process, restarted when it dies. `learn` is told how fast it is with its models."""
+
+    def __init__(self, settings: EngineSettings, learn: Callable[[dict[str, Pace]], None]) -> None:
+        self._settings, self._learn = settings, learn
+        self._process: SpawnProcess | None = None
+        self._channel: FrontChannel | None = None
+        self._calls: dict[int, asyncio.Future[Result]] = {}
+        self._numbers = 0
+        self._supervisor: asyncio.Task[None] | None = None
+        self.models: tuple[ServedModel, ...] = ()
+        self.ready = asyncio.Event()
+        self.failure: ServiceError | None = None  # why it will never be ready
+        self._failed = asyncio.Event()
+        self._silent_looks = 0  # in a row, at none of which anything had been heard
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process, and from now on start it again whenever it dies."""
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def wait_ready(self) -> None:
+        """Wait until warm. Raises NOT_READY where a model cannot be loaded."""
+        ready, failed = asyncio.ensure_future(self.ready.wait()), asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait((ready, failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            failed.cancel()
+        if self.failure is not None:
+            raise self.failure
+
+    async def submit(self, job: Job, until: float | None = None) -> Result:
+        """Have a job done. Cancelling the awaiting task drops the job between two pieces of its work.
+
+        Raises ServiceError: NOT_READY; ENGINE_LOST if the process dies meanwhile; DEADLINE at the instant `until`,
+        whatever the engine is doing; or what went wrong with the job.
+        """
+        if self._channel is None or not self.ready.is_set():
+            raise self.failure or ServiceError(Reason.NOT_READY, "the engine is starting", retry_after_s=1.0)
+        self._numbers += 1
+        number, channel = self._numbers, self._channel
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        alarm = None
+        if until is not None:
+            alarm = asyncio.get_running_loop().call_later(until - time.monotonic(), _give_up, answer)
+        sending = channel.send(Submit(number, job))
+        try:
+            return await answer
+        except (asyncio.CancelledError, _TimeIsUpError) as error:
+            if sending is not None and not sending.done():
+                sending.cancel()
+            else:
+                channel.send(Cancel(number))
+            if isinstance(error, _TimeIsUpError):
+                raise ServiceError(Reason.DEADLINE, "the engine was not done by the deadline") from None
+            raise
+        finally:
+            self._calls.pop(number, None)
+            if alarm is not None:
+                alarm.cancel()
+
+    async def stop(self) -> None:
+        """End the process; calls still in it are lost."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._end()
+
+    async def _supervise(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while self.failure is None:
+            try:
+                await self._spawn()
+                await self._listen()
+            except OSError as error:
+                _log.error("the engine cannot be started", why=str(error))
+            was_ready = self.ready.is_set()
+            await self._end()
+            if self.failure is not None:
+                return
+            self.restarts += 1
+            backoff_s = FIRST_BACKOFF_S if was_ready else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            _log.error("the engine died and is started again", in_s=backoff_s, restarts=self.restarts)
+            await asyncio.sleep(backoff_s)
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):  # a camera's frame is written in one go, where the system allows
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        try:
+            process = multiprocessing.get_context("spawn").Process(
+                target=_run, args=(theirs, self._settings), name="presage-engine", daemon=True
+            )
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        # The process ignores SIGTERM, with which multiprocessing would wait for it when an interpreter exits.
+        atexit.register(process.kill)
+        self._process = process
+        ours.setblocking(False)
+        self._channel = await FrontChannel.open(ours)
+
+    async def _listen(self) -> None:
+        """Take what the process says until it is gone, or until it has been silent for too long and is ended."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while self._channel is not None and (message := await self._channel.receive()) is not None:
+                self._silent_looks = 0
+                self._take(message)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """End the process once it is stuck: its callers are told, and the supervisor starts another.
+
+        Counts looks, not seconds: time in which this process did not run itself is nobody's silence.
+        """
+        look_s, self._silent_looks = self._settings.silence_s / LOOKS_IN_SILENCE, 0
+        most_looks = self._settings.startup_timeout_s / look_s
+        while self._silent_looks < most_looks:
+            await asyncio.sleep(look_s)
+            self._silent_looks += 1
+            if self.ready.is_set():
+                most_looks = LOOKS_IN_SILENCE
+        _log.error("the engine is stuck and is ended", silent_s=round(self._silent_looks * look_s, 1))
+        if self._process is not None:
+            self._process.kill()
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Heartbeat():
+                pass  # being heard is all it is for
+            case Loaded(models, threads):
+                self.models = models
+                for model in models:
+                    name, dtype, why = model.reply.name, model.dtype, model.why_dtype
+                    graphs = model.graphs
+                    _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why, graphs=graphs)
+            case LoadFailed(reason):
+                _log.error("the engine cannot load its models", why=reason)
+                self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")
+                self._failed.set()
+            case Ready(paces):
+                self._learn(paces)
+                self.ready.set()
+            case Done(number, result, paces):
+                answer = self._calls.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_result(result)
+                if paces is not None:
+                    self._learn(paces)
+            case Failed(number, reason, text, field, rule, value):
+                answer = self._calls.get(number)
+                if answer is not None and not answer.done():
+                    answer.set_exception(ServiceError(reason, text, field=field, rule=rule, value=value))
+
+    async def _end(self) -> None:
+        """Answer everyone who waits, and let go of the process."""
+        self.ready.clear()
+        for answer in self._calls.values():
+            if not answer.done():
+                message = "the engine stopped and is being restarted"
+                answer.set_exception(ServiceError(Reason.ENGINE_LOST, message, retry_after_s=1.0))
+        channel, process = self._channel, self._process
+        self._channel = self._process = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+            await asyncio.to_thread(process.join)
+            atexit.unregister(process.kill)
+            process.close()
+
+
+def _run(end: socket.socket, settings: EngineSettings) -> None:
+    # GNU OpenMP's threads wait for each other by spinning, for milliseconds unless told otherwise. Where something else
+    # wants the cores as well, they spin while the one they wait for is not running: plans with `arm` on two threads
+    # beside a training took 21 s so, 3.3 s with this. It has to be said before torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    from server.worker.process import run
+
+    run(end, settings)
+
+
+def _give_up(answer: asyncio.Future[Result]) -> None:
+    if not answer.done():
+        answer.set_exception(_TimeIsUpError())

@@ -1,0 +1,1 @@
+"""Metrics, traces and the state of the machine's clock."""

@@ -1,0 +1,144 @@
+"""What an operator sees: Prometheus metrics as a value, and the set-up of the logs.
+
+Labels never hold what a caller chose (session, goal, request): their number is bounded by the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from server.values.calls import PlanReply
+
+LogFormat = Literal["console", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
+_SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100)
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """The metrics of one service, in a registry of its own."""
+
+    registry: CollectorRegistry
+    requests: Counter
+    request_seconds: Histogram
+    in_flight: Gauge
+    queue_seconds: Histogram
+    decode_seconds: Histogram
+    encode_seconds: Histogram
+    plan_seconds: Histogram
+    plan_iterations: Histogram
+    plans: Counter
+    plans_degraded: Counter
+    skipped_observations: Counter
+    uploaded_bytes: Counter
+    sessions: Gauge
+    engine_calls: Gauge
+    goal_bytes: Gauge
+    engine_restarts: Gauge
+    records: Gauge
+    records_dropped: Gauge
+    ready: Gauge
+    build: Info
+
+    @classmethod
+    def create(cls) -> Telemetry:
+        registry = CollectorRegistry()
+        return cls(
+            registry=registry,
+            requests=Counter(
+                "presage_requests",
+                "Calls answered, by reason of the answer",
+                ("transport", "rpc", "code"),
+                registry=registry,
+            ),
+            request_seconds=Histogram(
+                "presage_request_seconds",
+                "Calls from receipt to answer",
+                ("transport", "rpc"),
+                buckets=_SLOW,
+                registry=registry,
+            ),
+            in_flight=Gauge(
+                "presage_requests_in_flight", "Calls and streams in progress", ("transport",), registry=registry
+            ),
+            queue_seconds=Histogram("presage_queue_seconds", "Plans waiting", buckets=_FAST, registry=registry),
+            decode_seconds=Histogram("presage_decode_seconds", "Images decoded", buckets=_FAST, registry=registry),
+            encode_seconds=Histogram(
+                "presage_encode_seconds", "Observations encoded", buckets=_FAST, registry=registry
+            ),
+            plan_seconds=Histogram("presage_plan_seconds", "Plans searched", buckets=_SLOW, registry=registry),
+            plan_iterations=Histogram(
+                "presage_plan_iterations", "Search iterations", buckets=_COUNTS, registry=registry
+            ),
+            plans=Counter(
+                "presage_plans", "Plans made, by why the search stopped", ("stop_reason",), registry=registry
+            ),
+            plans_degraded=Counter("presage_plans_degraded", "Plans made smaller for want of time", registry=registry),
+            skipped_observations=Counter(
+                "presage_skipped_observations", "Observations replaced by a newer one", registry=registry
+            ),
+            uploaded_bytes=Counter("presage_uploaded_bytes", "Bytes of clips received", registry=registry),
+            sessions=Gauge("presage_sessions", "Open sessions", registry=registry),
+            engine_calls=Gauge("presage_engine_calls", "Calls in engines, running or waiting", registry=registry),
+            goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
+            engine_restarts=Gauge(
+                "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            ),
+            records=Gauge("presage_records", "Plans kept by the flight recorder", registry=registry),
+            records_dropped=Gauge(
+                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry=registry
+            ),
+            ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
+            build=Info("presage_build", "What is running", registry=registry),
+        )
+
+    def observe_plan(self, plan: PlanReply) -> None:
+        timings = plan.timings
+        self.queue_seconds.observe(timings.queue_ms / 1e3)
+        self.decode_seconds.observe(timings.decode_ms / 1e3)
+        self.encode_seconds.observe(timings.encode_ms / 1e3)
+        self.plan_seconds.observe(timings.plan_ms / 1e3)
+        self.plan_iterations.observe(plan.iterations_done)
+        self.plans.labels(plan.stop_reason).inc()
+        if plan.degraded:
+            self.plans_degraded.inc()
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+def configure_logging(style: LogFormat, level: LogLevel) -> None:
+    """Send structured logs, and those of libraries at warning and above, to standard error. Call it once, at start."""
+    shared: Sequence[structlog.typing.Processor] = (
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    )
+    renderer: structlog.typing.Processor
+    if style == "json":  # tracebacks as plain text: the richer kinds show local variables, images and keys among them
+        shared = (*shared, structlog.processors.format_exc_info)
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        plain = structlog.dev.plain_traceback
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    number = _LEVELS[level]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

@@ -1,0 +1,1 @@
+"""The flight recorder: plans kept in MCAP files of bounded size."""

@@ -1,0 +1,1 @@
+"""The application: planning, prediction, embedding, sessions and goals. Free of transports and of torch."""

@@ -1,0 +1,301 @@
+"""The application: one core behind gRPC, REST and tests. Values and numpy in and out, ServiceError for what goes wrong.
+
+It imports no transport and no torch: models live in engine processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+
+from server.engine.messages import EngineSettings, Graphs, Loader, Precision
+from server.engine.pool import EnginePool
+from server.errors import invalid
+from server.recording.recorder import Recorder
+from server.service import validation
+from server.service.clips import Clips, ClipSettings
+from server.service.embedding import EmbeddingCalls, describe
+from server.service.goals import GoalCache
+from server.service.planning import PlanCalls
+from server.service.prediction import PredictionCalls
+from server.service.session import Session
+from server.service.session_table import SessionTable
+from server.service.stages import Stages
+from server.service.validation import SearchLimits
+from server.values.calls import (
+    CalibrateRequest,
+    DistanceReply,
+    DistanceRequest,
+    EmbedClipRequest,
+    EmbedImagesRequest,
+    EmbedReply,
+    GoalReply,
+    GoalRequest,
+    LandscapeReply,
+    LandscapeRequest,
+    ModelReply,
+    PlanReply,
+    PlanRequest,
+    RolloutReply,
+    RolloutRequest,
+    ScoreReply,
+    ScoreRequest,
+    SessionReply,
+    SessionRequest,
+    SurpriseReply,
+    SurpriseRequest,
+)
+
+MIB = 1024 * 1024
+HOUSEKEEPING_S = 2.0
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """What the application needs to know; the doors' settings produce it."""
+
+    models: tuple[str, ...] = ("arm",)  # package names or folders, the default first
+    devices: tuple[str, ...] = ("auto",)  # one engine process each: cpu, cuda, cuda:1, mps, or auto
+    engine_threads: int = 0  # CPU threads of an engine; 0: as many as are measured to be fastest
+    precision: Precision = "auto"  # of models: as low as is faster and chooses the same actions, or as said
+    graphs: Graphs = "auto"  # whether engines capture their rollouts as graphs; auto: on devices that have them
+    max_sessions: int = 1024
+    session_ttl_s: float = 600.0
+    max_session_ttl_s: float = 86_400.0
+    goal_cache_bytes: int = 64 * MIB
+    queue_limit: int = 64  # calls in an engine, running or waiting
+    max_batch: int = 64  # searches in one rollout
+    max_rollout_steps: int = 2_000_000  # horizon x samples x iterations of one plan; candidates x horizon of one score
+    max_iteration_steps: int = 65_536  # horizon x samples in one rollout: bounds an engine's memory
+    max_iterations: int = 1_000
+    max_images: int = 256  # in one embedding
+    clip_frames: int = 4_096  # used of one clip
+    clip_pixels: int = 512 * MIB  # of all frames used of one clip
+    clip_timeout_s: float = 60.0  # to decode one clip
+    clip_workers: int = 2  # clips decoded at once
+    engine_nice: int = 5  # added to the niceness of engines: where both want a core, the front has it
+    engine_heartbeat_timeout_s: float = 10.0  # without a sign of life for so long, an engine is ended and started again
+    startup_timeout_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
+    reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
+    server_version: str = ""  # named in every plan's provenance
+    loader: Loader | None = None  # another way to load a model; None: model.registry.load
+
+
+class Application:
+    """One core for every gateway. Async; raises ServiceError only (and CancelledError, where its caller is cancelled).
+
+    `deadline` is an instant of time.monotonic() by which the reply must have been sent, `received` the instant the call
+    came in, `decode_ms` what the gateway spent on decoding it.
+    """
+
+    def __init__(self, settings: AppSettings, recorder: Recorder | None = None) -> None:
+        """Use `start`, which also starts the engines."""
+        self._settings = settings
+        self._limits = SearchLimits(settings.max_rollout_steps, settings.max_iteration_steps, settings.max_iterations)
+        engines = [_engine_settings(settings, device) for device in settings.devices]
+        self._engines = EnginePool(engines, settings.queue_limit, settings.reply_margin_s)
+        self._sessions = SessionTable(settings.max_sessions)
+        self._goals = GoalCache(settings.goal_cache_bytes)
+        self._clips = Clips(
+            ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
+        )
+        self._plans = PlanCalls(
+            self._engines, self._sessions, self._goals, self._limits, settings.server_version, recorder
+        )
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, settings.max_images)
+        self._predictions = PredictionCalls(
+            self._engines, self._sessions, self._goals, self._limits, settings.max_images
+        )
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, settings: AppSettings, recorder: Recorder | None = None) -> Application:
+        """Start the engines and return at once; `ready` follows when every model has warmed up.
+
+        Plans go to the `recorder`, if there is one; closing it is the caller's.
+        """
+        application = cls(settings, recorder)
+        application._engines.start()
+        application._housekeeping = asyncio.create_task(application._keep_house())
+        return application
+
+    async def stop(self, shutdown_grace_s: float) -> None:
+        """Refuse what is new, let what is running end within `shutdown_grace_s` seconds, and end the engines."""
+        await self._engines.stop(shutdown_grace_s)
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._clips.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every engine is warm."""
+        return self._engines.ready
+
+    @property
+    def calls_in_hand(self) -> int:
+        """Calls that engines work on or that wait for one."""
+        return self._engines.in_hand
+
+    @property
+    def sessions_open(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def goal_bytes(self) -> int:
+        """Bytes of goals' latents held."""
+        return self._goals.bytes
+
+    @property
+    def engine_restarts(self) -> int:
+        """How often an engine died and was started again."""
+        return self._engines.restarts
+
+    @property
+    def engine_pids(self) -> tuple[int, ...]:
+        """Of the engine processes there are."""
+        return self._engines.pids
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until ready. Raises NOT_READY: too slow, or (at once) a model that cannot be loaded."""
+        await self._engines.wait_ready(timeout_s)
+
+    # Models
+
+    def models(self) -> tuple[ModelReply, ...]:
+        """Every model, the default first. Raises NOT_READY until they are loaded."""
+        return tuple(served.reply for served in self._engines.models())
+
+    def model(self, name: str) -> ModelReply:
+        """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
+        return self._engines.model(name).reply
+
+    # Goals
+
+    async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> GoalReply:
+        """Embed a goal, unless the same one is still cached."""
+        return await self._embeddings.goal(request, deadline)
+
+    async def get_goal(self, goal_id: str) -> GoalReply:
+        """Raises UNKNOWN_GOAL."""
+        return describe(self._goals.get(goal_id), cached=True)
+
+    async def delete_goal(self, goal_id: str) -> None:
+        """Raises UNKNOWN_GOAL."""
+        self._goals.delete(goal_id)
+
+    # Sessions
+
+    async def create_session(self, request: SessionRequest) -> SessionReply:
+        """Open a session."""
+        served = self._engines.model(request.model)
+        validation.can_predict(served)
+        validation.seed(request.seed)
+        most = self._settings.max_session_ttl_s
+        if not 0 <= request.ttl_s <= most:
+            raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
+        validation.stages(request)
+        for index, stage in enumerate(request.stages):
+            self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id")
+        if request.goal_id:
+            self._goals.toward(request.goal_id, served.reply.name)
+        session = Session(
+            session_id=secrets.token_urlsafe(16),
+            model=served.reply.name,
+            goal_id=request.goal_id,
+            history=served.history,
+            ttl_s=request.ttl_s or self._settings.session_ttl_s,
+            seed=secrets.randbits(53) if request.seed is None else request.seed,
+            wall_ns=time.time_ns(),
+            stages=Stages(request.stages) if request.stages else None,
+        )
+        self._sessions.add(session, time.monotonic())
+        return session.describe()
+
+    async def get_session(self, session_id: str) -> SessionReply:
+        """Raises UNKNOWN_SESSION."""
+        return self._session(session_id).describe()
+
+    async def reset_session(self, session_id: str) -> SessionReply:
+        """Forget history and plan, keep model and goal. Raises UNKNOWN_SESSION."""
+        session = self._session(session_id)
+        session.reset()
+        return session.describe()
+
+    async def delete_session(self, session_id: str) -> None:
+        """Raises UNKNOWN_SESSION."""
+        self._sessions.delete(session_id, time.monotonic())
+
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None = None) -> SessionReply:
+        """Learn from exploratory moves how the camera is turned; plans of the session are turned back from now on."""
+        return await self._predictions.calibrate(request, deadline, time.monotonic())
+
+    # Planning
+
+    async def plan(
+        self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float = 0.0
+    ) -> PlanReply:
+        """Plan by the deadline. Cancelling the awaiting task frees the engine within one iteration.
+
+        The first iteration is done whatever the budget; after it, none begins that would end past the budget. Without
+        time for one by the deadline, the reply is what is left of the session's plan toward this goal, else DEADLINE.
+        """
+        return await self._plans.plan(request, deadline, received, decode_ms)
+
+    async def rollout(self, request: RolloutRequest, deadline: float | None = None) -> RolloutReply:
+        """Predict the latents that actions lead to."""
+        return await self._predictions.rollout(request, deadline, time.monotonic())
+
+    async def score(self, request: ScoreRequest, deadline: float | None = None) -> ScoreReply:
+        """Cost given candidates toward a goal."""
+        return await self._predictions.score(request, deadline, time.monotonic())
+
+    async def distance(self, request: DistanceRequest, deadline: float | None = None) -> DistanceReply:
+        """How far images are from a goal, in the planner's cost for one step."""
+        return await self._predictions.distance(request, deadline, time.monotonic())
+
+    async def surprise(self, request: SurpriseRequest, deadline: float | None = None) -> SurpriseReply:
+        """How far each observation is from the one predicted from those before it; a session learns what is usual."""
+        return await self._predictions.surprise(request, deadline, time.monotonic())
+
+    async def landscape(self, request: LandscapeRequest, deadline: float | None = None) -> LandscapeReply:
+        """Cost a grid of actions around rest, each held for one step of the model."""
+        return await self._predictions.landscape(request, deadline, time.monotonic())
+
+    # Embeddings
+
+    async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> EmbedReply:
+        """Embed images one by one."""
+        return await self._embeddings.images(request, deadline)
+
+    async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
+        """Decode a video file elsewhere and embed it."""
+        return await self._embeddings.clip(request, deadline)
+
+    # Within
+
+    def _session(self, session_id: str) -> Session:
+        return self._sessions.get(session_id, time.monotonic())
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._sessions.expire(time.monotonic())
+
+
+def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
+    return EngineSettings(
+        models=settings.models,
+        device=device,
+        threads=settings.engine_threads,
+        precision=settings.precision,
+        graphs=settings.graphs,
+        max_batch=settings.max_batch,
+        max_iteration_steps=settings.max_iteration_steps,
+        loader=settings.loader,
+        nice=settings.engine_nice,
+        silence_s=settings.engine_heartbeat_timeout_s,
+        startup_timeout_s=settings.startup_timeout_s,
+    )

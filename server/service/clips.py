@@ -1,0 +1,80 @@
+"""Uploaded clips to frames of a model's size. Decoding happens in processes of its own; embedding is the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from model.video.decode import Clip, ClipLimits, VideoDecodeError
+from model.video.decode import FrameSampling as Sampling
+from model.video.decoder_worker import ClipDecoder
+from server.errors import Reason, ServiceError, invalid
+from server.values.calls import FrameSampling, ModelReply
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What decoding may cost."""
+
+    frames: int  # used of one clip
+    pixels: int  # of all frames used of one clip
+    timeout_s: float
+    workers: int  # clips decoded at once
+
+
+class Clips:
+    """Decodes clips for the front. Its processes start with the first clip."""
+
+    def __init__(self, settings: ClipSettings) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="clips")
+        self._decoder: ClipDecoder | None = None
+
+    async def decode(self, path: Path, sampling: FrameSampling, model: ModelReply, left_s: float | None) -> Clip:
+        """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
+
+        Raises ServiceError.
+        """
+        chosen = self._sampling(sampling)
+        size = (model.image_height, model.image_width) if model.crop_policy == "exact" else None
+        limits = ClipLimits(max_frames=self._settings.frames, max_output_bytes=3 * self._settings.pixels)
+        timeout_s = self._settings.timeout_s if left_s is None else min(self._settings.timeout_s, left_s)
+        if timeout_s <= 0:
+            raise ServiceError(Reason.DEADLINE, "there is no time to decode the clip by the deadline")
+        return await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
+
+    async def close(self) -> None:
+        """End the decoders, busy ones too."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            await asyncio.to_thread(decoder.close)
+        self._threads.shutdown(wait=False)
+
+    def _started(self) -> ClipDecoder:
+        if self._decoder is None:
+            self._decoder = ClipDecoder(workers=self._settings.workers)
+        return self._decoder
+
+    async def _elsewhere(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except VideoDecodeError as error:
+            too_large = error.reason in ("too_large", "too_long")
+            reason = Reason.TOO_LARGE if too_large else Reason.INVALID_CLIP
+            raise ServiceError(reason, error.message, field="clip", rule=error.reason) from None
+
+    def _sampling(self, wanted: FrameSampling) -> Sampling:
+        if wanted.fps is not None and wanted.frames is not None:
+            raise invalid("sampling", "must set fps or frames, not both", f"{wanted.fps} and {wanted.frames}")
+        if wanted.fps is not None and not (math.isfinite(wanted.fps) and 0 < wanted.fps <= 1000):
+            raise invalid("sampling.fps", "must be above 0 and at most 1000", wanted.fps)
+        if wanted.frames is not None and not 1 <= wanted.frames <= self._settings.frames:
+            raise invalid("sampling.frames", f"must be 1 to {self._settings.frames}", wanted.frames)
+        return Sampling(fps=wanted.fps, frames=wanted.frames)

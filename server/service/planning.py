@@ -1,0 +1,225 @@
+"""Plan calls from request to reply: checked, put in their session's turn, searched for, remembered.
+
+What a plan is, the engines know; when one can be had, the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from server.engine.admission import too_late
+from server.engine.messages import Floats, PlanJob, ServedModel, Start
+from server.engine.pool import EnginePool, Planned
+from server.errors import Reason, ServiceError, invalid
+from server.observability import tracing
+from server.recording.recorder import Recorder
+from server.recording.records import PlanRecord
+from server.service import validation
+from server.service.goals import GoalCache
+from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
+from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
+from server.service.session_table import SessionTable
+from server.service.stages import GoalChoice
+from server.service.validation import SearchLimits
+from server.values.calls import Observation, PlanReply, PlanRequest
+
+
+class PlanCalls:
+    """Answers plan requests, each at most once."""
+
+    def __init__(
+        self,
+        pool: EnginePool,
+        sessions: SessionTable,
+        goals: GoalCache,
+        limits: SearchLimits,
+        server_version: str,
+        recorder: Recorder | None,
+    ) -> None:
+        self._engines, self._sessions, self._goals = pool, sessions, goals
+        self._limits, self._version, self._recorder = limits, server_version, recorder
+        self._answering: dict[tuple[str, str], asyncio.Event] = {}  # by session and request id
+
+    async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> PlanReply:
+        """See `Application.plan`."""
+        validation.plan(request)
+        if not request.session_id:
+            return await self._plan(request, None, deadline, received, decode_ms)
+        session = self._sessions.get(request.session_id, received)
+        if not request.request_id:
+            return await self._plan(request, session, deadline, received, decode_ms)
+        call = (request.session_id, request.request_id)
+        while (answering := self._answering.get(call)) is not None:  # the first of these calls is still at it
+            left_s = None if deadline is None else deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(answering.wait(), left_s)
+            except asyncio.TimeoutError:
+                raise too_late("the call that this one repeats is still in progress") from None
+        answered = session.reply(request.request_id)
+        if answered is not None:
+            return answered
+        over = self._answering[call] = asyncio.Event()
+        try:
+            reply = await self._plan(request, session, deadline, received, decode_ms)
+            session.keep_reply(request.request_id, reply)
+        finally:
+            del self._answering[call]
+            over.set()
+        return reply
+
+    async def _plan(
+        self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
+    ) -> PlanReply:
+        served = self._engines.model(session.model if session is not None else request.model)
+        size = validation.search_size(request.planner, served, self._limits)
+        validation.observation(request.observation, served.reply)
+        place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
+        if session is not None:
+            place = session.place(request.executed, request.plan_sequence)
+            pursued = session.pursuit(request.goal_id, place)
+        goal = self._goals.toward(pursued.goal_id, served.reply.name)
+        if session is not None:
+            follows = session.continuation(place, request.committed, goal.goal_id)
+        if request.committed > size.horizon * served.reply.block:
+            rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
+            raise invalid("committed", rule, request.committed)
+        next_goal, switch_below = self._onward(pursued, served)
+        turn = session.begin(request.observation.sequence) if session is not None else None
+        sequence = request.observation.sequence if turn is None else turn.sequence
+        seed = _seed(request, session, sequence)
+        job = PlanJob(
+            model=served.reply.name,
+            start=start_of(request.observation, session, sequence, served.history),
+            goal=goal.latent,
+            size=size,
+            seed=seed,
+            warm_start=follows.warm_start,
+            previous_action=follows.previous_action,
+            committed=follows.committed,
+            budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
+            next_goal=next_goal,
+            switch_below=switch_below,
+        )
+        asked = RequestContext(
+            observation=request.observation,
+            sequence=sequence,
+            epoch=0 if turn is None else turn.epoch,
+            seed=seed,
+            goal_id=goal.goal_id,
+            received=received,
+            decode_ms=decode_ms,
+            warnings=(*pursued.warnings, *follows.warnings),
+        )
+        if session is None or turn is None:
+            alone = await self._engines.plan(job, deadline)
+            reply = found(asked, alone, served, self._version, time.monotonic())
+            self._record(request, reply, job, alone)
+            return reply
+        try:
+            reply, planned, pursued = await self._search(job, asked, session, place, pursued, served, deadline)
+        except BaseException:
+            session.give_back(turn)
+            raise
+        self._remember(session, turn, request, place, pursued, reply, planned, served)
+        self._record(request, reply, job, planned)
+        return reply
+
+    def _onward(self, pursued: GoalChoice, served: ServedModel) -> tuple[Floats | None, float]:
+        """The goal of the next stage, and how near the present one's leads on to it. Keeps all stages' goals cached."""
+        stages = pursued.stages
+        if stages is None or stages.next is None:
+            return None, 0.0
+        for stage in reversed(stages.goals[stages.at + 1 :]):
+            self._goals.find(stage.goal_id)
+        if not stages.current.switch_below:
+            return None, 0.0
+        return self._goals.toward(stages.next.goal_id, served.reply.name).latent, stages.current.switch_below
+
+    async def _search(
+        self,
+        job: PlanJob,
+        asked: RequestContext,
+        session: Session,
+        place: PlanProgress,
+        pursued: GoalChoice,
+        served: ServedModel,
+        deadline: float | None,
+    ) -> tuple[PlanReply, Planned | None, GoalChoice]:
+        """The reply, what was found, and what is pursued now. Without time to search: the rest of a plan, and None."""
+        try:
+            planned = await self._engines.plan(job, deadline)
+        except ServiceError as error:
+            rest = session.rest(place, asked.goal_id)
+            now = time.monotonic()
+            if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
+                raise
+            return reply_from_previous_plan(asked, rest, job.size, served, self._version, now), None, pursued
+        if planned.done.goal_reached:
+            near = f"the observation's goal_distance was at or below {job.switch_below:g} in the stage before"
+            before, pursued = pursued, pursued.onward(place.since_reset, near)
+            asked = replace(
+                asked, goal_id=pursued.goal_id, warnings=(*asked.warnings, *pursued.warnings[len(before.warnings) :])
+            )
+        reply = found(asked, planned, served, self._version, time.monotonic())
+        return reply, planned, pursued
+
+    def _remember(
+        self,
+        session: Session,
+        turn: ObservationTicket,
+        request: PlanRequest,
+        place: PlanProgress,
+        pursued: GoalChoice,
+        reply: PlanReply,
+        planned: Planned | None,
+        served: ServedModel,
+    ) -> None:
+        plan = CurrentPlan(
+            actions=reply.actions,
+            step_costs=reply.step_costs,
+            block=served.reply.block,
+            goal_id=reply.provenance.goal_id,
+            goal_distance=reply.goal_distance,
+            sequence=turn.sequence,
+            begins_at=place.since_reset,
+            previous_action=place.previous_action,
+        )
+        proprioception = request.observation.proprioception if served.reply.proprioception_names else None
+        seen = None if planned is None else EncodedObservation(turn.sequence, planned.done.latent, proprioception)
+        session.commit(turn, plan, seen, pursued.stages)
+        self._sessions.touch(session, time.monotonic())
+
+    def _record(self, request: PlanRequest, reply: PlanReply, job: PlanJob, planned: Planned | None) -> None:
+        if self._recorder is None:
+            return
+        given = None if planned is None else replace(job, size=planned.size, budget_until=None)
+        done = None if planned is None else planned.done
+        self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done, tracing.current()))
+
+
+def start_of(seen: Observation, session: Session | None, sequence: int, history: int) -> Start:
+    """Where predictions start: what is seen, and what the session saw before it, as far as the model looks back."""
+    earlier = session.earlier(sequence)[-(history - 1) :] if session is not None and history > 1 else ()
+    proprioception = None
+    if seen.proprioception is not None and seen.proprioception.size:
+        before = [past.proprioception for past in earlier if past.proprioception is not None]
+        proprioception = np.stack([*before, seen.proprioception]).astype(np.float32)
+    calibration = session.calibration if session is not None else None
+    return Start(
+        seen.images,
+        tuple(past.latent for past in earlier),
+        proprioception,
+        0.0 if calibration is None else calibration.angle_rad,
+    )
+
+
+def _seed(request: PlanRequest, session: Session | None, sequence: int) -> int:
+    """The request's, else the session's for this observation, else any."""
+    if request.seed is not None:
+        return request.seed
+    return secrets.randbits(53) if session is None else session.seed_for(sequence)

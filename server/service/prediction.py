@@ -1,0 +1,185 @@
+"""What a model predicts, and how far that is from goals and from what happened: calls that search for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+
+from server.engine.messages import (
+    CalibrateDone,
+    CalibrateJob,
+    EmbedDone,
+    EmbedImagesJob,
+    Floats,
+    Move,
+    RolloutDone,
+    RolloutJob,
+    ServedModel,
+    SurpriseDone,
+    SurpriseJob,
+)
+from server.engine.pool import EnginePool
+from server.errors import Reason, ServiceError
+from server.service import validation
+from server.service.goals import GoalCache
+from server.service.landscape import draw, grid, landscape
+from server.service.planning import start_of
+from server.service.session import Session
+from server.service.session_table import SessionTable
+from server.service.validation import SearchLimits
+from server.values.calls import (
+    Array,
+    CalibrateRequest,
+    Calibration,
+    DistanceReply,
+    DistanceRequest,
+    LandscapeReply,
+    LandscapeRequest,
+    Observation,
+    RolloutReply,
+    RolloutRequest,
+    ScoreReply,
+    ScoreRequest,
+    SessionReply,
+    SurpriseReply,
+    SurpriseRequest,
+)
+
+
+class PredictionCalls:
+    """Answers rollouts, scores, distances, surprises, landscapes and calibrations. `max_images`: in one call."""
+
+    def __init__(
+        self, pool: EnginePool, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, max_images: int
+    ) -> None:
+        self._engines, self._sessions, self._goals = pool, sessions, goals
+        self._limits, self._max_images = limits, max_images
+
+    async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> RolloutReply:
+        """See `Application.rollout`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
+        actions = np.asarray(request.actions, np.float32)
+        validation.candidates(actions[None], served.reply, self._limits, "actions")
+        goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
+        done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
+        assert done.latents is not None
+        distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
+        return RolloutReply(done.latents[0], distances)
+
+    async def score(self, request: ScoreRequest, deadline: float | None, now: float) -> ScoreReply:
+        """See `Application.score`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
+        candidates = np.asarray(request.candidates, np.float32)
+        validation.candidates(candidates, served.reply, self._limits, "candidates")
+        goal = self._goal(request.goal_id, session, served)
+        done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
+        assert done.step_costs is not None
+        return ScoreReply(done.step_costs.sum(1), done.step_costs)
+
+    async def distance(self, request: DistanceRequest, deadline: float | None, now: float) -> DistanceReply:
+        """See `Application.distance`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        validation.image_count(request.images, self._max_images)
+        for index, image in enumerate(request.images):
+            validation.frame(image, served.reply, f"images[{index}]")
+        goal = self._goal(request.goal_id, session, served)
+        job = EmbedImagesJob(served.reply.name, request.images, "pooled", goal)
+        done = await self._engines.run(job, deadline)
+        assert isinstance(done, EmbedDone)
+        require_numbers(np.array(done.goal_distances))
+        return DistanceReply(done.goal_distances)
+
+    async def surprise(self, request: SurpriseRequest, deadline: float | None, now: float) -> SurpriseReply:
+        """See `Application.surprise`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        validation.can_predict(served)
+        actions = np.asarray(request.actions, np.float32)
+        validation.steps_seen(request.observations, actions, served.reply, self._limits, self._max_images)
+        proprioception = [seen.proprioception for seen in request.observations if seen.proprioception is not None]
+        job = SurpriseJob(
+            model=served.reply.name,
+            frames=tuple(seen.images[0] for seen in request.observations),
+            actions=actions,
+            proprioception=np.stack(proprioception) if served.reply.proprioception_names else None,
+            turn_rad=0.0 if session is None or session.calibration is None else session.calibration.angle_rad,
+        )
+        done = await self._engines.run(job, deadline)
+        assert isinstance(done, SurpriseDone)
+        require_numbers(np.array(done.errors))
+        if session is None:
+            return SurpriseReply(done.errors)
+        scores = session.judge(done.errors)
+        return SurpriseReply(done.errors, scores, session.surprises.count)
+
+    async def landscape(self, request: LandscapeRequest, deadline: float | None, now: float) -> LandscapeReply:
+        """See `Application.landscape`."""
+        session, served = self._asked(request.session_id, request.model, now)
+        validation.can_predict(served)
+        validation.observation(request.observation, served.reply)
+        validation.action_entries(request.dimensions, served.reply, "dimensions")
+        asked = grid(request, served)
+        validation.candidates(asked.candidates, served.reply, self._limits, "points")
+        goal = self._goal(request.goal_id, session, served)
+        done = await self._predict(request.observation, session, served, asked.candidates, goal, True, deadline)
+        assert done.step_costs is not None
+        reply = landscape(asked, done.step_costs.sum(1))
+        if not request.plot:
+            return reply
+        units = dict(zip(served.reply.action_names, served.reply.action_units, strict=True))
+        drawn = await asyncio.to_thread(draw, reply, tuple(units[name] for name in reply.dimensions))
+        return replace(reply, plot=drawn)
+
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionReply:
+        """See `Application.calibrate`."""
+        session = self._sessions.get(request.session_id, now)
+        served = self._engines.model(session.model)
+        search = validation.can_predict(served)
+        validation.moves(request.moves, served.reply)
+        moves = tuple(
+            Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
+            for move in request.moves
+        )
+        done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
+        assert isinstance(done, CalibrateDone)
+        session.calibration = Calibration(done.angle_rad, done.residual, done.residual_before, len(moves))
+        return session.describe()
+
+    def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:
+        """The session a call names, if any, and the model it is about."""
+        session = self._sessions.get(session_id, now) if session_id else None
+        return session, self._engines.model(model if session is None else session.model)
+
+    def _goal(self, goal_id: str, session: Session | None, served: ServedModel) -> Floats:
+        """The goal a call names, or its session's. Raises GOAL_REQUIRED and UNKNOWN_GOAL."""
+        return self._goals.toward(goal_id or (session.goal_id if session is not None else ""), served.reply.name).latent
+
+    async def _predict(
+        self,
+        observation: Observation,
+        session: Session | None,
+        served: ServedModel,
+        candidates: Floats,
+        goal: Floats | None,
+        costs_only: bool,
+        deadline: float | None,
+    ) -> RolloutDone:
+        start = start_of(observation, session, observation.sequence, served.history)
+        job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
+        done = await self._engines.run(job, deadline)
+        assert isinstance(done, RolloutDone)
+        for values in (done.latents, done.step_costs):
+            if values is not None:
+                require_numbers(values)
+        return done
+
+
+def require_numbers(values: Array) -> None:
+    """Raises PLAN_FAILED for NaN and infinity: neither may leave as a prediction."""
+    if not np.isfinite(values).all():
+        raise ServiceError(Reason.PLAN_FAILED, "the model predicted NaN or infinity")

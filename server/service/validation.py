@@ -1,0 +1,263 @@
+"""What a request must satisfy before an engine is asked. Each refusal names field, rule and value.
+
+What only a transport can get wrong (bytes, encodings) is checked by the transports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.engine.messages import Floats, SearchSize, ServedModel
+from server.errors import Reason, ServiceError, invalid
+from server.service.stages import MOST_STAGES
+from server.values.calls import (
+    LAST_STEP_ALONE,
+    LEAST_DISCOUNT,
+    MOST_DISCOUNT,
+    OPTIMIZERS,
+    Array,
+    CalibrationMove,
+    Frame,
+    ModelReply,
+    Observation,
+    PlannerSettings,
+    PlanRequest,
+    SessionRequest,
+)
+
+MOST_MOVES = 64
+LEAST_ACROSS = 0.1
+"""How far, as a share of their longest direction, exploratory moves must go across it."""
+
+LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """How large a search may be."""
+
+    rollout_steps: int  # horizon x samples x iterations
+    iteration_steps: int  # horizon x samples
+    iterations: int
+
+
+def frame(image: Frame, model: ModelReply, field: str) -> None:
+    """An RGB frame of the model's size, or of any size where its crop policy makes one of it."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        got = f"{image.dtype} {list(image.shape)}"
+        raise invalid(field, "must be uint8 [height, width, 3]", got, Reason.INVALID_IMAGE)
+    height, width = image.shape[:2]
+    if height == 0 or width == 0:
+        raise invalid(field, "must have at least one pixel", f"{height} x {width}", Reason.INVALID_IMAGE)
+    wanted = (model.image_height, model.image_width)
+    if model.crop_policy == "exact" and (height, width) != wanted:
+        rule = f"must be {wanted[0]} x {wanted[1]} (height x width) for model {model.name}"
+        raise invalid(field, rule, f"{height} x {width}", Reason.IMAGE_SIZE)
+
+
+def observation(seen: Observation, model: ModelReply, name: str = "observation") -> None:
+    """One frame per camera, and proprioception of the model's width where it uses any."""
+    if len(seen.images) != model.cameras:
+        rule = f"must be one per camera of model {model.name}, {model.cameras}"
+        raise invalid(f"{name}.images", rule, len(seen.images), Reason.INVALID_IMAGE)
+    for index, image in enumerate(seen.images):
+        frame(image, model, f"{name}.images[{index}]")
+    if seen.sequence < 0:
+        raise invalid(f"{name}.sequence", "must be >= 0", seen.sequence)
+    given, width = seen.proprioception, len(model.proprioception_names)
+    field = f"{name}.proprioception"
+    if given is None or given.size == 0:
+        if width:
+            raise invalid(field, f"must have {width} entries for model {model.name}", "none")
+        return
+    if not width:
+        raise invalid(field, f"must be empty: model {model.name} uses none", f"shape {list(given.shape)}")
+    if given.shape != (width,):
+        raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
+    finite(given, field)
+
+
+def finite(values: Array, field: str) -> None:
+    """Numbers whose squares can still be summed as float32."""
+    if not np.isfinite(values).all():
+        raise invalid(field, "must be finite", "NaN or infinity", Reason.INVALID_TENSOR)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > LARGEST_NUMBER:
+        raise invalid(field, f"must lie within {LARGEST_NUMBER:g} of 0", f"{largest:g}", Reason.INVALID_TENSOR)
+
+
+def latent(values: Floats, model: ModelReply, field: str) -> None:
+    if values.shape != model.latent_shape:
+        rule = f"must be {list(model.latent_shape)} for model {model.name}"
+        raise invalid(field, rule, f"shape {list(values.shape)}", Reason.INVALID_TENSOR)
+    finite(values, field)
+
+
+def plan(request: PlanRequest) -> None:
+    """What of a plan request needs no model."""
+    if request.budget_ms is not None and not (math.isfinite(request.budget_ms) and request.budget_ms > 0):
+        raise invalid("budget_ms", "must be finite and > 0", request.budget_ms)
+    for field in ("executed", "committed", "plan_sequence"):
+        count = getattr(request, field)
+        if count < 0:
+            raise invalid(field, "must be >= 0", count)
+        if count and not request.session_id:
+            raise invalid(field, "must be 0 without a session", count)
+    seed(request.seed)
+    if len(request.request_id) > 128:
+        raise invalid("request_id", "must be at most 128 characters", request.request_id)
+
+
+def seed(value: int | None) -> None:
+    if value is not None and not 0 <= value < 1 << 64:
+        raise invalid("seed", "must be 0 to 2^64 - 1", value)
+
+
+def stages(request: SessionRequest) -> None:
+    """Goals one after another, each but the last with a rule for when it is over."""
+    if not request.stages:
+        return
+    if request.goal_id:
+        raise invalid("goal_id", "must be left out where stages are given", request.goal_id)
+    if len(request.stages) > MOST_STAGES:
+        raise invalid("stages", f"must be at most {MOST_STAGES}", len(request.stages), Reason.TOO_LARGE)
+    for index, stage in enumerate(request.stages):
+        field = f"stages[{index}]"
+        if not (math.isfinite(stage.switch_below) and stage.switch_below >= 0):
+            raise invalid(f"{field}.switch_below", "must be finite and >= 0", stage.switch_below)
+        if stage.max_actions < 0:
+            raise invalid(f"{field}.max_actions", "must be >= 0", stage.max_actions)
+        if index + 1 < len(request.stages) and not (stage.switch_below or stage.max_actions):
+            raise invalid(field, "must have switch_below or max_actions set, being not the last", "neither")
+
+
+def can_predict(served: ServedModel) -> SearchSize:
+    """The model's own search settings. Raises UNSUPPORTED where it has none."""
+    if served.search is None:
+        raise ServiceError(Reason.UNSUPPORTED, f"model {served.reply.name} only embeds: it predicts from no actions")
+    return served.search
+
+
+def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
+    """The settings of a search: the request's where it has any, else the model's; all within the limits.
+
+    Where samples are given without elites, the model's share of elites is kept.
+    """
+    defaults = can_predict(served)
+    samples = defaults.samples if wanted.samples is None else wanted.samples
+    iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
+    horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
+    if samples < 3:
+        raise invalid("planner.samples", "must be >= 3", samples)
+    for name, count in (("iterations", iterations), ("horizon", horizon)):
+        if count < 1:
+            raise invalid(f"planner.{name}", "must be >= 1", count)
+    elites = wanted.elites
+    if elites is None:
+        elites = min(max(2, defaults.elites * samples // defaults.samples), samples - 1)
+    if not 2 <= elites < samples:
+        raise invalid("planner.elites", f"must be at least 2 and below samples ({samples})", elites)
+    if iterations > limits.iterations:
+        raise invalid("planner.iterations", f"must be at most {limits.iterations}", iterations, Reason.TOO_LARGE)
+    if horizon * samples > limits.iteration_steps:
+        rule = f"must keep horizon x samples at most {limits.iteration_steps}"
+        raise invalid("planner", rule, horizon * samples, Reason.TOO_LARGE)
+    if horizon * samples * iterations > limits.rollout_steps:
+        rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
+        raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
+    optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
+    if optimizer == "gauss_newton":
+        moved = horizon * served.reply.block * len(served.reply.action_names)
+        if moved * horizon > limits.iteration_steps:
+            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+            raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
+    discount = wanted.discount
+    if discount is None:
+        discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
+    if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
+        raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
+    if optimizer == LAST_STEP_ALONE and discount != 1:
+        raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
+    action_entries(wanted.dimensions, served.reply, "planner.dimensions")
+    dimensions = wanted.dimensions or defaults.dimensions
+    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+
+
+def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:
+    """Different names of the model's action entries."""
+    for index, name in enumerate(names):
+        if name not in model.action_names:
+            raise invalid(f"{field}[{index}]", f"must be one of {', '.join(model.action_names)}", name)
+        if name in names[:index]:
+            raise invalid(f"{field}[{index}]", "must not be named twice", name)
+
+
+def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: str) -> None:
+    """Action sequences [candidates, time, action], time in whole model steps."""
+    width, block = len(model.action_names), model.block
+    if actions.ndim != 3 or 0 in actions.shape:
+        raise invalid(field, "must have an action for every time", f"shape {list(actions.shape)}", Reason.ACTION_SHAPE)
+    if actions.shape[2] != width:
+        rule = f"must have {width} entries per action for model {model.name} ({', '.join(model.action_names)})"
+        raise invalid(field, rule, actions.shape[2], Reason.ACTION_SHAPE)
+    if actions.shape[1] % block:
+        rule = f"must have a multiple of {block} actions in time, the block of model {model.name}"
+        raise invalid(field, rule, actions.shape[1], Reason.ACTION_SHAPE)
+    finite(actions, field)
+    steps = actions.shape[1] // block
+    if steps > limits.iteration_steps:
+        raise invalid(field, f"must be at most {limits.iteration_steps} model steps long", steps, Reason.TOO_LARGE)
+    if len(actions) * steps > limits.rollout_steps:
+        rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
+        raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
+
+
+def steps_seen(
+    observations: Sequence[Observation], actions: Floats, model: ModelReply, limits: SearchLimits, most: int
+) -> None:
+    """At least two observations, and the actions [time, action] of the model steps between them."""
+    if not 2 <= len(observations) <= most:
+        reason = Reason.TOO_LARGE if len(observations) > most else Reason.INVALID_FIELD
+        raise invalid("observations", f"must be 2 to {most}", len(observations), reason)
+    for index, seen in enumerate(observations):
+        observation(seen, model, f"observations[{index}]")
+    candidates(actions[None], model, limits, "actions")
+    wanted = (len(observations) - 1) * model.block
+    if len(actions) != wanted:
+        rule = f"must have {wanted} actions in time, {model.block} between neighboring observations"
+        raise invalid("actions", rule, len(actions), Reason.ACTION_SHAPE)
+
+
+def image_count(images: Sequence[Frame], most: int) -> None:
+    if not images:
+        raise invalid("images", "must hold at least one image", "none")
+    if len(images) > most:
+        raise invalid("images", f"must be at most {most}", len(images), Reason.TOO_LARGE)
+
+
+def moves(asked: Sequence[CalibrationMove], model: ModelReply) -> None:
+    """Exploratory moves: observations of the model's kind, and actions that go in different horizontal directions."""
+    if model.action_names[:2] != ("x", "y"):
+        names = ", ".join(model.action_names)
+        raise ServiceError(
+            Reason.UNSUPPORTED, f"model {model.name} has no x and y to calibrate, its actions are {names}"
+        )
+    if not 2 <= len(asked) <= MOST_MOVES:
+        raise invalid("moves", f"must be 2 to {MOST_MOVES}", len(asked))
+    for index, move in enumerate(asked):
+        observation(move.before, model, f"moves[{index}].before")
+        observation(move.after, model, f"moves[{index}].after")
+        if move.action.shape != (len(model.action_names),):
+            rule = f"must be [{len(model.action_names)}] for model {model.name}"
+            raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)
+        finite(move.action, f"moves[{index}].action")
+    horizontal = np.stack([move.action[:2] for move in asked]).astype(np.float64)
+    longest, across = np.linalg.svd(horizontal, compute_uv=False)
+    if across < LEAST_ACROSS * longest or longest == 0:
+        raise invalid("moves", "must go in different directions of x and y", "moves along one line")

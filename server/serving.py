@@ -1,0 +1,178 @@
+"""The composition root: settings in, one application behind two doors on one event loop, until a signal says stop.
+
+`python -m server` serves what PRESAGE_* variables say; the `presage serve` command adds flags and a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from server import config as reading
+from server.config import Settings, SettingsError, server_version
+from server.engine.messages import Loader
+from server.errors import ServiceError
+from server.observability import ntp
+from server.observability.metrics import configure_logging
+from server.recording.recorder import Recorder, RecorderSettings
+from server.service.application import Application, AppSettings
+from server.transport.listeners import Addresses, StartError, bind, create_gateway, listening
+
+if TYPE_CHECKING:
+    from server.observability.opentelemetry import OtelSpans
+
+_log = structlog.get_logger()
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT and return the exit code: 0, 1 where it could not start, 2 for bad settings."""
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except SettingsError as error:
+        _log.error("bad settings", why=str(error))
+        return 2
+    except StartError as error:
+        _log.error("cannot start", why=str(error))
+        return 1
+    return 0
+
+
+async def serve(
+    settings: Settings, on_ready: Callable[[Addresses], None] | None = None, loader: Loader | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready` is told the addresses once work is welcome.
+
+    `loader` is another way to load a model than model.registry's.
+
+    Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
+    load.
+    """
+    stop = asyncio.Event()
+    with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
+        if settings.grpc_port != 0:
+            bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
+        recorder, spans = _recorder(settings), spans_of(settings)
+        application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
+        stopped = time.monotonic()
+        try:
+            gateway = create_gateway(application, settings, recorder, spans)
+            async with listening(gateway, settings, rest_socket) as addresses:
+                _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
+                if (fault := ntp.fault(time.time(), ntp.is_synchronized())) is not None:
+                    _log.warning("the clock cannot be trusted", why=fault)
+                if not settings.is_loopback and settings.tls_cert is None:
+                    _log.warning("callers from elsewhere are served without TLS", host=settings.host)
+                if await _ready_before(stop, application, settings.startup_timeout_s):
+                    _log.info("ready", grpc=addresses.grpc, rest=addresses.rest, models=list(settings.models))
+                    if on_ready is not None:
+                        on_ready(addresses)
+                    await stop.wait()
+                stopped = time.monotonic()
+                _log.info("stopping", shutdown_grace_s=settings.shutdown_grace_s)
+        finally:
+            await application.stop(max(0.0, stopped + settings.shutdown_grace_s - time.monotonic()))
+            if recorder is not None:
+                await asyncio.to_thread(recorder.close)
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
+    _log.info("stopped")
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    """The flight recorder, if one is wanted. Raises StartError for a folder that cannot be used."""
+    record = settings.record
+    if record.folder is None:
+        return None
+    models = tuple(str(Path(name).resolve()) if Path(name).is_dir() else name for name in settings.models)
+    try:
+        return Recorder(
+            RecorderSettings(record.folder, record.max_bytes, record.max_bytes // 16, record.images, models)
+        )
+    except OSError as error:
+        raise StartError(f"record.folder {record.folder} cannot be used: {error.strerror or error}") from None
+
+
+def spans_of(settings: Settings) -> OtelSpans | None:
+    """Where spans go, if anywhere. Raises StartError where the extra is not installed."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from server.observability.opentelemetry import OtelSpans
+
+        return OtelSpans.to(settings.otlp_endpoint, server_version())
+    except ImportError as error:
+        raise StartError(f"otlp_endpoint needs the extra otel, which is not installed: {error}") from None
+
+
+async def _ready_before(stop: asyncio.Event, application: Application, startup_timeout_s: float) -> bool:
+    """Wait for the engines; False when asked to stop first. Raises StartError."""
+    stopping, ready = asyncio.create_task(stop.wait()), asyncio.create_task(application.wait_ready(startup_timeout_s))
+    try:
+        await asyncio.wait((stopping, ready), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+        return ready.done()
+    except ServiceError as error:
+        raise StartError(error.message) from None
+    finally:
+        stopping.cancel()
+        ready.cancel()
+        await asyncio.gather(stopping, ready, return_exceptions=True)
+
+
+def app_settings(settings: Settings) -> AppSettings:
+    """What the application needs of the settings."""
+    limits = settings.limits
+    return AppSettings(
+        models=settings.models,
+        devices=settings.devices,
+        engine_threads=settings.engine_threads,
+        precision=settings.precision,
+        graphs=settings.graphs,
+        engine_nice=settings.engine_nice,
+        engine_heartbeat_timeout_s=settings.engine_heartbeat_timeout_s,
+        startup_timeout_s=settings.startup_timeout_s,
+        max_sessions=limits.sessions,
+        session_ttl_s=settings.session_ttl_s,
+        max_session_ttl_s=limits.session_ttl_s,
+        goal_cache_bytes=limits.goal_cache_bytes,
+        queue_limit=limits.max_queue,
+        max_rollout_steps=limits.rollout_steps,
+        max_iterations=limits.iterations,
+        max_images=limits.images,
+        clip_frames=limits.clip_frames,
+        clip_timeout_s=limits.clip_decode_timeout_s,
+        server_version=server_version(),
+    )
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def main() -> int:
+    configure_logging("console", "info")
+    try:
+        settings = reading.load()
+    except SettingsError as error:
+        _log.error("bad settings", why=str(error))
+        return 2
+    return run(settings)

@@ -1,0 +1,1 @@
+"""How callers reach the application: gRPC, REST, openpi; keys, uploads and health."""

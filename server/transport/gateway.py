@@ -1,0 +1,109 @@
+"""What both doors share: the application behind them, and what happens to every call before, around and after it.
+
+Request id, key check, readiness, limits, metrics, log line, and the error a caller is told. No transport lives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import structlog
+
+from server.config import Limits
+from server.errors import Reason, ServiceError
+from server.observability import tracing
+from server.observability.metrics import Telemetry
+from server.observability.tracing import SpanSink, TraceContext
+from server.service.application import Application
+from server.transport.auth import Keys
+from server.transport.health import Lifecycle
+from server.transport.uploads import Uploads
+
+Transport = Literal["grpc", "rest", "openpi"]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Everything a transport needs to serve the application."""
+
+    application: Application
+    limits: Limits
+    keys: Keys
+    telemetry: Telemetry
+    lifecycle: Lifecycle
+    uploads: Uploads
+    server_version: str
+    spans: SpanSink | None = None  # told of every call but probes
+
+
+@dataclass
+class Call:
+    """One call in progress. What is not known at first is filled in while it runs."""
+
+    request_id: str
+    rpc: str
+    received: float = field(default_factory=time.monotonic)  # an instant of time.monotonic(), as is the deadline
+    deadline: float | None = None
+    code: str = "OK"
+    trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
+
+
+def checked_request_id(presented: str | None) -> str:
+    """The caller's id if it is a plain one, else a new one."""
+    return presented if presented and _REQUEST_ID.fullmatch(presented) else secrets.token_hex(8)
+
+
+@contextmanager
+def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: bool) -> Iterator[None]:
+    """Count, time and log a call; public ones (probes) are neither limited nor logged.
+
+    Whatever fails inside leaves as a ServiceError that may be shown to the caller; only cancellation leaves as it is.
+    """
+    in_flight = gateway.telemetry.in_flight.labels(via)
+    in_flight.inc()
+    began_ns = time.time_ns()
+    try:
+        with tracing.working_for(call.trace), nullcontext() if is_public else gateway.lifecycle.call():
+            yield
+    except asyncio.CancelledError:
+        is_late = call.deadline is not None and time.monotonic() >= call.deadline
+        call.code = (Reason.DEADLINE if is_late else Reason.CANCELLED).name
+        raise
+    except Exception as error:
+        with tracing.working_for(call.trace):
+            told = explain(error, call.request_id)
+        call.code = told.reason.name
+        raise told from error
+    finally:
+        seconds = time.monotonic() - call.received
+        in_flight.dec()
+        gateway.telemetry.requests.labels(via, call.rpc, call.code).inc()
+        gateway.telemetry.request_seconds.labels(via, call.rpc).observe(seconds)
+        if not is_public:
+            log = _log.debug if call.code == "OK" else _log.info
+            with tracing.working_for(call.trace):
+                log(
+                    "call", transport=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
+                    request_id=call.request_id,
+                )  # fmt: skip
+            if gateway.spans is not None:
+                about = {"presage.code": call.code, "presage.gateway": via, "presage.request_id": call.request_id}
+                gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
+
+
+def explain(error: Exception, request_id: str) -> ServiceError:
+    """The error as the caller may see it. What was not foreseen is logged whole and told as an id alone."""
+    if isinstance(error, ServiceError):
+        return error
+    _log.error("unexpected", request_id=request_id, exc_info=error)
+    return ServiceError(Reason.INTERNAL, f"something failed inside; the log knows it as request {request_id}")

@@ -1,0 +1,171 @@
+"""The one interceptor of the gRPC gateway: what every call goes through, whichever service it belongs to.
+
+Parses requests itself, so that bytes that are not protobuf are refused by name. What a call does lives in grpc_service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from server.errors import Reason, ServiceError, invalid
+from server.observability import tracing
+from server.transport.error_replies import to_status
+from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+PUBLIC_SERVICES = frozenset({"grpc.health.v1.Health"})
+"""Served to everyone, ready or not. Every other service asks for a key."""
+
+INFRASTRUCTURE = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"})
+"""Asks for a key, but not for readiness."""
+
+REQUEST_ID = "x-request-id"
+
+
+@dataclass(frozen=True)
+class GatewayInterceptor(grpc.aio.ServerInterceptor):
+    """Request id, keys, readiness, limits, metrics and errors of every call."""
+
+    gateway: Gateway
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        details = handler_call_details
+        service, _, method = details.method.lstrip("/").partition("/")
+        headers = {name: value for name, value in details.invocation_metadata if isinstance(value, str)}
+        rpc, trace = f"{service.rpartition('.')[2]}.{method}", tracing.begun(headers.get(tracing.HEADER))
+        call = Call(checked_request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
+        handler = await continuation(details)
+        if service in PUBLIC_SERVICES and handler is not None:
+            return handler
+        try:
+            self.gateway.keys.check(headers.get)
+        except ServiceError as error:
+            return _refusing(self.gateway, call if handler is not None else replace(call, rpc="unknown"), error)
+        if handler is None:
+            unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
+            return _refusing(self.gateway, replace(call, rpc="unknown"), unknown)
+        if service in INFRASTRUCTURE:
+            return handler
+        return _served(self.gateway, call, handler)
+
+
+def deadline(context: Context) -> float | None:
+    """The call's deadline as an instant of time.monotonic(), if it has one."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def request_id_of(context: Context) -> str:
+    """The id of a call that came through the interceptor."""
+    return str(dict(context.trailing_metadata())[REQUEST_ID])
+
+
+def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
+    """`handler` with everything around it; requests reach it parsed."""
+    parse = _parser(handler)
+    behavior: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
+
+    async def one(request: bytes, context: Context) -> Any:
+        try:
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                _check_size(gateway, request)
+                return await behavior(parse(request), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
+        try:
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                return await behavior(_parsed(requests, parse), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    async def conversed(requests: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                _prepare(gateway, call, context)
+                await behavior(_parsed(requests, parse), context)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(conversed, None, handler.response_serializer)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(collected, None, handler.response_serializer)
+    assert not handler.response_streaming, "no service of ours answers one request with a stream"
+    return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
+
+
+def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
+    """Answers any call with `error`, without reading its request."""
+
+    async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
+        try:
+            with instrumented_call(gateway, "grpc", call, is_public=False):
+                raise error
+        except ServiceError as told:
+            await _abort(told, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(refuse, None, None)
+
+
+def _prepare(gateway: Gateway, call: Call, context: Context) -> None:
+    context.set_trailing_metadata(_told(call))
+    call.deadline = deadline(context)
+    gateway.lifecycle.check()
+
+
+def _told(call: Call) -> tuple[tuple[str, str], ...]:
+    """What every caller is told, whatever the answer."""
+    return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
+
+
+def _check_size(gateway: Gateway, request: bytes) -> None:
+    """Refuse by name what is little over the limit; the transport itself refuses more than twice as much."""
+    limit = gateway.limits.message_bytes
+    if len(request) > limit:
+        raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
+
+
+def _parser(handler: Handler) -> Callable[[bytes], Any]:
+    deserialize = handler.request_deserializer
+    assert deserialize is not None, "generated handlers have a deserializer"
+
+    def parse(request: bytes) -> Any:
+        try:
+            return deserialize(request)
+        except DecodeError:
+            shown = f"{len(request)} bytes that are not"
+            raise invalid("message", "must be protobuf of this call's request", shown, Reason.INVALID_REQUEST) from None
+
+    return parse
+
+
+async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield parse(request)
+
+
+async def _abort(error: ServiceError, call: Call, context: Context) -> NoReturn:
+    status = rpc_status.to_status(to_status(error, call.request_id))
+    trailing = (*status.trailing_metadata, *_told(call))
+    try:
+        await context.abort(status.code, status.details, trailing)
+    except grpc.aio.InternalError:  # the call ended before, by its deadline or its caller: there is nobody to tell
+        raise asyncio.CancelledError from None
+    raise AssertionError("abort raises")

@@ -1,0 +1,171 @@
+"""Both doors opened on one event loop in front of an application, and closed again without cutting anyone off.
+
+Starting and stopping the application, and signals, are the composition root's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+import uvicorn
+
+from server.config import Settings, SettingsError, server_version
+from server.observability.metrics import Telemetry
+from server.observability.tracing import SpanSink
+from server.recording.recorder import Recorder
+from server.service.application import Application
+from server.transport import auth
+from server.transport.gateway import Gateway
+from server.transport.grpc.service import create_server
+from server.transport.health import Lifecycle
+from server.transport.rest.routes import create_app
+from server.transport.uploads import Uploads
+
+_log = structlog.get_logger()
+
+
+class StartError(RuntimeError):
+    """The service cannot start; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the doors are, with the ports that were given."""
+
+    grpc: str  # host:port
+    rest: str  # http://host:port or https://host:port
+
+
+def create_gateway(
+    application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
+) -> Gateway:
+    """What both doors share. Raises SettingsError for keys that cannot be read."""
+    limits, telemetry = settings.limits, Telemetry.create()
+    lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
+    telemetry.build.info({"version": server_version()})
+    telemetry.sessions.set_function(lambda: application.sessions_open)
+    telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
+    telemetry.goal_bytes.set_function(lambda: application.goal_bytes)
+    telemetry.engine_restarts.set_function(lambda: application.engine_restarts)
+    if recorder is not None:
+        telemetry.records.set_function(lambda: recorder.written)
+        telemetry.records_dropped.set_function(lambda: recorder.dropped)
+    telemetry.ready.set_function(lambda: lifecycle.ready)
+    return Gateway(
+        application=application,
+        limits=limits,
+        keys=auth.load_keys(settings),
+        telemetry=telemetry,
+        lifecycle=lifecycle,
+        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.max_concurrent_uploads, limits.upload_idle_s),
+        server_version=server_version(),
+        spans=spans,
+    )
+
+
+@asynccontextmanager
+async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
+    """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `shutdown_grace_s`, and closes them.
+
+    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
+    """
+    credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
+    grpc_server = create_server(gateway, settings.reflection)
+    rest_server = _rest_server(gateway, settings)
+    grpc_port = _open_grpc(grpc_server, settings, credentials)
+    await grpc_server.start()
+    serving = asyncio.create_task(rest_server.serve([rest_socket]))
+    scheme = "https" if settings.tls_cert is not None else "http"
+    host = _bracketed(settings.host)
+    try:
+        yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
+    finally:
+        await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _drain(
+    gateway: Gateway, grpc_server: grpc.aio.Server, rest_server: uvicorn.Server, shutdown_grace_s: float
+) -> None:
+    """Say NOT_SERVING, refuse what is new, let what is in progress end, then close."""
+    until = time.monotonic() + shutdown_grace_s
+    gateway.lifecycle.draining.set()
+    if not await gateway.lifecycle.idle(shutdown_grace_s):
+        _log.warning("calls are cut off", calls=gateway.lifecycle.in_flight, shutdown_grace_s=shutdown_grace_s)
+    rest_server.should_exit = True
+    await grpc_server.stop(min(0.5, max(0.0, until - time.monotonic())))  # what is left are watchers of health
+
+
+def bind(host: str, port: int, name: str) -> socket.socket:
+    """A listening socket on the host's first address; `name` is the setting at fault. Raises StartError."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"host {host} cannot be listened on: {error.strerror or error}") from None
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        raise StartError(f"{name} {port} on {host} cannot be listened on: {os.strerror(error.errno or 0)}") from None
+    return bound
+
+
+def _open_grpc(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
+    """Listen; the port that was given."""
+    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
+    try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        files = " with these TLS files" if credentials is not None else ""
+        raise StartError(f"grpc_port {settings.grpc_port} on {settings.host} cannot be listened on{files}") from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to the composition root, which has another gateway to close too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+    config = uvicorn.Config(
+        create_app(gateway, settings.openpi),
+        lifespan="off",
+        ws="websockets-sansio" if settings.openpi else "none",
+        ws_max_size=settings.limits.message_bytes,
+        ws_max_queue=1,
+        ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,  # calls in progress were waited for before
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=str(settings.tls_key) if settings.tls_key is not None else None,
+        ssl_ca_certs=str(settings.tls_client_ca) if settings.tls_client_ca is not None else None,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca is not None else ssl.CERT_NONE,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"TLS files cannot be used: {error}") from None
+    return _Uvicorn(config)

@@ -1,0 +1,161 @@
+"""What an openpi client's dictionary says, read for a model: its images, what the robot feels, and numbers by name.
+
+Which key is which is guessed where there is one way to, and told in the connection's address otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
+
+from server.errors import Reason, invalid
+from server.transport.openpi.codec import Value
+from server.values import calls, images
+from server.values.calls import Frame
+from server.values.images import EncodedImage
+
+PARAMETERS = {
+    "model": "the model; the default one without",
+    "camera": "key of an image, such as `observation/image`; once per camera, in the model's order. "
+    "Without it the images are whatever uint8 arrays of three channels there are",
+    "state": "key of numbers the model feels; repeat it to join several. Without it `state`, or what ends in `/state`",
+    "goal_id": "the goal until a message brings another",
+    "executed": "actions the robot takes of each plan before it asks again; without it as many as the model was "
+    "measured with",
+    "budget_ms": "time to think for each plan",
+    "timeout_ms": "hard deadline of each answer",
+}
+"""What the address may say."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the address says for the whole connection; an observation may say it anew."""
+
+    model: str = ""
+    cameras: tuple[str, ...] = ()  # keys of the images, in the model's order; none: all images there are, in order
+    proprioception: tuple[str, ...] = ()  # keys whose numbers are joined; none: "state" or what ends in "/state"
+    goal_id: str = ""
+    executed: int | None = None  # actions a robot takes of each plan; None: as many as the model was measured with
+    budget_ms: float | None = None
+    timeout_ms: float | None = None
+
+
+def wishes(query: QueryParams) -> Wishes:
+    """Raises INVALID_FIELD."""
+    for name in query:
+        if name not in PARAMETERS:
+            raise invalid(name, f"must be one of {', '.join(PARAMETERS)}", query[name])
+    numbers = {name: _parsed(name, query.get(name)) for name in ("executed", "budget_ms", "timeout_ms")}
+    executed = numbers["executed"]
+    return Wishes(
+        model=query.get("model", ""),
+        cameras=tuple(query.getlist("camera")),
+        proprioception=tuple(query.getlist("state")),
+        goal_id=query.get("goal_id", ""),
+        executed=None if executed is None else count("executed", executed),
+        budget_ms=numbers["budget_ms"],
+        timeout_ms=numbers["timeout_ms"],
+    )
+
+
+async def frames(
+    values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply, max_pixels: int
+) -> tuple[Frame, ...]:
+    """One frame per camera: those the address names, else every image there is."""
+    if not asked.cameras:
+        found = {key: value for key, value in values.items() if key != "goal" and _is_image(value)}
+        if len(found) != model.cameras:
+            rule = f"must hold {model.cameras} for model {model.name}, or ?camera= must name them"
+            shown = ", ".join(found) or "none"
+            raise invalid("images", rule, shown, Reason.INVALID_IMAGE)
+        return await decoded(found, max_pixels)
+    for key in asked.cameras:
+        if key not in values:
+            raise invalid(key, "must be set: the address names it as a camera", "nothing", Reason.INVALID_IMAGE)
+    return await decoded({key: values[key] for key in asked.cameras}, max_pixels)
+
+
+async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, ...]:
+    """RGB frames of images as they came. Raises INVALID_IMAGE."""
+    ready: list[Frame] = []
+    for key, value in found.items():
+        if isinstance(value, bytes):
+            ready += await images.decode([(key, EncodedImage(value))], max_pixels)
+        elif _is_image(value):
+            pixels = np.asarray(value, np.uint8)
+            ready.append(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
+        else:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+            rule = "must be uint8 [height, width, 3] or [3, height, width], RGB, or the bytes of an image file"
+            raise invalid(key, rule, got, Reason.INVALID_IMAGE)
+    count = sum(frame.shape[0] * frame.shape[1] for frame in ready)
+    if count > max_pixels:
+        raise invalid("images", f"must have at most {max_pixels} pixels together", count, Reason.INVALID_IMAGE)
+    return tuple(ready)
+
+
+def proprioception(values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply) -> NDArray[np.float32] | None:
+    """What the model feels; robots send their state to models that use none, too."""
+    if not model.proprioception_names:
+        return None
+    keys = asked.proprioception or tuple(key for key in values if key == "state" or key.endswith("/state"))
+    parts = []
+    for key in keys:
+        value = values.get(key)
+        if isinstance(value, bool | int | float | list):
+            value = np.asarray(value)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.ndim > 1:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise invalid(key, "must be numbers in one row", got)
+        parts.append(value.reshape(-1).astype(np.float32))
+    return np.concatenate(parts) if parts else None
+
+
+def _is_image(value: Value) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.uint8
+        and value.ndim == 3
+        and 3 in (value.shape[2], value.shape[0])
+    )
+
+
+def flag(values: Mapping[str, Value], name: str) -> bool:
+    value = values.get(name, False)
+    if not isinstance(value, bool):
+        raise invalid(name, "must be true or false", f"a {type(value).__name__}")
+    return value
+
+
+def count(name: str, value: Value) -> int:
+    """A whole number, however it came."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or not 0 <= value < 1 << 32:
+        raise invalid(name, "must be a whole number from 0 to 2^32 - 1", value)
+    return int(value)
+
+
+def positive(values: Mapping[str, Value], name: str, default: float | None) -> float | None:
+    value = values.get(name, default)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise invalid(name, "must be finite and > 0", value)
+    return float(value)
+
+
+def _parsed(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise invalid(name, "must be a finite number >= 0", text)
+    return value

@@ -1,0 +1,79 @@
+"""How a caller over REST wants arrays: as JSON with what belongs to them, as one .npy file, or as the gRPC message.
+
+The Accept header decides (RFC 9110, 12.5.1); what nothing here can satisfy gets JSON.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import Request, Response
+from google.protobuf.message import Message
+from pydantic import BaseModel
+
+from server.values.calls import Array
+
+Format = Literal["json", "npy", "protobuf"]
+
+NPY, PROTOBUF = "application/x-npy", "application/x-protobuf"
+MEDIA_TYPES: dict[str, Format] = {
+    "application/json": "json",
+    NPY: "npy",
+    PROTOBUF: "protobuf",
+    "application/protobuf": "protobuf",
+}
+BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+ALSO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Successful Response; as the Accept header asks. application/x-npy is the array alone, "
+        "application/x-protobuf the response message of proto/presage/v1.",
+        "content": {NPY: {"schema": BINARY}, PROTOBUF: {"schema": BINARY}},
+    }
+}
+"""For the OpenAPI document: what a route answers beside JSON."""
+
+
+def chosen(accept: str) -> Format:
+    """The format an Accept header likes best. A named type comes before a wildcard of the same quality."""
+    best: tuple[float, int] = (0.0, 0)
+    found: Format = "json"
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        wanted = MEDIA_TYPES.get(media_type, "json" if media_type in ("*/*", "application/*") else None)
+        liking = (_quality(parameters), 0 if "*" in media_type else 1)
+        if wanted is not None and liking[0] > 0 and liking > best:
+            best, found = liking, wanted
+    return found
+
+
+def answer(request: Request, reply: BaseModel, message: Message, array: Array) -> Response:
+    """The reply in the format that the request asks for."""
+    match chosen(request.headers.get("accept", "")):
+        case "npy":
+            content, media_type = _npy(array), NPY
+        case "protobuf":
+            content, media_type = message.SerializeToString(), PROTOBUF
+        case "json":
+            content, media_type = reply.model_dump_json().encode(), "application/json"
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+def _quality(parameters: list[str]) -> float:
+    """Of one part of an Accept header, 0 to 1; what cannot be read counts as 0."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                return 0.0
+            return quality if 0.0 <= quality <= 1.0 else 0.0
+    return 1.0
+
+
+def _npy(array: Array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()

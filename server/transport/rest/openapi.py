@@ -1,0 +1,57 @@
+"""The OpenAPI document: what FastAPI generates, with the failures that every route shares and the form of clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.errors import Reason
+from server.transport.error_replies import PROBLEM_JSON
+from server.transport.rest.middleware import CLIPS
+from server.transport.rest.replies import ProblemReply
+from server.transport.rest.schemas import ClipForm
+
+_TEMPLATE = "#/components/schemas/{model}"
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document of `app`, whose routes are complete."""
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = made["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = ProblemReply.model_json_schema(ref_template=_TEMPLATE)
+    schemas.update(problem.pop("$defs"), ProblemReply=problem)
+    failures = _failures()
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            operation["responses"].update(failures)
+    form = {"content": {"multipart/form-data": {"schema": _clip_form()}}, "required": True}
+    made["paths"][CLIPS]["post"]["requestBody"] = form
+    made["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    }
+    made["security"] = [{"bearer": []}, {"key": []}, {}]
+    return made
+
+
+def _failures() -> dict[str, Any]:
+    """Every status of the error table, with the reasons behind it."""
+    titles: dict[int, list[str]] = {}
+    for reason in Reason:
+        titles.setdefault(reason.fault.http_status, []).append(f"{reason.name}: {reason.fault.title}")
+    content = {PROBLEM_JSON: {"schema": {"$ref": _TEMPLATE.format(model="ProblemReply")}}}
+    return {str(status): {"description": "; ".join(lines), "content": content} for status, lines in titles.items()}
+
+
+def _clip_form() -> dict[str, Any]:
+    clip = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The video file"}
+    return {
+        "type": "object",
+        "required": ["clip"],
+        "additionalProperties": False,
+        "properties": {"clip": clip, **ClipForm.model_json_schema()["properties"]},
+    }

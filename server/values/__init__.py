@@ -1,0 +1,1 @@
+"""Values that the application takes and gives: one definition each, free of transports and of torch."""

@@ -1,0 +1,226 @@
+"""Background jobs of an engine: encoding goals, embedding, rolling out, scoring. Runs in the engine process.
+
+A background job is a generator. Before each step it yields a work item that names the step, so that plans in progress
+are answered first and calls can be cancelled between steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.interface import LoadedModel
+from model.runtime.memory import to_device
+from server.engine.messages import (
+    CalibrateJob,
+    Done,
+    EmbedClipJob,
+    EmbedDone,
+    EmbedImagesJob,
+    EncodeDone,
+    EncodeJob,
+    Floats,
+    FromEngine,
+    Job,
+    RolloutDone,
+    RolloutJob,
+    SurpriseDone,
+    SurpriseJob,
+)
+from server.worker import model_adapter
+from server.worker.calibration import calibrate
+from server.worker.failures import failed
+from server.worker.job import BackgroundJob, WorkItem
+from server.worker.plan_scheduler import PlanScheduler
+
+FRAMES_AT_ONCE = 32
+
+
+@dataclass(eq=False)
+class Waiting:
+    """An background_job between two pieces of work."""
+
+    number: int
+    background_job: BackgroundJob
+    piece: WorkItem
+
+
+class BackgroundJobs:
+    """Every background_job of one engine, one piece of work each in turn."""
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        scheduler: PlanScheduler,
+        max_iteration_steps: int,
+        send: Callable[[FromEngine], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._models, self._scheduler, self._send, self._clock = models, scheduler, send, clock
+        self._max_steps = max_iteration_steps
+        self._queue: deque[Waiting] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, number: int, job: Job) -> None:
+        model = self._models[job.model]
+        match job:
+            case EncodeJob():
+                background_job = encode(model, job)
+            case EmbedImagesJob():
+                background_job = embed_images(model, job)
+            case EmbedClipJob():
+                background_job = embed_clip(model, job)
+            case RolloutJob():
+                background_job = rollout(model, job, self._max_steps)
+            case SurpriseJob():
+                background_job = surprise(model, job)
+            case CalibrateJob():
+                background_job = calibrate(model, job, self._max_steps)
+            case _:
+                raise TypeError(f"{type(job).__name__} is no background_job")
+        self._advance(Waiting(number, background_job, WorkItem("nothing", 0)))
+
+    def cancel(self, number: int) -> None:
+        """Drop an background_job, if it is here."""
+        self._queue = deque(waiting for waiting in self._queue if waiting.number != number)
+
+    def step(self) -> None:
+        """One piece of work, if there is any."""
+        if not self._queue:
+            return
+        waiting = self._queue.popleft()
+        piece = waiting.piece
+        predicted_s = self._scheduler.durations.predict(piece.kind, piece.count)
+        self._scheduler.protect(predicted_s or 0.0)
+        began = self._clock()
+        with self._scheduler.watchdog.work(predicted_s):
+            self._advance(waiting)
+        self._scheduler.durations.observe(piece.kind, piece.count, self._clock() - began)
+
+    def _advance(self, waiting: Waiting) -> None:
+        """Run an background_job up to its next piece of work, or to its end."""
+        try:
+            waiting.piece = next(waiting.background_job)
+        except StopIteration as end:
+            self._send(Done(waiting.number, end.value))
+        except Exception as error:
+            self._send(failed(waiting.number, error))
+        else:
+            self._queue.append(waiting)
+
+
+def encode(model: LoadedModel, job: EncodeJob) -> BackgroundJob:
+    """Latents of goals."""
+    parts = []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield WorkItem(("encode", job.model), part.stop - part.start)
+        parts.append(model_adapter.encode_frames(model, job.frames[part]))
+    return EncodeDone(model_adapter.to_host(torch.cat(parts)))
+
+
+def embed_images(model: LoadedModel, job: EmbedImagesJob) -> BackgroundJob:
+    """Unrelated images: each one's latent; a latent of several tokens is averaged unless the tokens are asked for."""
+    latents, tokens = [], []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield WorkItem(("encode", job.model), part.stop - part.start)
+        latents.append(model_adapter.encode_frames(model, job.frames[part]))
+    if job.kind == "tokens" and latents[0].ndim == 2:
+        for frame in job.frames:
+            yield WorkItem(("clip", job.model), 1)
+            tokens.append(model.embed_clip(torch.tensor(frame)[None]).tokens)
+    together = torch.cat(latents)
+    per_frame = together if together.ndim == 2 else together.flatten(1, -2).mean(1)
+    match job.kind:
+        case "tokens":
+            embedding = torch.cat(tokens) if tokens else together.flatten(1, -2)
+        case "per_frame":
+            embedding = per_frame
+        case "pooled":
+            embedding = per_frame.mean(0)
+    return EmbedDone(model_adapter.to_host(embedding), _to_goal(model, together, job.goal), ())
+
+
+def embed_clip(model: LoadedModel, job: EmbedClipJob) -> BackgroundJob:
+    """The frames of one clip, encoded as a clip; distances are between its frames' latents as observations."""
+    frames = torch.from_numpy(job.frames)
+    yield WorkItem(("clip", job.model), len(frames))
+    embedded = model.embed_clip(frames)
+    latents: Tensor = embedded.per_frame
+    if tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
+        parts = []  # per tubelet, or of another width: not what the planner compares
+        for part in _parts(len(frames), FRAMES_AT_ONCE):
+            yield WorkItem(("encode", job.model), part.stop - part.start)
+            parts.append(model.encode(frames[part]))
+        latents = torch.cat(parts)
+    cost = model_adapter.cost_of(model)
+    steps = model_adapter.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
+    return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
+
+
+def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJob:
+    """Where candidates lead, and what that costs: a number of them at a time."""
+    yield WorkItem(("encode", job.model), 1)
+    latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
+    context = model_adapter.context_of(model, job.start, latent)
+    goal = None if job.goal is None else model_adapter.to_device(model, job.goal)[None]
+    world = model_adapter.world_model(model)
+    candidates = torch.from_numpy(job.candidates)
+    horizon = candidates.shape[1] // model.block
+    cost = model_adapter.cost_of(model)
+    if not job.costs_only:
+        cost = replace(cost, over="sum")  # how far each predicted latent is, whatever the search makes of it
+    latents, costs = [], []
+    for part in _parts(len(candidates), max(1, min(512, max_steps // horizon))):
+        yield WorkItem(("rollout", job.model, horizon), part.stop - part.start)
+        actions = to_device(candidates[part], model.device)[None]
+        with torch.no_grad():
+            predicted = world.rollout(context, actions)
+            if goal is not None:
+                costs.append(model_adapter.to_host(cost(predicted, goal, actions)[0]))
+            if not job.costs_only:
+                latents.append(model_adapter.to_host(predicted[0]))
+    return RolloutDone(_joined(latents), _joined(costs))
+
+
+def surprise(model: LoadedModel, job: SurpriseJob) -> BackgroundJob:
+    """One prediction per step, each from the observations before it as far as the model looks back."""
+    encoded = []
+    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+        yield WorkItem(("encode", job.model), part.stop - part.start)
+        encoded.append(model_adapter.encode_frames(model, job.frames[part]))
+    seen, cost = torch.cat(encoded), model_adapter.cost_of(model)
+    actions = model_adapter.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
+    errors: list[float] = []
+    for step, taken in enumerate(actions):
+        yield WorkItem(("rollout", job.model, 1), 1)
+        back = slice(max(0, step + 1 - model.package.config.history), step + 1)
+        proprioception = None if job.proprioception is None else job.proprioception[back]
+        with torch.no_grad():
+            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad)
+            predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
+        errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
+    return SurpriseDone(tuple(errors))
+
+
+def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[float, ...]:
+    if goal is None:
+        return ()
+    cost = model_adapter.cost_of(model)
+    return tuple(model_adapter.distances(cost, latents, model_adapter.to_device(model, goal)[None]).tolist())
+
+
+def _parts(count: int, at_once: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + at_once, count)) for begin in range(0, count, at_once))
+
+
+def _joined(parts: list[Floats]) -> Floats | None:
+    return np.concatenate(parts) if parts else None

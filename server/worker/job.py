@@ -1,0 +1,19 @@
+"""What an background_job says of itself between two pieces of work."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable
+from dataclasses import dataclass
+
+from server.engine.messages import Result
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A piece of work to come: what kind, and how much of it."""
+
+    kind: Hashable
+    count: int
+
+
+BackgroundJob = Generator[WorkItem, None, Result]

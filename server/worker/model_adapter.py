@@ -1,0 +1,93 @@
+"""An engine's questions to a loaded model: numpy from the front in, tensors on the model's device out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.camera_yaw import CameraYawWorldModel, rotation, turns
+from model.interface import LoadedModel
+from model.runtime import memory
+from planner import registry
+from planner.cost import GoalDistance
+from planner.types import ActionSpace
+from planner.world_model import CostFunction, WorldModel
+from server.engine.messages import Floats, Start
+from server.values.calls import Frame
+
+
+def action_space(model: LoadedModel) -> ActionSpace | None:
+    """What a plan with this model must keep to; None where the model only embeds."""
+    spec = model.package.config.action
+    if spec is None:
+        return None
+    return ActionSpace(names=spec.names, units=spec.units, low=spec.low, high=spec.high, rate_hz=spec.rate_hz)
+
+
+def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
+    """One latent per frame, [frames, *latent]; frames of one size are encoded together."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, frame in enumerate(frames):
+        by_size.setdefault(frame.shape, []).append(index)
+    if len(by_size) == 1:
+        return model.encode(torch.from_numpy(np.stack(frames)))
+    latents: list[Tensor] = [torch.empty(0)] * len(frames)
+    for indices in by_size.values():
+        same_size = torch.from_numpy(np.stack([frames[index] for index in indices]))
+        for index, latent in zip(indices, model.encode(same_size), strict=True):
+            latents[index] = latent
+    return torch.stack(latents)
+
+
+def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
+    """Where a rollout starts: the earlier latents, and the one of what is seen now."""
+    earlier = [to_device(model, past) for past in start.history]
+    return context(model, [*earlier, latent], start.proprioception, start.turn_rad)
+
+
+def context(
+    model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
+) -> tuple[Tensor, ...]:
+    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was proprioception at each."""
+    inner = model.context(latents, None if proprioception is None else torch.tensor(proprioception))
+    return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
+
+
+def world_model(model: LoadedModel) -> WorldModel:
+    """The model as searches see it, with a camera that may be turned: what `context` makes is for this."""
+    return CameraYawWorldModel(model) if _turns(model) else model
+
+
+def _turns(model: LoadedModel) -> bool:
+    spec = model.package.config.action
+    return spec is not None and turns(spec.names)
+
+
+def observation_warnings(model: LoadedModel, start: Start) -> tuple[str, ...]:
+    """What is odd about what a robot sees and feels now, for what `context_of` takes. Raises ObservationError."""
+    proprioception = None if start.proprioception is None else torch.tensor(start.proprioception)
+    return model.observation_warnings(torch.tensor(start.frames[0]), proprioception)
+
+
+def cost_of(model: LoadedModel) -> GoalDistance:
+    """What the model's own search makes small."""
+    planner = model.package.config.planner
+    return registry.cost(planner.optimizer, planner.discount)
+
+
+def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:
+    """The cost, for one step, of each latent [count, *latent] toward its goal [count or 1, *latent]."""
+    nothing = latents.new_zeros(1)
+    return cost(latents[:, None, None], goals.expand_as(latents), nothing)[:, 0, 0]
+
+
+def to_device(model: LoadedModel, values: Floats) -> Tensor:
+    return memory.to_device(torch.tensor(values), model.device)
+
+
+def to_host(values: Tensor) -> Floats:
+    array: Floats = values.detach().float().cpu().numpy()
+    return array

@@ -1,0 +1,311 @@
+"""The plans an engine is searching for: joined and left between iterations, batched, each stopped on time.
+
+Runs in the engine process. One `step` is one piece of work: encode newcomers, or one iteration of searches that can
+share a rollout. Whoever's time ends first goes first; in a round everyone gets one iteration. Before any piece of work,
+those that could not wait for its end are given their plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.interface import LoadedModel
+from planner import registry
+from planner.anytime import IterationClock, Optimizer
+from planner.receding import of_length
+from planner.search import Search
+from planner.types import ActionSpace, PlanningError, Problem, StopReason
+from planner.world_model import WorldModel
+from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob
+from server.errors import Reason
+from server.worker import model_adapter
+from server.worker.failures import failed
+from server.worker.heartbeat import Watchdog
+from server.worker.timing import Durations
+
+
+@dataclass(eq=False)
+class Running:
+    """A plan between two iterations."""
+
+    number: int
+    job: PlanJob
+    optimizer: Optimizer
+    search: Search
+    latent: Floats
+    goal_distance: float
+    goal_reached: bool  # of a stage: the search is for the next one's
+    warnings: tuple[str, ...]
+    began: float
+    encoded: float
+    shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
+
+    @property
+    def steps(self) -> int:
+        """Model steps that its next iteration evaluates: what its time is about proportional to."""
+        return self.optimizer.iteration_steps(self.search)
+
+    @property
+    def kind(self) -> Hashable:
+        """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
+        return self.job.model, self.job.size, self.steps, self.shapes
+
+    @property
+    def limit(self) -> float:
+        """The instant by which the next iteration must have ended. The first one runs whatever the budget."""
+        if self.search.iterations == 0 and self.job.on_trust:
+            return math.inf
+        deadline = math.inf if self.job.deadline is None else self.job.deadline
+        if self.search.iterations == 0 or self.job.budget_until is None:
+            return deadline
+        return min(deadline, self.job.budget_until)
+
+
+class PlanScheduler:
+    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
+
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        max_batch: int,
+        max_iteration_steps: int,
+        send: Callable[[FromEngine], None],
+        clock: Callable[[], float],
+        worlds: Mapping[str, WorldModel] | None = None,
+    ) -> None:
+        self._models, self._send, self._clock = models, send, clock
+        self._max_batch, self._max_steps = max_batch, max_iteration_steps
+        self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
+        spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
+        self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
+        self._waiting: dict[int, PlanJob] = {}
+        self._running: dict[int, Running] = {}
+        self._round: list[Running] = []  # who has not had an iteration in this round
+        self._newcomers_first = True
+        self.durations = Durations()
+        self.watchdog = Watchdog(clock)
+        self._steps = {name: IterationClock() for name in models}  # per model step of one sample
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def add(self, number: int, job: PlanJob) -> None:
+        self._waiting[number] = job
+
+    def cancel(self, number: int) -> None:
+        """Drop a plan, if it is here."""
+        self._waiting.pop(number, None)
+        self._running.pop(number, None)
+
+    def measure_anew(self) -> None:
+        """Forget durations: first runs are slower than all others."""
+        self.durations.forget()
+        self._steps = {name: IterationClock() for name in self._models}
+
+    def pace(self, model: str) -> Pace:
+        """How fast this engine is with a model."""
+        return Pace(self._encoding_s(model, 1), self._steps[model].mean_s)
+
+    def step(self) -> None:
+        """One piece of work, if there is any. Newcomers and those at work take turns."""
+        newcomers = bool(self._waiting) and (self._newcomers_first or not self._running)
+        self._newcomers_first = not newcomers
+        if newcomers:
+            self._encode_newcomers()
+        elif self._running:
+            self._iterate()
+
+    def protect(self, seconds: float, company: Sequence[Running] = ()) -> bool:
+        """Before work of that long without them: answer those that could not wait. Whether that took an iteration."""
+        iterated = False
+        urgent = [r for r in self._running.values() if r not in company and r.limit < self._clock() + seconds]
+        for running in sorted(urgent, key=lambda r: r.limit):
+            if running.search.iterations == 0 and self._clock() + self._iteration_s([running]) <= running.limit:
+                self._improve([running])
+                iterated = True
+            if running.number in self._running and running.limit < self._clock() + seconds:
+                self._end_in_time(running)
+        return iterated
+
+    # Newcomers
+
+    def _encode_newcomers(self) -> None:
+        """Encode what newcomers to one model see, and start their searches."""
+        model = next(iter(self._waiting.values())).model
+        numbers = [number for number, job in self._waiting.items() if job.model == model][: self._max_batch]
+        self.protect(self._encoding_s(model, len(numbers)))
+        batch: dict[int, PlanJob] = {}
+        for number in numbers:
+            job = self._waiting.pop(number)
+            first_ends = (
+                self._clock() + self._encoding_s(model, 1) + self._unseen_s(model, job.size.steps_per_iteration)
+            )
+            if job.deadline is not None and first_ends > job.deadline and not job.on_trust:
+                self._refuse_late(number)
+            else:
+                batch[number] = job
+        if batch:
+            self._encode(model, batch)
+
+    def _encode(self, model: str, batch: dict[int, PlanJob]) -> None:
+        began = self._clock()
+        try:
+            with self.watchdog.work(self.durations.predict(("encode", model), len(batch))):
+                frames = [job.start.frames[0] for job in batch.values()]
+                latents = model_adapter.encode_frames(self._models[model], frames)
+                on_host = model_adapter.to_host(latents)
+        except Exception as error:
+            if len(batch) == 1:
+                self._send(failed(next(iter(batch)), error))
+            else:  # one may have spoilt it for all
+                for number, job in batch.items():
+                    self._encode(model, {number: job})
+            return
+        encoded = self._clock()
+        self.durations.observe(("encode", model), len(batch), encoded - began)
+        for row, (number, job) in enumerate(batch.items()):
+            try:
+                self._running[number] = self._begin(number, job, latents[row], on_host[row], (began, encoded))
+            except Exception as error:
+                self._send(failed(number, error))
+
+    def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
+        """Raises PlanningError and ObservationError."""
+        model, size = self._models[job.model], job.size
+        optimizer = registry.optimizer(
+            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
+        )
+        goal = model_adapter.to_device(model, job.goal)
+        goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
+        goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
+        if job.next_goal is not None and goal_reached:
+            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
+            goal = model_adapter.to_device(model, job.goal)
+            goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
+        space = self._spaces[job.model]
+        left = None if job.warm_start is None else torch.tensor(job.warm_start)
+        problem = Problem(
+            context=model_adapter.context_of(model, job.start, latent),
+            goal=goal,
+            space=registry.searched(space, size.dimensions),
+            seed=job.seed,
+            warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
+            previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
+            committed=None if job.committed is None else torch.tensor(job.committed),
+        )
+        return Running(
+            number=number,
+            job=job,
+            optimizer=optimizer,
+            search=optimizer.start(problem, model.block),
+            latent=on_host,
+            goal_distance=goal_distance,
+            goal_reached=goal_reached,
+            warnings=model_adapter.observation_warnings(model, job.start),
+            began=times[0],
+            encoded=times[1],
+            shapes=tuple(tuple(part.shape) for part in problem.context),
+        )
+
+    # Iterations
+
+    def _iterate(self) -> None:
+        """One iteration for the most urgent search, and for as many of its kind as its time allows."""
+        self._round = [r for r in self._round if r.number in self._running] or list(self._running.values())
+        first = min(self._round, key=lambda r: r.limit)
+        batch = sorted((r for r in self._round if r.kind == first.kind), key=lambda r: r.limit)[: self._room(first)]
+        while len(batch) > 1 and self._clock() + self._iteration_s(batch) > first.limit:
+            batch = batch[: len(batch) // 2]
+        seconds = self._iteration_s(batch)
+        if self.protect(seconds, batch):
+            return  # time has passed: choose anew
+        if self._clock() + seconds > first.limit:
+            self._end_in_time(first)
+            return
+        self._round = [r for r in self._round if r not in batch]
+        self._improve(batch)
+
+    def _room(self, first: Running) -> int:
+        """How many searches like this one fit into one rollout."""
+        return max(1, min(self._max_batch, self._max_steps // first.steps))
+
+    def _improve(self, batch: Sequence[Running]) -> None:
+        first, began = batch[0], self._clock()
+        kind, steps = first.kind, first.steps
+        try:
+            with self.watchdog.work(self.durations.predict(kind, len(batch))):
+                improved = first.optimizer.improve(self._worlds[first.job.model], [r.search for r in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                del self._running[first.number]
+                self._send(failed(first.number, error))
+            else:  # one may have spoilt it for all
+                for running in batch:
+                    self._improve([running])
+            return
+        seconds = self._clock() - began
+        self.durations.observe(kind, len(batch), seconds)
+        self._steps[first.job.model].observe(seconds / (len(batch) * steps))
+        for running, search in zip(batch, improved, strict=True):
+            running.search = search
+            reason = running.optimizer.stopped(search)
+            if reason is None and search.iterations == running.job.stop_after:
+                reason = "iterations"
+            if reason is not None:
+                self._finish(running, reason)
+
+    def _end_in_time(self, running: Running) -> None:
+        if running.search.iterations == 0:
+            del self._running[running.number]
+            self._refuse_late(running.number)
+        else:
+            self._finish(running, "deadline" if running.limit == running.job.deadline else "budget")
+
+    def _finish(self, running: Running, reason: StopReason) -> None:
+        assert reason != "cancelled"
+        del self._running[running.number]
+        try:
+            plan = running.optimizer.finish(running.search, reason)
+        except PlanningError as error:
+            self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
+            return
+        done = PlanDone(
+            actions=model_adapter.to_host(plan.actions),
+            step_costs=plan.step_costs,
+            cost=plan.cost,
+            goal_distance=running.goal_distance,
+            iteration_costs=plan.iteration_costs,
+            elite_spread=plan.elite_spread,
+            iterations=plan.iterations,
+            stop_reason=reason,
+            warm_started=running.job.warm_start is not None,
+            goal_reached=running.goal_reached,
+            warnings=running.warnings,
+            latent=running.latent,
+            began=running.began,
+            encoded=running.encoded,
+            ended=self._clock(),
+        )
+        self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))
+
+    def _refuse_late(self, number: int) -> None:
+        self._send(Failed(number, Reason.DEADLINE, "there is no time left for one iteration by the deadline"))
+
+    # Predictions
+
+    def _encoding_s(self, model: str, count: int) -> float:
+        return self.durations.predict(("encode", model), count) or 0.0
+
+    def _iteration_s(self, batch: Sequence[Running]) -> float:
+        seconds = self.durations.predict(batch[0].kind, len(batch))
+        return len(batch) * self._unseen_s(batch[0].job.model, batch[0].steps) if seconds is None else seconds
+
+    def _unseen_s(self, model: str, steps: int) -> float:
+        """An iteration of a kind not seen yet: in proportion to its model steps."""
+        return steps * self._steps[model].estimate_s

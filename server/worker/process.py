@@ -1,0 +1,270 @@
+"""What runs inside an engine process: load the models, warm them up, then serve jobs until the front leaves.
+
+One thread, one piece of work at a time; messages are read between pieces, so that a cancelled call costs at most one of
+them. The front's side is `engine`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+
+from model.interface import LoadedModel
+from model.package import PackageConfig, PackageError, PlannerDefaults
+from model.registry import load
+from model.runtime.memory import keep_memory
+from planner.world_model import WorldModel
+from server.engine.ipc import EngineChannel
+from server.engine.messages import (
+    Cancel,
+    Done,
+    EngineSettings,
+    Failed,
+    FromEngine,
+    Loaded,
+    LoadFailed,
+    PlanJob,
+    Ready,
+    SearchSize,
+    ServedModel,
+    Start,
+    Submit,
+    ToEngine,
+)
+from server.values.calls import Frame, ModelReply, PlannerSettings
+from server.worker import cuda_graphs, model_adapter, precision
+from server.worker.background_jobs import BackgroundJobs
+from server.worker.failures import failed
+from server.worker.heartbeat import Watchdog, heartbeat_thread
+from server.worker.plan_scheduler import PlanScheduler
+from server.worker.precision import Verdict, Work
+
+WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
+WARM_UP_ITERATIONS = 3
+BEATS_IN_SILENCE = 8  # signs of life in the time after which a silent engine is taken for stuck
+
+
+def run(end: socket.socket, settings: EngineSettings) -> None:
+    """The process: returns when the front has gone, or when a model cannot be loaded."""
+    # Ctrl-C and a supervisor's SIGTERM reach the whole process group; when an engine ends is the front's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(settings.nice)  # where both want a core the front has it: replies leave on time, and health is answered
+    keep_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    channel = EngineChannel(end)
+    try:
+        try:
+            models, worlds, described, threads = _load_and_describe(settings)
+            channel.send(Loaded(described, threads))
+            engine = Engine(models, worlds, channel, settings)
+            engine.warm_up()
+        except (PackageError, RuntimeError) as error:
+            channel.send(LoadFailed(" ".join(str(error).split())))
+            return
+        with heartbeat_thread(engine.watchdog, channel.send, settings.silence_s / BEATS_IN_SILENCE):
+            engine.serve()
+    except OSError:  # the front has gone
+        return
+
+
+def _load_and_describe(
+    settings: EngineSettings,
+) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], tuple[ServedModel, ...], int]:
+    """The models, how searches see them, what the front must know of them, and the number of threads.
+
+    Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
+    """
+    try:
+        threads, verdicts = tune(load_all(settings), settings)
+        worlds, described = {}, []
+        for name, (model, verdict) in verdicts.items():
+            size = own_search(model.package.config.planner)
+            worlds[name], told = cuda_graphs.searched(
+                model, size, settings.graphs, settings.max_batch, settings.max_iteration_steps
+            )
+            described.append(describe(name, model, verdict, told))
+        return {name: model for name, (model, _) in verdicts.items()}, worlds, tuple(described), threads
+    except OSError as error:
+        where = error.filename or ", ".join(settings.models)
+        raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
+
+
+def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
+    """The models by their own names, in order. Raises PackageError, and RuntimeError for a device there is not."""
+    models: dict[str, LoadedModel] = {}
+    for wanted in settings.models:
+        model = (
+            load(wanted, device(settings.device))
+            if settings.loader is None
+            else settings.loader(wanted, settings.device)
+        )
+        name = model.package.config.name
+        if name in models:
+            raise PackageError(f"models must have different names, got {name} twice")
+        models[name] = model
+    return models
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator if there is one. Raises RuntimeError where there is none."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"device {name} cannot be used here: {reason}; auto takes the best there is") from None
+    return chosen
+
+
+def tune(
+    models: dict[str, LoadedModel], settings: EngineSettings
+) -> tuple[int, dict[str, tuple[LoadedModel, Verdict]]]:
+    """The number of threads and every model in the precision to serve it in, chosen as the settings say."""
+    first = next(iter(models.values()))
+    if not settings.threads and first.device.type == "cpu":
+        work = Work.of(first, own_search(first.package.config.planner))
+        torch.set_num_threads(precision.fastest_threads(lambda: work.done_by(first), precision.available_cpus()))
+    verdicts: dict[str, tuple[LoadedModel, Verdict]] = {}
+    for name, model in models.items():
+        if settings.precision == "auto":
+            verdicts[name] = precision.with_best_precision(model, own_search(model.package.config.planner))
+        else:
+            asked = precision.in_precision(model, settings.precision)
+            verdicts[name] = asked, Verdict(asked.dtype, "as set")
+    return torch.get_num_threads(), verdicts
+
+
+def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> ServedModel:
+    """What the front must know of a model; `graphed` says which of its rollouts are graphs."""
+    config = model.package.config
+    action, search = config.action, own_search(config.planner)
+    dtype = str(verdict.dtype).removeprefix("torch.")
+    reply = ModelReply(
+        name=name,
+        family=config.family,
+        weights_digest=model.package.weights_digest,
+        image_height=config.image.height,
+        image_width=config.image.width,
+        crop_policy=config.image.crop_policy,
+        cameras=1,
+        latent_shape=config.latent_shape,
+        proprioception_names=config.proprioception_names,
+        action_names=action.names if action is not None else (),
+        action_units=action.units if action is not None else (),
+        action_low=action.low if action is not None else (),
+        action_high=action.high if action is not None else (),
+        rate_hz=action.rate_hz if action is not None else 0.0,
+        block=action.block if action is not None else 0,
+        planner=PlannerSettings(**asdict(search)),
+        card=model.package.card(),
+        execute=config.planner.execute if action is not None else 0,
+        computes=f"{dtype} on {model.device}; {graphed}",
+    )
+    own = search if action is not None else None
+    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
+
+
+def own_search(defaults: PlannerDefaults) -> SearchSize:
+    """A model's own search settings."""
+    return SearchSize(
+        defaults.samples,
+        defaults.iterations,
+        defaults.elites,
+        defaults.horizon,
+        defaults.optimizer,
+        defaults.dimensions,
+        defaults.discount,
+    )
+
+
+class Engine:
+    """The loop around searches and background_jobs."""
+
+    def __init__(
+        self,
+        models: dict[str, LoadedModel],
+        worlds: dict[str, WorldModel],
+        channel: EngineChannel,
+        settings: EngineSettings,
+    ) -> None:
+        self._models, self._channel = models, channel
+        steps = settings.max_iteration_steps
+        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
+        self._background_jobs = BackgroundJobs(models, self._scheduler, steps, self._send, time.monotonic)
+
+    @property
+    def watchdog(self) -> Watchdog:
+        """What it is at."""
+        return self._scheduler.watchdog
+
+    def warm_up(self) -> None:
+        """Use every model as calls will. Raises RuntimeError where one cannot plan from a black image to itself."""
+        self._use_each()  # first runs build caches and kernels
+        self._scheduler.measure_anew()
+        self._use_each()
+        gc.collect()
+        gc.freeze()  # what lives now lives on: later collections need not look at it
+
+    def serve(self) -> None:
+        """Say that the models are warm, and work until the front leaves."""
+        self._send(Ready({name: self._scheduler.pace(name) for name in self._models}))
+        while True:
+            idle = not (self._scheduler.busy or self._background_jobs.busy)
+            messages = self._channel.receive(None if idle else 0.0)
+            if messages is None:
+                return
+            for message in messages:
+                self._take(message)
+            self._scheduler.step()
+            self._background_jobs.step()
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case Cancel(number):
+                self._scheduler.cancel(number)
+                self._background_jobs.cancel(number)
+            case Submit(number, PlanJob() as job):
+                self._scheduler.add(number, job)
+            case Submit(number, job):
+                try:
+                    self._background_jobs.add(number, job)
+                except Exception as error:
+                    self._send(failed(number, error))
+
+    def _send(self, message: FromEngine) -> None:
+        if not (isinstance(message, (Done, Failed)) and message.number == WARM_UP):
+            self._channel.send(message)
+        elif isinstance(message, Failed):
+            raise RuntimeError(f"a model failed while warming up: {message.message}")
+
+    def _use_each(self) -> None:
+        """One encoding and a short plan with every model."""
+        for name, model in self._models.items():
+            config = model.package.config
+            frame = _black(config)
+            goal = model_adapter.to_host(model_adapter.encode_frames(model, [frame])[0])
+            if config.action is None:
+                continue
+            size = replace(own_search(config.planner), iterations=WARM_UP_ITERATIONS)
+            proprioception = None
+            if config.proprioception_names:
+                proprioception = np.zeros((1, len(config.proprioception_names)), np.float32)
+            self._scheduler.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
+            while self._scheduler.busy:
+                self._scheduler.step()
+
+
+def _black(config: PackageConfig) -> Frame:
+    """An image of the model's size."""
+    return np.zeros((config.image.height, config.image.width, 3), np.uint8)

@@ -1,0 +1,69 @@
+"""Optimizers asked for by name, and the part of an action space they search."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from planner import registry
+from planner.cost import GoalDistance
+from planner.optimizers.cem import CEM
+from planner.types import ActionSpace, PlanningError, Problem
+from tests.support.planner.problems import integrator, space
+
+SPACE = ActionSpace(("x", "y", "grip"), ("m", "m", "1"), (-1.0, -1.0, 0.0), (1.0, 1.0, 2.0), 10.0)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_every_name_plans_toward_the_goal(name: str) -> None:
+    optimizer = registry.optimizer(name, samples=48, iterations=8, elites=6, horizon=2)
+    assert (optimizer.iterations, optimizer.horizon) == (8, 2)
+    problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, -0.1]), space(), seed=3)
+    plan = optimizer.plan(integrator(), problem)
+    assert plan.iterations <= 8
+    still = GoalDistance()(torch.zeros(1, 1, 2, 2), problem.goal[None], torch.zeros(1, 1, 2, 2)).sum()
+    assert plan.cost < still
+
+
+def test_the_published_search_keeps_its_rules() -> None:
+    chosen = registry.optimizer("vjepa2_ac", samples=64, iterations=3, elites=10, horizon=2)
+    paper = CEM.vjepa2_ac_paper()
+    assert isinstance(chosen, CEM)
+    assert (chosen.noise, chosen.cost, chosen.gripper) == (paper.noise, paper.cost, paper.gripper)
+    assert chosen.samples == 64
+    assert registry.cost("vjepa2_ac") == GoalDistance("l1", over="last")
+
+
+@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name != "vjepa2_ac"])
+def test_a_discount_weighs_later_steps(name: str) -> None:
+    assert registry.optimizer(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
+    assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
+    assert registry.optimizer(name, 48, 8, 6, 2).cost == GoalDistance()
+
+
+@pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
+def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
+    with pytest.raises(PlanningError, match=r"planner.discount must be"):
+        registry.optimizer(name, 48, 8, 6, 2, discount)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"planner.optimizer must be one of cem, .*got annealing"):
+        registry.optimizer("annealing", 10, 1, 2, 1)
+
+
+def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:
+    assert registry.searched(SPACE, ()) == SPACE
+    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
+
+
+def test_what_the_space_holds_stays_held() -> None:
+    holding = ActionSpace(SPACE.names, SPACE.units, SPACE.low, SPACE.high, 10.0, frozen=(None, None, 0.5))
+    assert registry.searched(holding, ("x", "grip")).frozen == (None, 0.0, 0.5)
+
+
+def test_an_unknown_dimension_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
+        registry.searched(SPACE, ("x", "z"))

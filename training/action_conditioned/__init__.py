@@ -1,0 +1,1 @@
+"""Training of an action-conditioned predictor on a frozen encoder."""

@@ -1,0 +1,93 @@
+"""What a compact training is told, and the package that its network makes of some episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from model.compact.network import CompactConfig
+from model.compact.world_model import network_settings
+from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
+from training.data.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class CompactRecipe:
+    """Every knob of a training. The defaults suit pictures of 64 px on two CPU cores (`examples/tiny.yaml`)."""
+
+    steps: int = 1400
+    batch: int = 112  # windows
+    accumulate: int = 1  # batches whose gradients make one step; SIGReg and the batch norm see one batch at a time
+    horizon: int = 5  # model steps predicted from a window's first frame
+    block: int = 5  # robot actions per model step
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup: float = 0.05  # fraction of the steps
+    gradient_clip: float = 1.0
+    regularizer: float = 0.3  # weight of SIGReg
+    frozen_encoder: bool = False  # train the predictor alone, on latents encoded once; starts from a package
+    inverse: float = 0.2  # weight of inverse dynamics: which actions led from one latent to the next
+    labels: float = 0.0  # weight of telling what the probe looks for (`Episodes.probe_targets`) from each latent
+    directions: int = 1024
+    latent: int = 128
+    encoder_width: int = 128
+    encoder_depth: int = 2
+    predictor_width: int = 192
+    predictor_depth: int = 3
+    residual: bool = False  # the predictor tells what changes
+    proprioception: bool = False  # a prediction starts from the robot's own measurements too; the goal has none
+    normed_stem: bool = True  # a batch norm after each of the encoder's convolutions
+    placed: bool = True  # the encoder's head reads a frame's tokens each in its place, not their mean
+    slow_floor: float = (
+        0.0  # above 0: in the end, latents' distances are made to count slow changes as much as fast ones
+    )
+    bfloat16: bool = True  # matrix products only; losses and norms stay in float32
+    seed: int = 0
+    held_out: int = 128  # episodes kept for the probe
+    checkpoint_every: int = 200
+    planner: PlannerDefaults = field(default_factory=PlannerDefaults)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "horizon", "block", "directions", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
+    """The config of the package that this recipe makes from these episodes."""
+    height, width = episodes.frames.shape[2:4]
+    action = ActionSpec(
+        names=episodes.action_names,
+        units=episodes.action_units,
+        low=episodes.action_low,
+        high=episodes.action_high,
+        rate_hz=episodes.rate_hz,
+        block=recipe.block,
+        mean=episodes.action_mean(),
+        std=episodes.action_spread(),
+    )
+    network = CompactConfig(
+        action_width=recipe.block * len(action.names),
+        latent=recipe.latent,
+        encoder_width=recipe.encoder_width,
+        encoder_depth=recipe.encoder_depth,
+        predictor_width=recipe.predictor_width,
+        predictor_depth=recipe.predictor_depth,
+        residual=recipe.residual,
+        proprioception=episodes.recorded_proprioception().shape[-1] if recipe.proprioception else 0,
+        horizon=recipe.horizon,
+        normed_stem=recipe.normed_stem,
+    )
+    if recipe.placed:
+        network = replace(network, placed_tokens=(height // network.patch) * (width // network.patch))
+    return PackageConfig(
+        name=name,
+        family="compact",
+        image=ImageSpec(height, width, episodes.crop_policy),
+        latent_shape=(recipe.latent,),
+        network=dict(network_settings(network)),
+        action=action,
+        proprioception_names=episodes.proprioception_names if recipe.proprioception else (),
+        planner=recipe.planner,
+    )

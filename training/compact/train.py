@@ -1,0 +1,244 @@
+"""Training of the compact family, end to end from pixels: predict the next latents, keep them Gaussian (SIGReg).
+
+The training loop. Settings are a `recipe`, first weights come from `initialization`, losses from `objective`. Networks
+live in `model.compact`, episodes come in as values, and the result is a package.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.compact.network import CompactConfig, CompactNetwork
+from model.compact.world_model import saved_weights
+from model.normalizer import ActionNormalizer
+from model.package import Package, PackageConfig, write_package
+from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
+from training.compact.initialization import begin, labeled
+from training.compact.latent_whitening import change_basis, slow_basis
+from training.compact.latents import encoded, probe
+from training.compact.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
+from training.compact.recipe import CompactRecipe, package_config
+from training.compact.windows import Batch, Windows, batches, sample_batch
+from training.data.episodes import Episodes
+from training.distributed import ALONE, ProcessGroup
+from training.schedule import warmup_cosine
+
+CPU = torch.device("cpu")
+UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without
+SLOW_EPISODES = 512  # that tell how fast latents change
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """One line of the log."""
+
+    step: int
+    steps: int
+    prediction_loss: float
+    regularizer: float
+    inverse_loss: float
+    latent_std: float  # mean over dimensions; near 0 says the latents have collapsed
+    probe_r2: tuple[float, ...]  # held-out linear probe, one per target; empty between probes
+    seconds: float
+    frames_per_s: float = 0.0  # since this process began
+    compute_share: float = 1.0  # of the time since then, in which no step waited for its windows
+    held_out_loss: float | None = None  # of predictions on held-out episodes, with each probe: far above the loss says
+    # that episodes are known by heart
+    label_loss: float = 0.0  # the share of the labels' variance that latents do not tell; 0 where there are none
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a number; `checkpoint` is the last good one, if there is any."""
+
+    def __init__(self, step: int, checkpoint: Path | None) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        kept = f"{checkpoint} is from before" if checkpoint else "there is no checkpoint yet"
+        super().__init__(f"the loss of step {step} is not finite: lower learning_rate or raise regularizer; {kept}")
+
+
+def train(
+    recipe: CompactRecipe,
+    episodes: Episodes,
+    name: str,
+    out: Path,
+    progress: Callable[[TrainProgress], None],
+    *,
+    provenance: dict[str, Any],
+    initial: Package | None = None,
+    device: torch.device = CPU,
+    group: ProcessGroup = ALONE,
+) -> Path:
+    """Train and write the package `out`; resumes from `out/checkpoint.pt` where one lies.
+
+    The same recipe, episodes and machine give the same weights, also across an interruption. `initial` is a package of
+    the same shapes whose weights the training starts from. Several processes (`group`) share each batch and train as
+    one; the first writes. Raises ValueError for a recipe that does not suit the episodes, the checkpoint or `initial`,
+    DivergedError for a loss that is no number, OSError for a checkpoint that cannot be written.
+    """
+    fitting, held_out = episodes.split(recipe.held_out)
+    config = package_config(recipe, fitting, name)
+    assert config.action is not None
+    torch.manual_seed(recipe.seed)
+    fitting = labeled(fitting) if recipe.labels and not recipe.frozen_encoder else fitting
+    learner = make_learner(
+        CompactConfig(**config.network), ActionNormalizer(config.action), device, group, fitting.label_count()
+    )
+    network = learner.network
+    fitting = begin(network, fitting, recipe, initial)
+    optimizer = _optimizer(list((network.predictor if recipe.frozen_encoder else learner).parameters()), recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / CHECKPOINT
+    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
+    made_with = (recipe, fitting.source, initial and initial.weights_digest)
+    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
+    began, waited = time.monotonic() - spent, 0.0
+    drawn = batches(fitting, _windows(recipe), generator, group)
+    unseen = _unseen(held_out, recipe)
+    for step in range(first, recipe.steps):
+        told, batch, waited_now = _step(step, learner, optimizer, drawn, recipe, group)
+        waited += waited_now
+        prediction, regularizer, inverse, labels, spread = told
+        if not math.isfinite(prediction + regularizer + inverse + labels):
+            raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
+        last = step + 1 == recipe.steps
+        probing = last or (step + 1) % recipe.checkpoint_every == 0
+        found, unlearned = _measured(learner, held_out, unseen, recipe) if probing and group.first else ((), None)
+        seconds = time.monotonic() - began
+        rate = (step + 1 - first) / (seconds - spent)
+        line = TrainProgress(
+            step + 1,
+            recipe.steps,
+            prediction,
+            regularizer,
+            inverse,
+            spread,
+            found,
+            seconds,
+            frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
+            compute_share=1 - waited / (seconds - spent),
+            held_out_loss=unlearned,
+            label_loss=labels,
+        )
+        progress(line)
+        if probing and not last and group.first:
+            generator_then = torch.Generator()
+            generator_then.set_state(batch.state)  # the generator itself is a batch ahead
+            save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
+    drawn.close()
+    if group.first:
+        if recipe.slow_floor:
+            change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
+        record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source}
+        _write_trained(out, replace(config, training=record), network, initial, line)
+        checkpoint.unlink(missing_ok=True)
+    return out
+
+
+def _write_trained(
+    out: Path, config: PackageConfig, network: CompactNetwork, initial: Package | None, last: TrainProgress
+) -> None:
+    """The finished package, with what it began from and how its last step did."""
+    record = {**config.training, "seconds": round(last.seconds, 1)}
+    if last.held_out_loss is not None:
+        record |= {"loss": round(last.prediction_loss, 4), "held_out_loss": round(last.held_out_loss, 4)}
+    if initial is not None:
+        record["initialized_from"] = f"{initial.config.name}, weights {initial.weights_digest}"
+    record["probe_r2"] = [round(value, 4) for value in last.probe_r2]
+    card = f"# {config.name}\n\nTrained; not evaluated yet.\n"
+    write_package(out, replace(config, training=record), saved_weights(network), card)
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+
+
+def _step(
+    step: int,
+    learner: Learner,
+    optimizer: torch.optim.AdamW,
+    drawn: Iterator[Batch],
+    recipe: CompactRecipe,
+    group: ProcessGroup,
+) -> tuple[list[float], Batch, float]:
+    """One step of the optimizer: the mean losses of its batches, the last batch, and the seconds waited for batches."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    told, batch, waited = _accumulated(learner, drawn, recipe, group)
+    group.average_gradients(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
+    optimizer.step()
+    return group.mean(told).tolist(), batch, waited
+
+
+def _accumulated(
+    learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, group: ProcessGroup
+) -> tuple[Float[Tensor, "5"], Batch, float]:
+    """Add one step's gradients; its batches' mean losses, the last batch, and the seconds waited for batches."""
+    told, waited = torch.zeros(5, device=next(learner.parameters()).device), 0.0
+    for _ in range(recipe.accumulate):
+        asked = time.monotonic()
+        batch = next(drawn)
+        waited += time.monotonic() - asked
+        told += _backward(learner, batch, recipe, group) / recipe.accumulate
+    return told, batch, waited
+
+
+def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, group: ProcessGroup) -> Float[Tensor, "5"]:
+    """Add one batch's gradients; its four losses and the latents' spread."""
+    device = next(learner.parameters()).device
+    given = [part.to(device, non_blocking=True) for part in (batch.frames, batch.actions, batch.directions)]
+    proprioception = None if batch.proprioception is None else batch.proprioception.to(device, non_blocking=True)
+    if recipe.frozen_encoder:
+        loss = losses_of_latents(learner, *given[:2], proprioception=proprioception, bfloat16=recipe.bfloat16)
+    else:
+        labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
+        loss = losses(
+            learner, *given, proprioception=proprioception, labels=labels, bfloat16=recipe.bfloat16, group=group
+        )
+    total = loss.prediction + recipe.regularizer * loss.regularizer + recipe.inverse * loss.inverse
+    total = total + recipe.labels * loss.labels
+    (total / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+    spread = loss.latents.detach().std(dim=(0, 1)).mean()
+    parts = (loss.prediction, loss.regularizer, loss.inverse, loss.labels, spread)
+    return torch.stack([part.detach() for part in parts])
+
+
+def _measured(
+    learner: Learner, held_out: Episodes, unseen: Batch | None, recipe: CompactRecipe
+) -> tuple[tuple[float, ...], float | None]:
+    """How well held-out latents tell the probe's targets, and the loss of held-out windows."""
+    loss = None if unseen is None else held_out_loss(learner, unseen, bfloat16=recipe.bfloat16)
+    return probe(learner.network, held_out), loss
+
+
+def _unseen(held_out: Episodes, recipe: CompactRecipe) -> Batch | None:
+    """The same windows of held-out episodes every time; None where no episode is long enough for one."""
+    try:
+        return sample_batch(held_out, _windows(recipe), torch.Generator().manual_seed(recipe.seed))
+    except ValueError:
+        return None
+
+
+def _windows(recipe: CompactRecipe) -> Windows:
+    unmeasured = UNMEASURED if recipe.proprioception else None
+    return Windows(recipe.batch, recipe.horizon, recipe.block, recipe.latent, recipe.directions, unmeasured)
+
+
+def _model_steps(network: CompactNetwork, episodes: Episodes, recipe: CompactRecipe) -> Iterator[Tensor]:
+    """The latents `[steps, latent]` of some episodes, a model step apart."""
+    some = episodes.frames[:SLOW_EPISODES]
+    latents = some if recipe.frozen_encoder else encoded(network, some, recipe.bfloat16)
+    for row in range(len(latents)):
+        yield torch.from_numpy(latents[row, : episodes.steps_of(row) + 1 : recipe.block])

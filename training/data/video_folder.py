@@ -1,0 +1,100 @@
+"""Folders of videos and images as videos, subfolders too. No actions: those belong to `training.data.clips`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.preprocessing import CropPolicy
+from model.video.probe import ClipIndex, VideoDecodeError, survey
+from training.data.clips import SUFFIXES
+from training.data.dataset import DatasetError
+from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
+from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
+from training.data.video_dataset import FrameDataset
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_IMAGE_BYTES = 64 * 2**20
+
+
+def read_footage(
+    paths: Sequence[Path],
+    store: Path,
+    image_size: int,
+    fps: float,
+    crop_policy: CropPolicy = "planning_antialiased",
+    progress: Progress | None = None,
+) -> tuple[FrameDataset, tuple[Skipped, ...]]:
+    """All videos (at `fps` frames a second, or their own rate where it is lower) and images below `paths`.
+
+    Frames are kept `image_size` square in the folder `store`. Files that cannot be read are left out, with the reason.
+    Raises DatasetError: no such path, nothing to read, no room on the disk.
+    """
+    if not 0 < fps <= 1000:
+        raise DatasetError(f"fps must be above 0 and at most 1000, got {fps}")
+    sources: list[Source] = []
+    skipped: list[Skipped] = []
+    digest = hashlib.sha256(f"{image_size} {fps} {crop_policy}".encode())
+    for path in _files(paths):
+        try:
+            sources.append(_image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _video(path, fps))
+        except DatasetError as error:
+            skipped.append(Skipped(str(path), str(error)))
+            continue
+        status = path.stat()
+        digest.update(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode())
+    kept = keep_frames(store, digest.hexdigest(), sources, image_size, crop_policy, progress=progress)
+    skipped += kept.skipped
+    if not kept.indices:
+        first = f": {skipped[0].reason}" if skipped else ""
+        raise DatasetError(f"{', '.join(map(str, paths))}: no video or image can be read{first}")
+    lengths = np.array([sources[index].frames for index in kept.indices], np.int64)
+    images = int((lengths == 1).sum())
+    said = f"{len(lengths) - images} clips and {images} images, {lengths.sum()} frames at up to {fps:g} a second"
+    left_out = f", {len(skipped)} files left out" if skipped else ""
+    names = ", ".join(path.name for path in paths)
+    frames = kept_frames(store, image_size)
+    return FrameDataset(frames, lengths.cumsum() - lengths, lengths, crop_policy, f"{names}: {said}{left_out}"), tuple(
+        skipped
+    )
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Files that look like videos or images, in a steady order; links that lead in circles are not followed."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DatasetError(f"{path}: no such file or folder")
+        found += [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    chosen = [path for path in found if path.suffix.lower() in (*SUFFIXES, *IMAGE_SUFFIXES)]
+    if not chosen:
+        endings = " ".join((*SUFFIXES, *IMAGE_SUFFIXES))
+        raise DatasetError(f"{', '.join(map(str, paths))}: holds none of {endings}")
+    return chosen
+
+
+def _video(path: Path, fps: float) -> Source:
+    """The frames that are on screen at k / fps seconds, each of them once."""
+    try:
+        index: ClipIndex = survey(path, CLIP_LIMITS)
+    except VideoDecodeError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    shown = index.timestamps_s
+    asked = np.arange(int((shown[-1] + STAMP_SLACK_S) * fps) + 1) / fps
+    times = shown[np.unique(np.searchsorted(shown, asked + STAMP_SLACK_S, side="right") - 1)]
+    return Source(str(path), len(times), partial(frames_at, path, times, STAMP_SLACK_S))
+
+
+def _image(path: Path) -> Source:
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise DatasetError(f"{path}: has more than {MAX_IMAGE_BYTES} bytes")
+    return Source(str(path), 1, partial(_read_image, path))
+
+
+def _read_image(path: Path) -> Iterator[NDArray[np.uint8]]:
+    yield decode_image(path.read_bytes(), str(path))[None]

@@ -1,0 +1,1 @@
+"""Closed-loop evaluation, diagnostics of a model, and the statistics of both."""

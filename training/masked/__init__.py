@@ -1,0 +1,1 @@
+"""Masked-latent pretraining of video encoders."""
