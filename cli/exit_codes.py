@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 # Where the errors that users can cause are defined. A module that was never imported cannot have raised its own.
 _FORESEEN = (
+    ("model.checkpoints.action_statistics", "StatisticsError"),
     ("model.package", "PackageError"),
     ("model.video.probe", "VideoDecodeError"),
-    ("model.checkpoints.importer", "CheckpointError"),
+    ("model.checkpoints.state_dict", "CheckpointError"),
     ("planner.types", "PlanningError"),
     ("presage.errors", "PresageError"),
     ("server.transport.listeners", "StartError"),

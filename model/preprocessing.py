@@ -20,6 +20,8 @@ CropPolicy = Literal[
     "evaluation",
     "evaluation_antialiased",
     "huggingface",
+    "short_side",
+    "stretched",
     "exact",
 ]
 """How an image becomes the model's size.
@@ -33,6 +35,9 @@ CropPolicy = Literal[
 - `evaluation_antialiased`: the same as tensor pipelines do it, smoothed before it gets smaller.
 - `huggingface`: the same in the 8-bit arithmetic of `transformers`' video processor for V-JEPA 2, whose crop also begins
   one pixel earlier where the margins are uneven.
+- `short_side`: nothing is cut: the short side becomes the size, the long one follows, smoothed and never rounded to
+  8 bits. LeWM's published evaluation; of a frame that is not square, a network sees more patches.
+- `stretched`: both sides become the size, whatever the aspect, smoothed and never rounded. LeWM's training.
 - `exact`: the image must already have the model's size.
 """
 CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
@@ -80,6 +85,9 @@ def fit(
     if policy == "exact":
         _check(frames, policy, size)
         return frames
+    if policy == "short_side" and len(frames.shape) == 4 and frames.shape[1] != frames.shape[2]:
+        got = " x ".join(str(each) for each in frames.shape[1:3])
+        raise ObservationError("frames", "must be square for images of one size with the short_side policy", got)
     return _pixels(frames, policy, size).round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1)
 
 
@@ -146,6 +154,11 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
         # Halves round to even, as the published crop does: it moves the window by one pixel.
         top, left = round((rows - side) / 2), round((columns - side) / 2)
         return resized[:, :, top : top + side, left : left + side]
+    if policy in ("short_side", "stretched"):
+        rows, columns = side, side
+        if policy == "short_side":
+            rows, columns = (side * height // width, side) if width < height else (side, side * width // height)
+        return _smooth(frames.movedim(-1, 1).float(), rows, columns)
     narrowest, widest = TRAINING_ASPECTS if policy == "training" else (1.0, 1.0)
     rows, columns = height, width
     if width / height > widest:
@@ -162,10 +175,14 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
 def _resize_smooth(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
     """Bilinear with antialiasing, rounded to whole pixel values."""
     pixels = frames.movedim(-1, 1).float()
+    return _smooth(pixels, rows, columns).round().clamp(0, 255)
+
+
+def _smooth(pixels: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
+    """Bilinear with antialiasing; pixels that already have the size as they are."""
     if pixels.shape[-2:] == (rows, columns):
         return pixels
-    resized = F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-    return resized.round().clamp(0, 255)
+    return F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _resize_8bit(frames: Tensor, rows: int, columns: int) -> UInt8[Tensor, "batch 3 rows columns"]:

@@ -45,5 +45,9 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
             from model.dino_wm.world_model import DinoWorldModel
 
             return DinoWorldModel.from_package(package, device)
+        case "lewm":
+            from model.lewm.world_model import LeWMWorldModel
+
+            return LeWMWorldModel.from_package(package, device)
         case family:
             raise PackageError(f"{package.folder}: unknown family {family!r}")
