@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +75,17 @@ def import_weights(
         typer.Option("--fit", help="Recordings of the kind the model was trained on: the statistics are theirs."),
     ] = None,
     camera: Annotated[str, typer.Option("--camera", help="Which camera of --fit, where there are several.")] = "",
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option("--encoder-weights", help="File or folder of the encoder, where the file holds none."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Which published model the file is, where it does not say.")
+    ] = "",
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Names of a classifier's classes: a text file with one a line, or a JSON list."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
@@ -96,6 +108,9 @@ def import_weights(
             dtype=dtypes[dtype],
             encoder_key=encoder or None,
             statistics=statistics,
+            encoder_weights=encoder_weights,
+            model=model or None,
+            labels=None if labels is None else _labels(labels),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
         imported = write(source, out, options)
@@ -111,6 +126,24 @@ def import_weights(
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
     about = "".join(f"\n  {name}: {text}" for name, text in imported.details.items())
     output.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """Names of classes, in order. CommandError where the file holds none."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: cannot be read: {error}") from error
+    if not text.lstrip().startswith("["):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            names = json.loads(text)
+        except ValueError as error:
+            raise CommandError(f"{path}: is not JSON: {error}") from error
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise CommandError(f"{path}: must hold the names of classes, one a line or as a JSON list of texts")
+    return tuple(names)
 
 
 def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> ActionStatistics | None:

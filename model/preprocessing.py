@@ -33,7 +33,7 @@ CropPolicy = Literal[
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
 - `evaluation`: short side resized to 256/224 of the size, then the center cut out. V-JEPA 2 encoders were scored so.
 - `evaluation_antialiased`: the same as tensor pipelines do it, smoothed before it gets smaller.
-- `huggingface`: the same in the 8-bit arithmetic of `transformers`' video processor for V-JEPA 2, whose crop also begins
+- `huggingface`: the same in the 8-bit arithmetic of `transformers`' video processor for V-JEPA 2, whose crop begins
   one pixel earlier where the margins are uneven.
 - `short_side`: nothing is cut: the short side becomes the size, the long one follows, smoothed and never rounded to
   8 bits. LeWM's published evaluation; of a frame that is not square, a network sees more patches.

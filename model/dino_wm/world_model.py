@@ -130,7 +130,7 @@ class DinoWorldModel:
         if rows == columns:
             return warnings
         side = min(rows, columns)
-        return (*warnings, f"frames: {rows} x {columns} pixels are not square; their centre of {side} x {side} is seen")
+        return (*warnings, f"frames: {rows} x {columns} pixels are not square; their center of {side} x {side} is seen")
 
     @torch.no_grad()
     def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
