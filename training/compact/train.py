@@ -171,9 +171,9 @@ def _step(
     group: ProcessGroup,
 ) -> tuple[list[float], Batch, float]:
     """One step of the optimizer: the mean losses of its batches, the last batch, and the seconds waited for batches."""
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for settings in optimizer.param_groups:
+        settings["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
+    parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
     optimizer.zero_grad(set_to_none=True)
     told, batch, waited = _accumulated(learner, drawn, recipe, group)
     group.average_gradients(parameters)

@@ -1,6 +1,7 @@
-"""The blocking client. Safe to share between threads; every call ends by a deadline.
+# Generated from aio/client.py by scripts/sync-client. Edit that file.
+"""The client for programs without asyncio. Every call ends by a deadline; `protocol.requests` is what is sent and read.
 
-The asyncio client is async_client.py; what both ask is requests.py.
+The blocking client may be shared between threads; the asyncio client belongs to the event loop of its first call.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Sequence
 
-from presage.connection import Connection
+from presage.connection import Connection, in_thread
 from presage.errors import PresageError
 from presage.protocol import requests
 from presage.protocol.requests import Seen
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A Presage server. Nothing is dialled before the first call; a context manager.
+    """A Presage server. Nothing is dialled before the first call; a context manager, `async` in asyncio programs.
 
     `address` is "host:port". `api_key` is sent with every call and never shown. `tls=TLS()` encrypts. `timeout_s` is
     the deadline of every call that names none, all its tries included. `affinity` is a name of the robot's own for a
@@ -260,7 +261,7 @@ class Client:
         bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
         second for each MiB. Raises OSError for a file that cannot be read.
         """
-        clip = announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model)
+        clip = in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
         limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
         return self._connection.upload(clip, kind, progress, limit)
 

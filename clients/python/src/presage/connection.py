@@ -128,6 +128,11 @@ class _Feed:
             raise StopIteration from failure
 
 
+def in_thread(work: Callable[[], Value]) -> Value:
+    """What `work` returns. There is no event loop here that it could hold up."""
+    return work()
+
+
 def read_reply(read: Callable[[bytes], Value], reply: bytes, request_id: str) -> Value:
     """The value of a reply; what is wrong with one is said with the call's id."""
     try:

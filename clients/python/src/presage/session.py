@@ -1,7 +1,5 @@
-"""The robot's handle on its session at the server: history, goal and warm start live there.
-
-The asyncio counterpart is async_session.py.
-"""
+# Generated from aio/session.py by scripts/sync-client. Edit that file.
+"""A robot's session at the server, for programs without asyncio: history, goal and warm start live there."""
 
 from __future__ import annotations
 

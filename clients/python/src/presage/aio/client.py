@@ -1,4 +1,7 @@
-"""client.py for asyncio programs: the same questions, awaited."""
+"""The client for asyncio programs. Every call ends by a deadline; `protocol.requests` is what is sent and read.
+
+The blocking client may be shared between threads; the asyncio client belongs to the event loop of its first call.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,15 @@ if TYPE_CHECKING:
 
 
 class AsyncClient:
-    """A Presage server, for the event loop of its first call. Arguments as for `Client`; an async context manager."""
+    """A Presage server. Nothing is dialled before the first call; a context manager, `async` in asyncio programs.
+
+    `address` is "host:port". `api_key` is sent with every call and never shown. `tls=TLS()` encrypts. `timeout_s` is
+    the deadline of every call that names none, all its tries included. `affinity` is a name of the robot's own for a
+    cluster or a proxy in front of several servers: goals and sessions live in one of them, and all calls with the same
+    name, from whichever client, reach the same one; 1 to 128 letters, digits, `. _ : -`.
+    Images are uint8 arrays [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file. A model name of ""
+    means the server's default model. Every call raises a PresageError.
+    """
 
     def __init__(
         self,
@@ -50,11 +61,11 @@ class AsyncClient:
         self._connection = AsyncConnection(Endpoint(address, api_key, tls, affinity), timeout_s)
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
-        """As `Client.health`."""
+        """What the server says of itself. Needs no key."""
         return await self._connection.send(requests.health(), timeout_s)
 
     async def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """As `Client.wait_ready`."""
+        """Returns once the server serves. Raises Unavailable after `timeout_s`."""
         readiness = Readiness(self._connection.endpoint.address, timeout_s)
         while True:
             answer: Health | PresageError
@@ -68,11 +79,11 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        """As `Client.models`."""
+        """Every model the server has loaded, the default first."""
         return await self._connection.send(requests.list_models(), timeout_s)
 
     async def model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
-        """As `Client.model`."""
+        """What to send a model, what it answers in, how it was made and what it scored."""
         return await self._connection.send(requests.get_model(name), timeout_s)
 
     async def goal(
@@ -83,15 +94,15 @@ class AsyncClient:
         model: str = "",
         timeout_s: float | None = None,
     ) -> Goal:
-        """As `Client.goal`."""
+        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
         return await self._connection.send(requests.create_goal(image, latent, model), timeout_s)
 
     async def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
-        """As `Client.get_goal`."""
+        """Describes a goal, given as itself or its id. Raises NotFound once the server has dropped it."""
         return await self._connection.send(requests.get_goal(goal), timeout_s)
 
     async def delete_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> None:
-        """As `Client.delete_goal`."""
+        """Forgets a goal."""
         await self._connection.send(requests.delete_goal(goal), timeout_s)
 
     async def session(
@@ -104,12 +115,16 @@ class AsyncClient:
         stages: Sequence[GoalStage] = (),
         timeout_s: float | None = None,
     ) -> AsyncSession:
-        """As `Client.session`."""
+        """Opens a session. `ttl_s` seconds without a call and the server forgets it (0: the server's default).
+
+        `seed`: where the seeds of plans that name none follow from; None lets the server choose. `stages`: goals to be
+        reached one after another, in place of `goal`.
+        """
         status = await self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
         return AsyncSession(self._connection, status)
 
     async def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> AsyncSession:
-        """As `Client.resume_session`."""
+        """Takes up a session opened before, for example by a program that has been restarted since."""
         return AsyncSession(self._connection, await self._connection.send(requests.get_session(session_id), timeout_s))
 
     async def plan(
@@ -124,7 +139,7 @@ class AsyncClient:
         settings: PlannerSettings | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
-        """As `Client.plan`."""
+        """Plans once, without history or warm start. Arguments as in `Session.plan`."""
         call = requests.plan(
             seen,
             session_id="",
@@ -149,7 +164,7 @@ class AsyncClient:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Rollout:
-        """As `Client.rollout`."""
+        """Predicts where `actions` [time, action], in robot units, lead. Time is a multiple of the model's block."""
         call = requests.rollout(seen, actions, session_id="", model=model, goal=goal, proprioception=proprioception)
         return await self._connection.send(call, timeout_s)
 
@@ -163,7 +178,7 @@ class AsyncClient:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Score:
-        """As `Client.score`."""
+        """Costs `candidates` [candidates, time, action], in robot units, without searching."""
         call = requests.score(seen, candidates, session_id="", model=model, goal=goal, proprioception=proprioception)
         return await self._connection.send(call, timeout_s)
 
@@ -175,13 +190,13 @@ class AsyncClient:
         model: str = "",
         timeout_s: float | None = None,
     ) -> tuple[float, ...]:
-        """As `Client.distance`."""
+        """How far each image's latent is from the goal's, in the planner's cost for one step."""
         return await self._connection.send(requests.distance(images, session_id="", model=model, goal=goal), timeout_s)
 
     async def surprise(
         self, seen: Sequence[Seen], actions: ArrayLike, *, model: str = "", timeout_s: float | None = None
     ) -> Surprise:
-        """As `Client.surprise`."""
+        """How far what was seen is from what the model predicts. Arguments as in `Session.surprise`."""
         return await self._connection.send(requests.surprise(seen, actions, session_id="", model=model), timeout_s)
 
     async def landscape(
@@ -197,7 +212,11 @@ class AsyncClient:
         plot: bool = False,
         timeout_s: float | None = None,
     ) -> Landscape:
-        """As `Client.landscape`."""
+        """Costs a grid of actions around rest: what a search sees from where the robot stands.
+
+        `dimensions`: up to three action entries to vary, none for the first three searched; `points` along each, odd;
+        `extent`: how far to go, as a fraction of the bounds; `plot`: whether to draw it too.
+        """
         call = requests.landscape(
             seen,
             session_id="",
@@ -220,7 +239,7 @@ class AsyncClient:
         model: str = "",
         timeout_s: float | None = None,
     ) -> Embedding:
-        """As `Client.embed_images`."""
+        """Embeds images. `kind`: "pooled" (one vector), "per_frame" or "tokens". With a goal, distances to it too."""
         return await self._connection.send(requests.embed_images(images, kind, goal, model), timeout_s)
 
     async def embed_clip(
@@ -235,13 +254,18 @@ class AsyncClient:
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> ClipEmbedding:
-        """As `Client.embed_clip`."""
+        """Uploads a video file in chunks and embeds it. `kind`: "pooled" (one vector), "per_frame" or "tokens".
+
+        `fps` or `frames` (evenly spaced) says which frames are used; neither means all. `progress(sent, total)` counts
+        bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
+        second for each MiB. Raises OSError for a file that cannot be read.
+        """
         clip = await in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
         limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
         return await self._connection.upload(clip, kind, progress, limit)
 
     async def close(self) -> None:
-        """As `Client.close`."""
+        """Ends every call and control loop, and their threads. Open sessions stay until the server forgets them."""
         await self._connection.close()
 
     async def __aenter__(self) -> AsyncClient:

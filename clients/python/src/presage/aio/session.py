@@ -1,4 +1,4 @@
-"""session.py for asyncio programs: the same questions, awaited."""
+"""A robot's session at the server, for asyncio programs: history, goal and warm start live there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class AsyncSession:
-    """One episode. Made by `AsyncClient.session()`; an async context manager that closes the session at the server."""
+    """One episode. Made by `Client.session()`; a context manager that closes the session at the server.
+
+    Every call raises a PresageError: NotFound when the session has been forgotten for want of calls.
+    """
 
     def __init__(self, connection: AsyncConnection, status: SessionStatus) -> None:
         self.session_id, self.model = status.session_id, status.model
@@ -52,7 +55,13 @@ class AsyncSession:
         settings: PlannerSettings | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
-        """As `Session.plan`."""
+        """Plans from what the robot sees now: an image, one image per camera, or an Observation.
+
+        `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
+        is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
+        the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
+        `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
+        """
         call = requests.plan(
             seen,
             session_id=self.session_id,
@@ -78,7 +87,7 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Rollout:
-        """As `Session.rollout`."""
+        """Predicts where `actions` [time, action], robot units, lead. Time is a multiple of the model's block."""
         call = requests.rollout(
             seen, actions, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
@@ -93,7 +102,7 @@ class AsyncSession:
         proprioception: Sequence[float] | None = None,
         timeout_s: float | None = None,
     ) -> Score:
-        """As `Session.score`."""
+        """Costs `candidates` [candidates, time, action], robot units. `goal`: None for the session's."""
         call = requests.score(
             seen, candidates, session_id=self.session_id, model="", goal=goal, proprioception=proprioception
         )
@@ -102,12 +111,16 @@ class AsyncSession:
     async def distance(
         self, images: Sequence[ImageLike], *, goal: Goal | str | None = None, timeout_s: float | None = None
     ) -> tuple[float, ...]:
-        """As `Session.distance`."""
+        """How far each image's latent is from the goal's (None: the session's), in the planner's cost for one step."""
         call = requests.distance(images, session_id=self.session_id, model="", goal=goal)
         return await self._connection.send(call, timeout_s)
 
     async def surprise(self, seen: Sequence[Seen], actions: ArrayLike, *, timeout_s: float | None = None) -> Surprise:
-        """As `Session.surprise`."""
+        """How far each step of the model led from what it predicted; the session learns what is usual here.
+
+        `seen`: at least two observations, one per step of the model. `actions`: [time, action], robot units, what was
+        done between them, the model's block of actions per step. Not sent again after a lost reply.
+        """
         call = requests.surprise(seen, actions, session_id=self.session_id, model="")
         return await self._connection.send(call, timeout_s)
 
@@ -123,7 +136,11 @@ class AsyncSession:
         plot: bool = False,
         timeout_s: float | None = None,
     ) -> Landscape:
-        """As `Session.landscape`."""
+        """Costs a grid of actions around rest: what a search sees from where the robot stands.
+
+        `dimensions`: up to three action entries to vary, none for the first three searched; `points` along each, odd;
+        `extent`: how far to go, as a fraction of the bounds; `plot`: whether to draw it too.
+        """
         call = requests.landscape(
             seen,
             session_id=self.session_id,
@@ -138,7 +155,10 @@ class AsyncSession:
         return await self._connection.send(call, timeout_s)
 
     async def calibrate(self, moves: Sequence[CalibrationMove], *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.calibrate`."""
+        """Learns from exploratory moves how the camera is turned; plans of the session are turned back from now on.
+
+        At least two moves, in different directions of x and y. Observations hold the poses where the model uses them.
+        """
         return await self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
 
     def control(
@@ -150,20 +170,23 @@ class AsyncSession:
         heartbeat_s: float = 1.0,
         stall_s: float = 3.0,
     ) -> AsyncControlLoop:
-        """As `Session.control`."""
+        """Opens a control loop in the background and returns at once. `goal`: None for the session's.
+
+        `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
+        """
         control = ControlSettings(self.session_id, codec.goal_id(goal), settings, budget_ms, heartbeat_s, stall_s)
         return self._connection.control(control, self._sequences)
 
     async def status(self, *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.status`."""
+        """The session as the server sees it."""
         return await self._connection.send(requests.get_session(self.session_id), timeout_s)
 
     async def reset(self, *, timeout_s: float | None = None) -> SessionStatus:
-        """As `Session.reset`."""
+        """Starts an episode anew: history and warm start go, model and goal stay. Close its control loop first."""
         return await self._connection.send(requests.reset_session(self.session_id), timeout_s)
 
     async def close(self) -> None:
-        """As `Session.close`."""
+        """Ends its control loops and closes it at the server. One that is gone forgets it by itself: no error."""
         await self._connection.close_loops(self.session_id)
         with suppress(NotFound, Unavailable, DeadlineExceeded):
             await self._connection.send(requests.delete_session(self.session_id))
