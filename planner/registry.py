@@ -5,7 +5,7 @@ For callers who hold settings as plain values; in Python, make an optimizer from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
@@ -17,11 +17,23 @@ from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
+from planner.receding import Tail
 from planner.types import ActionSpace, PlanningError
 
-OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
-"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
+OptimizerName = Literal[
+    "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac", "lewm", "dino_wm", "jepa_wms"
+]
+"""Four are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
+last mean), and `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
+bounded but for the plan, the last mean), which differ in their sizes."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+PUBLISHED: Mapping[str, CEM] = {
+    "vjepa2_ac": CEM.vjepa2_ac_paper(),
+    "lewm": CEM.lewm_paper(),
+    "dino_wm": CEM.dino_wm_paper(),
+    "jepa_wms": CEM.jepa_wms_paper(),
+}
+"""Published searches at their published sizes."""
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 
 
@@ -40,9 +52,15 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             return replace(
                 CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced
             )
-        case "vjepa2_ac":
-            published = CEM.vjepa2_ac_paper()
-            return replace(published, samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case published if published in PUBLISHED:
+            return replace(
+                PUBLISHED[published],
+                samples=samples,
+                iterations=iterations,
+                elites=elites,
+                horizon=horizon,
+                cost=priced,
+            )
         case "mppi":
             return MPPI(samples=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "gradient":
@@ -73,15 +91,18 @@ def cost(name: str, discount: float = 1.0) -> GoalDistance:
         raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if name == "vjepa2_ac":
+    if name in PUBLISHED:
         if discount != 1:
-            raise PlanningError(
-                "planner.discount", "must be 1 for vjepa2_ac, which counts the last step alone", discount
-            )
-        published = CEM.vjepa2_ac_paper().cost
+            raise PlanningError("planner.discount", f"must be 1 for {name}, which counts the last step alone", discount)
+        published = PUBLISHED[name].cost
         assert isinstance(published, GoalDistance)
         return published
     return GoalDistance() if discount == 1 else GoalDistance(over="discounted", discount=discount)
+
+
+def tail(name: str) -> Tail:
+    """What follows what is left of a plan, as the named optimizer's warm start (`receding.of_length`)."""
+    return "mean" if name in PUBLISHED and PUBLISHED[name].unbounded else "rest"
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:

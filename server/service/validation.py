@@ -179,10 +179,10 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
+        discount = 1.0 if optimizer in LAST_STEP_ALONE else defaults.discount
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if optimizer == LAST_STEP_ALONE and discount != 1:
+    if optimizer in LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions

@@ -16,8 +16,8 @@ Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
-OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
+LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
+OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", *LAST_STEP_ALONE)
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 

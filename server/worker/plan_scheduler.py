@@ -195,7 +195,9 @@ class PlanScheduler:
             goal=goal,
             space=registry.searched(space, size.dimensions),
             seed=job.seed,
-            warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
+            warm_start=None
+            if left is None
+            else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
