@@ -21,17 +21,28 @@ from planner.receding import Tail
 from planner.types import ActionSpace, PlanningError
 
 OptimizerName = Literal[
-    "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac", "lewm", "dino_wm", "jepa_wms"
+    "cem",
+    "icem",
+    "mppi",
+    "gradient",
+    "hybrid",
+    "gauss_newton",
+    "vjepa2_ac",
+    "lewm",
+    "dino_wm",
+    "jepa_wms",
+    "jepa_wms_droid",
 ]
-"""Four are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
-last mean), and `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
-bounded but for the plan, the last mean), which differ in their sizes."""
+"""Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
+last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
+bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds)."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 PUBLISHED: Mapping[str, CEM] = {
     "vjepa2_ac": CEM.vjepa2_ac_paper(),
     "lewm": CEM.lewm_paper(),
     "dino_wm": CEM.dino_wm_paper(),
     "jepa_wms": CEM.jepa_wms_paper(),
+    "jepa_wms_droid": CEM.jepa_wms_droid_paper(),
 }
 """Published searches at their published sizes."""
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0

@@ -167,7 +167,7 @@ class ReleasedPlanner:
 _SEARCHES = {
     "pusht": PlannerDefaults(samples=300, iterations=30, elites=10, horizon=6, execute=30, optimizer="jepa_wms"),
     "metaworld": PlannerDefaults(samples=300, iterations=15, elites=10, horizon=6, execute=15, optimizer="jepa_wms"),
-    "droid": PlannerDefaults(samples=300, iterations=15, elites=10, horizon=3, execute=3, optimizer="jepa_wms"),
+    "droid": PlannerDefaults(samples=300, iterations=15, elites=10, horizon=3, execute=3, optimizer="jepa_wms_droid"),
 }
 _ADALN = PredictorConfig(
     kind="adaln", latent=384, action=10, depth=6, heads=16, width=384, mlp_hidden=1600, proprioception=4,

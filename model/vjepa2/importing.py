@@ -57,7 +57,7 @@ DROID = ActionSpec(
     std=(1.0,) * 7,
 )
 """Actions as jepa-wms searches them: changes of pose, each entry within its bound."""
-DROID_SEARCH = PlannerDefaults(samples=300, iterations=15, elites=10, horizon=3, execute=3, optimizer="jepa_wms")
+DROID_SEARCH = PlannerDefaults(samples=300, iterations=15, elites=10, horizon=3, execute=3, optimizer="jepa_wms_droid")
 LEFT_OUT = "extrinsics_encoder."
 """A layer that the repackaged predictor may carry along and that these models never use."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from tests.support.model.reference_files import fixture
 from tests.support.planner.recordings import RecordedNoise
 
 PIXELS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
-WIDE = 16.0
-"""Half of the range that replays search, in standard deviations: no published sample comes near."""
 
 
 def world_model(
@@ -48,8 +47,8 @@ def world_model(
         action=ActionSpec(
             names=tuple(f"a{index}" for index in range(dimensions)),
             units=("1",) * dimensions,
-            low=tuple(m - WIDE * s for m, s in zip(mean, std, strict=True)),
-            high=tuple(m + WIDE * s for m, s in zip(mean, std, strict=True)),
+            low=(-100.0,) * dimensions,  # what a published search draws is not bounded, and its plan far from this
+            high=(100.0,) * dimensions,
             rate_hz=5.0,
             block=shape.action // dimensions,
             mean=tuple(mean),
@@ -83,36 +82,31 @@ class Watched:
         return predicted
 
 
-def space(model: DinoWorldModel, low: list[float] | None = None, high: list[float] | None = None) -> ActionSpace:
+def space(model: DinoWorldModel, bounds: list[float] | None = None) -> ActionSpace:
+    """The model's actions, with the statistics that published searches draw by; `bounds` are those of a clipped one."""
     spec = model.package.config.action
     assert spec is not None
-    return ActionSpace(
-        names=spec.names,
-        units=spec.units,
-        low=tuple(low) if low else spec.low,
-        high=tuple(high) if high else spec.high,
-        rate_hz=spec.rate_hz,
-    )
+    low, high = (spec.low, spec.high) if bounds is None else (tuple(-size for size in bounds), tuple(bounds))
+    return ActionSpace(spec.names, spec.units, low, high, spec.rate_hz, mean=spec.mean, std=spec.std)
 
 
-def published_search(model: DinoWorldModel, settings: dict[str, Any], noise: Tensor, inside: ActionSpace) -> CEM:
+def published_search(model: DinoWorldModel, settings: dict[str, Any], noise: Tensor) -> CEM:
     """The published loop with recorded draws `[iteration, horizon, sample, block width]`."""
     spec = model.package.config.action
     assert spec is not None
     block, dimensions = model.block, len(spec.names)
     iterations, horizon, samples = noise.shape[:3]
     draws = noise.unflatten(-1, (block, dimensions)).permute(0, 1, 3, 2, 4)
-    half = [(high - low) / 2 for low, high in zip(inside.low, inside.high, strict=True)]
     beside = model.predictor.config.proprioception_width
     groups = ((model.predictor.config.latent, 1.0), *(((beside, settings["alpha"]),) if beside else ()))
-    return CEM(
+    clipped = settings["max_norms"] is not None
+    assert settings["var_scale"] == (0.1 if clipped else 1.0)
+    return replace(
+        CEM.jepa_wms_droid_paper() if clipped else CEM.jepa_wms_paper(),
         samples=samples,
         iterations=iterations,
         elites=settings["elites"],
         horizon=horizon,
-        initial_std=tuple(settings["var_scale"] * std / size for std, size in zip(spec.std, half, strict=True)),
-        kept=0.0,
-        result="mean",
         noise=RecordedNoise(draws.reshape(iterations, horizon * block, samples, dimensions)),
         cost=ChannelDistance(groups, GoalDistance("l2", over="last")),
     )
