@@ -17,6 +17,7 @@ import torch
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.foreign import Foreign
 from model.checkpoints.state_dict import CheckpointError
+from model.checkpoints.weight_files import TensorSpec
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""
@@ -67,6 +68,12 @@ class Section:
     tensors: int
     parameters: int
     dtypes: tuple[str, ...]
+
+
+def counted(held: Mapping[str, TensorSpec]) -> Section:
+    """A dictionary of tensors, counted."""
+    dtypes = sorted({str(spec.dtype).removeprefix("torch.") for spec in held.values()})
+    return Section(len(held), sum(spec.count for spec in held.values()), tuple(dtypes))
 
 
 @dataclass(frozen=True)

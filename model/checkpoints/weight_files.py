@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.checkpoints.pickled import pickled
 from model.checkpoints.state_dict import CheckpointError
 
 
@@ -147,7 +148,7 @@ def read_torch(path: Path) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"Unsupported (\w+ \w+)", str(error))
         what = found.group(1) if found else str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: holds more than weights, refused unread: {what}") from error
+        raise CheckpointError(f"{path}: holds more than weights, refused unread: {what}{pickled(what)}") from error
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.action_statistics import ActionStatistics
-from model.checkpoints.families import Found, Imported, ImportOptions, Section
+from model.checkpoints.families import Found, Imported, ImportOptions, counted
 from model.checkpoints.foreign import Foreign
 from model.checkpoints.safetensors_writer import stream_safetensors
 from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_prefix
@@ -70,14 +70,7 @@ def inspect(foreign: Foreign) -> Found:
             misfit = _unrunnable(foreign, planner)
     except CheckpointError as error:
         misfit = str(error)
-    sections = {
-        name: Section(
-            tensors=len(held),
-            parameters=sum(spec.count for spec in held.values()),
-            dtypes=tuple(sorted({str(spec.dtype).removeprefix("torch.") for spec in held.values()})),
-        )
-        for name, held in foreign.file.sections.items()
-    }
+    sections = {name: counted(held) for name, held in foreign.file.sections.items()}
     found = next((planner for planner in RELEASED if planner.name == model), None)
     encoder = "its encoder" if found is None else found.encoder.name
     return Found(

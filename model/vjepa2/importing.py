@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints.families import Found, Imported, ImportOptions, Section
+from model.checkpoints.families import Found, Imported, ImportOptions, Section, counted
 from model.checkpoints.foreign import Foreign
 from model.checkpoints.importer import (
     ENCODER_KEYS,
@@ -33,6 +33,7 @@ from model.checkpoints.published import (
     RetrainedPredictor,
 )
 from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_prefix
+from model.checkpoints.whose import whose
 from model.package import ActionSpec, PlannerDefaults
 from model.vjepa2.action_predictor import ActionPredictor
 from model.vjepa2.huggingface import Piece
@@ -69,6 +70,9 @@ def recognizes(foreign: Foreign) -> bool:
 
 def inspect(foreign: Foreign) -> Found:
     """What a file holds; of a part that needs an encoder, what it fits."""
+    if (whose_it_is := whose(foreign)) is not None:
+        sections = {name: counted(held) for name, held in foreign.file.sections.items()}
+        return Found(foreign.path, "", "", "", whose_it_is, sections, {})
     if foreign.path.is_file() and (part := _part(foreign)) is not None:
         return _inspect_part(foreign, part)
     found = inspect_checkpoint(foreign.path)
@@ -85,6 +89,8 @@ def inspect(foreign: Foreign) -> Found:
 
 def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Imported:
     """Check everything, then write a package into `out`; in bfloat16 unless `options` says otherwise."""
+    if (whose_it_is := whose(foreign)) is not None:
+        raise CheckpointError(whose_it_is)
     options.refuse(foreign.path, "V-JEPA 2, which does not standardize actions", "statistics")
     part = _part(foreign) if foreign.path.is_file() else None
     if part is not None:
@@ -265,13 +271,6 @@ def _inspect_part(foreign: Foreign, part: str) -> Found:
             model, needed, shape = retrained.name, retrained.encoder, asdict(retrained.predictor)
     except CheckpointError as error:
         misfit = str(error)
-    sections = {
-        name: Section(
-            tensors=len(held),
-            parameters=sum(spec.count for spec in held.values()),
-            dtypes=tuple(sorted({str(spec.dtype).removeprefix("torch.") for spec in held.values()})),
-        )
-        for name, held in foreign.file.sections.items()
-    }
+    sections = {name: counted(held) for name, held in foreign.file.sections.items()}
     need = f"the weights of {needed} (--encoder-weights FILE): the file holds a {part} alone"
     return Found(foreign.path, "vjepa2", "meta", model, misfit, sections, shape, (need,))
