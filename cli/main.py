@@ -7,6 +7,7 @@ import sys
 import typer
 
 from cli import exit_codes
+from cli.client.classify import classify
 from cli.client.embed import embed
 from cli.client.health import health
 from cli.client.landscape import landscape
@@ -36,6 +37,7 @@ app.command("demo")(demo)
 app.command("plan")(plan)
 app.command("landscape")(landscape)
 app.command("embed")(embed)
+app.command("classify")(classify)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

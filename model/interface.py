@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,6 +20,15 @@ class ClipEmbedding:
     pooled: Float[Tensor, " width"]
     per_frame: Float[Tensor, "time width"]
     tokens: Float[Tensor, "time tokens width"]
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A model that also says what a clip shows; its package names the classes. A model need not be one."""
+
+    def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
+        """How likely each of the package's labels is, in order; they add up to 1."""
+        ...
 
 
 class LoadedModel(Protocol):

@@ -157,6 +157,19 @@ class EmbedClipJob:
 
 
 @dataclass(frozen=True)
+class ClassifyClipJob:
+    """What the frames of one clip show."""
+
+    model: str
+    frames: NDArray[np.uint8]  # [time, height, width, 3]
+
+
+@dataclass(frozen=True)
+class ClassifyDone:
+    probabilities: Floats  # [classes], in the order of the model's labels
+
+
+@dataclass(frozen=True)
 class EmbedDone:
     embedding: Floats
     goal_distances: tuple[float, ...]  # one per frame; empty without a goal
@@ -221,8 +234,8 @@ class CalibrateDone:
     residual_before: float
 
 
-Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob
-Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone | CalibrateDone
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | ClassifyClipJob | RolloutJob | SurpriseJob | CalibrateJob
+Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | SurpriseDone | CalibrateDone
 
 
 @dataclass(frozen=True)

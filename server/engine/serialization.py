@@ -27,9 +27,9 @@ _KINDS: dict[str, type[Any]] = {
     for kind in (
         *(jobs.Submit, jobs.Cancel, jobs.Loaded, jobs.LoadFailed, jobs.Ready, jobs.Heartbeat, jobs.Done, jobs.Failed),
         *(jobs.PlanJob, jobs.EncodeJob, jobs.EmbedImagesJob, jobs.EmbedClipJob, jobs.RolloutJob),
-        *(jobs.SurpriseJob, jobs.CalibrateJob),
+        *(jobs.ClassifyClipJob, jobs.SurpriseJob, jobs.CalibrateJob),
         *(jobs.PlanDone, jobs.EncodeDone, jobs.EmbedDone, jobs.RolloutDone, jobs.SurpriseDone),
-        *(jobs.CalibrateDone,),
+        *(jobs.ClassifyDone, jobs.CalibrateDone),
         *(jobs.SearchSize, jobs.ServedModel, jobs.Start, jobs.Move, jobs.Pace),
         *(calls.ModelReply, calls.PlannerSettings),
     )

@@ -26,6 +26,8 @@ from server.service.stages import Stages
 from server.service.validation import SearchLimits
 from server.values.calls import (
     CalibrateRequest,
+    ClassifyClipRequest,
+    ClassifyReply,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
@@ -273,6 +275,10 @@ class Application:
     async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
         """Decode a video file elsewhere and embed it."""
         return await self._embeddings.clip(request, deadline)
+
+    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClassifyReply:
+        """Decode a video file elsewhere and say what it shows."""
+        return await self._embeddings.classify(request, deadline)
 
     # Within
 

@@ -6,7 +6,16 @@ import time
 
 import numpy as np
 
-from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
+from server.engine.messages import (
+    ClassifyClipJob,
+    ClassifyDone,
+    EmbedClipJob,
+    EmbedDone,
+    EmbedImagesJob,
+    EncodeDone,
+    EncodeJob,
+    Floats,
+)
 from server.engine.pool import EnginePool
 from server.errors import invalid
 from server.service import validation
@@ -15,10 +24,14 @@ from server.service.goals import Goal, GoalCache, content_id
 from server.service.prediction import require_numbers
 from server.values.calls import (
     Array,
+    ClassifyClipRequest,
+    ClassifyReply,
+    ClassScore,
     EmbedClipRequest,
     EmbedImagesRequest,
     EmbedReply,
     Frame,
+    FrameSampling,
     GoalReply,
     GoalRequest,
     ModelReply,
@@ -74,6 +87,25 @@ class EmbeddingCalls:
         done = await self._engines.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
         assert isinstance(done, EmbedDone)
         return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+
+    async def classify(self, request: ClassifyClipRequest, deadline: float | None) -> ClassifyReply:
+        """See `Application.classify_clip`."""
+        model = self._engines.model(request.model).reply
+        if not model.labels:
+            raise invalid("model", "must have labels to classify a clip", f"{model.name}, which has none")
+        if not 1 <= request.top_k <= len(model.labels):
+            raise invalid("top_k", f"must be 1 to the model's {len(model.labels)} classes", request.top_k)
+        sampling = request.sampling
+        if sampling == FrameSampling() and model.clip_frames:  # as many as it was trained on
+            sampling = FrameSampling(frames=min(model.clip_frames, self._clips.most_frames))
+        left_s = None if deadline is None else deadline - time.monotonic()
+        clip = await self._clips.decode(request.path, sampling, model, left_s)
+        done = await self._engines.run(ClassifyClipJob(model.name, clip.frames), deadline)
+        assert isinstance(done, ClassifyDone)
+        require_numbers(done.probabilities)
+        likeliest = np.argsort(-done.probabilities, kind="stable")[: request.top_k]
+        scores = (ClassScore(int(at), model.labels[at], float(done.probabilities[at])) for at in likeliest)
+        return ClassifyReply(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
 
     def _toward(self, goal_id: str, model: ModelReply) -> Floats | None:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None

@@ -203,6 +203,34 @@ class EmbedClipRequest:
 
 
 @dataclass(frozen=True)
+class ClassifyClipRequest:
+    """`path` is a spooled upload that the gateway owns and deletes."""
+
+    path: Path
+    model: str = ""
+    sampling: FrameSampling = field(default_factory=FrameSampling)
+    top_k: int = 5
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How likely one of a model's classes is."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClassifyReply:
+    """What a clip shows, the likeliest first."""
+
+    classes: tuple[ClassScore, ...]
+    model: str
+    frame_times_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class EmbedReply:
     embedding: NDArray[np.float32]
     model: str
@@ -317,3 +345,6 @@ class ModelReply:
     card: str
     execute: int = 0  # robot actions to take before planning again
     computes: str = ""  # precision, device, and which rollouts are replayed as graphs, or why none
+    license: str = ""  # of the weights, as far as known
+    labels: tuple[str, ...] = ()  # of the classes of clips; empty: it classifies nothing
+    clip_frames: int = 0  # of a clip, as its classifier was trained; 0: not known

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.interface import LoadedModel
+from model.interface import Classifier, LoadedModel
 from model.runtime.memory import to_device
 from server.engine.messages import (
     CalibrateJob,
+    ClassifyClipJob,
+    ClassifyDone,
     Done,
     EmbedClipJob,
     EmbedDone,
@@ -78,6 +80,8 @@ class BackgroundJobs:
                 background_job = embed_images(model, job)
             case EmbedClipJob():
                 background_job = embed_clip(model, job)
+            case ClassifyClipJob():
+                background_job = classify_clip(model, job)
             case RolloutJob():
                 background_job = rollout(model, job, self._max_steps)
             case SurpriseJob():
@@ -164,6 +168,14 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob) -> BackgroundJob:
     steps = model_adapter.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
     chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
     return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
+
+
+def classify_clip(model: LoadedModel, job: ClassifyClipJob) -> BackgroundJob:
+    """What the frames of one clip show; the front asks this of models with labels alone."""
+    if not isinstance(model, Classifier):
+        raise TypeError(f"{job.model} has labels and classifies nothing")
+    yield WorkItem(("classify", job.model), len(job.frames))
+    return ClassifyDone(model_adapter.to_host(model.classify(torch.from_numpy(job.frames))))
 
 
 def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJob:

@@ -170,6 +170,9 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
+        license=str(config.training.get("license", "")),
+        labels=config.labels,
+        clip_frames=config.clip_frames,
     )
     own = search if action is not None else None
     return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)

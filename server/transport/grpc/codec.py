@@ -238,6 +238,9 @@ def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -
         server_version=server_version,
         execute=model.execute,
         computes=model.computes,
+        license=model.license,
+        labels=model.labels,
+        clip_frames=model.clip_frames,
     )
 
 
@@ -303,6 +306,17 @@ def encode_plan(plan: calls.PlanReply) -> planning_pb2.Plan:
 def encode_images_embedding(reply: calls.EmbedReply) -> embeddings_pb2.EmbedImagesResponse:
     return embeddings_pb2.EmbedImagesResponse(
         embedding=encode_tensor(reply.embedding), goal_distances=reply.goal_distances, model=reply.model
+    )
+
+
+def encode_classes(reply: calls.ClassifyReply) -> embeddings_pb2.ClassifyClipResponse:
+    return embeddings_pb2.ClassifyClipResponse(
+        classes=[
+            embeddings_pb2.ClassScore(index=each.index, label=each.label, probability=each.probability)
+            for each in reply.classes
+        ],
+        frame_times_s=reply.frame_times_s,
+        model=reply.model,
     )
 
 

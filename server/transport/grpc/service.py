@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,6 +33,9 @@ from server.transport.grpc.interceptor import Context, GatewayInterceptor, deadl
 from server.transport.health import Health
 from server.transport.uploads import CHUNK_BYTES
 from server.values import calls, images
+
+ClipPart = embeddings_pb2.EmbedClipRequest | embeddings_pb2.ClassifyClipRequest
+TOP_K = calls.ClassifyClipRequest.top_k  # where a request does not say
 
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -185,17 +190,46 @@ class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
     async def EmbedClip(
         self, requests: AsyncIterator[embeddings_pb2.EmbedClipRequest], context: Context
     ) -> embeddings_pb2.EmbedClipResponse:
+        header = await self._announced(requests)
+        kind = codec.decode_kind(header.kind, default="pooled")
+        if header.top_k:
+            raise invalid("header.top_k", "must not be set where nothing is classified", header.top_k)
+        async with self._received(requests, header) as path:
+            sampling = codec.decode_sampling(header.sampling)
+            embed = calls.EmbedClipRequest(path, header.model, kind, sampling, header.goal_id)
+            return codec.encode_clip_embedding(await self.gateway.application.embed_clip(embed, deadline(context)))
+
+    async def ClassifyClip(
+        self, requests: AsyncIterator[embeddings_pb2.ClassifyClipRequest], context: Context
+    ) -> embeddings_pb2.ClassifyClipResponse:
+        header = await self._announced(requests)
+        for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+            if value:
+                raise invalid(f"header.{field}", "must not be set to classify", value)
+        async with self._received(requests, header) as path:
+            sampling = codec.decode_sampling(header.sampling)
+            asked = calls.ClassifyClipRequest(path, header.model, sampling, header.top_k or TOP_K)
+            return codec.encode_classes(await self.gateway.application.classify_clip(asked, deadline(context)))
+
+    async def _announced(self, requests: AsyncIterator[ClipPart]) -> embeddings_pb2.ClipHeader:
+        """The header that a clip's stream begins with. Raises ServiceError for one that announces nothing possible."""
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise invalid("part", "must be header at first", "another", Reason.INVALID_REQUEST)
         header, limit = first.header, self.gateway.limits.clip_bytes
-        kind = codec.decode_kind(header.kind, default="pooled")
         if not header.total_bytes >= 1:
             raise invalid("header.total_bytes", "must be at least 1", header.total_bytes)
         if header.total_bytes > limit:
             raise invalid("header.total_bytes", f"must be at most {limit}", header.total_bytes, Reason.TOO_LARGE)
         if len(header.sha256) != 32:
             raise invalid("header.sha256", "must have 32 bytes", len(header.sha256))
+        return header
+
+    @asynccontextmanager
+    async def _received(
+        self, requests: AsyncIterator[ClipPart], header: embeddings_pb2.ClipHeader
+    ) -> AsyncIterator[Path]:
+        """The file that the rest of a clip's stream brings, whole and checked, for as long as it is needed."""
         async with self.gateway.uploads.spool("chunk") as spool:
             async for message in self.gateway.uploads.steady(requests, "chunk"):
                 size = len(message.chunk) if message.WhichOneof("part") == "chunk" else 0
@@ -207,9 +241,7 @@ class _Embeddings(embeddings_pb2_grpc.EmbeddingsServicer):
                     raise invalid("chunk", rule, spool.received, Reason.CLIP_MISMATCH)
             path = await spool.seal(header.total_bytes, header.sha256)
             self.gateway.telemetry.uploaded_bytes.inc(spool.received)
-            sampling = codec.decode_sampling(header.sampling)
-            embed = calls.EmbedClipRequest(path, header.model, kind, sampling, header.goal_id)
-            return codec.encode_clip_embedding(await self.gateway.application.embed_clip(embed, deadline(context)))
+            yield path
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from fastapi.openapi.utils import get_openapi
 
 from server.errors import Reason
 from server.transport.error_replies import PROBLEM_JSON
-from server.transport.rest.middleware import CLIPS
+from server.transport.rest.middleware import CLASSIFICATIONS, CLIPS
 from server.transport.rest.replies import ProblemReply
-from server.transport.rest.schemas import ClipForm
+from server.transport.rest.schemas import ClassifyForm, ClipForm, UploadForm
 
 _TEMPLATE = "#/components/schemas/{model}"
 
@@ -28,8 +28,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].update(failures)
-    form = {"content": {"multipart/form-data": {"schema": _clip_form()}}, "required": True}
-    made["paths"][CLIPS]["post"]["requestBody"] = form
+    for path, kind in ((CLIPS, ClipForm), (CLASSIFICATIONS, ClassifyForm)):
+        form = {"content": {"multipart/form-data": {"schema": _clip_form(kind)}}, "required": True}
+        made["paths"][path]["post"]["requestBody"] = form
     made["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -47,11 +48,11 @@ def _failures() -> dict[str, Any]:
     return {str(status): {"description": "; ".join(lines), "content": content} for status, lines in titles.items()}
 
 
-def _clip_form() -> dict[str, Any]:
+def _clip_form(kind: type[UploadForm]) -> dict[str, Any]:
     clip = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The video file"}
     return {
         "type": "object",
         "required": ["clip"],
         "additionalProperties": False,
-        "properties": {"clip": clip, **ClipForm.model_json_schema()["properties"]},
+        "properties": {"clip": clip, **kind.model_json_schema()["properties"]},
     }

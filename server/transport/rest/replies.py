@@ -57,6 +57,9 @@ class ModelReply(BaseModel):
     server_version: str
     execute: int = Field(description="Robot actions to take before planning again, as the model was measured")
     computes: str = Field(description="Precision, device, and which rollouts are replayed as graphs, or why none")
+    license: str = Field(description="License of the weights, as far as known; empty where nothing is")
+    labels: list[str] = Field(description="Names of the classes of clips; empty for a model that classifies nothing")
+    clip_frames: int = Field(description="Frames of a clip that the classifier was trained on; 0: not known")
 
 
 class ModelsReply(BaseModel):
@@ -145,6 +148,18 @@ class ClipEmbeddingReply(BaseModel):
     model: str
 
 
+class ClassScoreReply(BaseModel):
+    index: int
+    label: str
+    probability: float
+
+
+class ClassificationReply(BaseModel):
+    classes: list[ClassScoreReply] = Field(description="The likeliest first")
+    frame_times_s: list[float]
+    model: str
+
+
 class RolloutReply(BaseModel):
     latents: TensorReply
     goal_distances: list[float]
@@ -225,6 +240,9 @@ def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -
         server_version=server_version,
         execute=model.execute,
         computes=model.computes,
+        license=model.license,
+        labels=list(model.labels),
+        clip_frames=model.clip_frames,
     )
 
 
@@ -293,6 +311,11 @@ def encode_clip_embedding(reply: calls.EmbedReply, style: TensorStyle) -> ClipEm
         step_distances=list(reply.step_distances),
         model=reply.model,
     )
+
+
+def encode_classes(reply: calls.ClassifyReply) -> ClassificationReply:
+    classes = [ClassScoreReply(index=at.index, label=at.label, probability=at.probability) for at in reply.classes]
+    return ClassificationReply(classes=classes, frame_times_s=list(reply.frame_times_s), model=reply.model)
 
 
 def encode_rollout(reply: calls.RolloutReply, style: TensorStyle) -> RolloutReply:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +21,7 @@ from server.transport.rest import replies, schemas
 from server.transport.rest import tensors as rest_tensors
 from server.transport.rest.formats import ALSO, answer
 from server.transport.rest.middleware import (
+    CLASSIFICATIONS,
     CLIPS,
     GatewayMiddleware,
     call_of,
@@ -29,6 +32,8 @@ from server.transport.rest.openapi import document
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
 from server.values import calls, images
+
+Form = TypeVar("Form", bound=schemas.UploadForm)
 
 
 def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
@@ -333,23 +338,44 @@ async def embed_images(
 )
 async def embed_clip(request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64") -> Response:
     """Embeds a video file."""
-    async with gateway.uploads.spool("clip") as spool:
-        content_type = request.headers.get("content-type", "")
-        body = gateway.uploads.steady(request.stream(), "body")
-        texts = await receive_form(body, content_type, "clip", spool)
-        form = _clip_form(texts)
-        path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
-        gateway.telemetry.uploaded_bytes.inc(spool.received)
-        sampling = calls.FrameSampling(form.fps, form.frames)
+    async with _uploaded(request, gateway, schemas.ClipForm) as (form, path, sampling):
         asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
         told = replies.encode_clip_embedding(reply, tensors)
         return answer(request, told, codec.encode_clip_embedding(reply), reply.embedding)
 
 
-def _clip_form(texts: dict[str, str]) -> schemas.ClipForm:
+@_routes.post(
+    CLASSIFICATIONS.removeprefix("/v1"),
+    name="Embeddings.ClassifyClip",
+    response_model=replies.ClassificationReply,
+)
+async def classify_clip(request: Request, gateway: TheDoor, deadline: Deadline) -> replies.ClassificationReply:
+    """Names what a video file shows."""
+    async with _uploaded(request, gateway, schemas.ClassifyForm) as (form, path, sampling):
+        asked = calls.ClassifyClipRequest(path, form.model, sampling, form.top_k)
+        reply = await cancel_on_disconnect(request, gateway.application.classify_clip(asked, deadline))
+        return replies.encode_classes(reply)
+
+
+@asynccontextmanager
+async def _uploaded(
+    request: Request, gateway: Gateway, kind: type[Form]
+) -> AsyncIterator[tuple[Form, Path, calls.FrameSampling]]:
+    """A clip's form and its file, whole and checked, for as long as it is needed."""
+    async with gateway.uploads.spool("clip") as spool:
+        content_type = request.headers.get("content-type", "")
+        body = gateway.uploads.steady(request.stream(), "body")
+        texts = await receive_form(body, content_type, "clip", spool)
+        form = _clip_form(texts, kind)
+        path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
+        gateway.telemetry.uploaded_bytes.inc(spool.received)
+        yield form, path, calls.FrameSampling(form.fps, form.frames)
+
+
+def _clip_form(texts: dict[str, str], kind: type[Form]) -> Form:
     try:
-        form = schemas.ClipForm.model_validate(texts)
+        form = kind.model_validate(texts)
     except ValidationError as error:
         faults = [{**fault, "loc": ("form", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None

@@ -289,13 +289,24 @@ class EmbedImagesBody(BaseModel):
     goal_id: Name = ""
 
 
-class ClipForm(BaseModel):
-    """What may stand beside the file in an uploaded form."""
+class UploadForm(BaseModel):
+    """What may stand beside a clip in every uploaded form."""
 
     model_config = ConfigDict(extra="forbid")
     model: Name = ""
-    kind: calls.EmbeddingKind = "pooled"
     fps: Real | None = None
     frames: Count | None = None
-    goal_id: Name = ""
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(default=None, description="Of the file")
+
+
+class ClipForm(UploadForm):
+    """What may stand beside a clip to embed."""
+
+    kind: calls.EmbeddingKind = "pooled"
+    goal_id: Name = ""
+
+
+class ClassifyForm(UploadForm):
+    """What may stand beside a clip to classify."""
+
+    top_k: Count = Field(default=calls.ClassifyClipRequest.top_k, description="Classes to send back, likeliest first")

@@ -7,17 +7,19 @@ The blocking client may be shared between threads; the asyncio client belongs to
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
 from presage.connection import Connection, in_thread
 from presage.errors import PresageError
-from presage.protocol import requests
+from presage.protocol import methods, requests
 from presage.protocol.requests import Seen
 from presage.protocol.retry import Readiness
 from presage.protocol.transport import TLS, Endpoint, Path
 from presage.protocol.upload import Progress, announce_clip, upload_time_s
 from presage.session import Session
 from presage.values import (
+    ClipClasses,
     ClipEmbedding,
     Embedding,
     Goal,
@@ -263,7 +265,29 @@ class Client:
         """
         clip = in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
         limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
-        return self._connection.upload(clip, kind, progress, limit)
+        read = partial(requests.clip_embedding, kind=kind)
+        return self._connection.upload(clip, methods.EMBED_CLIP, read, progress, limit)
+
+    def classify(
+        self,
+        path: Path,
+        top_k: int = 5,
+        *,
+        fps: float | None = None,
+        frames: int | None = None,
+        model: str = "",
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> ClipClasses:
+        """Uploads a video file in chunks and says what it shows: the `top_k` likeliest of the model's labels.
+
+        `fps` or `frames` (evenly spaced) says which frames are used; neither means as many as the model was trained on,
+        or all where that is not known. `progress` and `timeout_s` as for `embed_clip`. Raises OSError for a file that
+        cannot be read.
+        """
+        clip = in_thread(lambda: announce_clip(path, top_k=top_k, fps=fps, frames=frames, model=model))
+        limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
+        return self._connection.upload(clip, methods.CLASSIFY_CLIP, requests.clip_classes, progress, limit)
 
     def close(self) -> None:
         """Ends every call and control loop, and their threads. Open sessions stay until the server forgets them."""

@@ -107,7 +107,9 @@ class Model:
     """What a robot must know before it asks for a plan. `action` is None for a model that only embeds.
 
     `execute`: actions of a plan to carry out before planning again, as the model was measured. `computes`: in which
-    precision and on which device the server computes, and which of its rollouts are replayed as graphs.
+    precision and on which device the server computes, and which of its rollouts are replayed as graphs. `license`: of
+    the weights, as far as known. `labels`: of the classes of clips, empty for a model that classifies nothing;
+    `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known.
     """
 
     name: str
@@ -123,6 +125,9 @@ class Model:
     server_version: str
     execute: int = 0
     computes: str = ""
+    license: str = ""
+    labels: tuple[str, ...] = ()
+    clip_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -282,6 +287,24 @@ class Embedding:
     kind: str
     model: str
     goal_distances: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How likely one of a model's classes is; `index` is its place among the model's labels."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClipClasses:
+    """What a clip shows, the likeliest class first. `frame_times_s`: when each used frame is shown, from the start."""
+
+    classes: tuple[ClassScore, ...]
+    model: str
+    frame_times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

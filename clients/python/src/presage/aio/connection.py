@@ -12,12 +12,11 @@ from presage.aio.control import AsyncControlLoop
 from presage.connection import Connection, read_reply
 from presage.errors import Cancelled
 from presage.protocol.conversation import ControlSettings
-from presage.protocol.methods import Call
+from presage.protocol.methods import Call, Method
 from presage.protocol.retry import Attempts
 from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint, Metadata
 from presage.protocol.upload import ClipUpload, Progress
-from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")
 
@@ -47,7 +46,14 @@ class AsyncConnection:
         reply = await self._repeat(attempt, call.repeatable, timeout_s, call.request_id)
         return read_reply(call.read, reply, call.request_id)
 
-    async def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
+    async def upload(
+        self,
+        clip: ClipUpload,
+        method: Method[Any, Any],
+        read: Callable[[bytes], Value],
+        progress: Progress | None,
+        timeout_s: float,
+    ) -> Value:
         """Sends a clip from a thread. Raises a PresageError, or what reading the file or `progress` raised.
 
         Over a blocking channel: grpc.aio (1.70, for one) loses the status of a call that the server ends while a
@@ -57,7 +63,7 @@ class AsyncConnection:
         blocking = Connection(self.endpoint, self.timeout_s)
         self._uploads.add(blocking)
         try:
-            return await in_thread(lambda: blocking.upload(clip, kind, progress, timeout_s))
+            return await in_thread(lambda: blocking.upload(clip, method, read, progress, timeout_s))
         finally:
             blocking.close()  # which also ends the thread where this task was cancelled
             self._uploads.discard(blocking)

@@ -228,6 +228,9 @@ def model_value(message: models_pb2.Model) -> values.Model:
         card=message.card,
         server_version=message.server_version,
         execute=message.execute,
+        license=message.license,
+        labels=tuple(message.labels),
+        clip_frames=message.clip_frames,
         computes=message.computes,
     )
 

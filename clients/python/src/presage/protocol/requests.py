@@ -244,6 +244,15 @@ def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None
     )
 
 
+def clip_classes(reply: bytes) -> values.ClipClasses:
+    message = methods.CLASSIFY_CLIP.parse(reply)
+    return values.ClipClasses(
+        tuple(values.ClassScore(each.index, each.label, each.probability) for each in message.classes),
+        message.model,
+        tuple(message.frame_times_s),
+    )
+
+
 def clip_embedding(reply: bytes, kind: str) -> values.ClipEmbedding:
     message = methods.EMBED_CLIP.parse(reply)
     return values.ClipEmbedding(

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # bytes handed to the transport, bytes in
 
 @dataclass(frozen=True)
 class ClipUpload:
-    """A file and its announcement. `size` is in bytes."""
+    """A file and its announcement, the same bytes whether it is to be embedded or classified. `size` is in bytes."""
 
     path: str | "os.PathLike[str]"
     size: int
@@ -49,17 +49,24 @@ class ClipUpload:
 def announce_clip(
     path: str | "os.PathLike[str]",
     *,
-    kind: str,
-    fps: float | None,
-    frames: int | None,
-    goal: Goal | str | None,
-    model: str,
+    kind: str | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
+    goal: Goal | str | None = None,
+    model: str = "",
+    top_k: int | None = None,
 ) -> ClipUpload:
-    """Reads the file once for its size and digest.
+    """Reads the file once for its size and digest. `kind` and `goal` are for a clip to embed, `top_k` to classify.
 
     Raises OSError for a file that cannot be read, InvalidRequest for an argument that breaks its rule.
     """
-    header = embeddings_pb2.ClipHeader(model=model, kind=codec.kind_number(kind), goal_id=codec.goal_id(goal))
+    header = embeddings_pb2.ClipHeader(model=model, goal_id=codec.goal_id(goal))
+    if kind is not None:
+        header.kind = codec.kind_number(kind)
+    if top_k is not None:
+        if not 1 <= top_k < 1 << 32:
+            raise invalid("top_k", "must be at least 1", top_k)
+        header.top_k = top_k
     if fps is not None and frames is not None:
         raise invalid("frames", "must not be given together with fps", frames)
     if fps is not None:

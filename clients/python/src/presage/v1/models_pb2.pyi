@@ -98,9 +98,12 @@ class Model(google.protobuf.message.Message):
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     EXECUTE_FIELD_NUMBER: builtins.int
     COMPUTES_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    CLIP_FRAMES_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
-    """"compact" or "vjepa2"."""
+    """"compact", "vjepa2", "lewm" or "dino_wm"."""
     weights_digest: builtins.str
     """sha256 of the weights, hexadecimal."""
     card: builtins.str
@@ -110,6 +113,10 @@ class Model(google.protobuf.message.Message):
     """Robot actions of a plan to carry out before planning again, as the model was measured."""
     computes: builtins.str
     """How this server computes with it: precision, device, and which rollouts are replayed as graphs, or why none."""
+    license: builtins.str
+    """License of the weights, as far as known; empty where nothing is."""
+    clip_frames: builtins.int
+    """Frames of a clip that the classifier was trained on; 0 where that is not known."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -130,6 +137,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def limits(self) -> global___Limits: ...
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the classes that clips are classified into; empty for a model that classifies nothing."""
+
     def __init__(
         self,
         *,
@@ -146,9 +157,12 @@ class Model(google.protobuf.message.Message):
         server_version: builtins.str = ...,
         execute: builtins.int = ...,
         computes: builtins.str = ...,
+        license: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        clip_frames: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "clip_frames", b"clip_frames", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "labels", b"labels", "latent_shape", b"latent_shape", "license", b"license", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
@@ -238,12 +252,13 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
-    rules).
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or a published search: "vjepa2_ac",
+    "lewm", "dino_wm", "jepa_wms". The last three draw candidates around the mean of the actions that the model was
+    trained on, in units of their spread and beyond the bounds; the plan is within them.
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
-    plan ends counts more than the way there. "vjepa2_ac" counts the last step alone, and takes 1.
+    plan ends counts more than the way there. A published search counts the last step alone, and takes 1.
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
