@@ -1,4 +1,4 @@
-"""Pictures of Reacher a second, as Presage takes them and with MuJoCo's defaults: shadows, reflections and the sky.
+"""Rendering rate of Reacher, as Presage renders it and with MuJoCo's defaults: shadows, reflections and the sky.
 
 `python -m benchmarks.rendering` needs the extra `mujoco` and draws with what `MUJOCO_GL` names (EGL). The two alternate
 in one run, so that whatever else the machine does hits both alike.

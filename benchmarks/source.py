@@ -1,4 +1,4 @@
-"""Which state of the code a measurement is of."""
+"""The commit that a measurement was made with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands reach a running service: the options that say where it is, and a client made from them."""
+"""Options of commands that call a running service, and the client made from them."""
 
 from __future__ import annotations
 

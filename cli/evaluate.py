@@ -1,4 +1,4 @@
-"""`presage eval`: how often a model reaches held-out goals, beside a random policy and an oracle on the same pairs."""
+"""`presage eval`: success rate on held-out goals, beside a random policy and an oracle on the same pairs."""
 
 from __future__ import annotations
 

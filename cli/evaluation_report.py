@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: rates, plots and filmstrips. Measures nothing."""
+"""The evaluation's report: one self-contained HTML page with rates, plots and filmstrips."""
 
 from __future__ import annotations
 

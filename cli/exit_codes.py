@@ -1,4 +1,4 @@
-"""Turns what a user can cause into one line on stderr and an exit code. Bugs of ours keep their traceback.
+"""Maps errors that a user can cause to one line on stderr and an exit code. Other errors keep their traceback.
 
 Exit codes: 0 done, 1 it failed, 2 for settings that cannot be used; typer adds 2 for a command used wrongly and 130
 for Ctrl-C.
@@ -25,7 +25,7 @@ _FORESEEN = (
     ("training.data.dataset", "DatasetError"),
     ("simulation.manifest", "ManifestError"),
     ("simulation.extras", "MissingSimulator"),
-    ("training.compact.train", "DivergedError"),
+    ("training.loop", "DivergedError"),
     ("training.distributed", "FirstProcessError"),
 )
 

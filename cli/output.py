@@ -1,4 +1,4 @@
-"""Where commands speak: results on stdout, progress and remarks on stderr; with --json, stdout holds JSON alone."""
+"""Console output: results on stdout, progress and remarks on stderr; with --json, stdout holds JSON alone."""
 
 from __future__ import annotations
 

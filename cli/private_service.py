@@ -1,4 +1,4 @@
-"""A service of one's own on loopback for as long as a command needs it: another process, ended by its process id."""
+"""A private service on loopback for the duration of a command: a child process, ended by its process id."""
 
 from __future__ import annotations
 

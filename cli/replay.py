@@ -1,4 +1,4 @@
-"""`presage replay`: recorded plans made again, and whether they are the same."""
+"""`presage replay`: repeats recorded plans and reports whether they are the same."""
 
 from __future__ import annotations
 

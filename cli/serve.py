@@ -1,4 +1,4 @@
-"""`presage serve`: the service in the foreground, set up by flags over environment over file over defaults."""
+"""`presage serve`: the service in the foreground; flags override environment, file and defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A world model whose camera stands turned about the vertical: actions are turned into its frame before it sees them.
+"""World-model wrapper that compensates a fixed camera yaw: actions are rotated into the camera's frame.
 
 V-JEPA 2-AC infers its axes from the image alone; a camera moved around the robot turns the actions it means by about
 the camera's angle (arXiv 2506.09985, section 11.4, which sketches the remedy used here). Everything outside this

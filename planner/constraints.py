@@ -1,4 +1,4 @@
-"""What an action may be: bounds, frozen dimensions, a norm cap, a slew limit, a dwell, actions already under way.
+"""Limits on actions: bounds, frozen dimensions, a norm cap, a slew limit, a dwell, actions already under way.
 
 Makes an action space ready for one search, and refuses what no action could obey. The projection is in `limits.py`.
 """

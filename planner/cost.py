@@ -1,4 +1,4 @@
-"""What makes a plan bad: distance to the goal, effort, jerkiness, and weighted sums of them. No search lives here.
+"""Costs: distance to the goal, effort, jerkiness, and weighted sums of them. No search lives here.
 
 Every cost returns each model step's share [batch, samples, horizon] of the total, in float32, or float64 where latents
 are. Sums over latents are right to 1e-7 of their value: elites must not be chosen by rounding.

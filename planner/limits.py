@@ -1,4 +1,4 @@
-"""What a search holds its actions to, as tensors, and the projection into it. `constraints.py` makes it of a space.
+"""Limits on actions as tensors, and the projection into them. `constraints.py` derives them from an action space.
 
 Not a penalty: costs live in `cost.py`, and no projected action is ever outside, not by one float32 rounding.
 """

@@ -1,4 +1,4 @@
-"""The draws a sampling planner perturbs its mean with: standard normal per entry, correlated in time or not.
+"""Noise of sampling planners: standard normal per entry, correlated in time or not.
 
 Randomness is a value here: a `Stream` names a request's seed and iteration, and the same stream always gives the same
 numbers on the same kind of device, whatever else is drawn in the same batch. Nothing here knows costs or bounds.

@@ -1,4 +1,4 @@
-"""The optimizers that a request or a model package can ask for by name, and the part of an action space they search.
+"""The optimizers that a request or a model package can name, and the part of an action space they search.
 
 For callers who hold settings as plain values; in Python, make an optimizer from its own class.
 """

@@ -1,4 +1,4 @@
-"""The way from the host to the device a search runs on, without waiting. The way back is `search.advance` alone."""
+"""Copies from the host to a search's device without synchronizing. The way back is `search.advance` alone."""
 
 from __future__ import annotations
 

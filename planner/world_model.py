@@ -1,4 +1,4 @@
-"""What a planner may know of a model and of a cost. Implementations live elsewhere."""
+"""The planner's view of a model and of a cost, as protocols. Implementations live elsewhere."""
 
 from __future__ import annotations
 

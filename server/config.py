@@ -1,4 +1,4 @@
-"""How a server is set up: one value, read in one place from flags, environment and file, in that order of weight.
+"""Settings of a server: read in one place from flags, environment and file, in that order of precedence.
 
 Flags beat PRESAGE_* variables, which beat the file, which beats the defaults. Nothing else in the service reads the
 environment.

@@ -1,4 +1,4 @@
-"""The one table of what can go wrong, rendered by both transports. Messages name the field, the rule and the value.
+"""The table of errors, rendered by both transports. Messages name the field, the rule and the value.
 
 Not a place for tracebacks: what is unexpected leaves as INTERNAL with a request id alone.
 """

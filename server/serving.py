@@ -1,4 +1,4 @@
-"""The composition root: settings in, one application behind two doors on one event loop, until a signal says stop.
+"""Runs the service: settings in, one application behind both transports on one event loop, until a signal.
 
 `python -m server` serves what PRESAGE_* variables say; the `presage serve` command adds flags and a file.
 """

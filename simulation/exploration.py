@@ -1,4 +1,4 @@
-"""How episodes are gathered: exploring policies, run on a group of robots side by side.
+"""Exploring policies that gather episodes, run on a group of robots side by side.
 
 Every random number of an episode comes from its own generator, seeded with (collection seed, episode index), so an
 episode is the same whichever group or process it is gathered in.

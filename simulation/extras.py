@@ -1,4 +1,4 @@
-"""What robots need that only an extra installs: the error where it is missing, and where its files lie."""
+"""Errors for robots whose extra is not installed, and where its files lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a gripper takes hold of a cube and carries it: one step of a rule that sees places alone, for any such arm.
+"""A scripted grasp: how a gripper picks up a cube and carries it, one step at a time, from positions alone.
 
 Used to gather episodes and, without noise, as the oracle of ``cube``.
 """

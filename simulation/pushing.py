@@ -1,4 +1,4 @@
-"""Where a pusher goes to find out what an object does: approaches it from every side, pushes through it, roams freely.
+"""Exploration of a pusher: approaches an object from every side, pushes through it, roams freely.
 
 Positions only, in whatever unit the caller uses; turning a target into an action is the robot's business, and nothing
 here knows a goal.

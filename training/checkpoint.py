@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished training: one file, replaced as a whole, to go on from as if it never stopped."""
+"""Checkpoints of an unfinished training: one file, replaced atomically, from which a run resumes exactly."""
 
 from __future__ import annotations
 

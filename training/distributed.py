@@ -1,4 +1,4 @@
-"""Several processes that share one training, as `torchrun` starts them; alone, everything here is the identity.
+"""Several processes that share one training, as `torchrun` starts them. With one process, everything is the identity.
 
 Only sums and means over processes live here, and their taking turns. What must be summed for two processes to train as
 one (gradients, the batch norm's moments, SIGReg's statistic) is said where it is computed.

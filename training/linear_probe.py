@@ -1,4 +1,4 @@
-"""Linear probe: what can be read off latents by a straight line. A check on training, not part of it."""
+"""Linear probe of latents. A check on training, not part of it."""
 
 from __future__ import annotations
 

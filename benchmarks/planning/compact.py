@@ -1,4 +1,4 @@
-"""Plans with the compact family (the package `arm`): time, quality in time, punctuality, company."""
+"""Planning with the compact family (the package `arm`): speed, quality over time, deadlines, batching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out problems of the built-in arm, as pictures and as searches see them."""
+"""Held-out problems of the built-in arm, as images and as planner problems."""
 
 from __future__ import annotations
 

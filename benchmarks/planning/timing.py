@@ -1,4 +1,4 @@
-"""Measuring in turns, counting operations, and the rate the machine multiplies matrices at."""
+"""Alternating measurement, operation counts, and the machine's matrix rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`presage data inspect`: what recordings hold and what is wrong with them."""
+"""`presage data inspect`: reports what recordings contain and what is wrong with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way commands open recordings: those that `presage data collect` gathered, and a lab's own."""
+"""Opens recordings for commands: those that `presage data collect` gathered, and a lab's own."""
 
 from __future__ import annotations
 

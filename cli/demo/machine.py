@@ -1,4 +1,4 @@
-"""What a demo ran on, as a report should say it: processor, system, and versions of what made the numbers."""
+"""Description of the machine for a report: processor, system, and versions of the packages that matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo while it runs: a table of episodes with a bar of each one's distance to its goal, redrawn line by line."""
+"""Live table of the demo's episodes, with a bar of each one's distance to its goal."""
 
 from __future__ import annotations
 

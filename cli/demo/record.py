@@ -1,4 +1,4 @@
-"""What a demo leaves behind: the values its report, its GIF and its JSON are made from. No drawing and no network."""
+"""Values that a demo's report, GIF and JSON are made from. No drawing and no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A demo as one HTML page that needs nothing else: style, charts and pictures are inside it. Measures nothing."""
+"""The demo's report: one self-contained HTML page with style, charts and pictures inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service through plain HTTP and JSON: what a robot does that has no gRPC."""
+"""The service over plain HTTP and JSON, for robots without gRPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's robot: a process of its own, `python -m cli.demo.robot`, that knows a simulator and the service's doors.
+"""The demo's robot: a process of its own, `python -m cli.demo.robot`, with a simulator and a client of the service.
 
 It reads its job as one JSON object from stdin, tells what happens as one JSON object per line on stdout, and leaves
 each episode's frames as an .npz file in the job's folder. It loads no model.

@@ -1,4 +1,4 @@
-"""The robot's process seen from the demo: started with a job, listened to line by line, and ended with it."""
+"""Starts the robot's process with a job, reads its output line by line, and ends it."""
 
 from __future__ import annotations
 

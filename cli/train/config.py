@@ -1,4 +1,4 @@
-"""What `presage train` is told: a small YAML file whose every key is known, or a task's name and nothing else."""
+"""Training config: strict YAML (unknown keys are errors), or a task's name and the defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a training is: a bar where a person watches, lines of text where nobody does. Trains nothing itself."""
+"""Progress of a training: a bar on a terminal, log lines otherwise."""
 
 from __future__ import annotations
 

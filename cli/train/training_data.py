@@ -1,4 +1,4 @@
-"""What a training sees: recordings, or episodes gathered in simulation before it begins."""
+"""Episodes for a training: recordings, or episodes gathered in simulation before it begins."""
 
 from __future__ import annotations
 

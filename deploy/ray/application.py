@@ -1,4 +1,4 @@
-"""What Ray Serve deploys: replicas of the application, how many of them, and how calls find theirs."""
+"""The Ray Serve deployment: replicas of the application, their number, and routing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor, so that a file never has to fit into memory.
+"""Writes safetensors files tensor by tensor, so that a file never has to fit into memory.
 
 `safetensors.torch.save_file` wants every tensor at once; the format itself does not: its header says where each tensor
 will lie, and the values follow in that order.

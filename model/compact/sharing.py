@@ -1,4 +1,4 @@
-"""What rollouts have in common. Samples that begin alike are predicted once, up to where they part.
+"""Shared prefixes of rollouts: samples that begin alike are predicted once, up to where they differ.
 
 Exact, because the predictor is causal: a step is computed from the actions up to it and nothing else. Of 51 samples
 that differ from the first in one of 50 actions each, 155 of 255 steps are different, and 55 of their action blocks.

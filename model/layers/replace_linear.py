@@ -1,4 +1,4 @@
-"""Putting other layers in the place of a network's linear ones."""
+"""Replaces a network's linear layers."""
 
 from __future__ import annotations
 

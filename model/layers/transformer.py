@@ -1,4 +1,4 @@
-"""The parts transformers are made of: rotary positions, attention, MLP, pre-norm block.
+"""Parts of transformers: rotary positions, attention, MLP, pre-norm block.
 
 Every network of this package is built from these. Nothing here knows a model family, an image or a file.
 Parameter names (`qkv`, `proj`, `fc1`, `fc2`, `norm1`, `norm2`) are those of the published V-JEPA 2 weights.

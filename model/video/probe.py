@@ -1,4 +1,4 @@
-"""What a clip file says about itself before its frames are decoded: its frames' times, its size, whether it is whole.
+"""Probes a clip file without decoding it all: its frames' times, its size, whether it is whole.
 
 Here are the limits that refuse a file early (a decompression bomb, a forged header, an hour of footage) and the one
 error every reader of clips raises. Not here: turning a clip into frames (`decode.py`) and keeping a decoder that

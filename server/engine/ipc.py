@@ -1,4 +1,4 @@
-"""The wire between the front and an engine: values over a local socket pair, both ends ours.
+"""Transport of messages between the front and an engine over a local socket pair.
 
 What a message looks like as bytes is `wire`'s. Large messages travel in parts, between which small ones pass: a clip on
 its way holds up no plan.

@@ -1,4 +1,4 @@
-"""What the front and an engine say to each other: jobs one way, results the other. Plain values, no behavior.
+"""Messages between the front and an engine: jobs one way, results the other. Plain values.
 
 Instants are readings of the machine's monotonic clock, which all its processes share.
 """

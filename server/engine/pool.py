@@ -1,4 +1,4 @@
-"""The engines of a service, each with the admission in front of it: who gets a call, and by when it must answer."""
+"""Engine pool: routes each call to the least loaded engine that admits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages between the front and an engine as bytes: JSON for the values, arrays beside it, uncopied.
+"""Serialization of engine messages: JSON for the values, arrays beside it without a copy.
 
 Only the dataclasses of `jobs` that are listed here can be written or read. Nothing is pickled: neither end of the
 service can make the other run code, even if it has been taken over.

@@ -1,4 +1,4 @@
-"""An engine as the front sees it: a process that takes jobs, dies sometimes, and is started again.
+"""Supervises one engine process: starts it, sends it jobs, and restarts it when it dies.
 
 Everything here is asyncio; what runs inside the process is `engine_process`, imported there alone (it needs torch).
 """

@@ -1,4 +1,4 @@
-"""What an operator sees: Prometheus metrics as a value, and the set-up of the logs.
+"""Prometheus metrics as a value, and the set-up of the logs.
 
 Labels never hold what a caller chose (session, goal, request): their number is bounded by the code.
 """

@@ -1,4 +1,4 @@
-"""Whether the machine's clock can be right, and whether anything keeps it so. It is read here and never set.
+"""Checks whether the machine's clock is plausible and synchronized.
 
 Nothing but certificates and the times in logs depends on it: plans and deadlines are timed by a monotonic clock, and
 robots' capture stamps are echoed as they are.

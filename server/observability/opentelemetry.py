@@ -1,4 +1,4 @@
-"""Spans sent to an OpenTelemetry collector, where the extra `otel` is installed and an endpoint is set.
+"""Exports spans to an OpenTelemetry collector, where the extra `otel` is installed and an endpoint is set.
 
 Ids are those of the trace context, so that logs, replies and spans name the same. Nothing else of the service knows
 OpenTelemetry.

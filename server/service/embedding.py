@@ -1,4 +1,4 @@
-"""What a model sees in images, clips and goals: calls that encode and predict nothing."""
+"""Embedding calls: images, clips and goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goals by content: the same picture for a model is embedded once. Bookkeeping alone; encoding is the engine's."""
+"""Goal cache by content: each goal image is embedded once per model. The engine does the encoding."""
 
 from __future__ import annotations
 

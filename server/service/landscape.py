@@ -1,4 +1,4 @@
-"""The cost of a grid of actions around rest: which to ask the model about, and a picture of its answer.
+"""Cost landscape: a grid of actions around rest, and a picture of its costs.
 
 Runs in the front process, so it knows numpy and Pillow, no model.
 """

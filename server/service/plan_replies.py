@@ -1,4 +1,4 @@
-"""Plan replies: made from what an engine found or from what is left of an earlier plan, and checked once more."""
+"""Plan replies, made from a search or from the rest of an earlier plan, and validated once more."""
 
 from __future__ import annotations
 

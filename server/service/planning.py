@@ -1,4 +1,4 @@
-"""Plan calls from request to reply: checked, put in their session's turn, searched for, remembered.
+"""Plan calls: validation, order within the session, search, recording.
 
 What a plan is, the engines know; when one can be had, the pool.
 """

@@ -1,4 +1,4 @@
-"""What a model predicts, and how far that is from goals and from what happened: calls that search for nothing."""
+"""Prediction calls: rollouts, scores, distances and surprise, without a search."""
 
 from __future__ import annotations
 

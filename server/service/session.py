@@ -1,4 +1,4 @@
-"""A robot's episode on the server: what it saw lately, the plan it is carrying out, and which observation comes next.
+"""Session state: recent observations, the current plan, and the order of observations.
 
 Pure and synchronous: the clock is an argument, and nothing here knows engines or transports. It lives in the front, so
 that an engine that dies takes no session with it.

@@ -1,4 +1,4 @@
-"""The open sessions: a bounded number of them, each forgotten when nobody calls for long. The clock is an argument."""
+"""The open sessions: a bounded number, each dropped after its time-to-live. The clock is an argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goals one after another: which of them a robot pursues, and when the next one's turn has come.
+"""Stages of a session: which goal is current, and when the next one begins.
 
 A stage is over once enough actions are executed, which the front counts, or once an observation is near enough its
 goal, which the engine sees. Here is only the bookkeeping of both, by goal ids and without torch; the last stage stays

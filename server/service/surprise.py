@@ -1,4 +1,4 @@
-"""Mean and spread of numbers that come one after another, kept in three numbers."""
+"""Running mean and standard deviation, for the calibration of surprise."""
 
 from __future__ import annotations
 

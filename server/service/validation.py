@@ -1,4 +1,4 @@
-"""What a request must satisfy before an engine is asked. Each refusal names field, rule and value.
+"""Validation of requests before an engine is asked. Each refusal names field, rule and value.
 
 What only a transport can get wrong (bytes, encodings) is checked by the transports.
 """

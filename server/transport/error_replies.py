@@ -1,4 +1,4 @@
-"""One error, two renderings: google.rpc.Status for gRPC and RFC 9457 problem details for REST.
+"""Renders an error as google.rpc.Status for gRPC and as RFC 9457 problem details for REST.
 
 Both come from the table in errors, so that a client finds the same reason, field, rule and value on either gateway.
 """

@@ -1,4 +1,4 @@
-"""What both doors share: the application behind them, and what happens to every call before, around and after it.
+"""Shared by all transports: the application, and what every call goes through before, around and after it.
 
 Request id, key check, readiness, limits, metrics, log line, and the error a caller is told. No transport lives here.
 """

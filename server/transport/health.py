@@ -1,4 +1,4 @@
-"""Where the service is in its life: starting, serving, draining. Says so to callers, probes and balancers.
+"""Service lifecycle (starting, serving, draining), as told to callers, probes and balancers.
 
 Whether the engines are well is the application's to know; it is asked through one function.
 """

@@ -1,4 +1,4 @@
-"""Both doors opened on one event loop in front of an application, and closed again without cutting anyone off.
+"""Opens both transports on one event loop in front of an application, and closes them gracefully.
 
 Starting and stopping the application, and signals, are the composition root's.
 """

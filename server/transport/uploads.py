@@ -1,4 +1,4 @@
-"""Clips on their way in: written to disk as they arrive, counted and hashed, and deleted when the call is over.
+"""Uploads of clips: written to disk as they arrive, counted, hashed, and deleted when the call ends.
 
 File names come from the operating system alone, never from a caller. What is in the file is not looked at here.
 """

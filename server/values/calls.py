@@ -1,4 +1,4 @@
-"""What the application takes and gives, free of any transport: plain values and numpy arrays.
+"""Requests and replies of the application: plain values and numpy arrays, free of any transport.
 
 Both doors translate to and from these; the meaning of each field is told once, in proto/presage/v1.
 """

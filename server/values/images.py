@@ -1,4 +1,4 @@
-"""Images as they arrive, to RGB frames. The header is checked against a pixel limit before anything is decoded.
+"""Received images to RGB frames. The header is checked against a pixel limit before anything is decoded.
 
 Not a place for resizing: what a model does with a frame's size is its crop policy.
 """

@@ -1,4 +1,4 @@
-"""Bytes with a claimed type and shape, to arrays and back: the checks both doors share.
+"""Bytes with a claimed type and shape to arrays and back: the checks that both transports share.
 
 Not a place for meaning: whether an array is a good action or observation is the application's to say.
 """

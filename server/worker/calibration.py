@@ -1,4 +1,4 @@
-"""What a model understood of a robot's exploratory moves, and the turn between the two. Runs in the engine process.
+"""Camera calibration from exploratory moves: fits the yaw between inferred and executed actions.
 
 For each move, the action that the model thinks happened is searched for: one step from the image before toward the
 image after.

@@ -1,4 +1,4 @@
-"""Exceptions inside an engine, as the failures its callers are told of."""
+"""Maps exceptions inside an engine to the errors that callers receive."""
 
 from __future__ import annotations
 

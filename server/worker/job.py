@@ -1,4 +1,4 @@
-"""What an background_job says of itself between two pieces of work."""
+"""Work item that a background job yields before each step, for cancellation and time prediction."""
 
 from __future__ import annotations
 

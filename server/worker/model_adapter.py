@@ -1,4 +1,4 @@
-"""An engine's questions to a loaded model: numpy from the front in, tensors on the model's device out."""
+"""Calls a loaded model: numpy arrays from the front in, tensors on the model's device out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plans an engine is searching for: joined and left between iterations, batched, each stopped on time.
+"""Plan scheduler: searches join and leave between iterations, are batched, and each stops on time.
 
 Runs in the engine process. One `step` is one piece of work: encode newcomers, or one iteration of searches that can
 share a rollout. Whoever's time ends first goes first; in a round everyone gets one iteration. Before any piece of work,

@@ -1,4 +1,4 @@
-"""How an engine computes on its machine: on how many threads and in which precision, both measured when it starts.
+"""Number of threads and precision of an engine, both measured when it starts.
 
 Lower precision is taken where it is faster and chooses the same actions: plans toward goals that the model itself
 imagines, made with both precisions from the same seeds, are compared by float32's own costs. Nothing here is learned

@@ -1,4 +1,4 @@
-"""What runs inside an engine process: load the models, warm them up, then serve jobs until the front leaves.
+"""The engine process: loads the models, warms them up, then serves jobs until the front closes the socket.
 
 One thread, one piece of work at a time; messages are read between pieces, so that a cancelled call costs at most one of
 them. The front's side is `engine`.

@@ -1,4 +1,4 @@
-"""Plans made again from what the flight recorder kept of them, and what is different now.
+"""Repeats recorded plans and compares them with the record.
 
 The search is the engine's own, run in this process: model, seed, warm start, history and settings are the recorded
 ones, and a search that time ended is stopped after as many iterations.

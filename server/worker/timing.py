@@ -1,4 +1,4 @@
-"""What pieces of an engine's work have taken, so that none is begun that would make a plan late."""
+"""Measured durations of an engine's steps, so that none is started that would make a plan late."""
 
 from __future__ import annotations
 

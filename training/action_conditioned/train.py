@@ -1,4 +1,4 @@
-"""Action-conditioned training on a frozen encoder: what the robot's motion makes of the latents (V-JEPA 2-AC).
+"""Training of an action-conditioned predictor on a frozen encoder (V-JEPA 2-AC).
 
 Teacher forcing (the next frame from all true ones before it) plus a short rollout (predictions fed back), both as mean
 absolute errors of layer-normed latents; arXiv 2506.09985, section 3. Actions are changes of pose, so recordings need
@@ -8,7 +8,6 @@ V-JEPA 2 family.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
@@ -29,8 +28,8 @@ from model.vjepa2.poses import POSE_NAMES, check_poses, difference
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
-from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.data.episodes import Episodes
+from training.loop import Moment, Training
 from training.schedule import warmup_stable_decay
 
 POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
@@ -121,40 +120,39 @@ def train(
     optimizer = torch.optim.AdamW(
         predictor.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.999)
     )
-    generator = torch.Generator().manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"predictor": predictor, "optimizer": optimizer}
-    first, spent = resume_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest))
-    started = time.monotonic() - spent
-    line = ActionConditionedProgress(first, recipe.steps, float("nan"), float("nan"), None, None, spent)
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay)
-        latents, poses = draw_windows(fitting, recipe, generator)
+    training = Training(
+        recipe,
+        out,
+        optimizer,
+        {"predictor": predictor},
+        torch.Generator().manual_seed(recipe.seed),
+        (recipe, encoder.weights_digest),
+        lambda step: warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay),
+    )
+
+    def gradients() -> Tensor:
+        latents, poses = draw_windows(fitting, recipe, training.generator)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bfloat16):
             teacher, rolled = losses(predictor, latents.to(device), poses.to(device), recipe.rollout)
-        optimizer.zero_grad(set_to_none=True)
         (teacher + rolled).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(predictor.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        last = step + 1 == recipe.steps
-        measuring = last or (step + 1) % recipe.checkpoint_every == 0
-        error, still = one_step_errors(predictor, held_out, device) if measuring else (None, None)
-        seconds = time.monotonic() - started
-        line = ActionConditionedProgress(step + 1, recipe.steps, teacher.item(), rolled.item(), error, still, seconds)
-        progress(line)
-        if measuring and not last:
-            save_checkpoint(checkpoint, parts, generator, (recipe, encoder.weights_digest), step + 1, seconds)
-    error, still = one_step_errors(predictor, held_out, device)
+        return torch.stack([teacher.detach(), rolled.detach()])
+
+    def line(moment: Moment, values: list[float]) -> ActionConditionedProgress:
+        error, still = one_step_errors(predictor, held_out, device) if moment.measuring else (None, None)
+        return ActionConditionedProgress(moment.step, moment.steps, values[0], values[1], error, still, moment.seconds)
+
+    last = training.run(gradients, line, progress)
+    assert last is not None, "a finished training leaves no checkpoint to resume"
+    assert last.held_out_error is not None
+    assert last.still_error is not None
     record = {
         **provenance,
         "recipe": asdict(recipe),
         "episodes": episodes.source,
-        "seconds": round(line.seconds, 1),
+        "seconds": round(last.seconds, 1),
         "encoder": f"{encoder.config.name}, weights {encoder.weights_digest}",
-        "held_out_error": round(error, 4),
-        "still_error": round(still, 4),
+        "held_out_error": round(last.held_out_error, 4),
+        "still_error": round(last.still_error, 4),
     }
     rate_hz = episodes.rate_hz / thinning(episodes.rate_hz, recipe.fps)
     config = PackageConfig(
@@ -169,7 +167,7 @@ def train(
         training=record,
     )
     write_package(out, config, saved_weights(encoder, predictor), f"# {name}\n")
-    checkpoint.unlink(missing_ok=True)
+    training.checkpoint.unlink(missing_ok=True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""What a compact training begins with: its network's first weights, and the episodes as it is trained on them."""
+"""Weight initialization and `init_from` for compact training, and the episodes as it is trained on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A basis of latents in which distance counts what changes slowly as much as what changes fast.
+"""Whitens latents by their changes, so that distances count slow features as much as fast ones.
 
 A planner searches by distances of latents. A robot's own pose changes with every action, what it handles only where it
 touches it, so that in latents of equal variance the pose is most of every distance. Slow feature analysis (Wiskott &

@@ -1,4 +1,4 @@
-"""The latents that a network in training gives recorded frames, and what a straight line reads off them."""
+"""Encodes recorded frames with a network in training, and probes the latents linearly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compact model is trained to do: predict the next latents, keep them Gaussian, and tell the actions between.
+"""Loss of compact training: prediction of the next latents, SIGReg, inverse dynamics, and labels.
 
 Where recordings say more of a frame than its pixels, latents can be made to tell it too. One batch's losses; the loop
 around them is in `training.compact.train`.

@@ -1,4 +1,4 @@
-"""What a compact training is told, and the package that its network makes of some episodes."""
+"""Settings of a compact training, and the config of the package it makes."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ live in `model.compact`, episodes come in as values, and the result is a package
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from model.compact.network import CompactConfig, CompactNetwork
 from model.compact.world_model import saved_weights
 from model.normalizer import ActionNormalizer
 from model.package import Package, PackageConfig, write_package
-from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.compact.initialization import begin, labeled
 from training.compact.latent_whitening import change_basis, slow_basis
 from training.compact.latents import encoded, probe
@@ -30,6 +28,7 @@ from training.compact.recipe import CompactRecipe, package_config
 from training.compact.windows import Batch, Windows, batches, sample_batch
 from training.data.episodes import Episodes
 from training.distributed import ALONE, ProcessGroup
+from training.loop import Moment, Training
 from training.schedule import warmup_cosine
 
 CPU = torch.device("cpu")
@@ -51,18 +50,9 @@ class TrainProgress:
     seconds: float
     frames_per_s: float = 0.0  # since this process began
     compute_share: float = 1.0  # of the time since then, in which no step waited for its windows
-    held_out_loss: float | None = None  # of predictions on held-out episodes, with each probe: far above the loss says
-    # that episodes are known by heart
+    held_out_loss: float | None = None  # of predictions on held-out episodes, with each probe: far above the loss
+    # says that the model overfits its training episodes
     label_loss: float = 0.0  # the share of the labels' variance that latents do not tell; 0 where there are none
-
-
-class DivergedError(ArithmeticError):
-    """The loss is no longer a number; `checkpoint` is the last good one, if there is any."""
-
-    def __init__(self, step: int, checkpoint: Path | None) -> None:
-        self.step, self.checkpoint = step, checkpoint
-        kept = f"{checkpoint} is from before" if checkpoint else "there is no checkpoint yet"
-        super().__init__(f"the loss of step {step} is not finite: lower learning_rate or raise regularizer; {kept}")
 
 
 def train(
@@ -82,7 +72,7 @@ def train(
     The same recipe, episodes and machine give the same weights, also across an interruption. `initial` is a package of
     the same shapes whose weights the training starts from. Several processes (`group`) share each batch and train as
     one; the first writes. Raises ValueError for a recipe that does not suit the episodes, the checkpoint or `initial`,
-    DivergedError for a loss that is no number, OSError for a checkpoint that cannot be written.
+    DivergedError for a NaN or infinite loss, OSError for a checkpoint that cannot be written.
     """
     fitting, held_out = episodes.split(recipe.held_out)
     config = package_config(recipe, fitting, name)
@@ -95,53 +85,71 @@ def train(
     network = learner.network
     fitting = begin(network, fitting, recipe, initial)
     optimizer = _optimizer(list((network.predictor if recipe.frozen_encoder else learner).parameters()), recipe)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
-    made_with = (recipe, fitting.source, initial and initial.weights_digest)
-    first, spent = resume_checkpoint(checkpoint, parts, generator, made_with)
-    began, waited = time.monotonic() - spent, 0.0
-    drawn = batches(fitting, _windows(recipe), generator, group)
+    training = Training(
+        recipe,
+        out,
+        optimizer,
+        {"learner": learner},
+        torch.Generator().manual_seed(recipe.seed),
+        (recipe, fitting.source, initial and initial.weights_digest),
+        lambda step: warmup_cosine(step, recipe.steps, recipe.warmup),
+    )
+    drawn = _Drawn(batches(fitting, _windows(recipe), training.generator, group))
     unseen = _unseen(held_out, recipe)
-    for step in range(first, recipe.steps):
-        told, batch, waited_now = _step(step, learner, optimizer, drawn, recipe, group)
-        waited += waited_now
-        prediction, regularizer, inverse, labels, spread = told
-        if not math.isfinite(prediction + regularizer + inverse + labels):
-            raise DivergedError(step + 1, checkpoint if checkpoint.exists() else None)
-        last = step + 1 == recipe.steps
-        probing = last or (step + 1) % recipe.checkpoint_every == 0
-        found, unlearned = _measured(learner, held_out, unseen, recipe) if probing and group.first else ((), None)
-        seconds = time.monotonic() - began
-        rate = (step + 1 - first) / (seconds - spent)
-        line = TrainProgress(
-            step + 1,
-            recipe.steps,
+
+    def line(moment: Moment, values: list[float]) -> TrainProgress:
+        prediction, regularizer, inverse, labels, spread = values
+        measured = _measured(learner, held_out, unseen, recipe) if moment.measuring and group.first else ((), None)
+        return TrainProgress(
+            moment.step,
+            moment.steps,
             prediction,
             regularizer,
             inverse,
             spread,
-            found,
-            seconds,
-            frames_per_s=rate * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
-            compute_share=1 - waited / (seconds - spent),
-            held_out_loss=unlearned,
+            measured[0],
+            moment.seconds,
+            frames_per_s=moment.here / moment.seconds_here * recipe.accumulate * recipe.batch * (recipe.horizon + 1),
+            compute_share=1 - drawn.waited_s / moment.seconds_here,
+            held_out_loss=measured[1],
             label_loss=labels,
         )
-        progress(line)
-        if probing and not last and group.first:
-            generator_then = torch.Generator()
-            generator_then.set_state(batch.state)  # the generator itself is a batch ahead
-            save_checkpoint(checkpoint, parts, generator_then, made_with, step + 1, seconds)
+
+    last = training.run(
+        lambda: _gradients(learner, drawn, recipe, group),
+        line,
+        progress,
+        generator_state=lambda: drawn.state,
+        group=group,
+    )
     drawn.close()
+    assert last is not None, "a finished training leaves no checkpoint to resume"
     if group.first:
         if recipe.slow_floor:
             change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
         record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source}
-        _write_trained(out, replace(config, training=record), network, initial, line)
-        checkpoint.unlink(missing_ok=True)
+        _write_trained(out, replace(config, training=record), network, initial, last)
+        training.checkpoint.unlink(missing_ok=True)
     return out
+
+
+class _Drawn:
+    """Batches drawn in the background: what they cost in waiting, and where the generator was before the next."""
+
+    def __init__(self, batches: Generator[Batch, None, None]) -> None:
+        self._batches = batches
+        self.waited_s = 0.0
+        self.state = torch.empty(0)  # of the generator that drew the last batch; it is itself a batch ahead
+
+    def next(self) -> Batch:
+        asked = time.monotonic()
+        batch = next(self._batches)
+        self.waited_s += time.monotonic() - asked
+        self.state = batch.state
+        return batch
+
+    def close(self) -> None:
+        self._batches.close()
 
 
 def _write_trained(
@@ -162,37 +170,12 @@ def _optimizer(parameters: list[torch.nn.Parameter], recipe: CompactRecipe) -> t
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
 
 
-def _step(
-    step: int,
-    learner: Learner,
-    optimizer: torch.optim.AdamW,
-    drawn: Iterator[Batch],
-    recipe: CompactRecipe,
-    group: ProcessGroup,
-) -> tuple[list[float], Batch, float]:
-    """One step of the optimizer: the mean losses of its batches, the last batch, and the seconds waited for batches."""
-    for settings in optimizer.param_groups:
-        settings["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
-    parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    told, batch, waited = _accumulated(learner, drawn, recipe, group)
-    group.average_gradients(parameters)
-    torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip)
-    optimizer.step()
-    return group.mean(told).tolist(), batch, waited
-
-
-def _accumulated(
-    learner: Learner, drawn: Iterator[Batch], recipe: CompactRecipe, group: ProcessGroup
-) -> tuple[Float[Tensor, "5"], Batch, float]:
-    """Add one step's gradients; its batches' mean losses, the last batch, and the seconds waited for batches."""
-    told, waited = torch.zeros(5, device=next(learner.parameters()).device), 0.0
+def _gradients(learner: Learner, drawn: _Drawn, recipe: CompactRecipe, group: ProcessGroup) -> Float[Tensor, "5"]:
+    """Add one step's gradients; the mean losses of its batches, and the latents' spread."""
+    values = torch.zeros(5, device=next(learner.parameters()).device)
     for _ in range(recipe.accumulate):
-        asked = time.monotonic()
-        batch = next(drawn)
-        waited += time.monotonic() - asked
-        told += _backward(learner, batch, recipe, group) / recipe.accumulate
-    return told, batch, waited
+        values += _backward(learner, drawn.next(), recipe, group) / recipe.accumulate
+    return values
 
 
 def _backward(learner: Learner, batch: Batch, recipe: CompactRecipe, group: ProcessGroup) -> Float[Tensor, "5"]:

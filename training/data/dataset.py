@@ -1,4 +1,4 @@
-"""What every reader of recordings offers: a header, each episode's numbers, and each episode's frames.
+"""Interface of every reader of recordings: a header, each episode's numbers, and each episode's frames.
 
 One file of its own for each format; which one reads a path is `training.data.opening`, whether what it read can be
 trained on is `training.data.inspection`.

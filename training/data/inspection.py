@@ -1,4 +1,4 @@
-"""Whether recordings can be trained on: what each episode holds, what is wrong with it, and what actions range over."""
+"""Inspection of recordings: the content of each episode, what is wrong with it, and the range of its actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`open_dataset`: which reader a path is for. What the formats look like stands in their own files."""
+"""`open_dataset`: chooses the reader for a path."""
 
 from __future__ import annotations
 

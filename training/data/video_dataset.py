@@ -1,4 +1,4 @@
-"""Frames to learn from without actions: clips and images in one array, and windows drawn of them. Reads no file."""
+"""Frames without actions, from clips and images: one array, and random windows from it. Reads no file."""
 
 from __future__ import annotations
 

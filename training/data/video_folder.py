@@ -1,4 +1,4 @@
-"""Folders of videos and images as videos, subfolders too. No actions: those belong to `training.data.clips`."""
+"""Reads folders of videos and images, with subfolders. For clips with actions see `training.data.clips`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model plans, measured in closed loop on given starts and goals, beside a random policy and an oracle.
+"""Closed-loop success rate on given starts and goals, beside a random policy and an oracle.
 
 Robots and policies come in as arguments (this floor knows no simulator), the service is not involved, and how the
 numbers are shown is the caller's affair. Robots run one after another: a batch would change no outcome and save nothing

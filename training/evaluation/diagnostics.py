@@ -1,4 +1,4 @@
-"""What a model knows before anybody plans with it: how far ahead it predicts, and whether its cost finds the true way.
+"""Open-loop diagnostics: prediction error by horizon, and the rank of the true actions by the model's cost.
 
 Both are measured open loop, on recorded episodes that no training has seen; robots and planners are not needed.
 """

@@ -1,4 +1,4 @@
-"""What makes a measured rate trustworthy: its interval, percentiles of times, and seeds of their own for every episode.
+"""Statistics of evaluations: Wilson intervals, percentiles, and a seed for every episode.
 
 Plain numbers in and out, NumPy at most: a robot without torch can use it too.
 """

@@ -1,4 +1,4 @@
-"""Whether representations still tell their inputs apart. Numbers to watch, not losses."""
+"""Collapse metrics: effective rank and standard deviation of representations. Not losses."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ hidden is `training.masked.masks`, what is watched meanwhile `training.masked.co
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from model.vjepa2.encoder import Encoder, EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.model import describe
 from model.vjepa2.rollout import normalize
-from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
 from training.data.episodes import Episodes
 from training.data.video_dataset import FrameDataset, random_crop
 from training.linear_probe import linear_probe
+from training.loop import Moment, Training
 from training.masked.collapse_metrics import content, effective_rank, feature_std
 from training.masked.masks import PUBLISHED, draw_masks
 from training.schedule import warmup_stable_decay
@@ -154,46 +153,42 @@ def train(
     torch.manual_seed(recipe.seed)
     learner = MaskedLearner(recipe, videos.image_size).to(device)
     optimizer = _optimizer(learner, recipe)
-    generator = torch.Generator().manual_seed(recipe.seed)
     before = probe(learner.target, held_out)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / CHECKPOINT
-    parts: dict[str, Stateful] = {"learner": learner, "optimizer": optimizer}
-    first, spent = resume_checkpoint(checkpoint, parts, generator, recipe)
-    started = time.monotonic() - spent
-    line = MaskedProgress(first, recipe.steps, float("nan"), float("nan"), float("nan"), before, spent)
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay)
-        loss, targets = masked_loss(learner, draw_batch(videos, recipe, generator).to(device), recipe, generator)
-        optimizer.zero_grad(set_to_none=True)
+    training = Training(
+        recipe,
+        out,
+        optimizer,
+        {"learner": learner},
+        torch.Generator().manual_seed(recipe.seed),
+        recipe,
+        lambda step: warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay),
+    )
+    targets: list[Tensor] = []
+
+    def gradients() -> Tensor:
+        clips = draw_batch(videos, recipe, training.generator).to(device)
+        loss, seen = masked_loss(learner, clips, recipe, training.generator)
+        targets[:] = [seen]
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(learner.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        learner.average(recipe.average)
-        last = step + 1 == recipe.steps
-        probing = last or (step + 1) % recipe.checkpoint_every == 0
-        seen = content(targets)
-        line = MaskedProgress(
-            step + 1,
-            recipe.steps,
-            loss.item(),
-            feature_std(seen),
-            effective_rank(seen),
-            probe(learner.target, held_out) if probing else (),
-            time.monotonic() - started,
+        return loss.detach().unsqueeze(0)
+
+    def line(moment: Moment, values: list[float]) -> MaskedProgress:
+        seen = content(targets[0])
+        found = probe(learner.target, held_out) if moment.measuring else ()
+        return MaskedProgress(
+            moment.step, moment.steps, values[0], feature_std(seen), effective_rank(seen), found, moment.seconds
         )
-        progress(line)
-        if probing and not last:
-            save_checkpoint(checkpoint, parts, generator, recipe, step + 1, line.seconds)
-    record = {**provenance, "recipe": asdict(recipe), "videos": videos.source, "seconds": round(line.seconds, 1)}
-    record |= {"loss": round(line.loss, 4), "feature_std": round(line.feature_std, 4)}
-    record |= {"effective_rank": round(line.effective_rank, 1)}
+
+    last = training.run(gradients, line, progress, after_step=lambda: learner.average(recipe.average))
+    assert last is not None, "a finished training leaves no checkpoint to resume"
+    record = {**provenance, "recipe": asdict(recipe), "videos": videos.source, "seconds": round(last.seconds, 1)}
+    record |= {"loss": round(last.loss, 4), "feature_std": round(last.feature_std, 4)}
+    record |= {"effective_rank": round(last.effective_rank, 1)}
     if before:
         record["probe_r2_before"] = [round(value, 4) for value in before]
-        record["probe_r2"] = [round(value, 4) for value in line.probe_r2]
+        record["probe_r2"] = [round(value, 4) for value in last.probe_r2]
     write_package(out, package_config(learner, videos, name, record), saved_weights(learner), f"# {name}\n")
-    checkpoint.unlink(missing_ok=True)
+    training.checkpoint.unlink(missing_ok=True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Protobuf to the service's values and back. What the bytes claim is checked here; what they mean is the application's.
+"""Protobuf messages to values and back. Encodings are checked here, meanings by the application.
 
 The REST counterpart is rest_schemas.
 """

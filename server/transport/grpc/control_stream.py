@@ -1,4 +1,4 @@
-"""One control stream: observations in, plans out. The newest observation wins, and the loop outlives single failures.
+"""One control stream: observations in, plans out. The newest observation wins; single failures do not end it.
 
 Does not plan: that is the application's. Does not know gRPC: messages come from an iterator and leave through `send`.
 """

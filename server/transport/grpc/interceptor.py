@@ -1,4 +1,4 @@
-"""The one interceptor of the gRPC gateway: what every call goes through, whichever service it belongs to.
+"""The gRPC interceptor that every call goes through.
 
 Parses requests itself, so that bytes that are not protobuf are refused by name. What a call does lives in grpc_service.
 """

@@ -1,4 +1,4 @@
-"""What openpi clients send and are answered: msgpack with NumPy arrays in it, taken apart without trusting any of it.
+"""The openpi wire format: msgpack with NumPy arrays, decoded without trusting any of it.
 
 Nothing is unpickled: an array is a type from a short list, a shape and bytes that add up, or the message is refused.
 What the values mean is `openpi`'s.

@@ -1,4 +1,4 @@
-"""What an openpi client's dictionary says, read for a model: its images, what the robot feels, and numbers by name.
+"""Reads an openpi client's dictionary for a model: images, proprioception, and numbers by name.
 
 Which key is which is guessed where there is one way to, and told in the connection's address otherwise.
 """

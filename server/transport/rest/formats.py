@@ -1,4 +1,4 @@
-"""How a caller over REST wants arrays: as JSON with what belongs to them, as one .npy file, or as the gRPC message.
+"""Formats of arrays over REST by the Accept header: JSON, one .npy file, or the gRPC message.
 
 The Accept header decides (RFC 9110, 12.5.1); what nothing here can satisfy gets JSON.
 """

@@ -1,4 +1,4 @@
-"""The one middleware of the REST gateway: what every request goes through, whichever route it takes.
+"""The REST middleware that every request goes through.
 
 Counts bodies as they arrive and renders every failure as problem details. What a route does lives in rest.
 """

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI generates, with the failures that every route shares and the form of clips."""
+"""The OpenAPI document: FastAPI's, with the errors that every route shares and the form of clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service's values as JSON: what REST callers are answered. Field names are those of proto/presage/v1."""
+"""Values to JSON replies. Field names are those of proto/presage/v1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The REST gateway: each route of /v1 translated to the application and back. What routes share is in rest_calls."""
+"""The REST routes: each route of /v1 translated to the application and back."""
 
 from __future__ import annotations
 

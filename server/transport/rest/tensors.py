@@ -1,4 +1,4 @@
-"""Arrays in JSON, both ways: bytes in base64 with type and shape, or nested lists of numbers.
+"""Arrays in JSON, both ways: base64 with type and shape, or nested lists of numbers.
 
 What the bytes claim is checked in `tensors`, as for gRPC.
 """

@@ -14,7 +14,8 @@ from model.package import read_package
 from model.registry import load
 from tests.support.training.dots import RECIPE, dot_episodes, run, windy_episodes
 from training.compact.objective import Losses, losses
-from training.compact.train import DivergedError, TrainProgress, train
+from training.compact.train import TrainProgress, train
+from training.loop import DivergedError
 
 
 def test_a_training_ends_in_a_package_that_loads_and_predicts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sends calls over one blocking channel, with deadlines and retries. What is asked is requests.py's."""
+"""Sends calls over one blocking channel, with deadlines and retries. Calls are built in `protocol.requests`."""
 
 from __future__ import annotations
 

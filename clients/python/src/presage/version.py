@@ -1,4 +1,4 @@
-"""The one place that names this distribution's version; pyproject.toml reads it from here."""
+"""The version of this distribution; pyproject.toml reads it from here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the node does, without ROS: images go to the service as they come, plans come back, and what is stale stops.
+"""The bridge's logic, free of ROS: sends images, receives plans, and stops on stale plans.
 
 The middleware calls `see` for each image and `tick` at a steady rate, neither of which waits for the network;
 `set_goal` and `maintain` do wait, and belong on a thread of their own. Not a safety system: it stops the plans, not the

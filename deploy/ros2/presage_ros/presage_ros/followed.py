@@ -1,4 +1,4 @@
-"""The plan that a robot follows, and how far into it the robot is."""
+"""The plan that a robot follows, and its position in it."""
 
 from __future__ import annotations
 

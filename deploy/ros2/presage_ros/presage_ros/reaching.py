@@ -1,4 +1,4 @@
-"""The action's course: a goal is set, watched, and ended, step by step. Free of ROS, like the bridge it drives."""
+"""The reach action: sets a goal, monitors it and ends it, step by step. Free of ROS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the bridge and comes out of it, without ROS."""
+"""Inputs and outputs of the bridge, free of ROS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""connection.py on an event loop: sends calls over one grpc.aio channel, with deadlines and retries."""
+"""Sends calls over one grpc.aio channel, with deadlines and retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A control loop on an event loop: control.py for asyncio programs. What is said and heard is conversation.py's."""
+"""The control loop for asyncio programs. The protocol's logic is in `protocol.conversation`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The robot's side of a control stream: what to say next, what was heard, when the other side is gone.
+"""State of a control stream on the robot's side: the next message to send, what arrived, and loss of the server.
 
 Free of threads, sockets and clocks: control.py and async_control.py move its bytes. Not safe to share without a lock.
 

@@ -1,4 +1,4 @@
-"""Every call of the service: its path, its messages, and whether sending it twice does what sending it once does.
+"""Every call of the service: its path, its messages, and whether it is idempotent.
 
 Built from the messages alone. The generated `*_pb2_grpc` stubs refuse grpcio before 1.70, which the wire does not, and
 one table serves the blocking and the asyncio client alike.

@@ -1,4 +1,4 @@
-"""Every question a client can ask, as a call ready to send. Both clients send these; neither builds its own.
+"""Builds the request of every call; both clients send these.
 
 A function raises InvalidRequest where an argument breaks a rule that needs no server to know.
 """

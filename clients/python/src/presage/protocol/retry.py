@@ -1,4 +1,4 @@
-"""How long one call may take and when it is tried again. Sleeping and sending are the clients'.
+"""Deadlines and retries of one call. Sleeping and sending are the clients'.
 
 Only what changes nothing twice is repeated, only where the server said that it did not do it (UNAVAILABLE, or
 RESOURCE_EXHAUSTED with a time to come back), and never past the deadline. A missed deadline is final.
