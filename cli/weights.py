@@ -13,6 +13,7 @@ from cli.exit_codes import CommandError
 from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
     from rich.table import Table
 
@@ -343,7 +344,8 @@ def _action_text(action: dict[str, Any] | None) -> str:
     return "\n".join([*lines, f"{action['rate_hz']:g} Hz, {action['block']} actions per model step"])
 
 
-def _checkpoint_table(value: dict[str, Any]) -> Table:
+def _checkpoint_table(value: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(title=f"checkpoint {value['path']} ({value['layout']})")
@@ -358,5 +360,4 @@ def _checkpoint_table(value: dict[str, Any]) -> Table:
     lines += [value["misfit"]] if value["misfit"] else []
     lines += [f"an import needs {need}" for need in value["needs"]]
     lines += [f"sha256 {name}: {digest}" for name, digest in value["sha256"].items()]
-    table.caption = "\n".join(lines)
-    return table
+    return Group(table, *lines)

@@ -78,6 +78,7 @@ class PackageConfig:
     action: ActionSpec | None = None  # None: the model only embeds
     proprioception_names: tuple[str, ...] = ()
     history: int = 1  # latents a rollout starts from
+    past_actions: bool = False  # they are a model step apart, and the actions executed between them count too
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
     labels: tuple[str, ...] = ()  # names of the classes of clips that it tells apart; none: it classifies nothing
     clip_frames: int = 0  # frames of a clip that its classifier was trained on; 0: not known

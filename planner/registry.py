@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from planner.anytime import Optimizer
-from planner.cost import GoalDistance
+from planner.cost import GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
@@ -134,3 +134,35 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
             for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
         ),
     )
+
+
+def adjusted(
+    optimizer: Optimizer, metric: str = "", narrowing: float | None = None, sample_decay: float | None = None
+) -> Optimizer:
+    """The optimizer with another distance to the goal, and with rates of its own where it has them; empty keeps its.
+
+    `narrowing` is the share of the std that MPPI leaves one iteration later, `sample_decay` the share of the samples
+    that CEMs leave: at 1 all iterations roll out as many. Raises PlanningError for a metric that there is not, for a
+    rate outside its range, and for one that the optimizer does not have.
+    """
+    if isinstance(optimizer, Hybrid):
+        if narrowing is not None:
+            raise PlanningError("planner.narrowing", "must be left out but for mppi", narrowing)
+        return Hybrid(
+            cast(CEM, adjusted(optimizer.search, metric, None, sample_decay)),
+            cast("Gradient | GaussNewton", adjusted(optimizer.polish, metric)),
+        )
+    settings: dict[str, Any] = {}
+    if metric:
+        check_metric("planner.metric", metric)
+        assert isinstance(optimizer.cost, GoalDistance)
+        settings["cost"] = replace(optimizer.cost, metric=cast(Metric, metric))
+    if narrowing is not None:
+        if not isinstance(optimizer, MPPI):
+            raise PlanningError("planner.narrowing", "must be left out but for mppi", narrowing)
+        settings["narrowing"] = narrowing
+    if sample_decay is not None:
+        if not isinstance(optimizer, CEM):
+            raise PlanningError("planner.sample_decay", "must be left out but for searches by samples", sample_decay)
+        settings["sample_decay"] = sample_decay
+    return replace(optimizer, **settings) if settings else optimizer  # type: ignore[type-var]  # each is a dataclass

@@ -179,6 +179,7 @@ def _package_config(
         network=asdict(config),
         action=statistics.specification(BLOCK, names),
         history=config.window,
+        past_actions=True,
         planner=PlannerDefaults(
             samples=300, iterations=30, elites=30, horizon=5, execute=5 * (statistics.block or BLOCK), optimizer="lewm"
         ),

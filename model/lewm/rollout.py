@@ -174,6 +174,8 @@ class _Layer(nn.Module):
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "batch steps width"]:
     """Causal attention where the newest query sees the newest key."""
     new, all_ = queries.shape[2], keys.shape[2]
+    if all_ == 1:  # all there is to see
+        return values.transpose(1, 2).flatten(2)
     mask = None
     if 1 < new < all_:
         mask = torch.ones(new, all_, dtype=torch.bool, device=queries.device).tril(all_ - new)

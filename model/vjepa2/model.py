@@ -123,7 +123,10 @@ class VJepa2Model:
         return torch.stack(scores).mean(dim=0)
 
     def context(
-        self, latents: Sequence[Float[Tensor, "tokens latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "tokens latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where a rollout starts; proprioception is the robot's poses at the latents' frames."""
         return self._acting().context(latents, proprioception)

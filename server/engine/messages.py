@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -56,6 +56,9 @@ class SearchSize:
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    metric: str | None = None  # None, of these three: the optimizer's own
+    narrowing: float | None = None
+    sample_decay: float | None = None
 
     @property
     def steps_per_iteration(self) -> int:
@@ -70,6 +73,7 @@ class ServedModel:
     reply: ModelReply
     search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
+    past_actions: bool = field(default=False, kw_only=True)  # these are a model step apart, with the actions between
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
@@ -84,6 +88,8 @@ class Start:
     history: tuple[Floats, ...] = ()  # earlier latents, oldest first
     proprioception: Floats | None = None  # [history and now, proprioception]
     turn_rad: float = 0.0  # takes the model's x and y to the robot's
+    past_frames: tuple[Frame, ...] = ()  # earlier frames, in place of `history`, where they are yet to be encoded
+    past_actions: Floats | None = None  # [time, action]: executed between earlier latents and up to now
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ class Application:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             wall_ns=time.time_ns(),
             stages=Stages(request.stages) if request.stages else None,
+            block=served.reply.block if served.past_actions else 1,
         )
         self._sessions.add(session, time.monotonic())
         return session.describe()

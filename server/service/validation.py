@@ -17,8 +17,10 @@ from server.service.stages import MOST_STAGES
 from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
+    METRICS,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    SAMPLING,
     Array,
     CalibrationMove,
     Frame,
@@ -79,6 +81,34 @@ def observation(seen: Observation, model: ModelReply, name: str = "observation")
     if given.shape != (width,):
         raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
     finite(given, field)
+
+
+def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "observation") -> None:
+    """Earlier images a model step apart and the actions between, for models that look back on both."""
+    frames, executed = seen.past_images, seen.past_actions
+    if not frames and (executed is None or not executed.size):
+        return
+    field, model = f"{name}.past_images", served.reply
+    if in_session:
+        raise invalid(field, "must be left out in a session, which remembers by itself", len(frames))
+    if not served.past_actions:
+        raise invalid(field, f"must be empty: model {model.name} does not look back on them", len(frames))
+    if not 1 <= len(frames) <= served.history - 1:
+        raise invalid(field, f"must be 1 to {served.history - 1} for model {model.name}", len(frames))
+    for index, image in enumerate(frames):
+        frame(image, model, f"{field}[{index}]")
+    wanted = (len(frames) * model.block, len(model.action_names))
+    shape = (0, 0) if executed is None else executed.shape
+    if executed is None or shape != wanted:
+        rule = f"must be {list(wanted)}, {model.block} actions after each of past_images"
+        raise invalid(f"{name}.past_actions", rule, f"shape {list(shape)}", Reason.ACTION_SHAPE)
+    finite(executed, f"{name}.past_actions")
+
+
+def no_past(seen: Observation, name: str) -> None:
+    """Observations that stand in a row already carry none."""
+    if seen.past_images or (seen.past_actions is not None and seen.past_actions.size):
+        raise invalid(f"{name}.past_images", "must be left out here", len(seen.past_images))
 
 
 def finite(values: Array, field: str) -> None:
@@ -186,7 +216,26 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+    if wanted.metric is not None and wanted.metric not in METRICS:
+        raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
+    for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
+        share = getattr(wanted, name)
+        if share is not None and optimizer not in who:
+            raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
+        if share is not None and not 0 < share <= 1:
+            raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
+    return SearchSize(
+        samples,
+        iterations,
+        elites,
+        horizon,
+        optimizer,
+        dimensions,
+        discount,
+        wanted.metric,
+        wanted.narrowing,
+        wanted.sample_decay,
+    )
 
 
 def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:
@@ -227,6 +276,7 @@ def steps_seen(
         raise invalid("observations", f"must be 2 to {most}", len(observations), reason)
     for index, seen in enumerate(observations):
         observation(seen, model, f"observations[{index}]")
+        no_past(seen, f"observations[{index}]")
     candidates(actions[None], model, limits, "actions")
     wanted = (len(observations) - 1) * model.block
     if len(actions) != wanted:
@@ -253,6 +303,8 @@ def moves(asked: Sequence[CalibrationMove], model: ModelReply) -> None:
     for index, move in enumerate(asked):
         observation(move.before, model, f"moves[{index}].before")
         observation(move.after, model, f"moves[{index}].after")
+        no_past(move.before, f"moves[{index}].before")
+        no_past(move.after, f"moves[{index}].after")
         if move.action.shape != (len(model.action_names),):
             rule = f"must be [{len(model.action_names)}] for model {model.name}"
             raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)

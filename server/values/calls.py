@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
+METRICS = ("l2", "l1", "rms", "cosine")  # of latents
+SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
 LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
 OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", *LAST_STEP_ALONE)
@@ -29,6 +31,8 @@ class Observation:
     proprioception: NDArray[np.float32] | None = None
     capture_time_ns: int | None = None
     sequence: int = 0
+    past_images: tuple[Frame, ...] = ()  # oldest first, a model step apart
+    past_actions: NDArray[np.float32] | None = None  # [time, action], executed since the first of them
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class PlannerSettings:
     optimizer: str | None = None
     dimensions: tuple[str, ...] = ()  # empty: the model's
     discount: float | None = None
+    metric: str | None = None
+    narrowing: float | None = None
+    sample_decay: float | None = None
 
 
 @dataclass(frozen=True)

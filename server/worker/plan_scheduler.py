@@ -181,6 +181,7 @@ class PlanScheduler:
         optimizer = registry.optimizer(
             size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
         )
+        optimizer = registry.adjusted(optimizer, size.metric or "", size.narrowing, size.sample_decay)
         goal = model_adapter.to_device(model, job.goal)
         goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below

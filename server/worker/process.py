@@ -175,7 +175,16 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         clip_frames=config.clip_frames,
     )
     own = search if action is not None else None
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
+    return ServedModel(
+        reply,
+        own,
+        config.history,
+        str(model.device),
+        dtype,
+        verdict.why,
+        graphed,
+        past_actions=config.past_actions,
+    )
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

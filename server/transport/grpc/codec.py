@@ -102,16 +102,27 @@ def image_sources(images: Sequence[observation_pb2.Image], field: str) -> list[t
     return [(name := f"{field}[{index}]", image_source(image, name)) for index, image in enumerate(images)]
 
 
+def observation_sources(message: observation_pb2.Observation, field: str) -> list[tuple[str, ImageSource]]:
+    """Its images, and behind them those of the past."""
+    return [
+        *image_sources(message.images, f"{field}.images"),
+        *image_sources(message.past_images, f"{field}.past_images"),
+    ]
+
+
 def decode_observation(
     message: observation_pb2.Observation, frames: tuple[calls.Frame, ...], field: str = "observation"
 ) -> calls.Observation:
-    """`frames` are its images, decoded."""
-    proprioception, captured = None, None
+    """`frames` are what `observation_sources` gave, decoded."""
+    proprioception, captured, executed = None, None, None
     if message.HasField("proprioception"):
         proprioception = decode_tensor(message.proprioception, f"{field}.proprioception")
     if message.HasField("capture_time"):
         captured = decode_time(message.capture_time, f"{field}.capture_time")
-    return calls.Observation(frames, proprioception, captured, message.sequence)
+    if message.HasField("past_actions"):
+        executed = decode_tensor(message.past_actions, f"{field}.past_actions")
+    count = len(message.images)
+    return calls.Observation(frames[:count], proprioception, captured, message.sequence, frames[count:], executed)
 
 
 def decode_planner(message: models_pb2.PlannerSettings) -> calls.PlannerSettings:
@@ -123,6 +134,9 @@ def decode_planner(message: models_pb2.PlannerSettings) -> calls.PlannerSettings
         optimizer=message.optimizer if message.HasField("optimizer") else None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
+        metric=message.metric if message.HasField("metric") else None,
+        narrowing=message.narrowing if message.HasField("narrowing") else None,
+        sample_decay=message.sample_decay if message.HasField("sample_decay") else None,
     )
 
 
@@ -200,6 +214,9 @@ def encode_planner(settings: calls.PlannerSettings) -> models_pb2.PlannerSetting
         optimizer=settings.optimizer,
         dimensions=settings.dimensions,
         discount=settings.discount,
+        metric=settings.metric,
+        narrowing=settings.narrowing,
+        sample_decay=settings.sample_decay,
     )
 
 

@@ -157,7 +157,7 @@ class _Loop:
     async def _planned(self, waiting: _Waiting) -> calls.PlanReply:
         started = time.monotonic()
         message = waiting.message
-        sources = codec.image_sources(message.observation.images, "observation.images")
+        sources = codec.observation_sources(message.observation, "observation")
         frames = await images.decode(sources, self._gateway.limits.image_pixels)
         message.observation.sequence = waiting.sequence
         request = calls.PlanRequest(

@@ -319,6 +319,6 @@ class _Planning(planning_pb2_grpc.PlanningServicer):
 
 async def _seen(named: Sequence[tuple[str, Any]], gateway: Gateway) -> list[calls.Observation]:
     """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
-    sources = [codec.image_sources(each.images, f"{name}.images") for name, each in named]
+    sources = [codec.observation_sources(each, name) for name, each in named]
     decoded = await images.decode_groups(sources, gateway.limits.image_pixels)
     return [codec.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)]

@@ -352,6 +352,9 @@ def _encode_planner(settings: calls.PlannerSettings) -> PlannerBody:
         optimizer=settings.optimizer,
         dimensions=list(settings.dimensions),
         discount=settings.discount,
+        metric=settings.metric,
+        narrowing=settings.narrowing,
+        sample_decay=settings.sample_decay,
     )
 
 

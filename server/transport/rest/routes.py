@@ -304,7 +304,7 @@ async def _observation(body: schemas.ObservationBody, gateway: Gateway) -> calls
 
 async def _seen(named: Sequence[tuple[str, schemas.ObservationBody]], gateway: Gateway) -> list[calls.Observation]:
     """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
-    sources = [schemas.image_sources(each.images, f"{name}.images") for name, each in named]
+    sources = [schemas.observation_sources(each, name) for name, each in named]
     decoded = await images.decode_groups(sources, gateway.limits.image_pixels)
     return [schemas.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)]
 

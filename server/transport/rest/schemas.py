@@ -54,6 +54,10 @@ class ObservationBody(BaseModel):
     proprioception: TensorInput | None = None
     capture_time: Instant | None = Field(default=None, description="On the robot's clock; echoed untouched")
     sequence: Number64 = Field(default=0, description="Counts up within a session; 0 lets the server count")
+    past_images: list[ImageBody] = Field(
+        default=[], description="Without a session, for models with past_actions: seen before, a model step apart"
+    )
+    past_actions: TensorInput | None = Field(default=None, description="[time, action] executed between them")
 
 
 def image_source(image: ImageBody, field: str) -> ImageSource:
@@ -72,16 +76,24 @@ def image_sources(images: list[ImageBody], field: str) -> list[tuple[str, ImageS
     return [(name := f"{field}[{index}]", image_source(image, name)) for index, image in enumerate(images)]
 
 
+def observation_sources(body: ObservationBody, field: str) -> list[tuple[str, ImageSource]]:
+    """Its images, and behind them those of the past."""
+    return [*image_sources(body.images, f"{field}.images"), *image_sources(body.past_images, f"{field}.past_images")]
+
+
 def decode_observation(
     body: ObservationBody, frames: tuple[calls.Frame, ...], field: str = "observation"
 ) -> calls.Observation:
-    """`frames` are its images, decoded."""
-    proprioception, captured = None, None
+    """`frames` are what `observation_sources` gave, decoded."""
+    proprioception, captured, executed = None, None, None
     if body.proprioception is not None:
         proprioception = decode_tensor(body.proprioception, f"{field}.proprioception")
     if body.capture_time is not None:
         captured = _decode_instant(body.capture_time, f"{field}.capture_time")
-    return calls.Observation(frames, proprioception, captured, body.sequence)
+    if body.past_actions is not None:
+        executed = decode_tensor(body.past_actions, f"{field}.past_actions")
+    count = len(body.images)
+    return calls.Observation(frames[:count], proprioception, captured, body.sequence, frames[count:], executed)
 
 
 def _decode_instant(text: str, field: str) -> int:
@@ -111,6 +123,11 @@ class PlannerBody(BaseModel):
     discount: float | None = Field(
         default=None, description="Weight of each model step's distance to the goal, relative to the step before"
     )
+    metric: Name | None = Field(default=None, description=f"Distance of latents: {', '.join(calls.METRICS)}")
+    narrowing: float | None = Field(default=None, description="Of mppi: share of the spread left an iteration later")
+    sample_decay: float | None = Field(
+        default=None, description="Of searches by samples: share of the samples left an iteration later"
+    )
 
     def decoded(self) -> calls.PlannerSettings:
         return calls.PlannerSettings(
@@ -121,6 +138,9 @@ class PlannerBody(BaseModel):
             self.optimizer,
             tuple(self.dimensions),
             self.discount,
+            self.metric,
+            self.narrowing,
+            self.sample_decay,
         )
 
 

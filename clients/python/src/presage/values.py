@@ -13,7 +13,7 @@ import numpy as np
 from presage.errors import PresageError, invalid
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray  # numpy 1.21
+    from numpy.typing import ArrayLike, NDArray  # numpy 1.21
 
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
@@ -28,13 +28,16 @@ class Observation:
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
-    the server count.
+    the server count. `past_images` and `past_actions` [time, action] are what was seen before, oldest first and a model
+    step apart, and what was executed between: for models that look back on both, without a session.
     """
 
     images: Sequence[ImageLike]
     proprioception: Sequence[float] | None = None
     capture_time_ns: int | None = None
     sequence: int = 0
+    past_images: Sequence[ImageLike] = ()
+    past_actions: ArrayLike | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.images, (bytes, np.ndarray)):
@@ -60,6 +63,12 @@ class PlannerSettings:
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: float | None = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
+    metric: str | None = None
+    """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
+    narrowing: float | None = None
+    """Of "mppi": share of the spread that is left one iteration later."""
+    sample_decay: float | None = None
+    """Of searches by samples: share of the samples that is left one iteration later; 1 rolls out as many in all."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):

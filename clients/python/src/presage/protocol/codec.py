@@ -116,6 +116,12 @@ def observation_message(observation: values.Observation, sequence: int | None = 
     if observation.capture_time_ns is not None:
         seconds, nanos = divmod(observation.capture_time_ns, NANOSECONDS)
         message.capture_time.CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
+    for at, image in enumerate(observation.past_images):
+        message.past_images.append(image_message(image, f"observation.past_images[{at}]"))
+    if observation.past_actions is not None:
+        message.past_actions.CopyFrom(
+            float_tensor("observation.past_actions", observation.past_actions, ("time", "action"))
+        )
     return message
 
 
@@ -129,6 +135,9 @@ def planner_message(settings: values.PlannerSettings | None) -> models_pb2.Plann
         optimizer=chosen.optimizer,
         dimensions=chosen.dimensions,
         discount=chosen.discount,
+        metric=chosen.metric,
+        narrowing=chosen.narrowing,
+        sample_decay=chosen.sample_decay,
     )
 
 
@@ -194,6 +203,9 @@ def planner_value(message: models_pb2.PlannerSettings) -> values.PlannerSettings
         optimizer=message.optimizer or None,
         dimensions=tuple(message.dimensions),
         discount=message.discount if message.HasField("discount") else None,
+        metric=message.metric or None,
+        narrowing=message.narrowing if message.HasField("narrowing") else None,
+        sample_decay=message.sample_decay if message.HasField("sample_decay") else None,
     )
 
 

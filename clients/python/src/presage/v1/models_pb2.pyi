@@ -244,6 +244,9 @@ class PlannerSettings(google.protobuf.message.Message):
     OPTIMIZER_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
     DISCOUNT_FIELD_NUMBER: builtins.int
+    METRIC_FIELD_NUMBER: builtins.int
+    NARROWING_FIELD_NUMBER: builtins.int
+    SAMPLE_DECAY_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -260,6 +263,14 @@ class PlannerSettings(google.protobuf.message.Message):
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
     plan ends counts more than the way there. A published search counts the last step alone, and takes 1.
     """
+    metric: builtins.str
+    """Distance of latents: "l2" (mean square), "l1" (mean absolute), "rms" (root of the mean square) or "cosine"."""
+    narrowing: builtins.float
+    """Of "mppi": share of the spread that is left one iteration later, above 0 and at most 1."""
+    sample_decay: builtins.float
+    """Of searches by samples: share of the samples that is left one iteration later, above 0 and at most 1, which rolls out
+    as many in all iterations ("icem" leaves 0.8 where nothing is said).
+    """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the action entries to search over; the others stay at rest. Empty means the model's own choice."""
@@ -274,9 +285,12 @@ class PlannerSettings(google.protobuf.message.Message):
         optimizer: builtins.str | None = ...,
         dimensions: collections.abc.Iterable[builtins.str] | None = ...,
         discount: builtins.float | None = ...,
+        metric: builtins.str | None = ...,
+        narrowing: builtins.float | None = ...,
+        sample_decay: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload
@@ -286,7 +300,13 @@ class PlannerSettings(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_iterations", b"_iterations"]) -> typing.Literal["iterations"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_metric", b"_metric"]) -> typing.Literal["metric"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_narrowing", b"_narrowing"]) -> typing.Literal["narrowing"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_optimizer", b"_optimizer"]) -> typing.Literal["optimizer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sample_decay", b"_sample_decay"]) -> typing.Literal["sample_decay"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_samples", b"_samples"]) -> typing.Literal["samples"] | None: ...
 
