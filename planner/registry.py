@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 from planner.anytime import Optimizer
+from planner.channels import ChannelDistance
 from planner.cost import GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
@@ -134,6 +135,17 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
             for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
         ),
     )
+
+
+def by_channels(optimizer: Optimizer, groups: tuple[tuple[int, float], ...]) -> Optimizer:
+    """The optimizer with its distance to the goal taken of each group of channels: their number, and its weight."""
+    if isinstance(optimizer, Hybrid):
+        return Hybrid(
+            cast(CEM, by_channels(optimizer.search, groups)),
+            cast("Gradient | GaussNewton", by_channels(optimizer.polish, groups)),
+        )
+    assert isinstance(optimizer.cost, GoalDistance)
+    return replace(optimizer, cost=ChannelDistance(groups, optimizer.cost))  # type: ignore[type-var]  # a dataclass
 
 
 def adjusted(

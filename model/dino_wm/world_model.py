@@ -143,6 +143,7 @@ class DinoWorldModel:
         self,
         latents: Sequence[Float[Tensor, "patches latent"]],
         proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Rollouts start from the newest frame, and what was measured then where the model takes it; batch axis 1.
 
@@ -171,6 +172,13 @@ class DinoWorldModel:
         if proprioception is None:
             return latent
         return torch.cat([latent, self.measured(proprioception.unsqueeze(0))[0]], dim=-1)
+
+    @property
+    def goal_groups(self) -> tuple[tuple[int, float], ...]:
+        """Channels of a goal and their weights: of patches, and of what is measured beside them."""
+        shape = self.predictor.config
+        beside = ((shape.proprioception_width, self.standards.alpha),) if shape.proprioception else ()
+        return (shape.latent, 1.0), *beside
 
     def rollout(
         self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]

@@ -131,10 +131,11 @@ class PlanDone:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One latent per frame, as observations and goals are encoded."""
+    """One latent per frame, as observations and goals are encoded; with what should be measured at a goal, if said."""
 
     model: str
     frames: tuple[Frame, ...]
+    proprioception: Floats | None = None  # [p], of every frame
 
 
 @dataclass(frozen=True)

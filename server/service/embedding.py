@@ -58,11 +58,12 @@ class EmbeddingCalls:
             assert request.image is not None
             validation.frame(request.image, model, "image")
             content = request.image
-        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy)
+        measured = self._measured(request, model)
+        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy, measured)
         goal = self._goals.find(goal_id)
         if goal is not None:
             return describe(goal, cached=True)
-        latent = await self._encode(request.image, model, deadline) if request.image is not None else content
+        latent = content if request.image is None else await self._encode(request.image, model, deadline, measured)
         goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
         self._goals.put(goal)
         return describe(goal, cached=False)
@@ -110,8 +111,22 @@ class EmbeddingCalls:
     def _toward(self, goal_id: str, model: ModelReply) -> Floats | None:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None
 
-    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None) -> Floats:
-        done = await self._engines.run(EncodeJob(model.name, (image,)), deadline)
+    def _measured(self, request: GoalRequest, model: ModelReply) -> Floats | None:
+        """What a goal says that the robot should measure there. Raises ServiceError where it cannot be said."""
+        if request.proprioception is None:
+            return None
+        if not model.measures_goals or request.image is None:
+            rule = "must be left out but for an image, and a model that predicts what a robot measures"
+            raise invalid("proprioception", rule, f"{len(request.proprioception)} numbers for model {model.name}")
+        names = model.proprioception_names
+        if request.proprioception.shape != (len(names),):
+            raise invalid("proprioception", f"must have {len(names)} entries", list(request.proprioception.shape))
+        if not np.isfinite(request.proprioception).all():
+            raise invalid("proprioception", "must be finite", request.proprioception.tolist())
+        return np.ascontiguousarray(request.proprioception, np.float32)
+
+    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None, measured: Floats | None) -> Floats:
+        done = await self._engines.run(EncodeJob(model.name, (image,), measured), deadline)
         assert isinstance(done, EncodeDone)
         require_numbers(done.latents)
         latent: Floats = done.latents[0]

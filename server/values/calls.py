@@ -117,6 +117,7 @@ class GoalRequest:
     model: str = ""
     image: Frame | None = None
     latent: NDArray[np.float32] | None = None
+    proprioception: NDArray[np.float32] | None = None  # what the robot should measure there
 
 
 @dataclass(frozen=True)
@@ -355,3 +356,4 @@ class ModelReply:
     license: str = ""  # of the weights, as far as known
     labels: tuple[str, ...] = ()  # of the classes of clips; empty: it classifies nothing
     clip_frames: int = 0  # of a clip, as its classifier was trained; 0: not known
+    measures_goals: bool = False  # a goal may say what the robot should measure there

@@ -127,7 +127,10 @@ def encode(model: LoadedModel, job: EncodeJob) -> BackgroundJob:
     for part in _parts(len(job.frames), FRAMES_AT_ONCE):
         yield WorkItem(("encode", job.model), part.stop - part.start)
         parts.append(model_adapter.encode_frames(model, job.frames[part]))
-    return EncodeDone(model_adapter.to_host(torch.cat(parts)))
+    latents = torch.cat(parts)
+    if job.proprioception is not None:
+        latents = torch.stack([model_adapter.goal_of(model, latent, job.proprioception) for latent in latents])
+    return EncodeDone(model_adapter.to_host(latents))
 
 
 def embed_images(model: LoadedModel, job: EmbedImagesJob) -> BackgroundJob:
@@ -183,7 +186,9 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJo
     yield WorkItem(("encode", job.model), 1)
     latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
     context = model_adapter.context_of(model, job.start, latent)
-    goal = None if job.goal is None else model_adapter.to_device(model, job.goal)[None]
+    goal = None
+    if job.goal is not None:
+        goal = model_adapter.seen_part(model, model_adapter.to_device(model, job.goal))[None]
     world = model_adapter.world_model(model)
     candidates = torch.from_numpy(job.candidates)
     horizon = candidates.shape[1] // model.block
@@ -228,7 +233,8 @@ def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[
     if goal is None:
         return ()
     cost = model_adapter.cost_of(model)
-    return tuple(model_adapter.distances(cost, latents, model_adapter.to_device(model, goal)[None]).tolist())
+    near = model_adapter.seen_part(model, model_adapter.to_device(model, goal))
+    return tuple(model_adapter.distances(cost, latents, near[None]).tolist())
 
 
 def _parts(count: int, at_once: int) -> Iterator[slice]:

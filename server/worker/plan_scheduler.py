@@ -43,6 +43,7 @@ class Running:
     warnings: tuple[str, ...]
     began: float
     encoded: float
+    measured: bool  # the goal says what should be measured there
     shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
 
     @property
@@ -53,7 +54,7 @@ class Running:
     @property
     def kind(self) -> Hashable:
         """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.job.size, self.steps, self.shapes
+        return self.job.model, self.job.size, self.steps, self.shapes, self.measured
 
     @property
     def limit(self) -> float:
@@ -81,6 +82,8 @@ class PlanScheduler:
         self._models, self._send, self._clock = models, send, clock
         self._max_batch, self._max_steps = max_batch, max_iteration_steps
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
+        measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
+        self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
         spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
         self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
@@ -183,12 +186,17 @@ class PlanScheduler:
         )
         optimizer = registry.adjusted(optimizer, size.metric or "", size.narrowing, size.sample_decay)
         goal = model_adapter.to_device(model, job.goal)
-        goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
+        near = model_adapter.seen_part(model, goal)
+        goal_distance = model_adapter.distances(optimizer.cost, latent[None], near[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
             goal = model_adapter.to_device(model, job.goal)
-            goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
+            near = model_adapter.seen_part(model, goal)
+            goal_distance = model_adapter.distances(optimizer.cost, latent[None], near[None]).item()
+        measured = model_adapter.says_measurements(model, goal)
+        if measured:
+            optimizer = model_adapter.with_measurements(model, optimizer)
         space = self._spaces[job.model]
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
@@ -213,6 +221,7 @@ class PlanScheduler:
             warnings=model_adapter.observation_warnings(model, job.start),
             began=times[0],
             encoded=times[1],
+            measured=measured,
             shapes=tuple(tuple(part.shape) for part in problem.context),
         )
 
@@ -243,7 +252,8 @@ class PlanScheduler:
         kind, steps = first.kind, first.steps
         try:
             with self.watchdog.work(self.durations.predict(kind, len(batch))):
-                improved = first.optimizer.improve(self._worlds[first.job.model], [r.search for r in batch])
+                worlds = self._measuring if first.measured else self._worlds
+                improved = first.optimizer.improve(worlds[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
                 del self._running[first.number]

@@ -173,6 +173,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         license=str(config.training.get("license", "")),
         labels=config.labels,
         clip_frames=config.clip_frames,
+        measures_goals=model_adapter.measures_goals(model),
     )
     own = search if action is not None else None
     return ServedModel(

@@ -258,6 +258,7 @@ def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -
         license=model.license,
         labels=model.labels,
         clip_frames=model.clip_frames,
+        measures_goals=model.measures_goals,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from presage.v1 import (
@@ -113,8 +114,9 @@ class _Goals(goals_pb2_grpc.GoalsServicer):
             (image,) = await images.decode(sources, self.gateway.limits.image_pixels)
         else:
             latent = codec.decode_tensor(request.latent, "latent")
+        measured = np.array(request.proprioception, np.float32) if request.proprioception else None
         goal = await self.gateway.application.create_goal(
-            calls.GoalRequest(request.model, image, latent), deadline(context)
+            calls.GoalRequest(request.model, image, latent, measured), deadline(context)
         )
         return goals_pb2.GoalsCreateResponse(goal=codec.encode_goal(goal))
 

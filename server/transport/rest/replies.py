@@ -60,6 +60,7 @@ class ModelReply(BaseModel):
     license: str = Field(description="License of the weights, as far as known; empty where nothing is")
     labels: list[str] = Field(description="Names of the classes of clips; empty for a model that classifies nothing")
     clip_frames: int = Field(description="Frames of a clip that the classifier was trained on; 0: not known")
+    measures_goals: bool = Field(description="Whether a goal may say what the robot should measure there")
 
 
 class ModelsReply(BaseModel):
@@ -243,6 +244,7 @@ def encode_model(model: calls.ModelReply, limits: Limits, server_version: str) -
         license=model.license,
         labels=list(model.labels),
         clip_frames=model.clip_frames,
+        measures_goals=model.measures_goals,
     )
 
 

@@ -152,7 +152,10 @@ async def create_goal(body: schemas.GoalBody, request: Request, gateway: TheDoor
         (image,) = await images.decode([("image", source)], gateway.limits.image_pixels)
     else:
         latent = rest_tensors.decode_tensor(body.latent or [], "latent")
-    work = gateway.application.create_goal(calls.GoalRequest(body.model, image, latent), deadline)
+    measured = None
+    if body.proprioception is not None:
+        measured = rest_tensors.decode_tensor(body.proprioception, "proprioception")
+    work = gateway.application.create_goal(calls.GoalRequest(body.model, image, latent, measured), deadline)
     return _json(replies.encode_goal(await cancel_on_disconnect(request, work)), 201)
 
 

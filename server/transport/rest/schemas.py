@@ -271,6 +271,9 @@ class GoalBody(BaseModel):
     model: Name = ""
     image: ImageBody | None = None
     latent: TensorInput | None = None
+    proprioception: TensorInput | None = Field(
+        default=None, description="What the robot should measure there, for models with measures_goals"
+    )
 
 
 class StageBody(BaseModel):

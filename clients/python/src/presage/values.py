@@ -118,7 +118,8 @@ class Model:
     `execute`: actions of a plan to carry out before planning again, as the model was measured. `computes`: in which
     precision and on which device the server computes, and which of its rollouts are replayed as graphs. `license`: of
     the weights, as far as known. `labels`: of the classes of clips, empty for a model that classifies nothing;
-    `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known.
+    `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known. `measures_goals`:
+    whether a goal may say what the robot should measure there.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Model:
     license: str = ""
     labels: tuple[str, ...] = ()
     clip_frames: int = 0
+    measures_goals: bool = False
 
 
 @dataclass(frozen=True)

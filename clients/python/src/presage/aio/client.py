@@ -93,11 +93,15 @@ class AsyncClient:
         image: ImageLike | None = None,
         *,
         latent: ArrayLike | None = None,
+        proprioception: Sequence[float] = (),
         model: str = "",
         timeout_s: float | None = None,
     ) -> Goal:
-        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
-        return await self._connection.send(requests.create_goal(image, latent, model), timeout_s)
+        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal.
+
+        `proprioception`: what the robot should measure there, beside an image, for models with `measures_goals`.
+        """
+        return await self._connection.send(requests.create_goal(image, latent, model, proprioception), timeout_s)
 
     async def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
         """Describes a goal, given as itself or its id. Raises NotFound once the server has dropped it."""

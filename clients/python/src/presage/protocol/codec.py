@@ -243,6 +243,7 @@ def model_value(message: models_pb2.Model) -> values.Model:
         license=message.license,
         labels=tuple(message.labels),
         clip_frames=message.clip_frames,
+        measures_goals=message.measures_goals,
         computes=message.computes,
     )
 

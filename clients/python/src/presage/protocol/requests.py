@@ -34,8 +34,10 @@ def get_model(name: str) -> Call[values.Model]:
     return call(methods.GET_MODEL, models_pb2.ModelsGetRequest(name=name), lambda reply: codec.model_value(reply.model))
 
 
-def create_goal(image: ImageLike | None, latent: ArrayLike | None, model: str) -> Call[Goal]:
-    request = goals_pb2.GoalsCreateRequest(model=model)
+def create_goal(
+    image: ImageLike | None, latent: ArrayLike | None, model: str, proprioception: Sequence[float] = ()
+) -> Call[Goal]:
+    request = goals_pb2.GoalsCreateRequest(model=model, proprioception=proprioception)
     if image is not None and latent is None:
         request.image.CopyFrom(codec.image_message(image))
     elif latent is not None and image is None:

@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import presage.v1.observation_pb2
@@ -22,6 +24,7 @@ class GoalsCreateRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     LATENT_FIELD_NUMBER: builtins.int
+    PROPRIOCEPTION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     @property
@@ -32,15 +35,22 @@ class GoalsCreateRequest(google.protobuf.message.Message):
     def latent(self) -> presage.v1.tensor_pb2.Tensor:
         """A latent of this model, for example from Embeddings."""
 
+    @property
+    def proprioception(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """What the robot should measure of itself there, beside an image, for a model that predicts it; see
+        Model.measures_goals. Empty says nothing of it.
+        """
+
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         image: presage.v1.observation_pb2.Image | None = ...,
         latent: presage.v1.tensor_pb2.Tensor | None = ...,
+        proprioception: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "model", b"model", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "model", b"model", "proprioception", b"proprioception", "source", b"source"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["image", "latent"] | None: ...
 
 global___GoalsCreateRequest = GoalsCreateRequest
