@@ -229,7 +229,7 @@ def pull(
     digest = "sha256 verified" if verified else "sha256 not verified: none is published, give one with --sha256"
     there = "was already there" if kept else "downloaded"
     needs = f"; {value['needs']}" if value["needs"] else ""
-    size = f"{value['bytes'] / 1e6:.1f} MB"
+    size = f"{sum((folder / each.file).stat().st_size for each in model.files) / 1e6:.1f} MB"
     output.result(value, f"{value['path']} {there}: {size}, {digest}; license: {model.license}{needs}")
 
 

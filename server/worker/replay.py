@@ -20,7 +20,7 @@ from mcap.records import Channel, Message, Metadata
 from mcap.stream_reader import StreamReader
 from torch import Tensor
 
-from model.interface import ClipEmbedding, LoadedModel
+from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
@@ -184,8 +184,26 @@ class _Blind:
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:
         raise AssertionError("a plan embeds no clip")
 
-    def context(self, latents: Sequence[Tensor], proprioception: Tensor | None) -> tuple[Tensor, ...]:
-        return self._model.context(latents, proprioception)
+    def context(
+        self, latents: Sequence[Tensor], proprioception: Tensor | None, past_actions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        if past_actions is None:
+            return self._model.context(latents, proprioception)
+        return self._model.context(latents, proprioception, past_actions)
+
+    @property
+    def goal_groups(self) -> tuple[tuple[int, float], ...]:
+        if isinstance(self._model, MeasuringModel):
+            return self._model.goal_groups
+        return ((self.package.config.latent_shape[-1], 1.0),)
+
+    def goal(self, latent: Tensor, proprioception: Tensor | None) -> Tensor:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.goal(latent, proprioception)
+
+    def measuring(self) -> Rollouts:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.measuring()
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
         return self._model.rollout(context, actions)

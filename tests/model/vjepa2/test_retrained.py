@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +39,12 @@ WITH_POSES = replace(SHAPE, poses=True)
 RELEASE = RetrainedPredictor("tiny_ac", "tiny_ac.pth.tar", SHAPE)
 
 
-def predictor_file(path: Path, network: ActionPredictor, poses: str = "proprio_encoder", **more: Tensor) -> Path:
+def predictor_file(
+    path: Path, network: ActionPredictor, poses: str = "proprio_encoder", more: Mapping[str, Tensor] | None = None
+) -> Path:
     """As it was released: wrappers' prefixes, poses under the name of proprioception, sections that are None."""
     held = {f"module.{key.replace('state_encoder', poses)}": tensor for key, tensor in network.state_dict().items()}
-    sections = {"predictor": held | more, "action_encoder": None, "proprio_encoder": None}
+    sections = {"predictor": held | dict(more or {}), "action_encoder": None, "proprio_encoder": None}
     torch.save({**sections, "opt": {"state": {}, "param_groups": []}, "scaler": None, "epoch": 315}, path)
     return path
 
@@ -110,7 +113,7 @@ def test_the_repackaged_predictor_takes_poses_under_either_name_and_leaves_the_c
 ) -> None:
     folder, network = hugging_face_folder(tmp_path / "vjepa2-tiny"), action_predictor(WITH_POSES)
     camera = {"module.extrinsics_encoder.weight": torch.zeros(24, 6), "module.extrinsics_encoder.bias": torch.zeros(24)}
-    file = predictor_file(tmp_path / "tiny_ac.pth.tar", network, poses, **camera)
+    file = predictor_file(tmp_path / "tiny_ac.pth.tar", network, poses, camera)
     options = ImportOptions(dtype=torch.float32, encoder_weights=folder)
     import_predictor(Foreign(file), tmp_path / "out", options, replace(RELEASE, predictor=WITH_POSES))
     model = load(str(tmp_path / "out"), torch.device("cpu"))
@@ -142,7 +145,7 @@ def test_predictors_that_do_not_belong_are_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="holds an action-conditioned predictor alone"):
         import_predictor(Foreign(file), out, ImportOptions(), RELEASE)
     twice = predictor_file(
-        tmp_path / "twice.pth.tar", action_predictor(WITH_POSES), **{"state_encoder.weight": torch.zeros(24, 7)}
+        tmp_path / "twice.pth.tar", action_predictor(WITH_POSES), more={"state_encoder.weight": torch.zeros(24, 7)}
     )
     with pytest.raises(CheckpointError, match="is there twice, by either of its names"):
         import_predictor(Foreign(twice), out, ImportOptions(encoder_weights=folder), RELEASE)

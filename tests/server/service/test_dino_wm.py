@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import presage
@@ -18,6 +20,7 @@ from model.checkpoints.families import ImportOptions
 from model.checkpoints.foreign import Foreign
 from model.dino_wm import DinoWorldModel, importing
 from model.registry import load
+from server.engine.messages import PlanDone, PlanJob, SearchSize, Start
 from server.errors import Reason
 from server.service.application import Application
 from server.values.calls import (
@@ -29,12 +32,11 @@ from server.values.calls import (
     PlanRequest,
     RolloutRequest,
 )
+from server.worker.replay import _planned as planned
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.model.dino_files import TINY, files
 from tests.support.server.requests import refused
 from tests.support.server.transports import json_image, open_service, proto_image
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RNG = np.random.default_rng(0)
 SEEN: Frame = RNG.integers(0, 256, (28, 28, 3), dtype=np.uint8)
@@ -72,6 +74,7 @@ def seen(measured: np.ndarray | None = MEASURED) -> Observation:
     return Observation((SEEN,), measured)
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_plan_is_within_the_bounds_and_costs_what_the_model_says(
     application: Application, model: DinoWorldModel
 ) -> None:
@@ -87,6 +90,7 @@ async def test_a_plan_is_within_the_bounds_and_costs_what_the_model_says(
     assert plan.cost == pytest.approx(float((predicted - latents[1]).square().mean()), rel=1e-4)
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_goal_may_say_what_the_robot_should_measure_there(
     application: Application, model: DinoWorldModel
 ) -> None:
@@ -109,6 +113,7 @@ async def test_a_goal_may_say_what_the_robot_should_measure_there(
     assert (await application.plan(other, None, time.monotonic())).cost < plan.cost
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_distances_to_such_a_goal_are_of_what_is_seen(application: Application) -> None:
     wanted = np.array([300.0, 200.0, 0.0, 0.0], np.float32)
     goals = [
@@ -131,6 +136,7 @@ async def test_distances_to_such_a_goal_are_of_what_is_seen(application: Applica
         (np.array([np.nan, 0, 0, 0], np.float32), "must be finite"),
     ],
 )
+@pytest.mark.asyncio(loop_scope="session")
 async def test_what_a_goal_cannot_say_is_refused(application: Application, measured: np.ndarray, said: str) -> None:
     asked = application.create_goal(GoalRequest(image=GOAL, proprioception=measured))
     assert said in (await refused(asked, Reason.INVALID_FIELD, "proprioception")).message
@@ -138,6 +144,7 @@ async def test_what_a_goal_cannot_say_is_refused(application: Application, measu
     await refused(application.create_goal(latent), Reason.INVALID_FIELD, "proprioception")
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_goal_is_made_alike_by_both_transports(application: Application) -> None:
     wanted = [300.0, 200.0, 0.0, 0.0]
     async with open_service(application) as service:
@@ -152,11 +159,13 @@ async def test_a_goal_is_made_alike_by_both_transports(application: Application)
             assert (await client.model()).measures_goals
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_rollout_shows_the_patches_of_every_step(application: Application) -> None:
     rolled = await application.rollout(RolloutRequest(seen(), np.zeros((15, 2), np.float32)), None)
     assert rolled.latents.shape == (3, 4, 64)
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_what_a_robot_measures_is_needed_and_has_a_width(application: Application) -> None:
     goal = await application.create_goal(GoalRequest(image=GOAL))
     for measured in (None, MEASURED[:2]):
@@ -166,7 +175,22 @@ async def test_what_a_robot_measures_is_needed_and_has_a_width(application: Appl
         )
 
 
+@pytest.mark.asyncio(loop_scope="session")
 async def test_the_service_says_whose_license_the_weights_are_under(application: Application) -> None:
     (told,) = application.models()
     assert told.license.startswith("CC-BY-NC 4.0")
     assert told.proprioception_names == ("x", "y", "x velocity", "y velocity")
+
+
+def test_a_recorded_plan_toward_such_a_goal_is_made_again_without_its_picture(model: DinoWorldModel) -> None:
+    latents = model.encode(torch.from_numpy(np.stack([SEEN, GOAL])))
+    aim = model.goal(latents[1], torch.tensor([300.0, 200.0, 0.0, 0.0])).numpy()
+    size = SearchSize(samples=16, iterations=3, elites=4, horizon=2, optimizer="jepa_wms")
+    job = PlanJob("tiny", Start((SEEN,), proprioception=MEASURED[None]), aim, size, seed=5)
+    recorded = cast(PlanDone, SimpleNamespace(iterations=3, latent=latents[0].numpy()))
+    first = planned(job, recorded, model)
+    again = planned(replace(job, start=replace(job.start, frames=())), recorded, model)
+    assert isinstance(first, PlanDone)
+    assert isinstance(again, PlanDone)
+    np.testing.assert_allclose(again.actions, first.actions, atol=1e-6)
+    assert again.cost == pytest.approx(first.cost, rel=1e-6)

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import presage
@@ -66,9 +67,9 @@ async def case(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Case]:
         await application.stop(shutdown_grace_s=0.0)
 
 
-def messages(clip: Path, **header: object) -> Iterator[embeddings_pb2.ClassifyClipRequest]:
+def messages(clip: Path, **header: Any) -> Iterator[embeddings_pb2.ClassifyClipRequest]:
     content = clip.read_bytes()
-    announced = {"total_bytes": len(content), "sha256": hashlib.sha256(content).digest(), **header}
+    announced: dict[str, Any] = {"total_bytes": len(content), "sha256": hashlib.sha256(content).digest(), **header}
     yield embeddings_pb2.ClassifyClipRequest(header=embeddings_pb2.ClipHeader(**announced))
     for start in range(0, len(content), 1000):
         yield embeddings_pb2.ClassifyClipRequest(chunk=content[start : start + 1000])

@@ -36,7 +36,8 @@ def world_model(
     mean, std = action or ([0.0] * dimensions, [1.0] * dimensions)
     numbers = tuple(f"p{index}" for index in range(shape.proprioception))
     plain = ([0.0] * len(numbers), [1.0] * len(numbers))
-    standards = Standards(*PIXELS[pixels], *map(tuple, proprioception if proprioception[0] else plain), alpha=0.1)
+    center, spread = proprioception if proprioception[0] else plain
+    standards = Standards(*PIXELS[pixels], tuple(center), tuple(spread), alpha=0.1)
     side = shape.grid * encoder.config.patch
     config = PackageConfig(
         name="tiny",
