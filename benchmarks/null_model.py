@@ -17,7 +17,7 @@ from torch import Tensor
 from model.interface import ClipEmbedding
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
 from server.config import load as load_settings
-from server.observability.metrics import configure_logging
+from server.observability.logging import configure_logging
 from server.serving import serve
 from server.transport.listeners import Addresses
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from presage.v1 import models_pb2, planning_pb2, planning_pb2_grpc
+from presage.values import PlannerSettings
 
 from benchmarks import null_model, service_load
 from benchmarks.service_load import NullService, null_service, seen
@@ -34,7 +35,7 @@ from cli.demo.machine import describe_machine
 from planner.optimizers.cem import CEM
 from planner.types import Problem
 from server.service.application import Application, AppSettings
-from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanRequest
+from server.values.calls import GoalRequest, Observation, PlanRequest
 from training.evaluation.closed_loop import action_space
 
 SAMPLES, ITERATIONS, ELITES, HORIZON = 16, 1, 4, 5

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.exit_codes import CommandError
-from cli.options import DeviceOption, ModelOption, SeedOption, TaskOption, calm_threads, checked_device, checked_task
-from cli.output import Output, open_output
+from cli.options import (
+    DeviceOption,
+    SeedOption,
+    TaskModelOption,
+    TaskOption,
+    calm_threads,
+    checked_device,
+    checked_task,
+    model_for,
+)
+from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from model.interface import LoadedModel
-    from model.package import PackageConfig
+    from model.package import PackageConfig, PlannerDefaults
     from simulation.tasks import RobotTask
     from training.evaluation.closed_loop import Episode, Evaluation
 
@@ -24,7 +35,7 @@ DIAGNOSED = 64  # episodes of open-loop prediction
 
 
 def evaluate(
-    model: ModelOption = "arm",
+    model: TaskModelOption = "",
     task: TaskOption = "arm",
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many held-out pairs.")] = 100,
     seed: SeedOption = 7,
@@ -40,16 +51,25 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option("--report", help="Also write an HTML page there, with filmstrips and plots.")
     ] = None,
-    json_file: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="Also write the result there; - prints only it, on stdout.")
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", help="Instead of the package's: cem, gauss_newton, ...")
     ] = "",
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Instead of the package's.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Instead of the package's.")] = None,
+    horizon: Annotated[
+        int | None, typer.Option("--horizon", min=1, help="Model steps; instead of the package's.")
+    ] = None,
+    result_file: Annotated[
+        Path | None, typer.Option("--result", metavar="FILE", help="Also write the figures there, as JSON.")
+    ] = None,
+    json_: JsonFlag = False,
 ) -> None:
     """Measure a model in closed loop on held-out start and goal pairs, in this process and without the service."""
     calm_threads()
-    output = open_output(machine=json_file == "-")
-    checked_task(task)
+    output = open_output(json_)
+    model = model_for(model, checked_task(task))
     chosen = checked_device(device)
-    destination = _writable(Path(json_file), "--json") if json_file not in ("", "-") else None
+    destination = None if result_file is None else _writable(result_file, "--result")
     page = None if report is None else _writable(report, "--report")
 
     import torch
@@ -64,9 +84,14 @@ def evaluate(
     manifest = Manifest.load(task, offset)
     pairs = manifest.pairs(episodes, seed)
     budget = budget_steps or 2 * offset
-    evaluation = _run(output, loaded, task, pairs, seed, budget)
+    own = loaded.package.config.planner
+    wanted = {"optimizer": optimizer or None, "samples": samples, "iterations": iterations, "horizon": horizon}
+    settings = with_settings(own, {name: value for name, value in wanted.items() if value is not None})
+    if record and settings != own:
+        raise CommandError("--record keeps scores of the package's own planner: leave the planner's options out")
+    evaluation = _run(output, loaded, settings, task, pairs, seed, budget)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
-    value |= {"offset": offset, "budget_steps": budget, **_open_loop(loaded, task)}
+    value |= {"offset": offset, "budget_steps": budget, "planner": asdict(settings), **_open_loop(loaded, task)}
     if destination is not None:
         destination.write_text(json.dumps(value, indent=2) + "\n")
     if page is not None:
@@ -132,7 +157,24 @@ def _write_report(
     path.write_text(render(value, evaluation, goals, robot.render_state), encoding="utf-8")
 
 
-def _run(output: Output, model: LoadedModel, task: str, pairs: list[Any], seed: int, budget_steps: int) -> Evaluation:
+def with_settings(own: PlannerDefaults, wanted: Mapping[str, Any]) -> PlannerDefaults:
+    """A package's planner with other settings. As many elites as before, in proportion, where samples change."""
+    if not wanted:
+        return own
+    samples = wanted.get("samples", own.samples)
+    elites = max(1, min(samples, round(own.elites * samples / own.samples)))
+    return replace(own, **{"elites": elites, **wanted})
+
+
+def _run(
+    output: Output,
+    model: LoadedModel,
+    settings: PlannerDefaults,
+    task: str,
+    pairs: list[Any],
+    seed: int,
+    budget_steps: int,
+) -> Evaluation:
     from rich.progress import TextColumn
 
     from planner import registry
@@ -142,7 +184,6 @@ def _run(output: Output, model: LoadedModel, task: str, pairs: list[Any], seed: 
 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
-    settings = config.planner
     optimizer = registry.optimizer(
         settings.optimizer,
         settings.samples,

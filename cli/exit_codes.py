@@ -9,39 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-# Where the errors that users can cause are defined. A module that was never imported cannot have raised its own.
-_FORESEEN = (
-    ("model.checkpoints.action_statistics", "StatisticsError"),
-    ("model.package", "PackageError"),
-    ("model.video.probe", "VideoDecodeError"),
-    ("model.checkpoints.state_dict", "CheckpointError"),
-    ("planner.types", "PlanningError"),
-    ("presage.errors", "PresageError"),
-    ("server.transport.listeners", "StartError"),
-    ("server.recording.records", "RecordError"),
-    ("server.errors", "ServiceError"),
-    ("server.config", "SettingsError"),
-    ("simulation.episodes", "EpisodeError"),
-    ("training.data.dataset", "DatasetError"),
-    ("simulation.manifest", "ManifestError"),
-    ("simulation.extras", "MissingSimulator"),
-    ("training.loop", "DivergedError"),
-    ("training.distributed", "FirstProcessError"),
-)
+from presage.user_error import UserError
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """A command that cannot do what it was asked; the message is one line that says what to change."""
-
-
-def foreseen() -> tuple[type[BaseException], ...]:
-    """Every kind of error a user can cause, among the modules imported so far."""
-    kinds: list[type[BaseException]] = [CommandError, OSError]
-    for module, name in _FORESEEN:
-        kind = getattr(sys.modules.get(module), name, None)
-        if kind is not None:
-            kinds.append(kind)
-    return tuple(kinds)
 
 
 def one_line(error: BaseException) -> str:
@@ -56,7 +28,7 @@ def run(command: Callable[[], None]) -> int:
     """The exit code of a command that was run here; its errors are told on stderr."""
     try:
         command()
-    except foreseen() as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"presage: {one_line(error)}\n")
         return 2 if type(error).__name__ == "SettingsError" else 1
     return 0

@@ -27,10 +27,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: boxes and three columns leave 18 characters for the text of a terminal's 80
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Gather episodes to train on, and look into recorded ones.", no_args_is_help=True)
-weights = typer.Typer(help="Look into model packages and make them from published weights.", no_args_is_help=True)
+data = typer.Typer(
+    help="Gather episodes to train on, and look into recorded ones.", no_args_is_help=True, rich_markup_mode=None
+)
+weights = typer.Typer(
+    help="Look into model packages and make them from published weights.", no_args_is_help=True, rich_markup_mode=None
+)
 
 app.command("serve")(serve)
 app.command("demo")(demo)
@@ -54,4 +59,4 @@ app.command("replay")(replay)
 
 def main() -> None:
     """Entry point of the `presage` script."""
-    sys.exit(exit_codes.run(app))
+    sys.exit(exit_codes.run(lambda: app(prog_name="presage")))

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 ModelOption = Annotated[str, typer.Option("--model", help="A built-in model package's name, or a package's folder.")]
+TaskModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A built-in package's name, or a package's folder.",
+        show_default="the package named like the task",
+    ),
+]
 TaskOption = Annotated[str, typer.Option("--task", help="The robot: arm, arm-push, cube, pusht, reacher or tworoom.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the start and goal pairs and every draw.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
@@ -22,6 +30,17 @@ def checked_task(task: str) -> str:
 
     if task not in TASKS:
         raise typer.BadParameter(f"must be one of {', '.join(TASKS)}, got {task!r}", param_hint="--task")
+    return task
+
+
+def model_for(model: str, task: str) -> str:
+    """The model that was named, else the built-in package of the task; a usage error where there is none."""
+    if model:
+        return model
+    from model.built_in import built_in
+
+    if task not in built_in():
+        raise typer.BadParameter(f"must be named: no built-in package is called {task}", param_hint="--model")
     return task
 
 

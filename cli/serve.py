@@ -118,15 +118,19 @@ def _run(settings: Settings, json_: bool) -> None:
     """Serve until stopped, and say where once the doors are open."""
     import asyncio
 
-    from server.observability.metrics import configure_logging
+    from server.observability.logging import configure_logging, wrap_plain_lines
     from server.serving import serve as serve_until_stopped
 
     configure_logging(settings.log_format, settings.log_level)
+    if settings.log_format == "json":
+        wrap_plain_lines()
     output = open_output(json_)
 
     def announce(addresses: Addresses) -> None:
-        value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": list(settings.models)}
-        output.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}")
+        computes = dict(addresses.models)
+        value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": [*computes], "computes": computes}
+        models = "".join(f"\n  {name}: {how}" for name, how in computes.items())
+        output.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}{models}")
 
     asyncio.run(serve_until_stopped(settings, announce))
 

@@ -35,8 +35,8 @@ def inspect(
     json_: JsonFlag = False,
 ) -> None:
     """Say what weights are, without running them: nothing in a file is executed."""
+    from model.built_in import BUILT_IN, built_in
     from model.package import CONFIG, WEIGHTS, read_package
-    from model.registry import BUILT_IN, built_in
 
     folder = BUILT_IN / path if path in built_in() else Path(path)
     output = open_output(json_)
@@ -90,6 +90,8 @@ def import_weights(
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CommandError(f"--out {out} is there already and is not overwritten: name a new folder, or remove it")
     if dtype not in ("", *DTYPES):
         raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
     if action_stats is not None and fit is not None:
@@ -323,7 +325,7 @@ def _package_table(value: dict[str, Any]) -> Table:
     table.add_column()
     table.add_row("family", config["family"])
     table.add_row("weights", f"{value['parameters'] / 1e6:.2f} M parameters, {value['weights_bytes'] / 1e6:.1f} MB")
-    table.add_row("sha256", value["weights_digest"])
+    table.add_row("sha256", short_digest(value["weights_digest"]))
     image = config["image"]
     table.add_row("image", f"{image['height']} x {image['width']}, crop policy {image['crop_policy']}")
     table.add_row("latent", " x ".join(str(size) for size in config["latent_shape"]) + " per frame")
@@ -334,6 +336,11 @@ def _package_table(value: dict[str, Any]) -> Table:
             table.add_row(section, "\n".join(f"{name}: {entry}" for name, entry in config[section].items()))
     table.add_row("folder", value["folder"])
     return table
+
+
+def short_digest(digest: str) -> str:
+    """Enough of a digest to compare by eye; --json has all of it."""
+    return f"{digest[:16]}..."
 
 
 def _action_text(action: dict[str, Any] | None) -> str:
@@ -359,5 +366,5 @@ def _checkpoint_table(value: dict[str, Any]) -> RenderableType:
     lines = [f"family {value['family']}, it is {value['model']}", f"{part}: {shape}"] if value["model"] else []
     lines += [value["misfit"]] if value["misfit"] else []
     lines += [f"an import needs {need}" for need in value["needs"]]
-    lines += [f"sha256 {name}: {digest}" for name, digest in value["sha256"].items()]
+    lines += [f"sha256 {name}: {short_digest(digest)}" for name, digest in value["sha256"].items()]
     return Group(table, *lines)

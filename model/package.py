@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from presage.user_error import UserError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +19,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 T = TypeVar("T")
 
 
-class PackageError(ValueError):
+class PackageError(UserError, ValueError):
     """A model package that cannot be used; the message names the file and the key at fault."""
 
 

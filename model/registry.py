@@ -6,15 +6,9 @@ from pathlib import Path
 
 import torch
 
+from model.built_in import BUILT_IN, built_in
 from model.interface import LoadedModel
 from model.package import Package, PackageError, read_package
-
-BUILT_IN = Path(__file__).parent / "packages"
-
-
-def built_in() -> tuple[str, ...]:
-    """Names of the packages that come with Presage."""
-    return tuple(sorted(folder.name for folder in BUILT_IN.iterdir() if folder.is_dir())) if BUILT_IN.exists() else ()
 
 
 def find(name_or_path: str) -> Package:

@@ -157,7 +157,7 @@ def _sum_of_squares(difference: Float[Tensor, "*batch numbers"]) -> Float[Tensor
 def _parted(rows: Float[Tensor, "*batch numbers"]) -> tuple[Float[Tensor, "*batch parts part"], Tensor]:
     """Rows in parts of `SUMMED_AT_ONCE`, and what is left over."""
     whole = rows.shape[-1] // SUMMED_AT_ONCE * SUMMED_AT_ONCE
-    return rows[..., :whole].unflatten(-1, (-1, SUMMED_AT_ONCE)), rows[..., whole:]
+    return rows[..., :whole].reshape(*rows.shape[:-1], -1, SUMMED_AT_ONCE), rows[..., whole:]
 
 
 @dataclass(frozen=True)

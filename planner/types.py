@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from presage.user_error import UserError
 from torch import Tensor
 
 from planner.world_model import Context
@@ -15,7 +16,7 @@ from planner.world_model import Context
 StopReason = Literal["converged", "budget", "deadline", "iterations", "cancelled"]
 
 
-class PlanningError(ValueError):
+class PlanningError(UserError, ValueError):
     """A request no plan can answer. `field` names what is at fault, `rule` what it breaks, `value` what was given."""
 
     def __init__(self, field: str, rule: str, value: object) -> None:

@@ -98,7 +98,7 @@ def metrics() -> str:
     rows = []
     for family in telemetry.registry.collect():
         name = family.name + endings.get(family.type, "")
-        rows.append(f"| `{name}` | {family.type} | {', '.join(labels[family.name])} | {family.documentation} |")
+        rows.append(f"| `{name}` | {family.type} | {', '.join(labels.get(family.name, ()))} | {family.documentation} |")
     return _table("| metric | kind | labels | |", rows)
 
 

@@ -6,8 +6,10 @@ environment.
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import ipaddress
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +17,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic_settings
 import yaml
+from presage.user_error import UserError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """Settings that cannot be used; the message is one line per fault, naming setting, rule and value."""
 
 
@@ -185,6 +188,39 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
         return Settings(**layers)
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(fault) for fault in error.errors(include_url=False))) from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """One line for each PRESAGE_* variable that is no setting, naming the setting it is nearest to.
+
+    Variables that Kubernetes sets for a service named `presage` are not misspelt, nor is the clients' PRESAGE_API_KEY.
+    """
+    known = [*_variables(Settings, "PRESAGE_"), *_CLIENT_VARIABLES]
+    lines = []
+    for name in sorted(environment):
+        upper = name.upper()
+        is_link = environment[name].startswith(("tcp://", "udp://")) or _SERVICE_LINK.fullmatch(upper)
+        if not upper.startswith("PRESAGE_") or upper in known or is_link:
+            continue
+        near = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
+        lines.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return tuple(lines)
+
+
+_CLIENT_VARIABLES = ("PRESAGE_API_KEY", "PRESAGE_FUZZ_CASES", "PRESAGE_MODEL_FOLDER")
+_SERVICE_LINK = re.compile(r"PRESAGE_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_\w+)")
+
+
+def _variables(kind: type[BaseModel], prefix: str) -> list[str]:
+    """The environment's name of every setting in a model and the models inside it."""
+    names = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += _variables(inner, f"{prefix}{name}__".upper())
+        else:
+            names.append(f"{prefix}{name}".upper())
+    return names
 
 
 def _describe(fault: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import grpc
+from presage.user_error import UserError
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Reason(Enum):
         return self.value
 
 
-class ServiceError(Exception):
+class ServiceError(UserError):
     """A failure with a name. `field`, `rule` and `value` say what to change where the caller can change something."""
 
     def __init__(
@@ -78,3 +79,8 @@ def invalid(field: str, rule: str, value: object, reason: Reason = Reason.INVALI
     shown = str(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ServiceError(reason, f"{field} {rule}, got {shown}", field=field, rule=rule, value=shown)
+
+
+def refuse(field: str, rule: str, value: object, reason: str) -> ServiceError:
+    """`invalid` as the codecs that clients share call it: with the reason's name."""
+    return invalid(field, rule, value, Reason[reason])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from server import config as reading
-from server.config import Settings, SettingsError, server_version
+from server.config import Settings, SettingsError, server_version, unknown_variables
 from server.engine.messages import Loader
 from server.errors import ServiceError
 from server.observability import ntp
-from server.observability.metrics import configure_logging
+from server.observability.logging import configure_logging, wrap_plain_lines
 from server.recording.recorder import Recorder, RecorderSettings
 from server.service.application import Application, AppSettings
 from server.transport.listeners import Addresses, StartError, bind, create_gateway, listening
@@ -35,6 +36,8 @@ _log = structlog.get_logger()
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code: 0, 1 where it could not start, 2 for bad settings."""
     configure_logging(settings.log_format, settings.log_level)
+    if settings.log_format == "json":
+        wrap_plain_lines()
     try:
         asyncio.run(serve(settings))
     except SettingsError as error:
@@ -56,6 +59,8 @@ async def serve(
     Raises SettingsError for files that cannot be used, StartError for a port that is taken or a model that does not
     load.
     """
+    for line in unknown_variables(os.environ):
+        _log.warning("environment", why=line)
     stop = asyncio.Event()
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
@@ -74,7 +79,8 @@ async def serve(
                 if await _ready_before(stop, application, settings.startup_timeout_s):
                     _log.info("ready", grpc=addresses.grpc, rest=addresses.rest, models=list(settings.models))
                     if on_ready is not None:
-                        on_ready(addresses)
+                        models = tuple((model.name, model.computes) for model in application.models())
+                        on_ready(replace(addresses, models=models))
                     await stop.wait()
                 stopped = time.monotonic()
                 _log.info("stopping", shutdown_grace_s=settings.shutdown_grace_s)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 from simulation.exploration import Group, explore
 from simulation.tasks import RobotTask, make
@@ -38,7 +39,7 @@ _ARRAYS = ("frames", "actions", "proprioception", "states")
 Progress = Callable[[int, int], None]
 
 
-class EpisodeError(ValueError):
+class EpisodeError(UserError, ValueError):
     """A folder that is not what ``save_episodes`` writes; the message names the file and what is wrong with it."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from presage.user_error import UserError
 
-class MissingSimulator(ImportError):
+
+class MissingSimulator(UserError, ImportError):
     """A simulator, or a library it draws with, is not installed; the message says how to install it."""
 
 

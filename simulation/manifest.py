@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 from simulation.episodes import GROUP, HELD_OUT_SEED_START
 from simulation.exploration import explore, explore_cube_unseen
@@ -30,7 +31,7 @@ FOLDER = Path(__file__).parent / "manifests"
 _CANDIDATES_MOST = 100_000
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that cannot be used as asked; the message says why."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,15 @@ def test_the_committed_stubs_are_those_of_the_contract(contract: dict[str, FileD
         for each in (file, committed):  # json names follow from the field names; not every generator writes them out
             _strip_json_names(each)
         assert committed == file, f"{name} has changed: run scripts/protos"
+
+
+def test_the_texts_of_the_openapi_document_are_those_of_the_contract() -> None:
+    loader = importlib.machinery.SourceFileLoader("contract_text", str(ROOT / "scripts" / "contract-text"))
+    spec = importlib.util.spec_from_loader("contract_text", loader)
+    assert spec is not None
+    writer = importlib.util.module_from_spec(spec)
+    loader.exec_module(writer)
+    assert writer.FILE.read_text() == writer.text(), "proto/ says something else: run scripts/contract-text"
 
 
 def test_every_file_of_the_contract_has_its_stubs_and_no_stub_is_left_over(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.private_service import private_service
-from model.registry import built_in
+from model.built_in import built_in
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from presage.user_error import UserError
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # that the others have while the first decodes a large dataset
 
 
-class FirstProcessError(RuntimeError):
+class FirstProcessError(UserError, RuntimeError):
     """The first of several processes could not do what the others wait for; its own message says why."""
 
 

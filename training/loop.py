@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from presage.user_error import UserError
 from torch import Tensor, nn
 
 from training.checkpoint import CHECKPOINT, Stateful, resume_checkpoint, save_checkpoint
@@ -69,7 +70,7 @@ class Moment:
         return self.step == self.steps
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(UserError, ArithmeticError):
     """A NaN or infinite loss; `checkpoint` is the last good one, if there is any."""
 
     def __init__(self, step: int, checkpoint: Path | None) -> None:

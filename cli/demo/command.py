@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.exit_codes import CommandError
-from cli.options import ModelOption, SeedOption, TaskOption, checked_task
+from cli.options import SeedOption, TaskModelOption, TaskOption, checked_task, model_for
 from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def demo(
     report: Annotated[
         Path, typer.Option("--report", help="Folder for report.html, demo.gif, demo.json and a clip.")
     ] = Path("demo-report"),
-    model: ModelOption = "arm",
+    model: TaskModelOption = "",
     task: TaskOption = "arm",
     device: Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda or auto.")] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads of the engine; 0: torch's choice.")] = 0,
@@ -43,7 +43,7 @@ def demo(
     """Start the service, let a simulated robot reach goal images through it, and write a report of how often it did."""
     if transport not in TRANSPORTS:
         raise typer.BadParameter(f"must be grpc or rest, got {transport!r}", param_hint="--transport")
-    checked_task(task)
+    model = model_for(model, checked_task(task))
     output = open_output(json_)
 
     from cli.demo.machine import describe_machine

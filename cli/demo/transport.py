@@ -16,13 +16,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from presage import Client, PresageError, Session
+from presage.user_error import UserError
 
 Frame = NDArray[np.uint8]  # [height, width, 3] RGB
 DEADLINE_S = 120.0
 READY_S = 5.0  # the service says it is ready before a robot is started
 
 
-class TransportError(Exception):
+class TransportError(UserError):
     """The service refused or could not be reached; the message is what it said."""
 
 

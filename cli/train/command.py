@@ -91,14 +91,15 @@ def train(
         torch.set_num_threads(threads)
     where = checked_device(device)
     if chosen is None:
-        return _train_otherwise(family, output, config, out, data, steps, seed, where)
+        with kept_on_interrupt(out):
+            return _train_otherwise(family, output, config, out, data, steps, seed, where)
     recipe = replace(
         chosen.recipe,
         steps=chosen.recipe.steps if steps is None else steps,
         seed=chosen.recipe.seed if seed is None else seed,
     )
     chosen = replace(chosen, episodes=episodes or chosen.episodes, recipe=recipe)
-    with joined(where) as group:
+    with kept_on_interrupt(out), joined(where) as group:
         if not group.first:
             output = silent_output()
         if where.type == "cuda":
@@ -109,6 +110,22 @@ def train(
         folder, last = _fit(output, chosen, gathered, out, where, group, tensorboard)
         if group.first:
             _finish(output, chosen, gathered, skipped, folder, last)
+
+
+@contextmanager
+def kept_on_interrupt(out: Path) -> Iterator[None]:
+    """Tell on Ctrl-C what is kept and how to go on; exit code 130."""
+    from training.checkpoint import CHECKPOINT
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = out / CHECKPOINT
+        there = (
+            f"{kept} is kept; the same command goes on from it" if kept.is_file() else "no checkpoint was written yet"
+        )
+        sys.stderr.write(f"\npresage: interrupted: {there}\n")
+        raise typer.Exit(130) from None
 
 
 def _train_otherwise(

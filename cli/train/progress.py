@@ -58,7 +58,7 @@ def follow(
             last[:] = [line]
             told = tell(line)
             bars.update(bar, completed=line.step, losses=told.losses)
-            if told.measured or (line.step % LOG_EVERY == 0 and not output.err.is_terminal):
+            if told.measured or line.step == 1 or (line.step % LOG_EVERY == 0 and not output.err.is_terminal):
                 output.remark(f"{line.seconds:.0f} s, step {line.step} of {steps}: {told.losses}{told.more}")
 
         try:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from deploy.ray.context import Aborted, ReplicaContext
 from deploy.ray.wire import Called, Kind, methods
 from server.config import Settings
-from server.observability.metrics import configure_logging
+from server.observability.logging import configure_logging
 from server.service.application import Application
 from server.serving import app_settings
 from server.transport.grpc.interceptor import GatewayInterceptor

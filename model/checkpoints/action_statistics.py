@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 from model.package import ActionSpec
 
 LEAST_STD = 1e-8
 
 
-class StatisticsError(ValueError):
+class StatisticsError(UserError, ValueError):
     """Action statistics that cannot be; the message names file or field, rule and value."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import httpx
+from presage.user_error import UserError
 
 from model.checkpoints.published import ADDRESS
 
@@ -29,7 +30,7 @@ TIMEOUT = httpx.Timeout(30.0)
 """Seconds to connect, and seconds without a single byte."""
 
 
-class DownloadError(Exception):
+class DownloadError(UserError):
     """A download that did not give the file; the message says of which address, and what to do."""
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from presage.user_error import UserError
 from torch import Tensor, nn
 
 PREFIXES = ("module.", "backbone.")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """Weights that do not fit what they were said to be; the message names the first offending key, rule and value."""
 
 

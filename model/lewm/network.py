@@ -47,7 +47,7 @@ class ImageEncoder(nn.Module):
         """The position table, interpolated (bicubic) where the grid is not the network's own."""
         if (rows, columns) == (self.grid, self.grid):
             return self.pos_embed
-        table = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
+        table = self.pos_embed[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([self.pos_embed[:, :1], table.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 

@@ -15,6 +15,7 @@ Batch norms are folded into the linear layers before them.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -41,13 +42,12 @@ class Rollout(nn.Module):
         self.pos_embed = predictor.pos_embed
         self.input_proj, self.action_proj = predictor.input_proj, predictor.action_proj
         self.output_norm, self.output_proj = predictor.norm, predictor.output_proj
-        modulations = [block.modulation for block in predictor.blocks]
+        blocks = cast("list[ConditionedBlock]", list(predictor.blocks))
+        modulations = [block.modulation for block in blocks]
         self.modulation = nn.Sequential(_modulations(modulations, self.width)).to(dtype)
-        self.layers = nn.ModuleList(
-            _Layer(block, last=index + 1 == len(predictor.blocks)) for index, block in enumerate(predictor.blocks)
-        )
+        self.layers = nn.ModuleList(_Layer(block, last=index + 1 == len(blocks)) for index, block in enumerate(blocks))
         for layer in self.layers:
-            layer.lower(dtype)
+            cast(_Layer, layer).lower(dtype)
         self.head = _folded(network.prediction_head).to(dtype)
         for part in (self.modulation, self.head, self.layers):
             pack_linears(part)
@@ -83,14 +83,14 @@ class Rollout(nn.Module):
             output, caches = self._advance(tokens, places, mods, caches)
             own.append(output)
         predicted = torch.stack(own[1:], dim=1)
-        return predicted.unflatten(0, (batch, samples))
+        return predicted.view(batch, samples, horizon, -1)
 
     def _modulated(self, blocks: Float[Tensor, "batch steps block"]) -> list[Modulation]:
         """What each action does to each layer."""
         condition = F.silu(self.action_proj(self.action_embedder(blocks))).to(self.dtype)
         every: Tensor = self.modulation(condition)
         every = every.to(self.pos_embed.dtype)
-        parts = every.split(self.width, dim=-1)
+        parts = torch.split(every, self.width, dim=-1)
         return [parts[6 * layer : 6 * layer + 6] for layer in range(len(self.layers))]
 
     def _prefix(self, known: list[Tensor], executed: list[Modulation], begin: int, samples: int) -> list[KeyValue]:

@@ -23,6 +23,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 Reason = Literal[
     "not_a_video",
@@ -43,7 +44,7 @@ _STAMPED = ("mov", "matroska", "gif")  # containers that say when each frame is 
 _MAX_SOURCE_FPS = 240  # with max_seconds it bounds the packets looked at, whatever a forged index claims
 
 
-class VideoDecodeError(Exception):
+class VideoDecodeError(UserError):
     """A clip that cannot be turned into frames. `str()` of it is a sentence for the person who sent the clip.
 
     reason: which kind of trouble, for programs. `truncated` ends too early, `damaged` breaks somewhere inside,

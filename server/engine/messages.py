@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.values import Calibration, Model, Plan, PlannerSettings
 
 from server.errors import Reason
-from server.values.calls import EmbeddingKind, Frame, ModelReply
+from server.values.calls import EmbeddingKind, Frame
 
 if TYPE_CHECKING:
     from model.interface import LoadedModel
@@ -46,8 +47,8 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
-class SearchSize:
-    """A search's settings, all of them known."""
+class SearchSize(PlannerSettings):
+    """A search's settings, these of them known; any other as the request or the model has it."""
 
     samples: int
     iterations: int
@@ -70,7 +71,7 @@ class SearchSize:
 class ServedModel:
     """A model as an engine loaded it."""
 
-    reply: ModelReply
+    reply: Model  # but for what the front knows: limits, version
     search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
     past_actions: bool = field(default=False, kw_only=True)  # these are a model step apart, with the actions between
@@ -112,17 +113,8 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class PlanDone:
-    actions: Floats  # [time, action]
-    step_costs: tuple[float, ...]
-    cost: float
-    goal_distance: float
-    iteration_costs: tuple[float, ...]
-    elite_spread: tuple[float, ...]
-    iterations: int
-    stop_reason: StopReason
-    warm_started: bool
+    plan: Plan  # as far as an engine knows it; warnings are about the observation
     goal_reached: bool  # so the next goal was searched for
-    warnings: tuple[str, ...]  # about the observation
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began
     encoded: float  # instant at which the search could begin
@@ -236,9 +228,7 @@ class CalibrateJob:
 
 @dataclass(frozen=True)
 class CalibrateDone:
-    angle_rad: float
-    residual: float
-    residual_before: float
+    calibration: Calibration
 
 
 Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | ClassifyClipJob | RolloutJob | SurpriseJob | CalibrateJob

@@ -1,6 +1,6 @@
 """Serialization of engine messages: JSON for the values, arrays beside it without a copy.
 
-Only the dataclasses of `jobs` that are listed here can be written or read. Nothing is pickled: neither end of the
+Only the dataclasses that `messages` can hold can be written or read. Nothing is pickled: neither end of the
 service can make the other run code, even if it has been taken over.
 
     message  := count of pieces, size of each piece, the JSON, the arrays' bytes
@@ -10,30 +10,31 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from server.engine import messages as jobs
 from server.engine.messages import FromEngine, ToEngine
 from server.errors import Reason
-from server.values import calls
 
 _COUNT, _SIZE = struct.Struct("<I"), struct.Struct("<Q")
 _KIND = "#"  # the key that says what an object is; dictionaries are written as their items
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        *(jobs.Submit, jobs.Cancel, jobs.Loaded, jobs.LoadFailed, jobs.Ready, jobs.Heartbeat, jobs.Done, jobs.Failed),
-        *(jobs.PlanJob, jobs.EncodeJob, jobs.EmbedImagesJob, jobs.EmbedClipJob, jobs.RolloutJob),
-        *(jobs.ClassifyClipJob, jobs.SurpriseJob, jobs.CalibrateJob),
-        *(jobs.PlanDone, jobs.EncodeDone, jobs.EmbedDone, jobs.RolloutDone, jobs.SurpriseDone),
-        *(jobs.ClassifyDone, jobs.CalibrateDone),
-        *(jobs.SearchSize, jobs.ServedModel, jobs.Start, jobs.Move, jobs.Pace),
-        *(calls.ModelReply, calls.PlannerSettings),
-    )
-}
+
+
+def _dataclasses(hint: Any) -> Iterator[type[Any]]:
+    """Every dataclass that a value of this type can hold, itself among them."""
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        yield hint
+        for inner in get_type_hints(hint).values():
+            yield from _dataclasses(inner)
+    for inner in get_args(hint):
+        yield from _dataclasses(inner)
+
+
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in _dataclasses(ToEngine | FromEngine)}
 _FIELDS = {name: tuple(field.name for field in fields(kind)) for name, kind in _KINDS.items()}
 
 

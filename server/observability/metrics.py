@@ -1,28 +1,45 @@
-"""Prometheus metrics as a value, and the set-up of the logs.
+"""Prometheus metrics, as a value.
 
 Labels never hold what a caller chose (session, goal, request): their number is bounded by the code.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-
-from server.values.calls import PlanReply
-
-LogFormat = Literal["console", "json"]
-LogLevel = Literal["debug", "info", "warning", "error"]
+from presage.values import Plan
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _COUNTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 100)
+
+
+class Totals(Collector):
+    """Counters that the service keeps elsewhere; read when the metrics are."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, Callable[[], float]] = {}
+
+    def read(self, name: TotalName, value: Callable[[], float]) -> None:
+        """From now on the counter is what `value` returns."""
+        self._read[name] = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, documentation in _TOTALS.items():
+            yield CounterMetricFamily(name, documentation, value=self._read.get(name, lambda: 0.0)())
+
+
+TotalName = Literal["presage_engine_restarts", "presage_records", "presage_records_dropped"]
+_TOTALS: dict[TotalName, str] = {
+    "presage_engine_restarts": "How often an engine died and was started again",
+    "presage_records": "Plans kept by the flight recorder",
+    "presage_records_dropped": "Plans the flight recorder had no time or room for",
+}
 
 
 @dataclass(frozen=True)
@@ -45,15 +62,16 @@ class Telemetry:
     sessions: Gauge
     engine_calls: Gauge
     goal_bytes: Gauge
-    engine_restarts: Gauge
-    records: Gauge
-    records_dropped: Gauge
+    engine_memory: Gauge
+    totals: Totals
     ready: Gauge
     build: Info
 
     @classmethod
     def create(cls) -> Telemetry:
-        registry = CollectorRegistry()
+        registry, totals = CollectorRegistry(), Totals()
+        registry.register(totals)
+        ProcessCollector(registry=registry)  # the front's memory, processor time, open files and start
         return cls(
             registry=registry,
             requests=Counter(
@@ -92,18 +110,18 @@ class Telemetry:
             sessions=Gauge("presage_sessions", "Open sessions", registry=registry),
             engine_calls=Gauge("presage_engine_calls", "Calls in engines, running or waiting", registry=registry),
             goal_bytes=Gauge("presage_goal_bytes", "Bytes of goals' latents held", registry=registry),
-            engine_restarts=Gauge(
-                "presage_engine_restarts", "How often an engine died and was started again", registry=registry
+            engine_memory=Gauge(
+                "presage_engine_resident_memory_bytes",
+                "Resident memory of an engine process; the front's is process_resident_memory_bytes",
+                ("engine",),
+                registry=registry,
             ),
-            records=Gauge("presage_records", "Plans kept by the flight recorder", registry=registry),
-            records_dropped=Gauge(
-                "presage_records_dropped", "Plans the flight recorder had no time or room for", registry=registry
-            ),
+            totals=totals,
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),
         )
 
-    def observe_plan(self, plan: PlanReply) -> None:
+    def observe_plan(self, plan: Plan) -> None:
         timings = plan.timings
         self.queue_seconds.observe(timings.queue_ms / 1e3)
         self.decode_seconds.observe(timings.decode_ms / 1e3)
@@ -117,28 +135,3 @@ class Telemetry:
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
-
-
-def configure_logging(style: LogFormat, level: LogLevel) -> None:
-    """Send structured logs, and those of libraries at warning and above, to standard error. Call it once, at start."""
-    shared: Sequence[structlog.typing.Processor] = (
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    )
-    renderer: structlog.typing.Processor
-    if style == "json":  # tracebacks as plain text: the richer kinds show local variables, images and keys among them
-        shared = (*shared, structlog.processors.format_exc_info)
-        renderer = structlog.processors.JSONRenderer()
-    else:
-        plain = structlog.dev.plain_traceback
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
-    number = _LEVELS[level]
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
-    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

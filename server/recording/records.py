@@ -13,12 +13,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from presage.user_error import UserError
+from presage.values import Plan
+
 from server.engine import serialization
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, Submit, ToEngine
 from server.engine.serialization import WireError
-from server.values.calls import PlanReply, PlanRequest
+from server.values.calls import PlanRequest
 
-VERSION = 1
+VERSION = 2
 TOPIC = "/presage/plan"
 SCHEMA = {
     "title": "presage.plan",
@@ -36,7 +39,7 @@ SCHEMA = {
 }
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record or a file of records that cannot be read; the message is one line."""
 
 
@@ -46,7 +49,7 @@ class PlanRecord:
 
     time_ns: int
     request: PlanRequest
-    reply: PlanReply
+    reply: Plan
     job: PlanJob | None
     done: PlanDone | None
     trace: str = ""  # W3C traceparent of the call
@@ -113,20 +116,10 @@ def decode(content: bytes) -> Recorded:
 
 def _asked(record: PlanRecord) -> dict[str, Any]:
     """The request without its observation. A session's id opens the session, so only its hash is kept."""
-    request = record.request
-    return {
-        "session": hashlib.sha256(request.session_id.encode()).hexdigest()[:16] if request.session_id else "",
-        "request_id": request.request_id,
-        "model": request.model,
-        "goal_id": request.goal_id,
-        "planner": asdict(request.planner),
-        "seed": request.seed,
-        "budget_ms": request.budget_ms,
-        "executed": request.executed,
-        "committed": request.committed,
-        "plan_sequence": request.plan_sequence,
-        "traceparent": record.trace,
-    }
+    asked = {name: value for name, value in vars(record.request).items() if name not in ("observation", "session_id")}
+    session = record.request.session_id
+    hashed = hashlib.sha256(session.encode()).hexdigest()[:16] if session else ""
+    return {"session": hashed, **asked, "planner": asdict(record.request.planner), "traceparent": record.trace}
 
 
 def _written(message: ToEngine | FromEngine) -> dict[str, Any]:

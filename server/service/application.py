@@ -10,6 +10,20 @@ import secrets
 import time
 from dataclasses import dataclass
 
+from presage.values import (
+    ClipClasses,
+    ClipEmbedding,
+    Embedding,
+    Goal,
+    Landscape,
+    Model,
+    Plan,
+    Rollout,
+    Score,
+    SessionStatus,
+    Surprise,
+)
+
 from server.engine.messages import EngineSettings, Graphs, Loader, Precision
 from server.engine.pool import EnginePool
 from server.errors import invalid
@@ -27,26 +41,16 @@ from server.service.validation import SearchLimits
 from server.values.calls import (
     CalibrateRequest,
     ClassifyClipRequest,
-    ClassifyReply,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
     EmbedImagesRequest,
-    EmbedReply,
-    GoalReply,
     GoalRequest,
-    LandscapeReply,
     LandscapeRequest,
-    ModelReply,
-    PlanReply,
     PlanRequest,
-    RolloutReply,
     RolloutRequest,
-    ScoreReply,
     ScoreRequest,
-    SessionReply,
     SessionRequest,
-    SurpriseReply,
     SurpriseRequest,
 )
 
@@ -166,21 +170,21 @@ class Application:
 
     # Models
 
-    def models(self) -> tuple[ModelReply, ...]:
+    def models(self) -> tuple[Model, ...]:
         """Every model, the default first. Raises NOT_READY until they are loaded."""
         return tuple(served.reply for served in self._engines.models())
 
-    def model(self, name: str) -> ModelReply:
+    def model(self, name: str) -> Model:
         """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
         return self._engines.model(name).reply
 
     # Goals
 
-    async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> GoalReply:
+    async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> Goal:
         """Embed a goal, unless the same one is still cached."""
         return await self._embeddings.goal(request, deadline)
 
-    async def get_goal(self, goal_id: str) -> GoalReply:
+    async def get_goal(self, goal_id: str) -> Goal:
         """Raises UNKNOWN_GOAL."""
         return describe(self._goals.get(goal_id), cached=True)
 
@@ -190,7 +194,7 @@ class Application:
 
     # Sessions
 
-    async def create_session(self, request: SessionRequest) -> SessionReply:
+    async def create_session(self, request: SessionRequest) -> SessionStatus:
         """Open a session."""
         served = self._engines.model(request.model)
         validation.can_predict(served)
@@ -212,16 +216,16 @@ class Application:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             wall_ns=time.time_ns(),
             stages=Stages(request.stages) if request.stages else None,
-            block=served.reply.block if served.past_actions else 1,
+            block=validation.actions_of(served.reply).block if served.past_actions else 1,
         )
         self._sessions.add(session, time.monotonic())
         return session.describe()
 
-    async def get_session(self, session_id: str) -> SessionReply:
+    async def get_session(self, session_id: str) -> SessionStatus:
         """Raises UNKNOWN_SESSION."""
         return self._session(session_id).describe()
 
-    async def reset_session(self, session_id: str) -> SessionReply:
+    async def reset_session(self, session_id: str) -> SessionStatus:
         """Forget history and plan, keep model and goal. Raises UNKNOWN_SESSION."""
         session = self._session(session_id)
         session.reset()
@@ -231,15 +235,13 @@ class Application:
         """Raises UNKNOWN_SESSION."""
         self._sessions.delete(session_id, time.monotonic())
 
-    async def calibrate(self, request: CalibrateRequest, deadline: float | None = None) -> SessionReply:
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None = None) -> SessionStatus:
         """Learn from exploratory moves how the camera is turned; plans of the session are turned back from now on."""
         return await self._predictions.calibrate(request, deadline, time.monotonic())
 
     # Planning
 
-    async def plan(
-        self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float = 0.0
-    ) -> PlanReply:
+    async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float = 0.0) -> Plan:
         """Plan by the deadline. Cancelling the awaiting task frees the engine within one iteration.
 
         The first iteration is done whatever the budget; after it, none begins that would end past the budget. Without
@@ -247,11 +249,11 @@ class Application:
         """
         return await self._plans.plan(request, deadline, received, decode_ms)
 
-    async def rollout(self, request: RolloutRequest, deadline: float | None = None) -> RolloutReply:
+    async def rollout(self, request: RolloutRequest, deadline: float | None = None) -> Rollout:
         """Predict the latents that actions lead to."""
         return await self._predictions.rollout(request, deadline, time.monotonic())
 
-    async def score(self, request: ScoreRequest, deadline: float | None = None) -> ScoreReply:
+    async def score(self, request: ScoreRequest, deadline: float | None = None) -> Score:
         """Cost given candidates toward a goal."""
         return await self._predictions.score(request, deadline, time.monotonic())
 
@@ -259,25 +261,25 @@ class Application:
         """How far images are from a goal, in the planner's cost for one step."""
         return await self._predictions.distance(request, deadline, time.monotonic())
 
-    async def surprise(self, request: SurpriseRequest, deadline: float | None = None) -> SurpriseReply:
+    async def surprise(self, request: SurpriseRequest, deadline: float | None = None) -> Surprise:
         """How far each observation is from the one predicted from those before it; a session learns what is usual."""
         return await self._predictions.surprise(request, deadline, time.monotonic())
 
-    async def landscape(self, request: LandscapeRequest, deadline: float | None = None) -> LandscapeReply:
+    async def landscape(self, request: LandscapeRequest, deadline: float | None = None) -> Landscape:
         """Cost a grid of actions around rest, each held for one step of the model."""
         return await self._predictions.landscape(request, deadline, time.monotonic())
 
     # Embeddings
 
-    async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> EmbedReply:
+    async def embed_images(self, request: EmbedImagesRequest, deadline: float | None = None) -> Embedding:
         """Embed images one by one."""
         return await self._embeddings.images(request, deadline)
 
-    async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> EmbedReply:
+    async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> ClipEmbedding:
         """Decode a video file elsewhere and embed it."""
         return await self._embeddings.clip(request, deadline)
 
-    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClassifyReply:
+    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClipClasses:
         """Decode a video file elsewhere and say what it shows."""
         return await self._embeddings.classify(request, deadline)
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from presage.values import Model
+
 from model.video.decode import Clip, ClipLimits, VideoDecodeError
 from model.video.decode import FrameSampling as Sampling
 from model.video.decoder_worker import ClipDecoder
 from server.errors import Reason, ServiceError, invalid
-from server.values.calls import FrameSampling, ModelReply
+from server.values.calls import FrameSampling
 
 T = TypeVar("T")
 
@@ -42,13 +44,13 @@ class Clips:
         """Used of one clip."""
         return self._settings.frames
 
-    async def decode(self, path: Path, sampling: FrameSampling, model: ModelReply, left_s: float | None) -> Clip:
+    async def decode(self, path: Path, sampling: FrameSampling, model: Model, left_s: float | None) -> Clip:
         """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
 
         Raises ServiceError.
         """
         chosen = self._sampling(sampling)
-        size = (model.image_height, model.image_width) if model.crop_policy == "exact" else None
+        size = (model.image.height, model.image.width) if model.image.crop_policy == "exact" else None
         limits = ClipLimits(max_frames=self._settings.frames, max_output_bytes=3 * self._settings.pixels)
         timeout_s = self._settings.timeout_s if left_s is None else min(self._settings.timeout_s, left_s)
         if timeout_s <= 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from presage import values
+from presage.values import ClassScore, ClipClasses, ClipEmbedding, Embedding, Model
 
 from server.engine.messages import (
     ClassifyClipJob,
@@ -25,16 +27,11 @@ from server.service.prediction import require_numbers
 from server.values.calls import (
     Array,
     ClassifyClipRequest,
-    ClassifyReply,
-    ClassScore,
     EmbedClipRequest,
     EmbedImagesRequest,
-    EmbedReply,
     Frame,
     FrameSampling,
-    GoalReply,
     GoalRequest,
-    ModelReply,
 )
 
 
@@ -44,7 +41,7 @@ class EmbeddingCalls:
     def __init__(self, pool: EnginePool, goals: GoalCache, clips: Clips, max_images: int) -> None:
         self._engines, self._goals, self._clips, self._max_images = pool, goals, clips, max_images
 
-    async def goal(self, request: GoalRequest, deadline: float | None) -> GoalReply:
+    async def goal(self, request: GoalRequest, deadline: float | None) -> values.Goal:
         """See `Application.create_goal`."""
         model = self._engines.model(request.model).reply
         if (request.image is None) == (request.latent is None):
@@ -59,7 +56,7 @@ class EmbeddingCalls:
             validation.frame(request.image, model, "image")
             content = request.image
         measured = self._measured(request, model)
-        goal_id = content_id(content, model.name, model.weights_digest, model.crop_policy, measured)
+        goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy, measured)
         goal = self._goals.find(goal_id)
         if goal is not None:
             return describe(goal, cached=True)
@@ -68,7 +65,7 @@ class EmbeddingCalls:
         self._goals.put(goal)
         return describe(goal, cached=False)
 
-    async def images(self, request: EmbedImagesRequest, deadline: float | None) -> EmbedReply:
+    async def images(self, request: EmbedImagesRequest, deadline: float | None) -> Embedding:
         """See `Application.embed_images`."""
         model = self._engines.model(request.model).reply
         validation.image_count(request.images, self._max_images)
@@ -77,9 +74,10 @@ class EmbeddingCalls:
         job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
         done = await self._engines.run(job, deadline)
         assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, ())
+        _require_embedding(done)
+        return Embedding(done.embedding, request.kind, model.name, done.goal_distances)
 
-    async def clip(self, request: EmbedClipRequest, deadline: float | None) -> EmbedReply:
+    async def clip(self, request: EmbedClipRequest, deadline: float | None) -> ClipEmbedding:
         """See `Application.embed_clip`."""
         model = self._engines.model(request.model).reply
         goal = self._toward(request.goal_id, model)
@@ -87,9 +85,13 @@ class EmbeddingCalls:
         clip = await self._clips.decode(request.path, request.sampling, model, left_s)
         done = await self._engines.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
         assert isinstance(done, EmbedDone)
-        return _embedded(done, model.name, tuple(clip.timestamps_s.tolist()))
+        _require_embedding(done)
+        times_s = tuple(clip.timestamps_s.tolist())
+        return ClipEmbedding(
+            done.embedding, request.kind, model.name, times_s, done.goal_distances, done.step_distances
+        )
 
-    async def classify(self, request: ClassifyClipRequest, deadline: float | None) -> ClassifyReply:
+    async def classify(self, request: ClassifyClipRequest, deadline: float | None) -> ClipClasses:
         """See `Application.classify_clip`."""
         model = self._engines.model(request.model).reply
         if not model.labels:
@@ -106,18 +108,18 @@ class EmbeddingCalls:
         require_numbers(done.probabilities)
         likeliest = np.argsort(-done.probabilities, kind="stable")[: request.top_k]
         scores = (ClassScore(int(at), model.labels[at], float(done.probabilities[at])) for at in likeliest)
-        return ClassifyReply(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
+        return ClipClasses(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
 
-    def _toward(self, goal_id: str, model: ModelReply) -> Floats | None:
+    def _toward(self, goal_id: str, model: Model) -> Floats | None:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None
 
-    def _measured(self, request: GoalRequest, model: ModelReply) -> Floats | None:
+    def _measured(self, request: GoalRequest, model: Model) -> Floats | None:
         """What a goal says that the robot should measure there. Raises ServiceError where it cannot be said."""
         if request.proprioception is None:
             return None
         if not model.measures_goals or request.image is None:
             rule = "must be left out but for an image, and a model that predicts what a robot measures"
-            raise invalid("proprioception", rule, f"{len(request.proprioception)} numbers for model {model.name}")
+            raise invalid("proprioception", rule, f"{request.proprioception.size} numbers for model {model.name}")
         names = model.proprioception_names
         if request.proprioception.shape != (len(names),):
             raise invalid("proprioception", f"must have {len(names)} entries", list(request.proprioception.shape))
@@ -125,7 +127,7 @@ class EmbeddingCalls:
             raise invalid("proprioception", "must be finite", request.proprioception.tolist())
         return np.ascontiguousarray(request.proprioception, np.float32)
 
-    async def _encode(self, image: Frame, model: ModelReply, deadline: float | None, measured: Floats | None) -> Floats:
+    async def _encode(self, image: Frame, model: Model, deadline: float | None, measured: Floats | None) -> Floats:
         done = await self._engines.run(EncodeJob(model.name, (image,), measured), deadline)
         assert isinstance(done, EncodeDone)
         require_numbers(done.latents)
@@ -133,12 +135,11 @@ class EmbeddingCalls:
         return latent
 
 
-def describe(goal: Goal, cached: bool) -> GoalReply:
+def describe(goal: Goal, cached: bool) -> values.Goal:
     """A goal as its callers are told of it; `cached`: whether it was there before the call."""
-    return GoalReply(goal.goal_id, goal.model, cached, goal.create_time_ns)
+    return values.Goal(goal.goal_id, goal.model, cached, goal.create_time_ns)
 
 
-def _embedded(done: EmbedDone, model: str, times_s: tuple[float, ...]) -> EmbedReply:
-    for values in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
-        require_numbers(values)
-    return EmbedReply(done.embedding, model, times_s, done.goal_distances, done.step_distances)
+def _require_embedding(done: EmbedDone) -> None:
+    for numbers in (done.embedding, np.array(done.goal_distances), np.array(done.step_distances)):
+        require_numbers(numbers)

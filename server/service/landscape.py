@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from presage.values import Landscape
 
 from server.engine.messages import Floats, ServedModel
 from server.errors import invalid
-from server.values.calls import LandscapeReply, LandscapeRequest
+from server.service.validation import actions_of
+from server.values.calls import LandscapeRequest
 
 MOST_POINTS = 33
 COLORS = np.array(  # dark blue, teal, green, yellow: even in brightness, so that prints in gray read alike
@@ -35,9 +37,9 @@ class Grid:
 
 def grid(request: LandscapeRequest, served: ServedModel) -> Grid:
     """The grid asked for. Raises ServiceError for one that makes no sense; how large it may be is checked elsewhere."""
-    model = served.reply
+    action = actions_of(served.reply)
     searched = served.search.dimensions if served.search is not None else ()
-    names = request.dimensions or (searched or model.action_names)[:3]
+    names = request.dimensions or (searched or action.names)[:3]
     points = request.points or 5
     if not 1 <= len(names) <= 3:
         raise invalid("dimensions", "must be one to three", len(names))
@@ -45,21 +47,21 @@ def grid(request: LandscapeRequest, served: ServedModel) -> Grid:
         raise invalid("points", f"must be odd and 3 to {MOST_POINTS}", points)
     if not 0 < request.extent <= 1:
         raise invalid("extent", "must be above 0 and at most 1", request.extent)
-    low, high = np.array(model.action_low), np.array(model.action_high)
+    low, high = np.array(action.low), np.array(action.high)
     rest, half = (low + high) / 2, request.extent * (high - low) / 2
-    entries = [model.action_names.index(name) for name in names]
+    entries = [action.names.index(name) for name in names]
     values = np.stack([np.linspace(rest[i] - half[i], rest[i] + half[i], points) for i in entries])
     actions = np.tile(rest, (points ** len(names), 1))
     actions[:, entries] = list(itertools.product(*values))
-    candidates = np.repeat(actions[:, None], model.block, axis=1).astype(np.float32)
+    candidates = np.repeat(actions[:, None], action.block, axis=1).astype(np.float32)
     return Grid(tuple(names), values.astype(np.float32), candidates)
 
 
-def landscape(asked: Grid, costs: Floats) -> LandscapeReply:
+def landscape(asked: Grid, costs: Floats) -> Landscape:
     """The costs [candidates] of a grid, as the answer without its picture."""
     points = asked.values.shape[1]
     best = int(np.argmin(costs))
-    return LandscapeReply(
+    return Landscape(
         dimensions=asked.dimensions,
         values=asked.values,
         costs=costs.reshape((points,) * len(asked.dimensions)),
@@ -69,7 +71,7 @@ def landscape(asked: Grid, costs: Floats) -> LandscapeReply:
     )
 
 
-def draw(shown: LandscapeReply, units: tuple[str, ...]) -> bytes:
+def draw(shown: Landscape, units: tuple[str, ...]) -> bytes:
     """A PNG: a heat map of the first two dimensions (down and across) for every value of the third.
 
     A ring marks the cheapest action, a cross staying at rest. `units` are those of `shown.dimensions`.
@@ -102,7 +104,7 @@ def draw(shown: LandscapeReply, units: tuple[str, ...]) -> bytes:
     return out.getvalue()
 
 
-def _axes(shown: LandscapeReply, units: tuple[str, ...]) -> str:
+def _axes(shown: Landscape, units: tuple[str, ...]) -> str:
     places = ("across",) if len(shown.dimensions) == 1 else ("down", "across", "panels")
     parts = [
         f"{place}: {name} {axis[0]:+.3g} to {axis[-1]:+.3g} {unit}"

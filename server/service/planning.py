@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from presage.values import Plan
 
 from server.engine.admission import too_late
 from server.engine.messages import Floats, PlanJob, ServedModel, Start
@@ -26,7 +27,7 @@ from server.service.session import CurrentPlan, EncodedObservation, ObservationT
 from server.service.session_table import SessionTable
 from server.service.stages import GoalChoice
 from server.service.validation import SearchLimits
-from server.values.calls import Observation, PlanReply, PlanRequest
+from server.values.calls import Observation, PlanRequest
 
 
 class PlanCalls:
@@ -45,7 +46,7 @@ class PlanCalls:
         self._limits, self._version, self._recorder = limits, server_version, recorder
         self._answering: dict[tuple[str, str], asyncio.Event] = {}  # by session and request id
 
-    async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> PlanReply:
+    async def plan(self, request: PlanRequest, deadline: float | None, received: float, decode_ms: float) -> Plan:
         """See `Application.plan`."""
         validation.plan(request)
         if not request.session_id:
@@ -74,7 +75,7 @@ class PlanCalls:
 
     async def _plan(
         self, request: PlanRequest, session: Session | None, deadline: float | None, received: float, decode_ms: float
-    ) -> PlanReply:
+    ) -> Plan:
         served = self._engines.model(session.model if session is not None else request.model)
         size = validation.search_size(request.planner, served, self._limits)
         validation.observation(request.observation, served.reply)
@@ -86,9 +87,9 @@ class PlanCalls:
         goal = self._goals.toward(pursued.goal_id, served.reply.name)
         if session is not None:
             follows = session.continuation(place, request.committed, goal.goal_id)
-        if request.committed > size.horizon * served.reply.block:
-            rule = f"must fit into the plan, {size.horizon * served.reply.block} actions"
-            raise invalid("committed", rule, request.committed)
+        length = size.horizon * validation.actions_of(served.reply).block
+        if request.committed > length:
+            raise invalid("committed", f"must fit into the plan, {length} actions", request.committed)
         next_goal, switch_below = self._onward(pursued, served)
         turn = session.begin(request.observation.sequence) if session is not None else None
         sequence = request.observation.sequence if turn is None else turn.sequence
@@ -150,7 +151,7 @@ class PlanCalls:
         pursued: GoalChoice,
         served: ServedModel,
         deadline: float | None,
-    ) -> tuple[PlanReply, Planned | None, GoalChoice]:
+    ) -> tuple[Plan, Planned | None, GoalChoice]:
         """The reply, what was found, and what is pursued now. Without time to search: the rest of a plan, and None."""
         try:
             planned = await self._engines.plan(job, deadline)
@@ -176,14 +177,14 @@ class PlanCalls:
         request: PlanRequest,
         place: PlanProgress,
         pursued: GoalChoice,
-        reply: PlanReply,
+        reply: Plan,
         planned: Planned | None,
         served: ServedModel,
     ) -> None:
         plan = CurrentPlan(
             actions=reply.actions,
             step_costs=reply.step_costs,
-            block=served.reply.block,
+            block=validation.actions_of(served.reply).block,
             goal_id=reply.provenance.goal_id,
             goal_distance=reply.goal_distance,
             sequence=turn.sequence,
@@ -197,7 +198,7 @@ class PlanCalls:
         session.commit(turn, plan, seen, pursued.stages, place)
         self._sessions.touch(session, time.monotonic())
 
-    def _record(self, request: PlanRequest, reply: PlanReply, job: PlanJob, planned: Planned | None) -> None:
+    def _record(self, request: PlanRequest, reply: Plan, job: PlanJob, planned: Planned | None) -> None:
         if self._recorder is None:
             return
         given = None if planned is None else replace(job, size=planned.size, budget_until=None)
@@ -222,7 +223,9 @@ def start_of(
     executed = seen.past_actions
     if served.past_actions:
         if session is not None and progress is not None:
-            earlier, executed = session.steps_before(sequence, progress, served.reply.block, most)
+            earlier, executed = session.steps_before(
+                sequence, progress, validation.actions_of(served.reply).block, most
+            )
     elif session is not None and most:
         earlier = session.earlier(sequence)[-most:]
     proprioception = None

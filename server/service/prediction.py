@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import numpy as np
+from presage.values import Landscape, Rollout, Score, SessionStatus, Surprise
 
 from server.engine.messages import (
     CalibrateDone,
@@ -32,18 +33,12 @@ from server.service.validation import SearchLimits
 from server.values.calls import (
     Array,
     CalibrateRequest,
-    Calibration,
     DistanceReply,
     DistanceRequest,
-    LandscapeReply,
     LandscapeRequest,
     Observation,
-    RolloutReply,
     RolloutRequest,
-    ScoreReply,
     ScoreRequest,
-    SessionReply,
-    SurpriseReply,
     SurpriseRequest,
 )
 
@@ -57,7 +52,7 @@ class PredictionCalls:
         self._engines, self._sessions, self._goals = pool, sessions, goals
         self._limits, self._max_images = limits, max_images
 
-    async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> RolloutReply:
+    async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> Rollout:
         """See `Application.rollout`."""
         session, served = self._asked(request.session_id, request.model, now)
         validation.can_predict(served)
@@ -68,9 +63,9 @@ class PredictionCalls:
         done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
         assert done.latents is not None
         distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
-        return RolloutReply(done.latents[0], distances)
+        return Rollout(done.latents[0], distances)
 
-    async def score(self, request: ScoreRequest, deadline: float | None, now: float) -> ScoreReply:
+    async def score(self, request: ScoreRequest, deadline: float | None, now: float) -> Score:
         """See `Application.score`."""
         session, served = self._asked(request.session_id, request.model, now)
         validation.can_predict(served)
@@ -80,7 +75,7 @@ class PredictionCalls:
         goal = self._goal(request.goal_id, session, served)
         done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
         assert done.step_costs is not None
-        return ScoreReply(done.step_costs.sum(1), done.step_costs)
+        return Score(done.step_costs.sum(1), done.step_costs)
 
     async def distance(self, request: DistanceRequest, deadline: float | None, now: float) -> DistanceReply:
         """See `Application.distance`."""
@@ -95,7 +90,7 @@ class PredictionCalls:
         require_numbers(np.array(done.goal_distances))
         return DistanceReply(done.goal_distances)
 
-    async def surprise(self, request: SurpriseRequest, deadline: float | None, now: float) -> SurpriseReply:
+    async def surprise(self, request: SurpriseRequest, deadline: float | None, now: float) -> Surprise:
         """See `Application.surprise`."""
         session, served = self._asked(request.session_id, request.model, now)
         validation.can_predict(served)
@@ -113,11 +108,11 @@ class PredictionCalls:
         assert isinstance(done, SurpriseDone)
         require_numbers(np.array(done.errors))
         if session is None:
-            return SurpriseReply(done.errors)
+            return Surprise(done.errors)
         scores = session.judge(done.errors)
-        return SurpriseReply(done.errors, scores, session.surprises.count)
+        return Surprise(done.errors, scores, session.surprises.count)
 
-    async def landscape(self, request: LandscapeRequest, deadline: float | None, now: float) -> LandscapeReply:
+    async def landscape(self, request: LandscapeRequest, deadline: float | None, now: float) -> Landscape:
         """See `Application.landscape`."""
         session, served = self._asked(request.session_id, request.model, now)
         validation.can_predict(served)
@@ -131,11 +126,12 @@ class PredictionCalls:
         reply = landscape(asked, done.step_costs.sum(1))
         if not request.plot:
             return reply
-        units = dict(zip(served.reply.action_names, served.reply.action_units, strict=True))
+        action = validation.actions_of(served.reply)
+        units = dict(zip(action.names, action.units, strict=True))
         drawn = await asyncio.to_thread(draw, reply, tuple(units[name] for name in reply.dimensions))
         return replace(reply, plot=drawn)
 
-    async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionReply:
+    async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionStatus:
         """See `Application.calibrate`."""
         session = self._sessions.get(request.session_id, now)
         served = self._engines.model(session.model)
@@ -147,7 +143,7 @@ class PredictionCalls:
         )
         done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
         assert isinstance(done, CalibrateDone)
-        session.calibration = Calibration(done.angle_rad, done.residual, done.residual_before, len(moves))
+        session.calibration = done.calibration
         return session.describe()
 
     def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from presage.values import Calibration, Plan, SessionStatus
 
 from server.engine.messages import Floats
 from server.errors import Reason, invalid
 from server.service.stages import GoalChoice, Stages, pursuit
 from server.service.surprise import RunningStatistics
-from server.values.calls import Calibration, PlanReply, SessionReply
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
 JUDGED_FROM = 8  # errors of predictions that must be known before another is judged
@@ -119,7 +119,7 @@ class Session:
         self._turns: set[int] = set()
         self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
         self._executed: OrderedDict[int, Floats] = OrderedDict()  # the latest actions, by their number in the episode
-        self._replies: OrderedDict[str, PlanReply] = OrderedDict()
+        self._replies: OrderedDict[str, Plan] = OrderedDict()
 
     def reset(self) -> None:
         """Start an episode anew: forget all but model, goal, calibration, and how well the model predicts here.
@@ -217,11 +217,11 @@ class Session:
         if seen is not None:
             self._seen.append(seen)
 
-    def reply(self, request_id: str) -> PlanReply | None:
+    def reply(self, request_id: str) -> Plan | None:
         """The plan that a call with this id was answered with, while it is kept."""
         return self._replies.get(request_id)
 
-    def keep_reply(self, request_id: str, reply: PlanReply) -> None:
+    def keep_reply(self, request_id: str, reply: Plan) -> None:
         if request_id and reply.epoch == self.epoch:
             self._replies[request_id] = reply
             while len(self._replies) > KEPT_REPLIES:
@@ -296,8 +296,8 @@ class Session:
         self.surprises = self.surprises.including(errors)
         return scores
 
-    def describe(self) -> SessionReply:
-        return SessionReply(
+    def describe(self) -> SessionStatus:
+        return SessionStatus(
             session_id=self.session_id,
             model=self.model,
             goal_id=self.goal_id,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from presage.values import ActionSpec, Model, PlannerSettings
 
 from server.engine.messages import Floats, SearchSize, ServedModel
 from server.errors import Reason, ServiceError, invalid
@@ -24,9 +25,7 @@ from server.values.calls import (
     Array,
     CalibrationMove,
     Frame,
-    ModelReply,
     Observation,
-    PlannerSettings,
     PlanRequest,
     SessionRequest,
 )
@@ -47,7 +46,7 @@ class SearchLimits:
     iterations: int
 
 
-def frame(image: Frame, model: ModelReply, field: str) -> None:
+def frame(image: Frame, model: Model, field: str) -> None:
     """An RGB frame of the model's size, or of any size where its crop policy makes one of it."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         got = f"{image.dtype} {list(image.shape)}"
@@ -55,16 +54,16 @@ def frame(image: Frame, model: ModelReply, field: str) -> None:
     height, width = image.shape[:2]
     if height == 0 or width == 0:
         raise invalid(field, "must have at least one pixel", f"{height} x {width}", Reason.INVALID_IMAGE)
-    wanted = (model.image_height, model.image_width)
-    if model.crop_policy == "exact" and (height, width) != wanted:
+    wanted = (model.image.height, model.image.width)
+    if model.image.crop_policy == "exact" and (height, width) != wanted:
         rule = f"must be {wanted[0]} x {wanted[1]} (height x width) for model {model.name}"
         raise invalid(field, rule, f"{height} x {width}", Reason.IMAGE_SIZE)
 
 
-def observation(seen: Observation, model: ModelReply, name: str = "observation") -> None:
+def observation(seen: Observation, model: Model, name: str = "observation") -> None:
     """One frame per camera, and proprioception of the model's width where it uses any."""
-    if len(seen.images) != model.cameras:
-        rule = f"must be one per camera of model {model.name}, {model.cameras}"
+    if len(seen.images) != model.image.cameras:
+        rule = f"must be one per camera of model {model.name}, {model.image.cameras}"
         raise invalid(f"{name}.images", rule, len(seen.images), Reason.INVALID_IMAGE)
     for index, image in enumerate(seen.images):
         frame(image, model, f"{name}.images[{index}]")
@@ -97,10 +96,11 @@ def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "
         raise invalid(field, f"must be 1 to {served.history - 1} for model {model.name}", len(frames))
     for index, image in enumerate(frames):
         frame(image, model, f"{field}[{index}]")
-    wanted = (len(frames) * model.block, len(model.action_names))
+    action = actions_of(model)
+    wanted = (len(frames) * action.block, len(action.names))
     shape = (0, 0) if executed is None else executed.shape
     if executed is None or shape != wanted:
-        rule = f"must be {list(wanted)}, {model.block} actions after each of past_images"
+        rule = f"must be {list(wanted)}, {action.block} actions after each of past_images"
         raise invalid(f"{name}.past_actions", rule, f"shape {list(shape)}", Reason.ACTION_SHAPE)
     finite(executed, f"{name}.past_actions")
 
@@ -120,7 +120,7 @@ def finite(values: Array, field: str) -> None:
         raise invalid(field, f"must lie within {LARGEST_NUMBER:g} of 0", f"{largest:g}", Reason.INVALID_TENSOR)
 
 
-def latent(values: Floats, model: ModelReply, field: str) -> None:
+def latent(values: Floats, model: Model, field: str) -> None:
     if values.shape != model.latent_shape:
         rule = f"must be {list(model.latent_shape)} for model {model.name}"
         raise invalid(field, rule, f"shape {list(values.shape)}", Reason.INVALID_TENSOR)
@@ -167,9 +167,16 @@ def stages(request: SessionRequest) -> None:
 
 def can_predict(served: ServedModel) -> SearchSize:
     """The model's own search settings. Raises UNSUPPORTED where it has none."""
-    if served.search is None:
-        raise ServiceError(Reason.UNSUPPORTED, f"model {served.reply.name} only embeds: it predicts from no actions")
+    actions_of(served.reply)
+    assert served.search is not None
     return served.search
+
+
+def actions_of(model: Model) -> ActionSpec:
+    """The actions a model predicts from. Raises UNSUPPORTED where there are none."""
+    if model.action is None:
+        raise ServiceError(Reason.UNSUPPORTED, f"model {model.name} only embeds: it predicts from no actions")
+    return model.action
 
 
 def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
@@ -203,7 +210,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
     if optimizer == "gauss_newton":
-        moved = horizon * served.reply.block * len(served.reply.action_names)
+        action = actions_of(served.reply)
+        moved = horizon * action.block * len(action.names)
         if moved * horizon > limits.iteration_steps:
             rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
@@ -238,22 +246,24 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     )
 
 
-def action_entries(names: Sequence[str], model: ModelReply, field: str) -> None:
+def action_entries(names: Sequence[str], model: Model, field: str) -> None:
     """Different names of the model's action entries."""
+    known = actions_of(model).names
     for index, name in enumerate(names):
-        if name not in model.action_names:
-            raise invalid(f"{field}[{index}]", f"must be one of {', '.join(model.action_names)}", name)
+        if name not in known:
+            raise invalid(f"{field}[{index}]", f"must be one of {', '.join(known)}", name)
         if name in names[:index]:
             raise invalid(f"{field}[{index}]", "must not be named twice", name)
 
 
-def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: str) -> None:
+def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) -> None:
     """Action sequences [candidates, time, action], time in whole model steps."""
-    width, block = len(model.action_names), model.block
+    action = actions_of(model)
+    width, block = len(action.names), action.block
     if actions.ndim != 3 or 0 in actions.shape:
         raise invalid(field, "must have an action for every time", f"shape {list(actions.shape)}", Reason.ACTION_SHAPE)
     if actions.shape[2] != width:
-        rule = f"must have {width} entries per action for model {model.name} ({', '.join(model.action_names)})"
+        rule = f"must have {width} entries per action for model {model.name} ({', '.join(action.names)})"
         raise invalid(field, rule, actions.shape[2], Reason.ACTION_SHAPE)
     if actions.shape[1] % block:
         rule = f"must have a multiple of {block} actions in time, the block of model {model.name}"
@@ -268,7 +278,7 @@ def candidates(actions: Floats, model: ModelReply, limits: SearchLimits, field: 
 
 
 def steps_seen(
-    observations: Sequence[Observation], actions: Floats, model: ModelReply, limits: SearchLimits, most: int
+    observations: Sequence[Observation], actions: Floats, model: Model, limits: SearchLimits, most: int
 ) -> None:
     """At least two observations, and the actions [time, action] of the model steps between them."""
     if not 2 <= len(observations) <= most:
@@ -278,9 +288,10 @@ def steps_seen(
         observation(seen, model, f"observations[{index}]")
         no_past(seen, f"observations[{index}]")
     candidates(actions[None], model, limits, "actions")
-    wanted = (len(observations) - 1) * model.block
+    block = actions_of(model).block
+    wanted = (len(observations) - 1) * block
     if len(actions) != wanted:
-        rule = f"must have {wanted} actions in time, {model.block} between neighboring observations"
+        rule = f"must have {wanted} actions in time, {block} between neighboring observations"
         raise invalid("actions", rule, len(actions), Reason.ACTION_SHAPE)
 
 
@@ -291,12 +302,13 @@ def image_count(images: Sequence[Frame], most: int) -> None:
         raise invalid("images", f"must be at most {most}", len(images), Reason.TOO_LARGE)
 
 
-def moves(asked: Sequence[CalibrationMove], model: ModelReply) -> None:
+def moves(asked: Sequence[CalibrationMove], model: Model) -> None:
     """Exploratory moves: observations of the model's kind, and actions that go in different horizontal directions."""
-    if model.action_names[:2] != ("x", "y"):
-        names = ", ".join(model.action_names)
+    names = actions_of(model).names
+    if names[:2] != ("x", "y"):
+        shown = ", ".join(names)
         raise ServiceError(
-            Reason.UNSUPPORTED, f"model {model.name} has no x and y to calibrate, its actions are {names}"
+            Reason.UNSUPPORTED, f"model {model.name} has no x and y to calibrate, its actions are {shown}"
         )
     if not 2 <= len(asked) <= MOST_MOVES:
         raise invalid("moves", f"must be 2 to {MOST_MOVES}", len(asked))
@@ -305,8 +317,8 @@ def moves(asked: Sequence[CalibrationMove], model: ModelReply) -> None:
         observation(move.after, model, f"moves[{index}].after")
         no_past(move.before, f"moves[{index}].before")
         no_past(move.after, f"moves[{index}].after")
-        if move.action.shape != (len(model.action_names),):
-            rule = f"must be [{len(model.action_names)}] for model {model.name}"
+        if move.action.shape != (len(names),):
+            rule = f"must be [{len(names)}] for model {model.name}"
             raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)
         finite(move.action, f"moves[{index}].action")
     horizontal = np.stack([move.action[:2] for move in asked]).astype(np.float64)

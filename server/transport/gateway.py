@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,10 +53,20 @@ class Call:
 
     request_id: str
     rpc: str
-    received: float = field(default_factory=time.monotonic)  # an instant of time.monotonic(), as is the deadline
+    received: float = field(default_factory=time.monotonic)  # an instant of time.monotonic(), as are all of these
+    arrived: float = field(default_factory=time.monotonic)  # when the request was here as a whole: budgets begin then
     deadline: float | None = None
     code: str = "OK"
+    peer: str = ""  # the caller's address, as its transport writes it; told in the log where a call is refused
     trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
+
+
+_in_progress: ContextVar[Call] = ContextVar("presage_call")
+
+
+def call_in_progress() -> Call:
+    """The call that this task works for, inside of `instrumented_call`."""
+    return _in_progress.get()
 
 
 def checked_request_id(presented: str | None) -> str:
@@ -72,6 +83,7 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
     in_flight = gateway.telemetry.in_flight.labels(via)
     in_flight.inc()
     began_ns = time.time_ns()
+    token = _in_progress.set(call)
     try:
         with tracing.working_for(call.trace), nullcontext() if is_public else gateway.lifecycle.call():
             yield
@@ -86,6 +98,7 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
         raise told from error
     finally:
         seconds = time.monotonic() - call.received
+        _in_progress.reset(token)
         in_flight.dec()
         gateway.telemetry.requests.labels(via, call.rpc, call.code).inc()
         gateway.telemetry.request_seconds.labels(via, call.rpc).observe(seconds)
@@ -94,10 +107,10 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
             with tracing.working_for(call.trace):
                 log(
                     "call", transport=via, rpc=call.rpc, code=call.code, ms=round(seconds * 1e3, 2),
-                    request_id=call.request_id,
+                    request_id=call.request_id, **({} if call.code == "OK" or not call.peer else {"peer": call.peer}),
                 )  # fmt: skip
             if gateway.spans is not None:
-                about = {"presage.code": call.code, "presage.gateway": via, "presage.request_id": call.request_id}
+                about = {"presage.code": call.code, "presage.transport": via, "presage.request_id": call.request_id}
                 gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
 
 

@@ -13,10 +13,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import grpc
 import structlog
 import uvicorn
+from presage.user_error import UserError
 
 from server.config import Settings, SettingsError, server_version
 from server.observability.metrics import Telemetry
@@ -33,7 +36,7 @@ from server.transport.uploads import Uploads
 _log = structlog.get_logger()
 
 
-class StartError(RuntimeError):
+class StartError(UserError, RuntimeError):
     """The service cannot start; the message is one line."""
 
 
@@ -43,6 +46,7 @@ class Addresses:
 
     grpc: str  # host:port
     rest: str  # http://host:port or https://host:port
+    models: tuple[tuple[str, str], ...] = ()  # once they are loaded: each one's name, and what it computes on
 
 
 def create_gateway(
@@ -55,10 +59,12 @@ def create_gateway(
     telemetry.sessions.set_function(lambda: application.sessions_open)
     telemetry.engine_calls.set_function(lambda: application.calls_in_hand)
     telemetry.goal_bytes.set_function(lambda: application.goal_bytes)
-    telemetry.engine_restarts.set_function(lambda: application.engine_restarts)
+    for number in range(len(settings.devices)):
+        telemetry.engine_memory.labels(str(number)).set_function(partial(_engine_memory, application, number))
+    telemetry.totals.read("presage_engine_restarts", lambda: application.engine_restarts)
     if recorder is not None:
-        telemetry.records.set_function(lambda: recorder.written)
-        telemetry.records_dropped.set_function(lambda: recorder.dropped)
+        telemetry.totals.read("presage_records", lambda: recorder.written)
+        telemetry.totals.read("presage_records_dropped", lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
     return Gateway(
         application=application,
@@ -70,6 +76,16 @@ def create_gateway(
         server_version=server_version(),
         spans=spans,
     )
+
+
+def _engine_memory(application: Application, number: int) -> float:
+    """Resident bytes of the engine's process; 0 while there is none, and where /proc is not there to say."""
+    pids = application.engine_pids
+    try:
+        pages = int(Path(f"/proc/{pids[number]}/statm").read_text().split()[1])
+    except (IndexError, OSError, ValueError):
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 @asynccontextmanager

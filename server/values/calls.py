@@ -1,24 +1,27 @@
-"""Requests and replies of the application: plain values and numpy arrays, free of any transport.
+"""What the application takes, free of any transport: plain values and numpy arrays. What it gives is `presage.values`.
 
-Both doors translate to and from these; the meaning of each field is told once, in proto/presage/v1.
+Both transports read these by their types; the meaning of each field is told once, in proto/presage/v1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.values import Model, PlannerSettings
+from pydantic import Field
 
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
-METRICS = ("l2", "l1", "rms", "cosine")  # of latents
-SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS
+METRICS = ("l2", "l1", "rms", "cosine")  # of latents
+LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms", "jepa_wms_droid")  # of OPTIMIZERS
+UNBOUNDED = ("lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS: their candidates go beyond the bounds, plans do not
+SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", *LAST_STEP_ALONE)  # of OPTIMIZERS
 OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", *LAST_STEP_ALONE)
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
@@ -33,22 +36,6 @@ class Observation:
     sequence: int = 0
     past_images: tuple[Frame, ...] = ()  # oldest first, a model step apart
     past_actions: NDArray[np.float32] | None = None  # [time, action], executed since the first of them
-
-
-@dataclass(frozen=True)
-class PlannerSettings:
-    """None takes the model's value."""
-
-    samples: int | None = None
-    iterations: int | None = None
-    elites: int | None = None
-    horizon: int | None = None
-    optimizer: str | None = None
-    dimensions: tuple[str, ...] = ()  # empty: the model's
-    discount: float | None = None
-    metric: str | None = None
-    narrowing: float | None = None
-    sample_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,50 +54,6 @@ class PlanRequest:
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Monotonic durations in milliseconds."""
-
-    queue_ms: float = 0.0
-    decode_ms: float = 0.0
-    encode_ms: float = 0.0
-    plan_ms: float = 0.0
-    total_ms: float = 0.0
-
-
-@dataclass(frozen=True)
-class Provenance:
-    model: str
-    weights_digest: str
-    crop_policy: str
-    goal_id: str
-    planner: PlannerSettings
-    device: str
-    dtype: str
-    server_version: str
-
-
-@dataclass(frozen=True)
-class PlanReply:
-    actions: NDArray[np.float32]  # [time, action], robot units
-    step_costs: tuple[float, ...]
-    cost: float
-    goal_distance: float
-    iteration_costs: tuple[float, ...]
-    elite_spread: tuple[float, ...]
-    iterations_done: int
-    stop_reason: Literal["converged", "budget", "deadline", "iterations"]
-    seed: int
-    degraded: bool
-    warm_started: bool
-    observation_sequence: int
-    capture_time_ns: int | None
-    epoch: int
-    timings: Timings
-    provenance: Provenance
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class GoalRequest:
     """Exactly one of `image` and `latent`."""
 
@@ -118,14 +61,6 @@ class GoalRequest:
     image: Frame | None = None
     latent: NDArray[np.float32] | None = None
     proprioception: NDArray[np.float32] | None = None  # what the robot should measure there
-
-
-@dataclass(frozen=True)
-class GoalReply:
-    goal_id: str
-    model: str
-    cached: bool
-    create_time_ns: int
 
 
 @dataclass(frozen=True)
@@ -147,16 +82,6 @@ class SessionRequest:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """How the robot's horizontal axes are turned as the model sees them."""
-
-    angle_rad: float
-    residual: float
-    residual_before: float
-    moves: int
-
-
-@dataclass(frozen=True)
 class CalibrationMove:
     before: Observation
     action: NDArray[np.float32]  # [action]
@@ -166,26 +91,12 @@ class CalibrationMove:
 @dataclass(frozen=True)
 class CalibrateRequest:
     session_id: str
-    moves: tuple[CalibrationMove, ...]
-
-
-@dataclass(frozen=True)
-class SessionReply:
-    session_id: str
-    model: str
-    goal_id: str
-    epoch: int
-    plans: int
-    last_sequence: int
-    ttl_s: float
-    create_time_ns: int
-    stage: int | None = None
-    calibration: Calibration | None = None
+    moves: Annotated[tuple[CalibrationMove, ...], Field(max_length=64)]
 
 
 @dataclass(frozen=True)
 class EmbedImagesRequest:
-    images: tuple[Frame, ...]
+    images: Annotated[tuple[Frame, ...], Field(min_length=1)]
     model: str = ""
     kind: EmbeddingKind = "per_frame"
     goal_id: str = ""
@@ -221,45 +132,12 @@ class ClassifyClipRequest:
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """How likely one of a model's classes is."""
-
-    index: int
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class ClassifyReply:
-    """What a clip shows, the likeliest first."""
-
-    classes: tuple[ClassScore, ...]
-    model: str
-    frame_times_s: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class EmbedReply:
-    embedding: NDArray[np.float32]
-    model: str
-    frame_times_s: tuple[float, ...] = ()
-    goal_distances: tuple[float, ...] = ()
-    step_distances: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class RolloutRequest:
     observation: Observation
     actions: NDArray[np.float32]  # [time, action]
     session_id: str = ""
     model: str = ""
     goal_id: str = ""
-
-
-@dataclass(frozen=True)
-class RolloutReply:
-    latents: NDArray[np.float32]  # [steps, *latent]
-    goal_distances: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,14 +150,8 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
-class ScoreReply:
-    costs: NDArray[np.float32]  # [candidates]
-    step_costs: NDArray[np.float32]  # [candidates, steps]
-
-
-@dataclass(frozen=True)
 class DistanceRequest:
-    images: tuple[Frame, ...]
+    images: Annotated[tuple[Frame, ...], Field(min_length=1)]
     session_id: str = ""
     model: str = ""
     goal_id: str = ""
@@ -292,17 +164,10 @@ class DistanceReply:
 
 @dataclass(frozen=True)
 class SurpriseRequest:
-    observations: tuple[Observation, ...]  # one per step of the model
+    observations: Annotated[tuple[Observation, ...], Field(min_length=2)]  # one per step of the model
     actions: NDArray[np.float32]  # [time, action], between them
     session_id: str = ""
     model: str = ""
-
-
-@dataclass(frozen=True)
-class SurpriseReply:
-    errors: tuple[float, ...]  # one per step
-    scores: tuple[float, ...] = ()
-    steps_known: int = 0
 
 
 @dataclass(frozen=True)
@@ -313,47 +178,32 @@ class LandscapeRequest:
     session_id: str = ""
     model: str = ""
     goal_id: str = ""
-    dimensions: tuple[str, ...] = ()
+    dimensions: Annotated[tuple[str, ...], Field(max_length=3)] = ()
     points: int = 5
     extent: float = 1.0
     plot: bool = False
 
 
 @dataclass(frozen=True)
-class LandscapeReply:
-    dimensions: tuple[str, ...]
-    values: NDArray[np.float32]  # [dimensions, points]
-    costs: NDArray[np.float32]  # [points, ...]
-    best_action: NDArray[np.float32]  # [action]
-    best_cost: float
-    rest_cost: float
-    plot: bytes = b""
+class Empty:
+    """Nothing to say."""
 
 
 @dataclass(frozen=True)
-class ModelReply:
-    """What a robot must know before it asks for a plan."""
+class ModelName:
+    name: str = ""
 
-    name: str
-    family: str
-    weights_digest: str
-    image_height: int
-    image_width: int
-    crop_policy: str
-    cameras: int
-    latent_shape: tuple[int, ...]
-    proprioception_names: tuple[str, ...]
-    action_names: tuple[str, ...]  # empty: the model only embeds
-    action_units: tuple[str, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    rate_hz: float
-    block: int
-    planner: PlannerSettings
-    card: str
-    execute: int = 0  # robot actions to take before planning again
-    computes: str = ""  # precision, device, and which rollouts are replayed as graphs, or why none
-    license: str = ""  # of the weights, as far as known
-    labels: tuple[str, ...] = ()  # of the classes of clips; empty: it classifies nothing
-    clip_frames: int = 0  # of a clip, as its classifier was trained; 0: not known
-    measures_goals: bool = False  # a goal may say what the robot should measure there
+
+@dataclass(frozen=True)
+class GoalId:
+    goal_id: str
+
+
+@dataclass(frozen=True)
+class SessionId:
+    session_id: str
+
+
+@dataclass(frozen=True)
+class ModelList:
+    models: tuple[Model, ...]

@@ -7,42 +7,77 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass, replace
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+from presage.protocol.schema import field_types
 
 from server.errors import Reason, ServiceError, invalid
 from server.values.calls import Frame
 
-PixelFormat = Literal["rgb8", "bgr8", "mono8"]
+T = TypeVar("T")
+ImageSource = bytes | Frame
+"""A JPEG, PNG or WebP file, or pixels [height, width, 3] in RGB."""
 
-_CHANNELS: dict[PixelFormat, int] = {"rgb8": 3, "bgr8": 3, "mono8": 1}
 _CONTAINERS = ("JPEG", "PNG", "WEBP")
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _INLINE_PIXELS = 320 * 240  # more is decoded on a thread: 256 px takes 0.4 ms, 4096 px a quarter of a second
 
 
-@dataclass(frozen=True)
-class EncodedImage:
-    """A JPEG, PNG or WebP file."""
+async def decoded(request: T, max_pixels: int) -> T:
+    """A request with every image file in it decoded; `max_pixels` bounds all its images together.
 
-    content: bytes
-
-
-@dataclass(frozen=True)
-class RawImage:
-    """Pixels without a container: height x width x channels, rows tightly packed."""
-
-    height: int
-    width: int
-    format: PixelFormat
-    content: bytes
+    Raises ServiceError naming the field.
+    """
+    found = list(_sources(request, ""))
+    if not found:
+        return request
+    frames = iter(await decode(found, max_pixels))
+    filled: T = _with_frames(request, frames)
+    return filled
 
 
-ImageSource = EncodedImage | RawImage
+def _sources(value: Any, where: str) -> Iterator[tuple[str, ImageSource]]:
+    """Every image of a value, with the name of its field."""
+    for name, is_image in _image_fields(type(value)):
+        content = getattr(value, name)
+        several = isinstance(content, tuple)
+        for index, each in enumerate(content if several else () if content is None else (content,)):
+            place = f"{where}{name}[{index}]" if several else f"{where}{name}"
+            if is_image:
+                yield place, each
+            else:
+                yield from _sources(each, f"{place}.")
+
+
+def _with_frames(value: Any, frames: Iterator[Frame]) -> Any:
+    """The value with the next frames in its images' places, in the order of `_sources`."""
+    changed: dict[str, Any] = {}
+    for name, is_image in _image_fields(type(value)):
+        content = getattr(value, name)
+        if isinstance(content, tuple):
+            changed[name] = tuple(next(frames) if is_image else _with_frames(each, frames) for each in content)
+        elif content is not None:
+            changed[name] = next(frames) if is_image else _with_frames(content, frames)
+    return replace(value, **changed)
+
+
+def _image_fields(kind: Any) -> tuple[tuple[str, bool], ...]:
+    """Fields that are images or hold some, and whether they are images themselves."""
+    return _known_image_fields(kind)
+
+
+@cache
+def _known_image_fields(kind: Any) -> tuple[tuple[str, bool], ...]:
+    return tuple(
+        (field.name, field.kind == Frame)
+        for field in field_types(kind)
+        if field.kind == Frame or (is_dataclass(field.kind) and _image_fields(field.kind))
+    )
 
 
 async def decode(sources: Sequence[tuple[str, ImageSource]], max_pixels: int) -> tuple[Frame, ...]:
@@ -54,7 +89,7 @@ async def decode(sources: Sequence[tuple[str, ImageSource]], max_pixels: int) ->
     opened: list[tuple[str, Image.Image | Frame]] = []
     pixels = 0
     for field, source in sources:
-        image = _open(source, field) if isinstance(source, EncodedImage) else _unpack(source, field)
+        image = _open(source, field) if isinstance(source, bytes) else source
         height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
         pixels += height * width
         if pixels > max_pixels:
@@ -65,43 +100,19 @@ async def decode(sources: Sequence[tuple[str, ImageSource]], max_pixels: int) ->
     return await asyncio.to_thread(_load_all, opened)
 
 
-async def decode_groups(
-    groups: Sequence[Sequence[tuple[str, ImageSource]]], max_pixels: int
-) -> tuple[tuple[Frame, ...], ...]:
-    """`decode` for the images of several observations; `max_pixels` bounds all of them together."""
-    frames = iter(await decode([source for group in groups for source in group], max_pixels))
-    return tuple(tuple(next(frames) for _ in group) for group in groups)
-
-
-def _open(source: EncodedImage, field: str) -> Image.Image:
+def _open(source: bytes, field: str) -> Image.Image:
     """Read the header alone."""
-    if not source.content:
+    if not source:
         raise invalid(field, "must be a JPEG, PNG or WebP file", "no bytes", Reason.INVALID_IMAGE)
     try:
-        return Image.open(io.BytesIO(source.content), formats=_CONTAINERS)
+        return Image.open(io.BytesIO(source), formats=_CONTAINERS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(field, Image.MAX_IMAGE_PIXELS or 0, "a larger header") from None
     except Exception:  # a broken file raises whatever its parser stumbled on
-        start = source.content[:8].hex(" ")
+        start = source[:8].hex(" ")
         raise invalid(
             field, "must be a JPEG, PNG or WebP file", f"one that starts with {start}", Reason.INVALID_IMAGE
         ) from None
-
-
-def _unpack(source: RawImage, field: str) -> Frame:
-    """View raw pixels as [height, width, 3] RGB."""
-    channels = _CHANNELS[source.format]
-    if source.height < 1 or source.width < 1:
-        size = f"{source.width}x{source.height}"
-        raise invalid(field, "must be at least 1x1 pixels", size, Reason.INVALID_IMAGE)
-    expected = source.height * source.width * channels
-    if len(source.content) != expected:
-        rule = f"must hold {source.height} x {source.width} x {channels} = {expected} bytes"
-        raise invalid(f"{field}.data", rule, f"{len(source.content)} bytes", Reason.INVALID_IMAGE)
-    pixels = np.frombuffer(source.content, np.uint8).reshape(source.height, source.width, channels)
-    if source.format == "mono8":
-        return np.broadcast_to(pixels, (source.height, source.width, 3))
-    return pixels[..., ::-1] if source.format == "bgr8" else pixels
 
 
 def _load_all(opened: Sequence[tuple[str, Image.Image | Frame]]) -> tuple[Frame, ...]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from presage.values import Calibration
 
 from model.camera_yaw import fit_camera_yaw
 from model.interface import LoadedModel
@@ -50,7 +51,8 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Backgrou
     if turn.residual >= length:
         rule = f"must be moves that the model can see: what it made of them leaves all {length:.3g} of them unexplained"
         raise invalid("moves", rule, f"{turn.residual:.3g}", Reason.UNSUPPORTED)
-    return CalibrateDone(turn.angle_rad, turn.residual, turn.residual_before)
+    found = Calibration(turn.angle_rad, turn.residual, turn.residual_before, len(job.moves))
+    return CalibrateDone(found)
 
 
 def _problems(model: LoadedModel, moves: Sequence[Move], size: SearchSize) -> list[Problem]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.values import Plan
 from torch import Tensor
 
 from model.interface import LoadedModel
@@ -288,22 +289,21 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        done = PlanDone(
+        found = Plan(
             actions=model_adapter.to_host(plan.actions),
-            step_costs=plan.step_costs,
             cost=plan.cost,
+            step_costs=plan.step_costs,
             goal_distance=running.goal_distance,
             iteration_costs=plan.iteration_costs,
             elite_spread=plan.elite_spread,
-            iterations=plan.iterations,
+            iterations_done=plan.iterations,
             stop_reason=reason,
+            seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
-            goal_reached=running.goal_reached,
             warnings=running.warnings,
-            latent=running.latent,
-            began=running.began,
-            encoded=running.encoded,
-            ended=self._clock(),
+        )
+        done = PlanDone(
+            found, running.goal_reached, running.latent, running.began, running.encoded, ended=self._clock()
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))
 

@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import time
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from presage.values import ActionSpec, ImageSpec, Model, PlannerSettings
 
 from model.interface import LoadedModel
+from model.package import ActionSpec as PackagedActions
 from model.package import PackageConfig, PackageError, PlannerDefaults
 from model.registry import load
 from model.runtime.memory import keep_memory
@@ -38,7 +40,7 @@ from server.engine.messages import (
     Submit,
     ToEngine,
 )
-from server.values.calls import Frame, ModelReply, PlannerSettings
+from server.values.calls import Frame
 from server.worker import cuda_graphs, model_adapter, precision
 from server.worker.background_jobs import BackgroundJobs
 from server.worker.failures import failed
@@ -150,23 +152,15 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     dtype = str(verdict.dtype).removeprefix("torch.")
-    reply = ModelReply(
+    reply = Model(
         name=name,
         family=config.family,
         weights_digest=model.package.weights_digest,
-        image_height=config.image.height,
-        image_width=config.image.width,
-        crop_policy=config.image.crop_policy,
-        cameras=1,
+        image=ImageSpec(config.image.height, config.image.width, config.image.crop_policy, cameras=1),
+        action=None if action is None else _action_spec(action),
         latent_shape=config.latent_shape,
         proprioception_names=config.proprioception_names,
-        action_names=action.names if action is not None else (),
-        action_units=action.units if action is not None else (),
-        action_low=action.low if action is not None else (),
-        action_high=action.high if action is not None else (),
-        rate_hz=action.rate_hz if action is not None else 0.0,
-        block=action.block if action is not None else 0,
-        planner=PlannerSettings(**asdict(search)),
+        planner=PlannerSettings(**vars(search)),
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
@@ -188,17 +182,15 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
     )
 
 
+def _action_spec(action: PackagedActions) -> ActionSpec:
+    """What of a package's actions concerns a caller."""
+    return ActionSpec(**{each.name: getattr(action, each.name) for each in fields(ActionSpec)})
+
+
 def own_search(defaults: PlannerDefaults) -> SearchSize:
     """A model's own search settings."""
-    return SearchSize(
-        defaults.samples,
-        defaults.iterations,
-        defaults.elites,
-        defaults.horizon,
-        defaults.optimizer,
-        defaults.dimensions,
-        defaults.discount,
-    )
+    known = {each.name for each in fields(SearchSize)}
+    return SearchSize(**{name: value for name, value in vars(defaults).items() if name in known})
 
 
 class Engine:

@@ -18,6 +18,7 @@ import torch
 from mcap.exceptions import McapError
 from mcap.records import Channel, Message, Metadata
 from mcap.stream_reader import StreamReader
+from presage.values import Plan
 from torch import Tensor
 
 from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
@@ -93,7 +94,7 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if job is None or then is None:
         why = "the reply was what was left of an earlier plan"
         return Outcome(record.time_ns, sequence, "not searched", why=why)
-    if then.iterations == 0:
+    if then.plan.iterations_done == 0:
         return Outcome(record.time_ns, sequence, "not searched", why="there was no time for an iteration")
     model = models.get(job.model)
     if model is None:
@@ -108,7 +109,7 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     now = _planned(job, then, model.to_precision(_DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
-    return _compared(record.time_ns, sequence, now, then, model, tolerance)
+    return _compared(record.time_ns, sequence, now.plan, then.plan, model, tolerance)
 
 
 def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Failed:
@@ -118,7 +119,7 @@ def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Fai
         black = np.zeros((config.image.height, config.image.width, 3), np.uint8)
         job = replace(job, start=replace(job.start, frames=(black,)))
         model = _Blind(model, then.latent)
-    job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.iterations)
+    job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.plan.iterations_done)
     answers: list[FromEngine] = []
     scheduler = PlanScheduler({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
     scheduler.add(1, job)
@@ -132,9 +133,7 @@ def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Fai
     return answer.result
 
 
-def _compared(
-    time_ns: int, sequence: int, now: PlanDone, then: PlanDone, model: LoadedModel, tolerance: float
-) -> Outcome:
+def _compared(time_ns: int, sequence: int, now: Plan, then: Plan, model: LoadedModel, tolerance: float) -> Outcome:
     spec = model.package.config.action
     assert spec is not None
     cost = abs(now.cost - then.cost)

@@ -32,7 +32,7 @@ def evaluate(package: Path, *more: str) -> int:
 
 
 def test_an_evaluation_has_its_keys_and_adds_up(package: Path, tmp_path: Path) -> None:
-    assert evaluate(package, "--json", str(tmp_path / "new" / "eval.json")) == 0
+    assert evaluate(package, "--result", str(tmp_path / "new" / "eval.json")) == 0
     value = json.loads((tmp_path / "new" / "eval.json").read_text())
     assert list(value)[: len(KEYS)] == KEYS
     assert (value["offset"], value["budget_steps"]) == (25, 10)
@@ -48,7 +48,7 @@ def test_an_evaluation_has_its_keys_and_adds_up(package: Path, tmp_path: Path) -
 def test_json_on_stdout_is_all_there_is_and_repeats(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = []
     for _ in range(2):
-        assert evaluate(package, "--json", "-") == 0
+        assert evaluate(package, "--json") == 0
         value = json.loads(capsys.readouterr().out)
         told.append({name: entry for name, entry in value.items() if not name.startswith("plan_ms")})
     assert told[0] == told[1]
@@ -78,7 +78,7 @@ def test_a_robot_of_another_kind_is_refused_in_one_line(package: Path, capsys: p
 
 def test_a_report_shows_rates_plots_and_filmstrips_and_needs_nothing_else(package: Path, tmp_path: Path) -> None:
     page = tmp_path / "new" / "report.html"
-    assert evaluate(package, "--offset", "50", "--report", str(page), "--json", str(tmp_path / "eval.json")) == 0
+    assert evaluate(package, "--offset", "50", "--report", str(page), "--result", str(tmp_path / "eval.json")) == 0
     text, value = page.read_text(), json.loads((tmp_path / "eval.json").read_text())
     assert f"{value['success_rate']:.1%} of 3 goals reached" in text
     assert "50 steps apart" in text

@@ -29,7 +29,7 @@ def test_actions_of_another_shape_are_refused_by_name(actions: Any) -> None:
 def test_latents_come_back_as_float32(dtype: str) -> None:
     numbers = np.arange(6, dtype=dtype).reshape(2, 3)
     kind = {"<f2": 4, "<f4": 5, "<f8": 6}[dtype]
-    array = codec.float_array(tensor_pb2.Tensor(dtype=kind, shape=[2, 3], data=numbers.tobytes()))
+    array = codec.READER.tensor(tensor_pb2.Tensor(dtype=kind, shape=[2, 3], data=numbers.tobytes()), "latents")
     assert array.dtype == np.float32
     assert array.tolist() == numbers.tolist()
     assert not array.flags.writeable
@@ -47,7 +47,7 @@ def test_latents_come_back_as_float32(dtype: str) -> None:
 )
 def test_a_forged_tensor_is_a_server_error(message: tensor_pb2.Tensor) -> None:
     with pytest.raises(presage.ServerError, match="the server sent"):
-        codec.float_array(message)
+        codec.READER.tensor(message, "latents")
 
 
 def test_no_robot_gets_a_plan_that_is_not_numbers() -> None:
@@ -94,10 +94,12 @@ def test_an_observation_checks_itself(image: np.ndarray) -> None:
 
 def test_settings_and_numbers_check_themselves(image: np.ndarray) -> None:
     for name in ("samples", "iterations", "elites", "horizon"):
-        with pytest.raises(presage.InvalidRequest, match=f"settings.{name} must be at least 1"):
-            presage.PlannerSettings(**{name: 0})
+        for wrong in (-1, 1 << 32):
+            with pytest.raises(presage.InvalidRequest, match=f"settings.{name} must be at least 0") as caught:
+                codec.planner_message(presage.PlannerSettings(**{name: wrong}))
+            assert caught.value.field == f"settings.{name}"
     named: dict[str, Any] = {"session_id": "", "model": "", "goal": "g", "proprioception": None, "settings": None}
-    named.update(budget_ms=None, executed=0, follows=None, seed=None)
+    named.update(budget_ms=None, executed=0, committed=0, follows=None, seed=None)
     for wrong in ({"budget_ms": 0.0}, {"budget_ms": float("nan")}, {"executed": -1}, {"seed": -1}, {"seed": 1 << 64}):
         (name,) = wrong
         with pytest.raises(presage.InvalidRequest, match=f"{name} must be") as caught:
@@ -105,8 +107,20 @@ def test_settings_and_numbers_check_themselves(image: np.ndarray) -> None:
         assert caught.value.field == name
 
 
+def test_a_setting_of_zero_is_sent_and_not_taken_for_unset() -> None:
+    """0 samples are the server's to refuse, by name; the model's own number would be an answer nobody asked for."""
+    message = codec.planner_message(presage.PlannerSettings(samples=0))
+    assert (message.HasField("samples"), message.HasField("elites")) == (True, False)
+    assert codec.READER.value(presage.PlannerSettings, message) == presage.PlannerSettings(samples=0)
+
+
+def test_a_name_newer_than_this_client_is_unknown() -> None:
+    newer = planning_pb2.Plan(actions=codec.float_tensor("actions", [[1.0]], ("time", "action")), stop_reason=77)  # type: ignore[arg-type]
+    assert codec.plan_value(newer).stop_reason == "unknown"
+
+
 def test_a_model_without_actions_only_embeds() -> None:
-    model = codec.model_value(models_pb2.Model(name="m", latent_shape=[256, 8]))
+    model = codec.READER.value(presage.Model, models_pb2.Model(name="m", latent_shape=[256, 8]))
     assert model.action is None
     assert model.planner == presage.PlannerSettings()
 

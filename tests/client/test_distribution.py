@@ -64,6 +64,16 @@ def test_its_annotations_are_never_evaluated() -> None:
             assert "from __future__ import annotations\n" in path.read_text(encoding="utf-8"), path.name
 
 
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="ast.unparse came with Python 3.9")
+def test_the_annotations_of_its_values_are_evaluated_by_the_codec_on_python_3_8_too() -> None:
+    tree = ast.parse((FOLDER / "src" / "presage" / "values.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign):
+            text = ast.unparse(node.annotation)
+            assert " | " not in text, f"{text} is Optional or Union here"
+            assert not re.search(r"\b(tuple|list|dict)\[", text), f"{text} is Tuple here"
+
+
 def test_the_wheel_holds_the_client_and_asks_for_three_packages(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

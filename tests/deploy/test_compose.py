@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.registry import built_in
+from model.built_in import built_in
 from server.config import Settings
 from tests.support.deploy import compose_file
 from tests.support.paths import ROOT

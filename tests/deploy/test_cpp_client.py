@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cli.private_service import private_service
-from model.registry import built_in
+from model.built_in import built_in
 from simulation import tasks
 from simulation.robots.arm import MAX_JOINT_SPEED
 from tests.support.deploy.relay import relay

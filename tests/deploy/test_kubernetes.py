@@ -163,6 +163,23 @@ def test_ports_and_volumes_are_called_alike_everywhere() -> None:
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
 
 
+@needs_kubectl
+def test_replicas_start_without_a_volume_and_take_one_where_it_is_asked_for() -> None:
+    def volumes(folder: str) -> set[str]:
+        (pod,) = (
+            one["spec"]["template"]["spec"]
+            for one in rendered(folder)
+            if (one["kind"], one["metadata"]["name"]) == ("Deployment", "presage")
+        )
+        claimed = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+        mounted = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert claimed <= mounted
+        return claimed
+
+    assert volumes("cpu") == volumes("gpu") == set()
+    assert volumes("models") == {"models"}
+
+
 def test_the_training_asks_for_a_gpu_for_every_process() -> None:
     job = manifest("Job", "presage-training")
     (container,) = job["spec"]["template"]["spec"]["containers"]

@@ -23,7 +23,7 @@ from deploy.ray import namespace, wire
 from deploy.ray.context import ReplicaContext
 from deploy.ray.replica import Replica
 from deploy.ray.wire import Called
-from model.registry import built_in
+from model.built_in import built_in
 from server.config import Settings
 from simulation import tasks
 from tests.support.paths import ROOT

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 
 from cli.private_service import private_service
-from model.registry import built_in
+from model.built_in import built_in
 from server.service.session import KEPT_PLANS
 from simulation import tasks
 from simulation.robots.arm import MAX_JOINT_SPEED

@@ -17,8 +17,8 @@ from PIL import Image
 
 from cli.private_service import private_service
 from cli.train.config import TrainingConfig, read_config
+from model.built_in import built_in
 from model.package import read_package
-from model.registry import built_in
 from simulation import tasks
 from tests.support.paths import ROOT
 

@@ -95,7 +95,7 @@ def test_an_unknown_dimension_is_refused() -> None:
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
 @pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
-def test_every_search_takes_every_distance_over_its_own_steps(name: str, metric: str) -> None:
+def test_every_search_takes_every_distance_over_its_own_steps(name: str, metric: Any) -> None:
     found = registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), metric)
     assert found.cost == replace(registry.cost(name), metric=metric)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import Limits, Settings, SettingsError, load
+from server.config import Limits, Settings, SettingsError, load, unknown_variables
 from server.serving import app_settings
 
 
@@ -121,3 +121,23 @@ def test_every_setting_says_what_it_is_for() -> None:
     told = {**Settings.model_fields, **Limits.model_fields}
     silent = {name for name, field in told.items() if not field.description}
     assert silent == {"limits"}
+
+
+def test_misspelt_variables_are_named_with_what_was_meant() -> None:
+    environment = {
+        "PRESAGE_LOG_LEVLE": "debug",
+        "PRESAGE_LIMITS__SESSION": "4",
+        "PRESAGE_WARP_FACTOR_OF_THE_ENGINE_ROOM": "9",
+        "PRESAGE_HOST": "127.0.0.1",
+        "presage_models": "arm",
+        "PRESAGE_API_KEY": "a client's",
+        "PRESAGE_SERVICE_HOST": "10.0.0.1",
+        "PRESAGE_SERVICE_PORT_GRPC": "50051",
+        "PRESAGE_PORT": "tcp://10.0.0.1:50051",
+        "PRESAGE_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "OTHER": "x",
+    }
+    limits, level, strange = unknown_variables(environment)
+    assert limits == "PRESAGE_LIMITS__SESSION is not a setting; did you mean PRESAGE_LIMITS__SESSIONS?"
+    assert level == "PRESAGE_LOG_LEVLE is not a setting; did you mean PRESAGE_LOG_LEVEL?"
+    assert strange.startswith("PRESAGE_WARP_FACTOR_OF_THE_ENGINE_ROOM is not a setting")

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, planning_pb2, sessions_pb2
+from presage.values import PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import HOUSEKEEPING_S, Application, AppSettings
-from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
+from server.values.calls import GoalRequest, PlanRequest, SessionRequest
 from tests.server.conftest import SETTINGS, START_S
 from tests.server.engine.test_supervisor import ENDLESS, HERE, plan, started
 from tests.server.transport.grpc.test_service import goal, session

@@ -13,11 +13,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.user_error import UserError
 
 FRAMES_AT_ONCE = 32  # frames of an episode come in batches of at most so many: a long one never lies in memory whole
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A recording that cannot be read; the message names the file or the episode, and what is wrong with it."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from presage.v1 import planning_pb2
+from presage.values import Plan
 
 from server.errors import Reason, ServiceError, invalid
 from server.transport.gateway import Gateway, explain
@@ -149,28 +150,22 @@ class _Loop:
             self._told = 0  # it may be the plan that is not known any more
             await self._send(codec.encode_control_error(told, waiting.sequence))
             return
-        reply = planning_pb2.ControlPlan(plan=codec.encode_plan(plan), skipped_sequences=self._skipped)
+        reply = planning_pb2.ControlPlan(skipped_sequences=self._skipped)
+        codec.WRITER.fill(reply.plan, plan)
         self._skipped.clear()
         self._told = plan.observation_sequence
         await self._send(planning_pb2.ControlResponse(plan=reply))
 
-    async def _planned(self, waiting: _Waiting) -> calls.PlanReply:
+    async def _planned(self, waiting: _Waiting) -> Plan:
         started = time.monotonic()
-        message = waiting.message
-        sources = codec.observation_sources(message.observation, "observation")
-        frames = await images.decode(sources, self._gateway.limits.image_pixels)
-        message.observation.sequence = waiting.sequence
-        request = calls.PlanRequest(
-            codec.decode_observation(message.observation, frames),
-            session_id=self._start.session_id,
-            goal_id=waiting.goal_id,
-            planner=codec.decode_planner(self._start.planner),
-            seed=message.seed if message.HasField("seed") else None,
-            budget_ms=self._start.budget_ms if self._start.HasField("budget_ms") else None,
-            executed=message.executed,
-            committed=message.committed,
-            plan_sequence=waiting.plan_sequence,
-        )
+        waiting.message.observation.sequence = waiting.sequence
+        about = {
+            **codec.READER.fields(calls.PlanRequest, self._start),
+            "goal_id": waiting.goal_id,
+            "plan_sequence": waiting.plan_sequence,
+        }
+        asked = codec.READER.value(calls.PlanRequest, waiting.message, known=about)
+        request = await images.decoded(asked, self._gateway.limits.image_pixels)
         decode_ms = (time.monotonic() - started) * 1e3
         plan = await self._gateway.application.plan(request, self._deadline, waiting.received, decode_ms)
         self._gateway.telemetry.observe_plan(plan)

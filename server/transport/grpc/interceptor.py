@@ -81,6 +81,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     async def one(request: bytes, context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
+                call.arrived = time.monotonic()
                 _prepare(gateway, call, context)
                 _check_size(gateway, request)
                 return await behavior(parse(request), context)
@@ -115,6 +116,7 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     """Answers any call with `error`, without reading its request."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
+        call.peer = context.peer()
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
@@ -126,7 +128,7 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
 
 def _prepare(gateway: Gateway, call: Call, context: Context) -> None:
     context.set_trailing_metadata(_told(call))
-    call.deadline = deadline(context)
+    call.deadline, call.peer = deadline(context), context.peer()
     gateway.lifecycle.check()
 
 

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
+from presage.protocol.tensors import MAX_RANK
 
 from server.errors import Reason, ServiceError, invalid
 from server.values.calls import Array
-from server.values.tensors import MAX_RANK
 
 Value: TypeAlias = "Array | bytes | str | int | float | bool | list[Any] | None"
 

@@ -12,14 +12,16 @@ import json
 import time
 from collections.abc import Mapping
 
+from presage.values import Model, Plan
 from starlette.websockets import WebSocket
 
 from server.errors import Reason, ServiceError, invalid
+from server.service.validation import actions_of
 from server.transport.error_replies import to_problem
 from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
 from server.transport.openpi.codec import Value, pack, unpack
 from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
-from server.transport.rest.middleware import problem
+from server.transport.rest.middleware import peer_of, problem
 from server.values import calls
 
 PATHS = ("/", "/v1/openpi")
@@ -29,7 +31,8 @@ GOING_AWAY = 1001  # a WebSocket's closing code
 async def openpi(websocket: WebSocket) -> None:
     """One connection, from the handshake to the end."""
     gateway: Gateway = websocket.app.state.gateway
-    call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect")
+    peer = peer_of(websocket.scope)
+    call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect", peer=peer)
     try:
         with instrumented_call(gateway, "openpi", call, is_public=False):
             robot = await _admit(gateway, websocket)
@@ -60,7 +63,7 @@ async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
 class _Robot:
     """The other end of a connection, and its session."""
 
-    def __init__(self, gateway: Gateway, websocket: WebSocket, asked: Wishes, model: calls.ModelReply) -> None:
+    def __init__(self, gateway: Gateway, websocket: WebSocket, asked: Wishes, model: Model) -> None:
         self._gateway, self._websocket, self._asked, self._model = gateway, websocket, asked, model
         self._session_id, self._goal_id = "", asked.goal_id
         self._has_plan = False
@@ -78,21 +81,21 @@ class _Robot:
 
     def metadata(self) -> dict[str, object]:
         """What a robot is told on connecting."""
-        model = self._model
+        model, action = self._model, actions_of(self._model)
         return {
             "server": "presage",
             "server_version": self._gateway.server_version,
             "model": model.name,
             "weights_digest": model.weights_digest,
-            "image_height": model.image_height,
-            "image_width": model.image_width,
-            "cameras": model.cameras,
-            "crop_policy": model.crop_policy,
-            "action_names": list(model.action_names),
-            "action_units": list(model.action_units),
-            "action_low": list(model.action_low),
-            "action_high": list(model.action_high),
-            "rate_hz": model.rate_hz,
+            "image_height": model.image.height,
+            "image_width": model.image.width,
+            "cameras": model.image.cameras,
+            "crop_policy": model.image.crop_policy,
+            "action_names": list(action.names),
+            "action_units": list(action.units),
+            "action_low": list(action.low),
+            "action_high": list(action.high),
+            "rate_hz": action.rate_hz,
             "proprioception_names": list(model.proprioception_names),
             "executed": self._executed_each_time,
             "session_id": self._session_id,
@@ -166,7 +169,7 @@ class _Robot:
         self._has_plan = True
         return _reply(plan)
 
-    async def _planned(self, request: calls.PlanRequest, call: Call, decode_ms: float) -> calls.PlanReply:
+    async def _planned(self, request: calls.PlanRequest, call: Call, decode_ms: float) -> Plan:
         """The plan; where the robot was silent for longer than its session lived, the first one of a new session."""
         application = self._gateway.application
         try:
@@ -206,7 +209,7 @@ class _Robot:
         return self._model.execute if self._asked.executed is None else self._asked.executed
 
 
-def _reply(plan: calls.PlanReply) -> dict[str, object]:
+def _reply(plan: Plan) -> dict[str, object]:
     """Only the actions are an array: clients that hand out one action at a time take a row of every array."""
     timings = plan.timings
     return {

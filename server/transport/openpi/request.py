@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.values import Model
 from starlette.datastructures import QueryParams
 
 from server.errors import Reason, invalid
 from server.transport.openpi.codec import Value
-from server.values import calls, images
+from server.values import images
 from server.values.calls import Frame
-from server.values.images import EncodedImage
 
 PARAMETERS = {
     "model": "the model; the default one without",
@@ -64,14 +64,12 @@ def wishes(query: QueryParams) -> Wishes:
     )
 
 
-async def frames(
-    values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply, max_pixels: int
-) -> tuple[Frame, ...]:
+async def frames(values: Mapping[str, Value], asked: Wishes, model: Model, max_pixels: int) -> tuple[Frame, ...]:
     """One frame per camera: those the address names, else every image there is."""
     if not asked.cameras:
         found = {key: value for key, value in values.items() if key != "goal" and _is_image(value)}
-        if len(found) != model.cameras:
-            rule = f"must hold {model.cameras} for model {model.name}, or ?camera= must name them"
+        if len(found) != model.image.cameras:
+            rule = f"must hold {model.image.cameras} for model {model.name}, or ?camera= must name them"
             shown = ", ".join(found) or "none"
             raise invalid("images", rule, shown, Reason.INVALID_IMAGE)
         return await decoded(found, max_pixels)
@@ -86,7 +84,7 @@ async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, .
     ready: list[Frame] = []
     for key, value in found.items():
         if isinstance(value, bytes):
-            ready += await images.decode([(key, EncodedImage(value))], max_pixels)
+            ready += await images.decode([(key, value)], max_pixels)
         elif _is_image(value):
             pixels = np.asarray(value, np.uint8)
             ready.append(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
@@ -100,7 +98,7 @@ async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, .
     return tuple(ready)
 
 
-def proprioception(values: Mapping[str, Value], asked: Wishes, model: calls.ModelReply) -> NDArray[np.float32] | None:
+def proprioception(values: Mapping[str, Value], asked: Wishes, model: Model) -> NDArray[np.float32] | None:
     """What the model feels; robots send their state to models that use none, too."""
     if not model.proprioception_names:
         return None

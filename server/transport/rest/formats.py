@@ -6,12 +6,11 @@ The Accept header decides (RFC 9110, 12.5.1); what nothing here can satisfy gets
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import Request, Response
-from google.protobuf.message import Message
-from pydantic import BaseModel
 
 from server.values.calls import Array
 
@@ -48,15 +47,17 @@ def chosen(accept: str) -> Format:
     return found
 
 
-def answer(request: Request, reply: BaseModel, message: Message, array: Array) -> Response:
-    """The reply in the format that the request asks for."""
+def answer(
+    request: Request, *, as_json: Callable[[], bytes], as_protobuf: Callable[[], bytes], array: Array
+) -> Response:
+    """The reply in the format that the request asks for; the others are not made."""
     match chosen(request.headers.get("accept", "")):
         case "npy":
             content, media_type = _npy(array), NPY
         case "protobuf":
-            content, media_type = message.SerializeToString(), PROTOBUF
+            content, media_type = as_protobuf(), PROTOBUF
         case "json":
-            content, media_type = reply.model_dump_json().encode(), "application/json"
+            content, media_type = as_json(), "application/json"
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 

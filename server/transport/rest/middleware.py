@@ -6,6 +6,7 @@ Counts bodies as they arrive and renders every failure as problem details. What 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -60,6 +61,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def peer_of(scope: Scope) -> str:
+    """The caller's address and port, as the log tells them."""
+    client = scope.get("client")
+    return "" if client is None else f"{client[0]}:{client[1]}"
+
+
 class GatewayMiddleware:
     """Request id, keys, readiness, limits, metrics and errors of every request."""
 
@@ -72,7 +79,7 @@ class GatewayMiddleware:
             return
         headers = Headers(scope=scope)
         trace = tracing.begun(headers.get(tracing.HEADER))
-        call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace)
+        call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace, peer=peer_of(scope))
         scope[_CALL] = call
         has_started = False
 
@@ -88,7 +95,7 @@ class GatewayMiddleware:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
                 try:
                     self._admit(scope["path"], headers)
-                    limited = _limited(receive, self._max_body(scope["path"]), headers)
+                    limited = _limited(receive, self._max_body(scope["path"]), headers, call)
                     await self.app(scope, limited, reply)
                 finally:
                     route = scope.get("route")
@@ -109,8 +116,8 @@ class GatewayMiddleware:
         return limits.clip_bytes + FORM_BYTES if path in (CLIPS, CLASSIFICATIONS) else limits.message_bytes
 
 
-def _limited(receive: Receive, max_bytes: int, headers: Headers) -> Receive:
-    """`receive`, refusing a body as soon as it is announced or found to be too long."""
+def _limited(receive: Receive, max_bytes: int, headers: Headers, call: Call) -> Receive:
+    """`receive`, refusing a body as soon as it is announced or found to be too long, and noting when it is whole."""
     length = headers.get("content-length", "")
     announced = int(length) if length.isdecimal() and len(length) < 20 else 0
     received = 0
@@ -123,6 +130,8 @@ def _limited(receive: Receive, max_bytes: int, headers: Headers) -> Receive:
         received += len(message.get("body", b""))
         if received > max_bytes:
             raise _refused(max_bytes, received)
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            call.arrived = time.monotonic()
         return message
 
     return limited

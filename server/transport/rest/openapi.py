@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import Reason
 from server.transport.error_replies import PROBLEM_JSON
+from server.transport.rest.json_codec import Count, Name, Real
 from server.transport.rest.middleware import CLASSIFICATIONS, CLIPS
-from server.transport.rest.replies import ProblemReply
-from server.transport.rest.schemas import ClassifyForm, ClipForm, UploadForm
+from server.transport.rest.problems import ProblemReply
+from server.values.calls import ClassifyClipRequest, EmbeddingKind
 
 _TEMPLATE = "#/components/schemas/{model}"
+
+
+class UploadForm(BaseModel):
+    """What may stand beside a clip in every uploaded form."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: Name = ""
+    fps: Real | None = None
+    frames: Count | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(default=None, description="Of the file")
+
+
+class ClipForm(UploadForm):
+    """What may stand beside a clip to embed."""
+
+    kind: EmbeddingKind = "pooled"
+    goal_id: Name = ""
+
+
+class ClassifyForm(UploadForm):
+    """What may stand beside a clip to classify."""
+
+    top_k: Count = Field(default=ClassifyClipRequest.top_k, description="Classes to send back, the likeliest first")
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -1,25 +1,33 @@
-"""The REST routes: each route of /v1 translated to the application and back."""
+"""The REST transport: every call of the table of methods as a route of /v1, and the probes beside them."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message_factory import GetMessageClass
+from presage import values
+from presage.v1 import embeddings_pb2
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError, WithJsonSchema
+from pydantic_core import to_json
 
 from server.errors import Reason, ServiceError, invalid
-from server.transport.gateway import Gateway
-from server.transport.grpc import codec
+from server.transport.gateway import Gateway, call_in_progress
+from server.transport.grpc.codec import WRITER
+from server.transport.methods import METHODS, Arrival, Method
 from server.transport.openpi.endpoint import PATHS, openpi
-from server.transport.rest import replies, schemas
-from server.transport.rest import tensors as rest_tensors
+from server.transport.rest import json_codec
 from server.transport.rest.formats import ALSO, answer
+from server.transport.rest.json_codec import CONTRACT
 from server.transport.rest.middleware import (
     CLASSIFICATIONS,
     CLIPS,
@@ -28,12 +36,12 @@ from server.transport.rest.middleware import (
     cancel_on_disconnect,
     render_framework_errors,
 )
-from server.transport.rest.openapi import document
+from server.transport.rest.openapi import ClassifyForm, ClipForm, UploadForm, document
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
 from server.values import calls, images
 
-Form = TypeVar("Form", bound=schemas.UploadForm)
+Form = TypeVar("Form", bound=UploadForm)
 
 
 def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
@@ -80,7 +88,7 @@ async def _deadline(
     return None if x_timeout_ms is None else call_of(request).received + x_timeout_ms / 1e3
 
 
-TheDoor = Annotated[Gateway, Depends(_gateway)]
+TheGateway = Annotated[Gateway, Depends(_gateway)]
 Deadline = Annotated[float | None, Depends(_deadline)]
 Tensors = Annotated[TensorStyle, Query(description="How tensors in the answer are written")]
 
@@ -88,8 +96,8 @@ _probes = APIRouter()
 _routes = APIRouter(prefix="/v1")
 
 
-def _json(reply: BaseModel, status: int = 200) -> Response:
-    return Response(reply.model_dump_json(), status, media_type="application/json")
+def _json(reply: Any, status: int = 200) -> Response:
+    return Response(to_json(reply, inf_nan_mode="null"), status, media_type="application/json")
 
 
 # Probes
@@ -102,263 +110,122 @@ class Probe(BaseModel):
 @_probes.get("/livez", name="Live", response_model=Probe)
 async def live() -> Response:
     """The process answers."""
-    return _json(Probe(status="live"))
+    return _json({"status": "live"})
 
 
 @_probes.get("/readyz", name="Ready", response_model=Probe)
-async def ready(gateway: TheDoor) -> Response:
+async def ready(gateway: TheGateway) -> Response:
     """New work is welcome."""
     gateway.lifecycle.check()
     if not gateway.lifecycle.ready:
         raise ServiceError(Reason.ENGINE_LOST, "an engine is being restarted", retry_after_s=1.0)
-    return _json(Probe(status="ready"))
+    return _json({"status": "ready"})
 
 
 @_probes.get("/metrics", name="Metrics", response_class=Response)
-async def metrics(gateway: TheDoor) -> Response:
+async def metrics(gateway: TheGateway) -> Response:
     """Prometheus metrics."""
     return Response(gateway.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-# Models
+# The table of methods
 
 
-@_routes.get("/models", name="Models.List", response_model=replies.ModelsReply)
-async def list_models(gateway: TheDoor) -> Response:
-    """Every model, the default first."""
-    models = [
-        replies.encode_model(model, gateway.limits, gateway.server_version) for model in gateway.application.models()
-    ]
-    return _json(replies.ModelsReply(models=models))
+def _route(method: Method) -> None:
+    """Add a method's route: its body checked and read, its images decoded, its reply written as the caller likes it."""
+    verb, _, path = method.route.partition(" ")
+    placed = tuple(part.strip("{}") for part in re.findall(r"{\w+}", path))
+    asked_as, message = method.described.input_type, method.reply_message
+    body = json_codec.body_model(method.request, asked_as, placed) if verb == "POST" else None
+    has_body = body is not None and bool(body.model_fields)
+    answers = json_codec.reply_model(method.reply, message) if method.reply is not None else None
+    has_tensors = answers is not None and "TensorReply" in str(answers.model_json_schema())
+
+    async def endpoint(
+        request: Request,
+        gateway: Gateway,
+        deadline: float | None = None,
+        body: BaseModel | None = None,
+        tensors: TensorStyle = "base64",
+        **named: str,
+    ) -> Response:
+        arrived = call_in_progress().arrived
+        asked = method.request(**named) if body is None else json_codec.value(method.request, body, known=dict(named))
+        asked = await images.decoded(asked, gateway.limits.image_pixels)
+        at = Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3)
+        work = method.work(gateway, asked, at)
+        reply = await (cancel_on_disconnect(request, work) if has_body else work)
+        if reply is None:
+            return Response(status_code=method.status)
+        if method.array:
+            return _negotiated(request, reply, message, method.array, tensors)
+        return _json(json_codec.plain(reply, message, tensors), method.status)
+
+    parameters: dict[str, Any] = {"request": Request, "gateway": TheGateway, **dict.fromkeys(placed, str)}
+    if has_body:
+        parameters |= {"body": body, "deadline": Deadline}
+    if has_tensors:
+        parameters["tensors"] = Tensors
+    endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=kind,
+                default="base64" if name == "tensors" else inspect.Parameter.empty,
+            )
+            for name, kind in parameters.items()
+        ]
+    )  # fmt: skip
+    endpoint.__doc__ = CONTRACT[method.described.full_name]
+    _routes.add_api_route(
+        path, endpoint, methods=[verb], name=method.rpc, status_code=method.status, response_model=answers,
+        responses=ALSO if method.array else None,
+    )  # fmt: skip
 
 
-@_routes.get("/models/{name}", name="Models.Get", response_model=replies.ModelReply)
-async def get_model(name: str, gateway: TheDoor) -> Response:
-    """One model: what to send it, what it answers in, how it was made and what it scored."""
-    return _json(replies.encode_model(gateway.application.model(name), gateway.limits, gateway.server_version))
-
-
-# Goals
-
-
-@_routes.post("/goals", name="Goals.Create", status_code=201, response_model=replies.GoalReply)
-async def create_goal(body: schemas.GoalBody, request: Request, gateway: TheDoor, deadline: Deadline) -> Response:
-    """Embeds a goal and returns its id. The same goal again costs a hash."""
-    if (body.image is None) == (body.latent is None):
-        raise invalid("source", "must have image or latent set", "neither" if body.image is None else "both")
-    image, latent = None, None
-    if body.image is not None:
-        source = schemas.image_source(body.image, "image")
-        (image,) = await images.decode([("image", source)], gateway.limits.image_pixels)
-    else:
-        latent = rest_tensors.decode_tensor(body.latent or [], "latent")
-    measured = None
-    if body.proprioception is not None:
-        measured = rest_tensors.decode_tensor(body.proprioception, "proprioception")
-    work = gateway.application.create_goal(calls.GoalRequest(body.model, image, latent, measured), deadline)
-    return _json(replies.encode_goal(await cancel_on_disconnect(request, work)), 201)
-
-
-@_routes.get("/goals/{goal_id}", name="Goals.Get", response_model=replies.GoalReply)
-async def get_goal(goal_id: str, gateway: TheDoor) -> Response:
-    """Describes a goal, if it is still cached."""
-    return _json(replies.encode_goal(await gateway.application.get_goal(goal_id)))
-
-
-@_routes.delete("/goals/{goal_id}", name="Goals.Delete", status_code=204)
-async def delete_goal(goal_id: str, gateway: TheDoor) -> Response:
-    """Forgets a goal."""
-    await gateway.application.delete_goal(goal_id)
-    return Response(status_code=204)
-
-
-# Sessions
-
-
-@_routes.post("/sessions", name="Sessions.Create", status_code=201, response_model=replies.SessionReply)
-async def create_session(body: schemas.SessionBody, gateway: TheDoor) -> Response:
-    """Opens a session."""
-    return _json(replies.encode_session(await gateway.application.create_session(body.decoded())), 201)
-
-
-@_routes.post("/sessions/{session_id}:reset", name="Sessions.Reset", response_model=replies.SessionReply)
-async def reset_session(session_id: str, gateway: TheDoor) -> Response:
-    """Forgets history and warm start, keeps model and goal."""
-    return _json(replies.encode_session(await gateway.application.reset_session(session_id)))
-
-
-@_routes.get("/sessions/{session_id}", name="Sessions.Get", response_model=replies.SessionReply)
-async def get_session(session_id: str, gateway: TheDoor) -> Response:
-    """Describes a session."""
-    return _json(replies.encode_session(await gateway.application.get_session(session_id)))
-
-
-@_routes.delete("/sessions/{session_id}", name="Sessions.Delete", status_code=204)
-async def delete_session(session_id: str, gateway: TheDoor) -> Response:
-    """Closes a session."""
-    await gateway.application.delete_session(session_id)
-    return Response(status_code=204)
-
-
-@_routes.post("/sessions/{session_id}:calibrate", name="Sessions.Calibrate", response_model=replies.SessionReply)
-async def calibrate(
-    session_id: str, body: schemas.CalibrateBody, request: Request, gateway: TheDoor, deadline: Deadline
-) -> Response:
-    """Learns from a few exploratory moves how the camera is turned against the robot."""
-    seen = [
-        (f"moves[{index}].{part}", each)
-        for index, move in enumerate(body.moves)
-        for part, each in (("before", move.before), ("after", move.after))
-    ]
-    observations = await _seen(seen, gateway)
-    actions = [rest_tensors.decode_tensor(move.action, f"moves[{at}].action") for at, move in enumerate(body.moves)]
-    moves = map(calls.CalibrationMove, observations[::2], actions, observations[1::2])
-    asked = calls.CalibrateRequest(session_id, tuple(moves))
-    return _json(
-        replies.encode_session(await cancel_on_disconnect(request, gateway.application.calibrate(asked, deadline)))
+def _negotiated(request: Request, reply: object, message: Descriptor, array: str, tensors: TensorStyle) -> Response:
+    """The reply in the format that the Accept header asks for; only that one is made."""
+    return answer(
+        request,
+        as_json=lambda: to_json(json_codec.plain(reply, message, tensors), inf_nan_mode="null"),
+        as_protobuf=lambda: WRITER.message(GetMessageClass(message), reply).SerializeToString(),
+        array=getattr(reply, array),
     )
 
 
-# Planning
+for _method in METHODS:
+    _route(_method)
 
 
-@_routes.post("/plans", name="Planning.Plan", response_model=replies.PlanReply)
-async def plan(
-    body: schemas.PlanBody, request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
-) -> Response:
-    """Plans once from an observation toward a goal, by the deadline."""
-    started = time.monotonic()
-    asked = body.decoded(await _observation(body.observation, gateway))
-    decode_ms = (time.monotonic() - started) * 1e3
-    made = await cancel_on_disconnect(
-        request, gateway.application.plan(asked, deadline, call_of(request).received, decode_ms)
-    )
-    gateway.telemetry.observe_plan(made)
-    return _json(replies.encode_plan(made, tensors))
-
-
-@_routes.post("/rollouts", name="Planning.Rollout", response_model=replies.RolloutReply, responses=ALSO)
-async def rollout(
-    body: schemas.RolloutBody, request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
-) -> Response:
-    """Predicts the latents that given actions lead to."""
-    asked = calls.RolloutRequest(
-        await _observation(body.observation, gateway),
-        rest_tensors.decode_tensor(body.actions, "actions"),
-        session_id=body.session_id,
-        model=body.model,
-        goal_id=body.goal_id,
-    )
-    reply = await cancel_on_disconnect(request, gateway.application.rollout(asked, deadline))
-    told = replies.encode_rollout(reply, tensors)
-    return answer(request, told, codec.encode_rollout(reply), reply.latents)
-
-
-@_routes.post("/scores", name="Planning.Score", response_model=replies.ScoreReply)
-async def score(
-    body: schemas.ScoreBody, request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
-) -> Response:
-    """Costs given candidates without searching."""
-    asked = calls.ScoreRequest(
-        await _observation(body.observation, gateway),
-        rest_tensors.decode_tensor(body.candidates, "candidates"),
-        session_id=body.session_id,
-        model=body.model,
-        goal_id=body.goal_id,
-    )
-    reply = await cancel_on_disconnect(request, gateway.application.score(asked, deadline))
-    return _json(replies.encode_score(reply, tensors))
-
-
-@_routes.post("/distances", name="Planning.Distance", response_model=replies.DistanceReply)
-async def distance(body: schemas.DistanceBody, request: Request, gateway: TheDoor, deadline: Deadline) -> Response:
-    """Measures how far images are from a goal."""
-    frames = await images.decode(schemas.image_sources(body.images, "images"), gateway.limits.image_pixels)
-    asked = calls.DistanceRequest(frames, body.session_id, body.model, body.goal_id)
-    reply = await cancel_on_disconnect(request, gateway.application.distance(asked, deadline))
-    return _json(replies.DistanceReply(distances=list(reply.distances)))
-
-
-@_routes.post("/surprises", name="Planning.Surprise", response_model=replies.SurpriseReply)
-async def surprise(body: schemas.SurpriseBody, request: Request, gateway: TheDoor, deadline: Deadline) -> Response:
-    """Measures how far what happened is from what the model predicted."""
-    observations = await _seen([(f"observations[{at}]", each) for at, each in enumerate(body.observations)], gateway)
-    actions = rest_tensors.decode_tensor(body.actions, "actions")
-    asked = calls.SurpriseRequest(tuple(observations), actions, body.session_id, body.model)
-    return _json(
-        replies.encode_surprise(await cancel_on_disconnect(request, gateway.application.surprise(asked, deadline)))
-    )
-
-
-@_routes.post("/landscapes", name="Planning.Landscape", response_model=replies.LandscapeReply)
-async def landscape(
-    body: schemas.LandscapeBody, request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
-) -> Response:
-    """Costs a grid of actions around rest: what the search sees from where the robot stands."""
-    asked = body.decoded(await _observation(body.observation, gateway))
-    reply = await cancel_on_disconnect(request, gateway.application.landscape(asked, deadline))
-    return _json(replies.encode_landscape(reply, tensors))
-
-
-async def _observation(body: schemas.ObservationBody, gateway: Gateway) -> calls.Observation:
-    (observation,) = await _seen([("observation", body)], gateway)
-    return observation
-
-
-async def _seen(named: Sequence[tuple[str, schemas.ObservationBody]], gateway: Gateway) -> list[calls.Observation]:
-    """Observations by the name of their field, with their images decoded; one pixel limit holds for all of them."""
-    sources = [schemas.observation_sources(each, name) for name, each in named]
-    decoded = await images.decode_groups(sources, gateway.limits.image_pixels)
-    return [schemas.decode_observation(each, frames, name) for (name, each), frames in zip(named, decoded, strict=True)]
-
-
-# Embeddings
-
-
-@_routes.post(
-    "/embeddings/images",
-    name="Embeddings.EmbedImages",
-    response_model=replies.EmbeddingReply,
-    responses=ALSO,
-)
-async def embed_images(
-    body: schemas.EmbedImagesBody, request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64"
-) -> Response:
-    """Embeds images one by one."""
-    sources = schemas.image_sources(body.images, "images")
-    frames = await images.decode(sources, gateway.limits.image_pixels)
-    asked = calls.EmbedImagesRequest(frames, body.model, body.kind, body.goal_id)
-    reply = await cancel_on_disconnect(request, gateway.application.embed_images(asked, deadline))
-    told = replies.encode_images_embedding(reply, tensors)
-    return answer(request, told, codec.encode_images_embedding(reply), reply.embedding)
+# Clips
 
 
 @_routes.post(
     CLIPS.removeprefix("/v1"),
     name="Embeddings.EmbedClip",
-    response_model=replies.ClipEmbeddingReply,
+    response_model=json_codec.reply_model(values.ClipEmbedding, embeddings_pb2.EmbedClipResponse.DESCRIPTOR),
     responses=ALSO,
 )
-async def embed_clip(request: Request, gateway: TheDoor, deadline: Deadline, tensors: Tensors = "base64") -> Response:
+async def embed_clip(
+    request: Request, gateway: TheGateway, deadline: Deadline, tensors: Tensors = "base64"
+) -> Response:
     """Embeds a video file."""
-    async with _uploaded(request, gateway, schemas.ClipForm) as (form, path, sampling):
+    async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
         asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
-        told = replies.encode_clip_embedding(reply, tensors)
-        return answer(request, told, codec.encode_clip_embedding(reply), reply.embedding)
+        return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
 
 
 @_routes.post(
     CLASSIFICATIONS.removeprefix("/v1"),
     name="Embeddings.ClassifyClip",
-    response_model=replies.ClassificationReply,
+    response_model=json_codec.reply_model(values.ClipClasses, embeddings_pb2.ClassifyClipResponse.DESCRIPTOR),
 )
-async def classify_clip(request: Request, gateway: TheDoor, deadline: Deadline) -> replies.ClassificationReply:
+async def classify_clip(request: Request, gateway: TheGateway, deadline: Deadline) -> Response:
     """Names what a video file shows."""
-    async with _uploaded(request, gateway, schemas.ClassifyForm) as (form, path, sampling):
+    async with _uploaded(request, gateway, ClassifyForm) as (form, path, sampling):
         asked = calls.ClassifyClipRequest(path, form.model, sampling, form.top_k)
         reply = await cancel_on_disconnect(request, gateway.application.classify_clip(asked, deadline))
-        return replies.encode_classes(reply)
+        return _json(json_codec.plain(reply, embeddings_pb2.ClassifyClipResponse.DESCRIPTOR, "base64"))
 
 
 @asynccontextmanager
@@ -369,8 +236,7 @@ async def _uploaded(
     async with gateway.uploads.spool("clip") as spool:
         content_type = request.headers.get("content-type", "")
         body = gateway.uploads.steady(request.stream(), "body")
-        texts = await receive_form(body, content_type, "clip", spool)
-        form = _clip_form(texts, kind)
+        form = _clip_form(await receive_form(body, content_type, "clip", spool), kind)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
         yield form, path, calls.FrameSampling(form.fps, form.frames)

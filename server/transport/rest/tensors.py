@@ -1,6 +1,6 @@
 """Arrays in JSON, both ways: base64 with type and shape, or nested lists of numbers.
 
-What the bytes claim is checked in `tensors`, as for gRPC.
+What the bytes claim is checked as for gRPC, in presage.protocol.tensors.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.protocol.tensors import DTYPE_NAMES, DTYPES, MAX_RANK, array, floats
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 
-from server.errors import Reason, invalid
+from server.errors import Reason, invalid, refuse
 from server.values.calls import Array
-from server.values.tensors import DTYPES, MAX_RANK, ElementType, array, floats
 
 Strict = ConfigDict(extra="forbid", strict=True)
 Base64 = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 TensorStyle = Literal["base64", "lists"]
+ElementType = Literal["uint8", "int32", "int64", "float16", "float32", "float64"]
 
 
 class TensorBody(BaseModel):
@@ -53,19 +54,19 @@ class TensorReply(BaseModel):
     data: str | list[Any]
 
 
-def encode_tensor(values: Array, style: TensorStyle) -> TensorReply:
-    dtype = next(name for name, kind in DTYPES.items() if kind == values.dtype)
-    shape = list(values.shape)
+def encode_tensor(values: Array, style: TensorStyle) -> dict[str, Any]:
+    """An array as `TensorReply` describes it."""
+    dtype, shape = DTYPE_NAMES[values.dtype], list(values.shape)
     if style == "lists":
-        return TensorReply(dtype=dtype, shape=shape, data=values.tolist())
+        return {"dtype": dtype, "shape": shape, "data": values.tolist()}
     content = np.ascontiguousarray(values, DTYPES[dtype]).tobytes()
-    return TensorReply(dtype=dtype, shape=shape, data=base64.b64encode(content).decode())
+    return {"dtype": dtype, "shape": shape, "data": base64.b64encode(content).decode()}
 
 
 def decode_tensor(body: TensorBody | list[JsonValue], field: str) -> NDArray[np.float32]:
     if isinstance(body, TensorBody):
         content = decode_bytes(body.data, f"{field}.data", Reason.INVALID_TENSOR)
-        return floats(array(body.dtype, body.shape, content, field), field)
+        return floats(array(body.dtype, body.shape, content, field, refuse), field, refuse)
     shape = _shape(body, field)
     flat = _flatten(body, shape, field)
     with np.errstate(over="ignore"):

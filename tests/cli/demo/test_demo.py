@@ -22,7 +22,7 @@ from cli.demo.robot_process import run_robot
 from cli.demo.transport import ModelFacts
 from cli.exit_codes import CommandError
 from cli.private_service import private_service
-from model.registry import built_in
+from model.built_in import built_in
 from model.video.decode import decode
 from simulation.tasks import make
 from tests.cli.demo.test_report import KEYS

@@ -9,10 +9,10 @@ import pytest
 
 from cli.train.config import read_config
 from cli.train.training_data import as_training_episodes
+from model.built_in import BUILT_IN
 from model.compact.world_model import network_settings
 from model.compact.world_model import read_config as read_network
 from model.package import read_package
-from model.registry import BUILT_IN
 from simulation.episodes import collect
 from tests.support.paths import ROOT
 from training.compact.recipe import package_config

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.values import ActionSpec, ImageSpec, Model, Plan, PlannerSettings
 
 from server.engine.messages import (
     Cancel,
@@ -31,7 +32,6 @@ from server.engine.messages import (
 )
 from server.engine.serialization import WireError, pack, unpack
 from server.errors import Reason
-from server.values.calls import ModelReply, PlannerSettings
 
 FRAME = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 LATENT = np.array([1.5, -0.1, np.nan, np.inf], np.float32)
@@ -46,25 +46,31 @@ JOB = PlanJob(
     deadline=123456.789012345,
 )
 DONE = PlanDone(
-    actions=np.full((25, 2), 0.1, np.float32),
-    step_costs=(0.1, 1e-300, 2 / 3),
-    cost=0.1 + 0.2,
-    goal_distance=math.inf,
-    iteration_costs=(),
-    elite_spread=(0.5,),
-    iterations=8,
-    stop_reason="iterations",
-    warm_started=True,
+    Plan(
+        actions=np.full((25, 2), 0.1, np.float32),
+        step_costs=(0.1, 1e-300, 2 / 3),
+        cost=0.1 + 0.2,
+        goal_distance=math.inf,
+        iteration_costs=(),
+        elite_spread=(0.5,),
+        iterations_done=8,
+        stop_reason="iterations",
+        seed=2**64 - 1,
+        warm_started=True,
+        warnings=("odd", "odder"),
+    ),
     goal_reached=False,
-    warnings=("odd", "odder"),
     latent=LATENT,
     began=1.0,
     encoded=2.0,
     ended=3.0,
 )
-MODEL = ModelReply(
-    *("arm", "compact", "0" * 64, 64, 64, "exact", 1, (128,), (), ("a", "b"), ("rad/s", "rad/s"), (-1.5, -1.5)),
-    *((1.5, 1.5), 10.0, 5, PlannerSettings(200, 8, 20, 5, "cem", ("shoulder",)), "# card"),
+MODEL = Model(
+    *("arm", "compact", "0" * 64, ImageSpec(64, 64, "exact", 1)),
+    ActionSpec(("a", "b"), ("rad/s", "rad/s"), (-1.5, -1.5), (1.5, 1.5), 10.0, 5),
+    (128,),
+    planner=PlannerSettings(200, 8, 20, 5, "cem", ("shoulder",)),
+    card="# card",
 )
 
 

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from presage.values import Plan, PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application, AppSettings
-from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest
+from server.values.calls import GoalRequest, Observation, PlanRequest
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.paths import ROOT
 from tests.support.server.linear import SLOW_S, frame
@@ -37,7 +38,7 @@ async def started(settings: AppSettings) -> AsyncIterator[Application]:
         await application.stop(shutdown_grace_s=0.0)
 
 
-async def plan(application: Application, request: PlanRequest) -> PlanReply:
+async def plan(application: Application, request: PlanRequest) -> Plan:
     return await application.plan(request, None, time.monotonic())
 
 
@@ -151,7 +152,7 @@ def test_no_engine_outlives_its_front(end: str, tmp_path: Path) -> None:
     program = tmp_path / "front.py"
     program.write_text(FRONT.format(end=end))
     root = ROOT
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'clients/python/src'}"}
     with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, cwd=root, env=environment) as front:
         assert front.stdout is not None
         pid = next(int(line) for line in front.stdout if line.strip().isdigit())  # the log comes the same way

@@ -57,7 +57,7 @@ def test_a_record_tells_no_session_and_shows_no_picture_unless_wanted(found: Pla
 @pytest.mark.parametrize(
     "change",
     [
-        lambda record: record.update(version=2),
+        lambda record: record.update(version=1),
         lambda record: record.pop("job"),
         lambda record: record["job"]["message"].update({"#": "Popen"}),
         lambda record: record["job"]["arrays"].pop(),

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.values import ImageSpec, PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.values.calls import GoalRequest, PlannerSettings, PlanRequest, SessionRequest
+from server.values.calls import GoalRequest, PlanRequest, SessionRequest
 from tests.support.server.linear import ACTION, SIDE, frame, latent
 from tests.support.server.requests import HERE, goal_at, plan, refused
 
@@ -21,12 +22,13 @@ async def test_models_say_what_they_need_and_the_default_comes_first(application
     assert names == ["linear", "slow", "nan", "embedder", "historian", "table", "tiny"]
     model = application.model("")
     assert model == application.models()[0]
-    assert (model.image_height, model.image_width, model.crop_policy, model.cameras) == (SIDE, SIDE, "exact", 1)
-    assert (model.action_names, model.action_low, model.action_high) == (ACTION.names, ACTION.low, ACTION.high)
-    assert (model.rate_hz, model.block, model.latent_shape) == (10.0, 2, (2,))
+    assert model.image == ImageSpec(SIDE, SIDE, "exact", 1)
+    assert model.action is not None
+    assert (model.action.names, model.action.low, model.action.high) == (ACTION.names, ACTION.low, ACTION.high)
+    assert (model.action.rate_hz, model.action.block, model.latent_shape) == (10.0, 2, (2,))
     assert model.planner == PlannerSettings(64, 6, 8, 3, "cem", discount=1.0)
     assert model.execute == 5
-    assert application.model("embedder").action_names == ()
+    assert application.model("embedder").action is None
     assert application.model("tiny").card.startswith("# tiny")
     with pytest.raises(ServiceError) as caught:
         application.model("nobody")

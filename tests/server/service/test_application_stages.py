@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.values import Plan
 
 from server.errors import Reason
 from server.service.application import Application
 from server.service.stages import MOST_STAGES
-from server.values.calls import DistanceRequest, GoalStage, Observation, PlanReply, PlanRequest, SessionRequest
+from server.values.calls import DistanceRequest, GoalStage, Observation, PlanRequest, SessionRequest
 from tests.support.server.linear import frame, latent
 from tests.support.server.requests import QUICK, goal_at, plan, refused
 
@@ -21,7 +22,7 @@ async def staged(application: Application, *stages: GoalStage) -> str:
     return (await application.create_session(SessionRequest(stages=stages, seed=1))).session_id
 
 
-async def at(application: Application, session: str, right: float, executed: int = 0, **more: object) -> PlanReply:
+async def at(application: Application, session: str, right: float, executed: int = 0, **more: object) -> Plan:
     request = PlanRequest(Observation((frame(right, 0.4),)), session, executed=executed, planner=QUICK)
     return await plan(application, replace(request, **more))  # type: ignore[arg-type]
 

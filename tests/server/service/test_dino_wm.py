@@ -36,7 +36,7 @@ from server.worker.replay import _planned as planned
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.model.dino_files import TINY, files
 from tests.support.server.requests import refused
-from tests.support.server.transports import json_image, open_service, proto_image
+from tests.support.server.transports import json_image, open_service, proto_image, proto_tensor
 
 RNG = np.random.default_rng(0)
 SEEN: Frame = RNG.integers(0, 256, (28, 28, 3), dtype=np.uint8)
@@ -148,9 +148,9 @@ async def test_what_a_goal_cannot_say_is_refused(application: Application, measu
 async def test_a_goal_is_made_alike_by_both_transports(application: Application) -> None:
     wanted = [300.0, 200.0, 0.0, 0.0]
     async with open_service(application) as service:
-        over_grpc = await service.goals.Create(
-            goals_pb2.GoalsCreateRequest(image=proto_image(GOAL), proprioception=wanted)
-        )
+        measured = proto_tensor(np.array(wanted, np.float32))
+        asked = goals_pb2.GoalsCreateRequest(image=proto_image(GOAL), proprioception=measured)
+        over_grpc = await service.goals.Create(asked)
         body = {"image": json_image(GOAL), "proprioception": wanted}
         reply = await service.rest.post("/v1/goals", json=body)
         assert reply.json()["goal_id"] == over_grpc.goal.goal_id
@@ -187,10 +187,10 @@ def test_a_recorded_plan_toward_such_a_goal_is_made_again_without_its_picture(mo
     aim = model.goal(latents[1], torch.tensor([300.0, 200.0, 0.0, 0.0])).numpy()
     size = SearchSize(samples=16, iterations=3, elites=4, horizon=2, optimizer="jepa_wms")
     job = PlanJob("tiny", Start((SEEN,), proprioception=MEASURED[None]), aim, size, seed=5)
-    recorded = cast(PlanDone, SimpleNamespace(iterations=3, latent=latents[0].numpy()))
+    recorded = cast(PlanDone, SimpleNamespace(plan=SimpleNamespace(iterations_done=3), latent=latents[0].numpy()))
     first = planned(job, recorded, model)
     again = planned(replace(job, start=replace(job.start, frames=())), recorded, model)
     assert isinstance(first, PlanDone)
     assert isinstance(again, PlanDone)
-    np.testing.assert_allclose(again.actions, first.actions, atol=1e-6)
-    assert again.cost == pytest.approx(first.cost, rel=1e-6)
+    np.testing.assert_allclose(again.plan.actions, first.plan.actions, atol=1e-6)
+    assert again.plan.cost == pytest.approx(first.plan.cost, rel=1e-6)

@@ -103,7 +103,7 @@ async def test_both_doors_and_the_client_say_the_same(service: Service) -> None:
     rest = (await service.rest.post("/v1/landscapes?tensors=lists", json=body)).json()
     np.testing.assert_allclose(rest["costs"]["data"], direct.costs)
     assert base64.b64decode(rest["plot"]) == direct.plot
-    assert rest["best_action"] == direct.best_action.tolist()
+    assert rest["best_action"]["data"] == direct.best_action.tolist()
     async with presage.AsyncClient(service.addresses.grpc) as client:
         told = await client.landscape(SEEN, request.goal_id, plot=True)
     np.testing.assert_array_equal(told.values, direct.values)

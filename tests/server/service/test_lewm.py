@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import presage
 import pytest
 import pytest_asyncio
+from presage.values import PlannerSettings
 
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.families import ImportOptions, import_weights
@@ -21,7 +23,6 @@ from server.values.calls import (
     Frame,
     GoalRequest,
     Observation,
-    PlannerSettings,
     PlanRequest,
     ScoreRequest,
     SessionRequest,
@@ -29,6 +30,7 @@ from server.values.calls import (
 )
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.model.lewm import write_folder
+from tests.support.server.transports import json_image, open_service
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -65,6 +67,7 @@ async def test_a_plan_names_its_search_and_keeps_the_bounds(application: Applica
     assert plan.actions.shape == (2 * BLOCK, 2)
     assert (np.abs(plan.actions) <= 1).all()
     assert (plan.provenance.planner.optimizer, plan.provenance.crop_policy) == ("lewm", "short_side")
+    assert plan.provenance.unbounded_search
     assert plan.step_costs[0] == 0
     assert plan.warnings == ()
 
@@ -110,8 +113,9 @@ async def test_between_whole_steps_a_session_looks_back_on_nothing(application: 
 async def test_scores_take_the_past_too(application: Application) -> None:
     (goal, _) = await goals(application)
     candidates = RNG.uniform(-1, 1, (3, BLOCK, 2)).astype(np.float32)
-    past = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=np.ones((BLOCK, 2), np.float32))
-    other = replace(past, past_actions=-past.past_actions)
+    forward = np.ones((BLOCK, 2), np.float32)
+    past = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=forward)
+    other = replace(past, past_actions=-forward)
     costs = [
         (await application.score(ScoreRequest(seen, candidates, goal_id=goal), None)).costs for seen in (past, other)
     ]
@@ -169,6 +173,7 @@ async def test_a_request_names_its_distance_and_its_rates(application: Applicati
     every = replace(QUICK, optimizer="icem", sample_decay=1.0)
     plan = await application.plan(replace(asked, planner=every), None, time.monotonic())
     assert plan.provenance.planner.sample_decay == 1.0
+    assert not plan.provenance.unbounded_search
 
 
 @pytest.mark.parametrize(
@@ -189,3 +194,30 @@ async def test_settings_that_cannot_be_are_refused(
     with pytest.raises(ServiceError) as raised:
         await application.plan(asked, None, time.monotonic())
     assert raised.value.field == f"planner.{field}"
+
+
+async def test_clients_say_what_was_over_either_transport(application: Application) -> None:
+    (goal, _) = await goals(application)
+    executed = np.full((BLOCK, 2), 0.5, np.float32)
+    seen = Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=executed)
+    wanted = await actions_of(application, PlanRequest(seen, goal_id=goal, planner=QUICK, seed=1))
+    async with open_service(application) as service:
+        asked = presage.Observation((FRAMES[1],), past_images=(FRAMES[0],), past_actions=executed)
+        async with presage.AsyncClient(service.addresses.grpc) as client:
+            plan = await client.plan(asked, goal, settings=QUICK, seed=1)
+        body = {
+            "observation": {
+                "images": [json_image(FRAMES[1])],
+                "past_images": [json_image(FRAMES[0])],
+                "past_actions": executed.tolist(),
+            },
+            "goal_id": goal,
+            "planner": {"samples": 16, "iterations": 3, "elites": 4, "horizon": 2},
+            "seed": 1,
+        }
+        reply = await service.rest.post("/v1/plans?tensors=lists", json=body)
+    assert reply.status_code == 200, reply.text
+    assert plan.provenance.unbounded_search
+    assert reply.json()["provenance"]["unbounded_search"] is True
+    np.testing.assert_allclose(plan.actions, wanted, atol=1e-6)
+    np.testing.assert_allclose(reply.json()["actions"], wanted, atol=1e-6)

@@ -7,19 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.values import Plan, PlannerSettings
 
 from planner import registry
 from server.service.application import Application
-from server.values.calls import (
-    LEAST_DISCOUNT,
-    MOST_DISCOUNT,
-    OPTIMIZERS,
-    GoalRequest,
-    Observation,
-    PlannerSettings,
-    PlanReply,
-    PlanRequest,
-)
+from server.values.calls import LEAST_DISCOUNT, MOST_DISCOUNT, OPTIMIZERS, GoalRequest, Observation, PlanRequest
 from tests.support.server.linear import frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -27,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 HERE = Observation((frame(0.2, 0.4),))
 
 
-async def plan(application: Application, settings: PlannerSettings, model: str = "", seed: int = 1) -> PlanReply:
+async def plan(application: Application, settings: PlannerSettings, model: str = "", seed: int = 1) -> Plan:
     goal = await application.create_goal(GoalRequest(model, latent=latent(0.5, 0.3) if not model else None))
     request = PlanRequest(HERE, goal_id=goal.goal_id, planner=settings, seed=seed, model=model)
     return await application.plan(request, None, time.monotonic())

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from presage.values import PlannerSettings
 
 from model import registry
 from planner.optimizers.cem import CEM
 from planner.types import Problem
 from server.errors import Reason
 from server.service.application import Application
-from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanRequest, RolloutRequest, ScoreRequest
+from server.values.calls import GoalRequest, Observation, PlanRequest, RolloutRequest, ScoreRequest
 from server.worker.model_adapter import action_space
 from tests.support.server.linear import ACTION, frame, latent
 from tests.support.server.requests import HERE, QUICK, goal_at, plan, refused, session_toward

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from presage.values import Plan, PlannerSettings, Provenance, Timings
 
 from server.engine.messages import Floats
 from server.errors import Reason, ServiceError
 from server.service.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, EncodedObservation, PlanProgress, Session
 from server.service.stages import Stages
-from server.values.calls import GoalStage, PlannerSettings, PlanReply, Provenance, Timings
+from server.values.calls import GoalStage
 
 BLOCK = 2
 
@@ -44,11 +45,11 @@ def planned(at: Session, sequence: int = 0, executed: int = 0, goal_id: str = "g
     return turn.sequence
 
 
-def reply(epoch: int = 0) -> PlanReply:
+def reply(epoch: int = 0) -> Plan:
     actions = np.zeros((1, 1), np.float32)
     provenance = Provenance("linear", "0", "exact", "goal", PlannerSettings(), "cpu", "float32", "")
-    return PlanReply(
-        actions, (0.0,), 0.0, 0.0, (), (), 0, "deadline", 0, False, False, 1, None, epoch, Timings(), provenance
+    return Plan(
+        actions, 0.0, (0.0,), 0.0, (), (), 0, "deadline", 0, False, False, 1, None, epoch, Timings(), provenance
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from presage.values import PlannerSettings
 
 from model.checkpoints.importer import import_checkpoint
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.values.calls import Frame, GoalRequest, LandscapeRequest, Observation, PlannerSettings, PlanRequest
+from server.values.calls import Frame, GoalRequest, LandscapeRequest, Observation, PlanRequest
 from tests.model.vjepa2.test_world_model import write_checkpoint
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.model.tiny_vjepa2 import published

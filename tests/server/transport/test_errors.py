@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 import structlog
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
+from presage.values import SessionStatus
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application, AppSettings
 from server.transport.error_replies import to_problem, to_status
-from server.values.calls import SessionReply
 from tests.server.conftest import SETTINGS, START_S
 from tests.support.server import linear
 from tests.support.server.transports import (
@@ -83,7 +83,7 @@ class Refusing(Application):
     def ready(self) -> bool:
         return True
 
-    async def get_session(self, session_id: str) -> SessionReply:
+    async def get_session(self, session_id: str) -> SessionStatus:
         if session_id == "UNFORESEEN":
             raise ZeroDivisionError("the secret is s3cret in /etc/passwd")
         raise ServiceError(

@@ -9,19 +9,20 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from presage.protocol.pixels import rgb
 
-from server.errors import Reason, ServiceError
+from server.errors import Reason, ServiceError, refuse
 from server.values.calls import Frame
-from server.values.images import EncodedImage, ImageSource, RawImage, decode
+from server.values.images import ImageSource, decode
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 CAP = 4096 * 4096
 
 
-def encoded(image: Image.Image, container: str, **options: object) -> EncodedImage:
+def encoded(image: Image.Image, container: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, container, **options)  # type: ignore[arg-type]
-    return EncodedImage(buffer.getvalue())
+    return buffer.getvalue()
 
 
 async def frame(source: ImageSource, cap: int = CAP) -> Frame:
@@ -35,7 +36,7 @@ async def refusal(source: ImageSource, cap: int = CAP) -> ServiceError:
     return caught.value
 
 
-def png_claiming(width: int, height: int) -> EncodedImage:
+def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header says a size that its content does not have."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -43,7 +44,7 @@ def png_claiming(width: int, height: int) -> EncodedImage:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     ends = chunk(b"IDAT", zlib.compress(b"\0" * 16)) + chunk(b"IEND", b"")
-    return EncodedImage(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + ends)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + ends
 
 
 @pytest.mark.parametrize("container", ["PNG", "WEBP"])
@@ -54,7 +55,7 @@ async def test_lossless_files_come_out_exactly(container: str) -> None:
 
 async def test_a_jpeg_comes_out_as_pillow_reads_it() -> None:
     source = encoded(Image.fromarray(PIXELS), "JPEG", quality=90)
-    np.testing.assert_array_equal(await frame(source), np.asarray(Image.open(io.BytesIO(source.content))))
+    np.testing.assert_array_equal(await frame(source), np.asarray(Image.open(io.BytesIO(source))))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
@@ -65,13 +66,13 @@ async def test_other_eight_bit_modes_become_rgb(mode: str) -> None:
 
 async def test_raw_pixels_are_read_in_their_order() -> None:
     height, width, _ = PIXELS.shape
-    rgb = await frame(RawImage(height, width, "rgb8", PIXELS.tobytes()))
-    bgr = await frame(RawImage(height, width, "bgr8", PIXELS[..., ::-1].tobytes()))
-    mono = await frame(RawImage(height, width, "mono8", PIXELS[..., 0].tobytes()))
-    np.testing.assert_array_equal(rgb, PIXELS)
+    straight = await frame(rgb(height, width, "rgb8", PIXELS.tobytes(), "image", refuse))
+    bgr = await frame(rgb(height, width, "bgr8", PIXELS[..., ::-1].tobytes(), "image", refuse))
+    mono = await frame(rgb(height, width, "mono8", PIXELS[..., 0].tobytes(), "image", refuse))
+    np.testing.assert_array_equal(straight, PIXELS)
     np.testing.assert_array_equal(bgr, PIXELS)
     np.testing.assert_array_equal(mono, np.repeat(PIXELS[..., :1], 3, axis=2))
-    assert all(each.flags.c_contiguous for each in (rgb, bgr, mono))
+    assert all(each.flags.c_contiguous for each in (straight, bgr, mono))
 
 
 async def test_a_phone_picture_is_turned_upright() -> None:
@@ -112,7 +113,7 @@ async def test_pixels_of_all_images_count_together() -> None:
     ],
 )
 async def test_what_is_no_image_is_refused_by_name(content: bytes, words: str) -> None:
-    error = await refusal(EncodedImage(content))
+    error = await refusal(content)
     assert error.reason is Reason.INVALID_IMAGE
     assert error.field == "image"
     assert words in error.message
@@ -120,8 +121,8 @@ async def test_what_is_no_image_is_refused_by_name(content: bytes, words: str) -
 
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP"])
 async def test_a_file_cut_short_is_refused(container: str) -> None:
-    whole = encoded(Image.fromarray(PIXELS), container).content
-    error = await refusal(EncodedImage(whole[: len(whole) * 2 // 3]))
+    whole = encoded(Image.fromarray(PIXELS), container)
+    error = await refusal(whole[: len(whole) * 2 // 3])
     assert error.reason is Reason.INVALID_IMAGE
 
 
@@ -136,7 +137,8 @@ async def test_sixteen_bits_per_channel_are_refused_rather_than_clipped() -> Non
     ("height", "width", "size", "rule"),
     [(4, 4, 47, "4 x 4 x 3 = 48 bytes"), (0, 4, 0, "at least 1x1"), (2**31, 2**31, 0, "bytes")],
 )
-async def test_raw_pixels_must_add_up(height: int, width: int, size: int, rule: str) -> None:
-    error = await refusal(RawImage(height, width, "rgb8", b"\0" * size))
-    assert error.reason is Reason.INVALID_IMAGE
-    assert rule in error.rule
+def test_raw_pixels_must_add_up(height: int, width: int, size: int, rule: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        rgb(height, width, "rgb8", b"\0" * size, "image", refuse)
+    assert caught.value.reason is Reason.INVALID_IMAGE
+    assert rule in caught.value.rule

@@ -24,7 +24,7 @@ def test_errands_do_not_make_plans_late() -> None:
     bench.run()
     assert wanted.deadline is not None
     assert bench.at[1] <= wanted.deadline
-    assert bench.plan(1).iterations >= 1
+    assert bench.plan(1).iterations_done >= 1
     assert bench.at[10] > wanted.deadline
 
 
@@ -43,7 +43,7 @@ def test_history_and_proprioception_reach_the_model() -> None:
     bench.scheduler.add(1, replace(job(bench), start=start))
     bench.background_jobs.add(2, RolloutJob("historian", start, np.zeros((1, 2, 2), np.float32)))
     bench.run()
-    assert bench.plan(1).latent.tolist() == latent(0.6, 0.5).tolist()
+    assert bench.done(1).latent.tolist() == latent(0.6, 0.5).tolist()
     message = bench.sent[2]
     assert isinstance(message, Done)
     assert isinstance(message.result, RolloutDone)

@@ -23,8 +23,9 @@ def test_a_plan_comes_closer_to_its_goal_and_says_how() -> None:
     assert plan.goal_distance == pytest.approx(float(np.square(latent(0.2, 0.5) - latent(0.5, 0.5)).mean()))
     assert plan.cost < 3 * plan.goal_distance
     assert list(plan.iteration_costs) == sorted(plan.iteration_costs, reverse=True)
-    assert plan.latent.tolist() == latent(0.2, 0.5).tolist()
-    assert (plan.encoded - plan.began, plan.ended - plan.encoded) == pytest.approx((ENCODE_S, 5 * ITERATION_S))
+    done = bench.done(1)
+    assert done.latent.tolist() == latent(0.2, 0.5).tolist()
+    assert (done.encoded - done.began, done.ended - done.encoded) == pytest.approx((ENCODE_S, 5 * ITERATION_S))
 
 
 def test_company_does_not_change_a_plan() -> None:
@@ -50,7 +51,7 @@ def test_robots_join_and_leave_between_iterations() -> None:
     bench.scheduler.add(2, job(bench, seed=2))
     bench.run()
     assert bench.model.batches == [1, 1, 1, 2, 2, 1, 1, 1] or bench.model.batches == [1, 1, 2, 2, 2, 1, 1]
-    assert (bench.plan(1).iterations, bench.plan(2).iterations) == (5, 5)
+    assert (bench.plan(1).iterations_done, bench.plan(2).iterations_done) == (5, 5)
     solo = Bench()
     solo.scheduler.add(2, job(solo, seed=2))
     solo.run()
@@ -86,7 +87,7 @@ def test_the_best_so_far_leaves_before_the_deadline(left_s: float) -> None:
     bench.run()
     plan = bench.plan(1)
     assert plan.stop_reason == "deadline"
-    assert 1 <= plan.iterations <= (left_s - ENCODE_S) / ITERATION_S
+    assert 1 <= plan.iterations_done <= (left_s - ENCODE_S) / ITERATION_S
     assert wanted.deadline is not None
     assert bench.at[1] <= wanted.deadline
 
@@ -105,17 +106,17 @@ def test_a_plan_on_trust_is_tried_whatever_is_predicted() -> None:
     bench = measured(Bench())
     bench.scheduler.add(1, replace(job(bench, left_s=0.05), on_trust=True))
     bench.run()
-    assert (bench.plan(1).iterations, bench.plan(1).stop_reason) == (1, "deadline")
+    assert (bench.plan(1).iterations_done, bench.plan(1).stop_reason) == (1, "deadline")
 
 
 def test_a_budget_ends_thinking_but_not_before_the_first_iteration() -> None:
     bench = measured(Bench())
     bench.scheduler.add(1, job(bench, budget_s=0.35))
     bench.run()
-    assert (bench.plan(1).stop_reason, bench.plan(1).iterations) == ("budget", 3)
+    assert (bench.plan(1).stop_reason, bench.plan(1).iterations_done) == ("budget", 3)
     bench.scheduler.add(2, job(bench, budget_s=0.001))
     bench.run()
-    assert (bench.plan(2).stop_reason, bench.plan(2).iterations) == ("budget", 1)
+    assert (bench.plan(2).stop_reason, bench.plan(2).iterations_done) == ("budget", 1)
 
 
 def test_a_deadline_before_the_budget_is_named_as_the_reason() -> None:
@@ -141,7 +142,7 @@ def test_nobody_is_late_in_a_crowd() -> None:
         assert wanted.deadline is not None
         assert bench.at[number] <= wanted.deadline
         if isinstance(bench.sent[number], Done):
-            assert bench.plan(number).iterations >= 1
+            assert bench.plan(number).iterations_done >= 1
     assert sum(isinstance(bench.sent[number], Done) for number in jobs) >= 6
 
 
@@ -155,7 +156,7 @@ def test_newcomers_do_not_make_others_late() -> None:
     bench.run()
     assert wanted.deadline is not None
     assert bench.at[1] <= wanted.deadline
-    assert bench.plan(1).iterations >= 1
+    assert bench.plan(1).iterations_done >= 1
 
 
 def test_a_cancelled_plan_frees_the_engine_at_once() -> None:
@@ -178,7 +179,7 @@ def test_one_that_cannot_be_searched_spoils_nobody_elses_plan() -> None:
     bench.run()
     assert bench.failure(2).reason is Reason.INTERNAL
     assert "bottom edge" not in bench.failure(2).message
-    assert bench.plan(1).iterations == 5
+    assert bench.plan(1).iterations_done == 5
 
 
 def test_a_search_of_nan_alone_fails_by_name_and_its_company_does_not() -> None:
@@ -187,7 +188,7 @@ def test_a_search_of_nan_alone_fails_by_name_and_its_company_does_not() -> None:
     bench.scheduler.add(2, job(bench, right=1.0))
     bench.run()
     assert bench.failure(2).reason is Reason.PLAN_FAILED
-    assert bench.plan(1).iterations == 5
+    assert bench.plan(1).iterations_done == 5
 
 
 def test_a_bad_problem_is_named_before_it_is_searched() -> None:
@@ -242,7 +243,7 @@ def test_the_halves_of_a_hybrid_are_timed_apart() -> None:
     late = 2 * sampling + 3.5 * polish  # the samples' time would not fit any more, a descent's does
     bench.scheduler.add(1, job(bench, size=size, left_s=ENCODE_S + late))
     bench.run()
-    done = bench.plan(1)
-    assert done.stop_reason == "deadline"
-    assert done.iterations >= 4
+    done = bench.done(1)
+    assert done.plan.stop_reason == "deadline"
+    assert done.plan.iterations_done >= 4
     assert done.ended <= bench.at[1]

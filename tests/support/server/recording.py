@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from presage.values import Plan, PlannerSettings, Provenance, Timings
 
 from model.interface import LoadedModel
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
 from server.recording.records import PlanRecord
-from server.values.calls import Observation, PlannerSettings, PlanReply, PlanRequest, Provenance, Timings
+from server.values.calls import Observation, PlanRequest
 from server.worker.plan_scheduler import PlanScheduler
 from tests.support.server import linear
 
@@ -41,11 +42,11 @@ def done(asked: PlanJob, models: Mapping[str, LoadedModel]) -> PlanDone:
 
 def record(asked: PlanJob | None, found: PlanDone | None, sequence: int = 1, digest: str = "0" * 64) -> PlanRecord:
     """The record of such a plan."""
-    actions = np.zeros((6, 2), np.float32) if found is None else found.actions
+    actions = np.zeros((6, 2), np.float32) if found is None else found.plan.actions
     name = "linear" if asked is None else asked.model
     provenance = Provenance(name, digest, "exact", "goal", PlannerSettings(), "cpu", "float32", "0")
-    reply = PlanReply(
-        actions, (0.0,), 0.0, 0.0, (), (), 3, "iterations", 3, False, True, sequence, None, 0, Timings(), provenance
+    reply = Plan(
+        actions, 0.0, (0.0,), 0.0, (), (), 3, "iterations", 3, False, True, sequence, None, 0, Timings(), provenance
     )
     seen = Observation(() if asked is None else asked.start.frames, sequence=sequence)
     request = PlanRequest(seen, session_id="the secret of the session", executed=1, request_id="r")

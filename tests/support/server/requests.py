@@ -6,10 +6,11 @@ import time
 from collections.abc import Awaitable
 
 import pytest
+from presage.values import Plan, PlannerSettings
 
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.values.calls import GoalRequest, Observation, PlannerSettings, PlanReply, PlanRequest, SessionRequest
+from server.values.calls import GoalRequest, Observation, PlanRequest, SessionRequest
 from tests.support.server.linear import frame
 
 HERE = Observation((frame(0.2, 0.4),))
@@ -25,7 +26,7 @@ async def session_toward(application: Application, goal_id: str, model: str = ""
     return (await application.create_session(SessionRequest(model, goal_id, seed=seed))).session_id
 
 
-async def plan(application: Application, request: PlanRequest, left_s: float | None = None) -> PlanReply:
+async def plan(application: Application, request: PlanRequest, left_s: float | None = None) -> Plan:
     now = time.monotonic()
     return await application.plan(request, None if left_s is None else now + left_s, now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from presage.values import Plan
 from torch import Tensor
 
 from server.engine.messages import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
@@ -56,7 +57,10 @@ class Bench:
             self.scheduler.step()
             self.background_jobs.step()
 
-    def plan(self, number: int) -> PlanDone:
+    def plan(self, number: int) -> Plan:
+        return self.done(number).plan
+
+    def done(self, number: int) -> PlanDone:
         message = self.sent[number]
         assert isinstance(message, Done), message
         assert isinstance(message.result, PlanDone)

@@ -155,6 +155,7 @@ class Client:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=0,
+            committed=0,
             follows=None,
             seed=seed,
             settings=settings,

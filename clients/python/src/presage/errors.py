@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Iterable
 
 from presage.protocol.wire import fields
+from presage.user_error import UserError
 
 
-class PresageError(Exception):
+class PresageError(UserError):
     """A failed call. `reason` is the server's name for it ("IMAGE_SIZE"), `field` what to change, "" if nothing.
 
     `request_id` finds the call in the server's log. `retry_after_s` is the server's wish, in seconds; None if it has

@@ -51,6 +51,7 @@ class Session:
         proprioception: Sequence[float] | None = None,
         budget_ms: float | None = None,
         executed: int = 0,
+        committed: int = 0,
         follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
@@ -61,6 +62,7 @@ class Session:
         `goal`: None for the session's. `proprioception`: [entries], robot units. `budget_ms`: time to think; the plan
         is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
         the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
+        `committed`: how many more of its actions are taken while this plan is made; they head the new plan unchanged.
         `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
         """
         call = requests.plan(
@@ -71,6 +73,7 @@ class Session:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=executed,
+            committed=committed,
             follows=follows,
             seed=seed,
             settings=settings,

@@ -1,25 +1,30 @@
 """What calls take and give back, as frozen values. The meaning of each field is told once, in proto/presage/v1.
 
-Not the wire: codec.py turns these into messages and back. Values that hold arrays compare by identity.
+The service answers with these too. Fields are named as in the messages; an instant `x_time_ns` is the field `x_time`.
+The codec reads the annotations, so they are written as Python 3.8 evaluates them. Values that hold arrays compare by
+identity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence, Union
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from presage.errors import PresageError, invalid
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray  # numpy 1.21
+    from numpy.typing import NDArray  # numpy 1.21
 
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
+    Pixels = NDArray[np.uint8]
+else:
+    Array = Floats = Pixels = np.ndarray
 
 # uint8 [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file.
-ImageLike = Union["NDArray[np.uint8]", bytes]
+ImageLike = Union["Pixels", bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +38,11 @@ class Observation:
     """
 
     images: Sequence[ImageLike]
-    proprioception: Sequence[float] | None = None
-    capture_time_ns: int | None = None
+    proprioception: Optional[Sequence[float]] = None
+    capture_time_ns: Optional[int] = None
     sequence: int = 0
     past_images: Sequence[ImageLike] = ()
-    past_actions: ArrayLike | None = None
+    past_actions: Optional[Sequence[Sequence[float]]] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.images, (bytes, np.ndarray)):
@@ -54,27 +59,21 @@ class Observation:
 class PlannerSettings:
     """How a plan is searched for. None takes the model's value."""
 
-    samples: int | None = None
-    iterations: int | None = None
-    elites: int | None = None
-    horizon: int | None = None
-    optimizer: str | None = None
-    dimensions: tuple[str, ...] = ()
+    samples: Optional[int] = None
+    iterations: Optional[int] = None
+    elites: Optional[int] = None
+    horizon: Optional[int] = None
+    optimizer: Optional[str] = None
+    dimensions: Tuple[str, ...] = ()
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
-    discount: float | None = None
+    discount: Optional[float] = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
-    metric: str | None = None
+    metric: Optional[str] = None
     """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
-    narrowing: float | None = None
+    narrowing: Optional[float] = None
     """Of "mppi": share of the spread that is left one iteration later."""
-    sample_decay: float | None = None
+    sample_decay: Optional[float] = None
     """Of searches by samples: share of the samples that is left one iteration later; 1 rolls out as many in all."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "iterations", "elites", "horizon"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < 1 << 32:
-                raise invalid(f"settings.{name}", "must be at least 1 and fit in 32 bits", value)
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,10 @@ class ImageSpec:
 class ActionSpec:
     """The actions a model predicts from, in robot units. `block` actions make one step of the model's horizon."""
 
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    names: Tuple[str, ...]
+    units: Tuple[str, ...]
+    low: Tuple[float, ...]
+    high: Tuple[float, ...]
     rate_hz: float
     block: int
 
@@ -103,12 +102,12 @@ class ActionSpec:
 class Limits:
     """What the server accepts at most."""
 
-    message_bytes: int
-    image_pixels: int
-    clip_bytes: int
-    clip_frames: int
-    sessions: int
-    rollout_steps: int
+    message_bytes: int = 0
+    image_pixels: int = 0
+    clip_bytes: int = 0
+    clip_frames: int = 0
+    sessions: int = 0
+    rollout_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,17 @@ class Model:
     family: str
     weights_digest: str
     image: ImageSpec
-    action: ActionSpec | None
-    latent_shape: tuple[int, ...]
-    proprioception_names: tuple[str, ...]
-    planner: PlannerSettings
-    limits: Limits
-    card: str
-    server_version: str
+    action: Optional[ActionSpec]
+    latent_shape: Tuple[int, ...]
+    proprioception_names: Tuple[str, ...] = ()
+    planner: PlannerSettings = PlannerSettings()
+    limits: Limits = Limits()
+    card: str = ""
+    server_version: str = ""
     execute: int = 0
     computes: str = ""
     license: str = ""
-    labels: tuple[str, ...] = ()
+    labels: Tuple[str, ...] = ()
     clip_frames: int = 0
     measures_goals: bool = False
 
@@ -159,7 +158,7 @@ class GoalStage:
     executed actions, whatever the distance; 0 waits for `switch_below`. The last stage stays.
     """
 
-    goal: Goal | str
+    goal: Union[Goal, str]
     switch_below: float = 0.0
     max_actions: int = 0
 
@@ -208,33 +207,34 @@ class SessionStatus:
     last_sequence: int
     ttl_s: float
     create_time_ns: int
-    stage: int | None = None
-    calibration: Calibration | None = None
+    stage: Optional[int] = None
+    calibration: Optional[Calibration] = None
 
 
 @dataclass(frozen=True)
 class Timings:
     """Monotonic durations on the server, in milliseconds."""
 
-    queue_ms: float
-    decode_ms: float
-    encode_ms: float
-    plan_ms: float
-    total_ms: float
+    queue_ms: float = 0.0
+    decode_ms: float = 0.0
+    encode_ms: float = 0.0
+    plan_ms: float = 0.0
+    total_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What made a plan: enough to make it again."""
 
-    model: str
-    weights_digest: str
-    crop_policy: str
-    goal_id: str
-    planner: PlannerSettings
-    device: str
-    dtype: str
-    server_version: str
+    model: str = ""
+    weights_digest: str = ""
+    crop_policy: str = ""
+    goal_id: str = ""
+    planner: PlannerSettings = PlannerSettings()
+    device: str = ""
+    dtype: str = ""
+    server_version: str = ""
+    unbounded_search: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,21 +249,21 @@ class Plan:
 
     actions: Floats
     cost: float
-    step_costs: tuple[float, ...]
+    step_costs: Tuple[float, ...]
     goal_distance: float
-    iteration_costs: tuple[float, ...]
-    elite_spread: tuple[float, ...]
+    iteration_costs: Tuple[float, ...]
+    elite_spread: Tuple[float, ...]
     iterations_done: int
     stop_reason: str
     seed: int
-    degraded: bool
-    warm_started: bool
-    observation_sequence: int
-    capture_time_ns: int | None
-    epoch: int
-    timings: Timings
-    provenance: Provenance
-    warnings: tuple[str, ...] = ()
+    degraded: bool = False
+    warm_started: bool = False
+    observation_sequence: int = 0
+    capture_time_ns: Optional[int] = None
+    epoch: int = 0
+    timings: Timings = Timings()
+    provenance: Provenance = Provenance()
+    warnings: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +275,7 @@ class ControlPlan:
     """
 
     plan: Plan
-    skipped_sequences: tuple[int, ...]
+    skipped_sequences: Tuple[int, ...]
     round_trip_s: float
 
 
@@ -297,7 +297,7 @@ class Embedding:
     embedding: Floats
     kind: str
     model: str
-    goal_distances: tuple[float, ...] = ()
+    goal_distances: Tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,9 +313,9 @@ class ClassScore:
 class ClipClasses:
     """What a clip shows, the likeliest class first. `frame_times_s`: when each used frame is shown, from the start."""
 
-    classes: tuple[ClassScore, ...]
+    classes: Tuple[ClassScore, ...]
     model: str
-    frame_times_s: tuple[float, ...] = ()
+    frame_times_s: Tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,9 +329,9 @@ class ClipEmbedding:
     embedding: Floats
     kind: str
     model: str
-    frame_times_s: tuple[float, ...] = ()
-    goal_distances: tuple[float, ...] = ()
-    step_distances: tuple[float, ...] = ()
+    frame_times_s: Tuple[float, ...] = ()
+    goal_distances: Tuple[float, ...] = ()
+    step_distances: Tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +339,7 @@ class Rollout:
     """What given actions lead to: latents [steps, ...latent]; `goal_distances` is empty without a goal."""
 
     latents: Array
-    goal_distances: tuple[float, ...] = ()
+    goal_distances: Tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,22 +359,22 @@ class Surprise:
     what the session has learned from by now.
     """
 
-    errors: tuple[float, ...]
-    scores: tuple[float, ...] = ()
+    errors: Tuple[float, ...]
+    scores: Tuple[float, ...] = ()
     steps_known: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Landscape:
     """The cost of a grid of actions around rest. `plot` is a PNG drawing, empty if none was asked for."""
 
-    dimensions: tuple[str, ...]
+    dimensions: Tuple[str, ...]
     values: Floats  # [dimensions, points], robot units
     costs: Floats  # [points, ...], one axis for each of the dimensions
     best_action: Floats  # [action]
     best_cost: float
     rest_cost: float
-    plot: bytes
+    plot: bytes = b""
 
 
 @dataclass(frozen=True)

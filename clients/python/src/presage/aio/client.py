@@ -154,6 +154,7 @@ class AsyncClient:
             proprioception=proprioception,
             budget_ms=budget_ms,
             executed=0,
+            committed=0,
             follows=None,
             seed=seed,
             settings=settings,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Sequence, Union
 
-import numpy as np
-
 from presage import values
 from presage.errors import invalid
 from presage.protocol import codec, methods
+from presage.protocol.codec import READER
 from presage.protocol.methods import Call, call
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
 from presage.values import Goal, GoalStage, ImageLike, Observation, PlannerSettings
@@ -26,18 +25,22 @@ def list_models() -> Call[tuple[values.Model, ...]]:
     return call(
         methods.LIST_MODELS,
         models_pb2.ModelsListRequest(),
-        lambda reply: tuple(codec.model_value(model) for model in reply.models),
+        lambda reply: tuple(READER.value(values.Model, model) for model in reply.models),
     )
 
 
 def get_model(name: str) -> Call[values.Model]:
-    return call(methods.GET_MODEL, models_pb2.ModelsGetRequest(name=name), lambda reply: codec.model_value(reply.model))
+    return call(
+        methods.GET_MODEL, models_pb2.ModelsGetRequest(name=name), lambda reply: READER.value(values.Model, reply.model)
+    )
 
 
 def create_goal(
     image: ImageLike | None, latent: ArrayLike | None, model: str, proprioception: Sequence[float] = ()
 ) -> Call[Goal]:
-    request = goals_pb2.GoalsCreateRequest(model=model, proprioception=proprioception)
+    request = goals_pb2.GoalsCreateRequest(model=model)
+    if len(proprioception):
+        request.proprioception.CopyFrom(codec.float_tensor("proprioception", proprioception, ["entries"]))
     if image is not None and latent is None:
         request.image.CopyFrom(codec.image_message(image))
     elif latent is not None and image is None:
@@ -45,12 +48,12 @@ def create_goal(
     else:
         given = "neither" if image is None else "both"
         raise invalid("goal", "must be exactly one of image and latent", given, "INVALID_REQUEST")
-    return call(methods.CREATE_GOAL, request, lambda reply: codec.goal_value(reply.goal))
+    return call(methods.CREATE_GOAL, request, lambda reply: READER.value(Goal, reply.goal))
 
 
 def get_goal(goal: Goal | str) -> Call[Goal]:
     request = goals_pb2.GoalsGetRequest(goal_id=codec.goal_id(goal))
-    return call(methods.GET_GOAL, request, lambda reply: codec.goal_value(reply.goal))
+    return call(methods.GET_GOAL, request, lambda reply: READER.value(Goal, reply.goal))
 
 
 def delete_goal(goal: Goal | str) -> Call[None]:
@@ -70,17 +73,17 @@ def create_session(
         request.stages.add(
             goal_id=codec.goal_id(stage.goal), switch_below=stage.switch_below, max_actions=stage.max_actions
         )
-    return call(methods.CREATE_SESSION, request, lambda reply: codec.session_value(reply.session))
+    return call(methods.CREATE_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def get_session(session_id: str) -> Call[values.SessionStatus]:
     request = sessions_pb2.SessionsGetRequest(session_id=session_id)
-    return call(methods.GET_SESSION, request, lambda reply: codec.session_value(reply.session))
+    return call(methods.GET_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def reset_session(session_id: str) -> Call[values.SessionStatus]:
     request = sessions_pb2.SessionsResetRequest(session_id=session_id)
-    return call(methods.RESET_SESSION, request, lambda reply: codec.session_value(reply.session))
+    return call(methods.RESET_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def delete_session(session_id: str) -> Call[None]:
@@ -96,7 +99,7 @@ def calibrate_session(session_id: str, moves: Sequence[values.CalibrationMove]) 
             action=codec.float_tensor(f"moves[{at}].action", move.action, ("action",)),
             after=codec.observation_message(move.after),
         )
-    return call(methods.CALIBRATE_SESSION, request, lambda reply: codec.session_value(reply.session))
+    return call(methods.CALIBRATE_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def plan(
@@ -108,6 +111,7 @@ def plan(
     proprioception: Sequence[float] | None,
     budget_ms: float | None,
     executed: int,
+    committed: int,
     follows: values.Plan | None,
     seed: int | None,
     settings: PlannerSettings | None,
@@ -122,6 +126,7 @@ def plan(
         seed=codec.seed_number(seed),
         budget_ms=codec.budget(budget_ms),
         executed=codec.whole("executed", executed),
+        committed=codec.whole("committed", committed),
         request_id=request_id,
         plan_sequence=0 if follows is None else follows.observation_sequence,
     )
@@ -147,7 +152,7 @@ def rollout(
     return call(
         methods.ROLLOUT,
         request,
-        lambda reply: values.Rollout(codec.float_array(reply.latents), tuple(reply.goal_distances)),
+        lambda reply: READER.value(values.Rollout, reply),
     )
 
 
@@ -170,7 +175,7 @@ def score(
     return call(
         methods.SCORE,
         request,
-        lambda reply: values.Score(np.asarray(reply.costs, np.float64), codec.float_array(reply.step_costs)),
+        lambda reply: READER.value(values.Score, reply),
     )
 
 
@@ -195,7 +200,7 @@ def surprise(seen: Sequence[Seen], actions: ArrayLike, *, session_id: str, model
     return call(
         methods.SURPRISE,
         request,
-        lambda reply: values.Surprise(tuple(reply.errors), tuple(reply.scores), reply.steps_known),
+        lambda reply: READER.value(values.Surprise, reply),
     )
 
 
@@ -221,7 +226,7 @@ def landscape(
         extent=extent,
         plot=plot,
     )
-    return call(methods.LANDSCAPE, request, codec.landscape_value)
+    return call(methods.LANDSCAPE, request, lambda reply: READER.value(values.Landscape, reply))
 
 
 def _image_messages(images: Sequence[ImageLike]) -> list[observation_pb2.Image]:
@@ -240,31 +245,16 @@ def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None
     return call(
         methods.EMBED_IMAGES,
         request,
-        lambda reply: values.Embedding(
-            codec.float_array(reply.embedding), kind, reply.model, tuple(reply.goal_distances)
-        ),
+        lambda reply: READER.value(values.Embedding, reply, known={"kind": kind}),
     )
 
 
 def clip_classes(reply: bytes) -> values.ClipClasses:
-    message = methods.CLASSIFY_CLIP.parse(reply)
-    return values.ClipClasses(
-        tuple(values.ClassScore(each.index, each.label, each.probability) for each in message.classes),
-        message.model,
-        tuple(message.frame_times_s),
-    )
+    return READER.value(values.ClipClasses, methods.CLASSIFY_CLIP.parse(reply))
 
 
 def clip_embedding(reply: bytes, kind: str) -> values.ClipEmbedding:
-    message = methods.EMBED_CLIP.parse(reply)
-    return values.ClipEmbedding(
-        codec.float_array(message.embedding),
-        kind,
-        message.model,
-        tuple(message.frame_times_s),
-        tuple(message.goal_distances),
-        tuple(message.step_distances),
-    )
+    return READER.value(values.ClipEmbedding, methods.EMBED_CLIP.parse(reply), known={"kind": kind})
 
 
 def health() -> Call[values.Health]:

@@ -4,9 +4,7 @@ isort:skip_file
 """
 
 import builtins
-import collections.abc
 import google.protobuf.descriptor
-import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import presage.v1.observation_pb2
@@ -36,9 +34,9 @@ class GoalsCreateRequest(google.protobuf.message.Message):
         """A latent of this model, for example from Embeddings."""
 
     @property
-    def proprioception(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+    def proprioception(self) -> presage.v1.tensor_pb2.Tensor:
         """What the robot should measure of itself there, beside an image, for a model that predicts it; see
-        Model.measures_goals. Empty says nothing of it.
+        Model.measures_goals. Unset says nothing of it. float32 [entries].
         """
 
     def __init__(
@@ -47,9 +45,9 @@ class GoalsCreateRequest(google.protobuf.message.Message):
         model: builtins.str = ...,
         image: presage.v1.observation_pb2.Image | None = ...,
         latent: presage.v1.tensor_pb2.Tensor | None = ...,
-        proprioception: collections.abc.Iterable[builtins.float] | None = ...,
+        proprioception: presage.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "source", b"source"]) -> builtins.bool: ...
+    def HasField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "proprioception", b"proprioception", "source", b"source"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "model", b"model", "proprioception", b"proprioception", "source", b"source"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["image", "latent"] | None: ...
 

@@ -69,6 +69,7 @@ class PlanRequest(google.protobuf.message.Message):
     EXECUTED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
+    COMMITTED_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """Empty plans without a session: no history, no warm start."""
     model: builtins.str
@@ -84,6 +85,8 @@ class PlanRequest(google.protobuf.message.Message):
     """Repeating a call with the same id in a session returns the same plan."""
     plan_sequence: builtins.int
     """observation_sequence of the plan that executed counts from; 0 means the session's last plan."""
+    committed: builtins.int
+    """How many more actions of that plan the robot executes while this one is made; they head the new plan unchanged."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
     @property
@@ -101,9 +104,10 @@ class PlanRequest(google.protobuf.message.Message):
         executed: builtins.int = ...,
         request_id: builtins.str = ...,
         plan_sequence: builtins.int = ...,
+        committed: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
     @typing.overload
@@ -260,6 +264,7 @@ class Provenance(google.protobuf.message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
+    UNBOUNDED_SEARCH_FIELD_NUMBER: builtins.int
     model: builtins.str
     weights_digest: builtins.str
     crop_policy: builtins.str
@@ -267,6 +272,8 @@ class Provenance(google.protobuf.message.Message):
     device: builtins.str
     dtype: builtins.str
     server_version: builtins.str
+    unbounded_search: builtins.bool
+    """The search drew candidates beyond the action bounds, as the published one does; the plan was brought within them."""
     @property
     def planner(self) -> presage.v1.models_pb2.PlannerSettings: ...
     def __init__(
@@ -280,9 +287,10 @@ class Provenance(google.protobuf.message.Message):
         device: builtins.str = ...,
         dtype: builtins.str = ...,
         server_version: builtins.str = ...,
+        unbounded_search: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "model", b"model", "planner", b"planner", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "model", b"model", "planner", b"planner", "server_version", b"server_version", "unbounded_search", b"unbounded_search", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Provenance = Provenance
 
