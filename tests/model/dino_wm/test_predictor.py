@@ -232,7 +232,7 @@ def test_what_left_the_window_is_forgotten() -> None:
 def test_rollouts_can_be_differentiated_in_their_actions(config: PredictorConfig) -> None:
     actions = torch.randn(2, 4, 4, requires_grad=True)
     start = (torch.randn(2, 4, 12), torch.randn(2, 4, 5) if config.proprioception else None)
-    rollout(tiny(config), start, actions)[0].sum().backward()
+    rollout(tiny(config), start, actions)[0].sum().backward()  # type: ignore[no-untyped-call]
     assert actions.grad is not None
     assert bool((actions.grad.abs().sum(-1) > 0).all())
 

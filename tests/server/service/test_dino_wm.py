@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 import torch
 from presage.v1 import goals_pb2
+from presage.values import PlannerSettings
 
 from model.checkpoints.families import ImportOptions
 from model.checkpoints.foreign import Foreign
@@ -28,7 +29,6 @@ from server.values.calls import (
     Frame,
     GoalRequest,
     Observation,
-    PlannerSettings,
     PlanRequest,
     RolloutRequest,
 )

@@ -97,7 +97,7 @@ def published_search(model: DinoWorldModel, settings: dict[str, Any], noise: Ten
     assert spec is not None
     block, dimensions = model.block, len(spec.names)
     iterations, horizon, samples = noise.shape[:3]
-    draws = noise.unflatten(-1, (block, dimensions)).permute(0, 1, 3, 2, 4)
+    draws = noise.view(*noise.shape[:3], block, dimensions).permute(0, 1, 3, 2, 4)
     beside = model.predictor.config.proprioception_width
     groups = ((model.predictor.config.latent, 1.0), *(((beside, settings["alpha"]),) if beside else ()))
     clipped = settings["max_norms"] is not None
