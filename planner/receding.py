@@ -22,10 +22,9 @@ Tail = Literal["rest", "hold", "mean"]
 def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest") -> Float[Tensor, "time action"]:
     """The next search's candidate 0: what remains of the plan after `executed` actions, as long as the plan was.
 
-    Freed places at the end repeat mid-range ("rest", where a search without a warm start begins; stands still where
-    actions are velocities or steps), the plan's last action ("hold", for actions that are positions) or the mean of
-    the actions that the model was trained on ("mean", where a search without bounds begins; "rest" where
-    the space does not know it). The result obeys `space`.
+    Freed places at the end repeat the space's rest ("rest": zero where zero is allowed and nothing else is stated), the
+    plan's last action ("hold", for actions that are positions) or the mean of the actions that the model was trained on
+    ("mean", where a search without bounds begins; "rest" where the space does not know it). The result obeys `space`.
     """
     time = plan.actions.shape[0]
     if not 0 <= executed <= time:
@@ -44,7 +43,7 @@ def of_length(
     if tail == "mean" and space.mean is not None:
         last = left.new_tensor(space.mean)
     else:
-        last = left[-1] if tail == "hold" else (left.new_tensor(space.low) + left.new_tensor(space.high)) / 2
+        last = left[-1] if tail == "hold" else left.new_tensor(space.rest)
     return torch.cat([left[:time], last.expand(max(0, time - len(left)), -1)])
 
 

@@ -28,6 +28,7 @@ OptimizerName = Literal[
     "gradient",
     "hybrid",
     "gauss_newton",
+    "real_time_iteration",
     "vjepa2_ac",
     "lewm",
     "dino_wm",
@@ -36,7 +37,9 @@ OptimizerName = Literal[
 ]
 """Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
 last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
-bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds)."""
+bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds).
+`real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
+Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 PUBLISHED: Mapping[str, CEM] = {
     "vjepa2_ac": CEM.vjepa2_ac_paper(),
@@ -47,6 +50,8 @@ PUBLISHED: Mapping[str, CEM] = {
 }
 """Published searches at their published sizes."""
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
+EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
+STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
 
 
 def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimizer:
@@ -82,6 +87,13 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             return _hybrid(sampling(), polish, iterations, long=16)  # a descent is cheap, and wants to be long
         case "gauss_newton":
             return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
+        case "real_time_iteration":
+            drawn = sampling(iterations=1, elites=min(samples, max(elites, 2 * STARTS)))
+            starts = min(STARTS, drawn.kept_count)
+            steps = GaussNewton(
+                starts=starts, iterations=max(1, iterations - 1), horizon=horizon, initial_std=1.0, cost=priced
+            )
+            return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED)
         case _:
             raise AssertionError(name)  # refused above
 
@@ -118,7 +130,7 @@ def tail(name: str) -> Tail:
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
-    """The space with every other dimension held at mid-range, which is rest; all are searched where none is named.
+    """The space with every other dimension held at rest (`ActionSpace.rest`); all are searched where none is named.
 
     A dimension that the space itself holds stays held. Raises PlanningError for a name that it does not have.
     """
@@ -131,8 +143,8 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
     return replace(
         space,
         frozen=tuple(
-            value if value is not None or name in dimensions else (low + high) / 2
-            for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
+            value if value is not None or name in dimensions else rest
+            for name, value, rest in zip(space.names, held, space.rest, strict=True)
         ),
     )
 
@@ -140,9 +152,10 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
 def by_channels(optimizer: Optimizer, groups: tuple[tuple[int, float], ...]) -> Optimizer:
     """The optimizer with its distance to the goal taken of each group of channels: their number, and its weight."""
     if isinstance(optimizer, Hybrid):
-        return Hybrid(
-            cast(CEM, by_channels(optimizer.search, groups)),
-            cast("Gradient | GaussNewton", by_channels(optimizer.polish, groups)),
+        return replace(
+            optimizer,
+            search=cast(CEM, by_channels(optimizer.search, groups)),
+            polish=cast("Gradient | GaussNewton", by_channels(optimizer.polish, groups)),
         )
     assert isinstance(optimizer.cost, GoalDistance)
     return replace(optimizer, cost=ChannelDistance(groups, optimizer.cost))  # type: ignore[type-var]  # a dataclass
@@ -160,9 +173,10 @@ def adjusted(
     if isinstance(optimizer, Hybrid):
         if narrowing is not None:
             raise PlanningError("planner.narrowing", "must be left out but for mppi", narrowing)
-        return Hybrid(
-            cast(CEM, adjusted(optimizer.search, metric, None, sample_decay)),
-            cast("Gradient | GaussNewton", adjusted(optimizer.polish, metric)),
+        return replace(
+            optimizer,
+            search=cast(CEM, adjusted(optimizer.search, metric, None, sample_decay)),
+            polish=cast("Gradient | GaussNewton", adjusted(optimizer.polish, metric)),
         )
     settings: dict[str, Any] = {}
     if metric:

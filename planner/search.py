@@ -78,7 +78,7 @@ def begin(
     unbounded: bool = False,
     training_units: bool = False,
 ) -> Search:
-    """Check a problem and set up its search: mean at the warm start (or mid-range), std a fraction of the half range.
+    """Check a problem and set up its search: mean at the warm start (or at rest), std a fraction of the half range.
 
     `unbounded` searches as published planners do: around the mean of the actions that the model was trained on, with
     `initial_std` in units of their std (as far as the space knows them), and candidates beyond the bounds, which hold
@@ -98,7 +98,7 @@ def begin(
         space, time, problem.previous_action, problem.committed, problem.held, dtype=dtype, device=device
     )
     low, high = (to_device(torch.tensor(edge, dtype=dtype), device) for edge in (space.low, space.high))
-    unit, middle = (high - low) / 2, (low + high) / 2
+    unit, middle = (high - low) / 2, to_device(torch.tensor(space.rest, dtype=dtype), device)
     sent = None
     if unbounded or training_units:
         if space.mean is not None:

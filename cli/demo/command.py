@@ -14,11 +14,12 @@ import typer
 from cli.exit_codes import CommandError
 from cli.options import SeedOption, TaskModelOption, TaskOption, checked_task, model_for
 from cli.output import JsonFlag, Output, open_output
+from model import extras
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from cli.demo.record import ClipRecord, DemoRecord, ServiceRecord
+    from cli.demo.record import ClipRecord, DemoRecord
     from cli.demo.robot import Job, Try
     from cli.demo.robot_process import RobotReport
 
@@ -44,6 +45,8 @@ def demo(
     if transport not in TRANSPORTS:
         raise typer.BadParameter(f"must be grpc or rest, got {transport!r}", param_hint="--transport")
     model = model_for(model, checked_task(task))
+    if transport == "rest":
+        extras.require("httpx", "http", "--transport rest")
     output = open_output(json_)
 
     from cli.demo.machine import describe_machine
@@ -73,13 +76,13 @@ def demo(
         seed=seed,
         budget_steps=BUDGET_STEPS,
         episodes=robot.episodes,
-        service=_service(robot),
+        served=robot.model,
         clip=clip,
         machine=describe_machine(),
         seconds=time.monotonic() - began,
     )
     with output.err.status("writing the report ..."):
-        write_gif(report / "demo.gif", record.episodes[:GIF_EPISODES], record.service.rate_hz)
+        write_gif(report / "demo.gif", record.episodes[:GIF_EPISODES], record.action.rate_hz)
         (report / "demo.json").write_text(json.dumps(record.summary(), indent=2) + "\n")
         write_report(report / "report.html", record, report / "demo.gif")
     output.result(record.summary(), _summary(record, report))
@@ -119,9 +122,10 @@ def _send_clip(transport: str, address: str, robot: RobotReport, report: Path) -
     from cli.demo.transport import TransportError, open_transport
     from model.video.decode import write_clip
 
+    assert robot.model.action is not None
     shown = max(robot.episodes, key=lambda episode: (episode.success, episode.steps))
     path = report / "episode.mp4"
-    write_clip(path, shown.frames, robot.facts["rate_hz"])
+    write_clip(path, shown.frames, robot.model.action.rate_hz)
     try:
         transport = open_transport(transport, address)
         try:
@@ -136,30 +140,9 @@ def _send_clip(transport: str, address: str, robot: RobotReport, report: Path) -
         file=path.name,
         bytes=path.stat().st_size,
         frames=len(shown.frames),
-        pooled_shape=pooled.shape,
-        per_frame_shape=per_frame.shape,
-        goal_distances=per_frame.goal_distances,
-        frame_times_s=per_frame.frame_times_s,
+        pooled_shape=tuple(pooled.clip.embedding.shape),
+        embedding=per_frame.clip,
         upload_ms=pooled.upload_ms,
-    )
-
-
-def _service(robot: RobotReport) -> ServiceRecord:
-    from cli.demo.record import ServiceRecord
-
-    facts, made_by = robot.facts, robot.made_by
-    return ServiceRecord(
-        model=facts["name"],
-        family=facts["family"],
-        weights_digest=facts["weights_digest"],
-        server_version=facts["server_version"],
-        device=made_by["device"],
-        dtype=made_by["dtype"],
-        crop_policy=facts["crop_policy"],
-        planner=made_by["planner"],
-        block=facts["block"],
-        rate_hz=facts["rate_hz"],
-        image_size=facts["height"],
     )
 
 
@@ -182,7 +165,7 @@ def _summary(record: DemoRecord, report: Path) -> RenderableType:
     plan, over = milliseconds(value["plan_ms_p50"]), milliseconds(value["overhead_ms_p50"])
     table.add_row("one plan", f"p50 {plan}, p95 {milliseconds(value['plan_ms_p95'])}")
     table.add_row("service adds", f"p50 {over}, p95 {milliseconds(value['overhead_ms_p95'])} over {record.transport}")
-    shape = " x ".join(str(size) for size in record.clip.per_frame_shape)
+    shape = " x ".join(str(size) for size in record.clip.embedding.embedding.shape)
     table.add_row("clip", f"{record.clip.frames} frames uploaded, embedding {shape} per frame")
     table.add_row("report", str(report / "report.html"))
     return table

@@ -43,13 +43,13 @@ def strip(frames: Frames) -> str:
 def distance_chart(episode: EpisodeRecord, block: int, x_max: float) -> str:
     """Each frame's distance to the goal, and what every plan predicted from where it was made."""
     lines = []
-    for plan in episode.plans:
+    for each in episode.plans:
         # A plan made in time for nothing has no costs to show.
-        steps = [(plan.step + block * (number + 1), cost) for number, cost in enumerate(plan.step_costs)]
+        steps = [(each.step + block * (number + 1), cost) for number, cost in enumerate(each.plan.step_costs)]
         within = [(step, cost) for step, cost in steps if step <= x_max]
-        lines.append(charts.Line([(plan.step, plan.goal_distance), *within], "predicted"))
+        lines.append(charts.Line([(each.step, each.plan.goal_distance), *within], "predicted"))
     lines.append(charts.Line(list(enumerate(episode.goal_distances)), "actual"))
-    marks = [(plan.step, plan.goal_distance) for plan in episode.plans]
+    marks = [(each.step, each.plan.goal_distance) for each in episode.plans]
     return charts.line_chart(
         lines,
         x_label="robot actions",

@@ -61,8 +61,8 @@ class Board:
                 row, plan = self._rows[-1], line["plan"]
                 row.now = plan["goal_distance"]
                 row.first = row.now if row.first is None else row.first
-                row.steps = plan["step"]
-                row.plan_ms.append(plan["plan_ms"])
+                row.steps = line["step"]
+                row.plan_ms.append(plan["timings"]["plan_ms"])
             case "ended":
                 row = self._rows[-1]
                 row.ended, row.steps = line, line["steps"]

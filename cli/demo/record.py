@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from presage import ActionSpec, ClipEmbedding, Model, Plan, Provenance
 
 from training.evaluation.statistics import percentile, wilson_interval
 
 Frames = NDArray[np.uint8]  # [time, height, width, 3] RGB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlanRecord:
-    """One plan as the robot got it. Durations in milliseconds: the round trip on the robot's clock, the rest told by
-    the service."""
+    """One plan as the robot got it, after `step` of its actions, and the round trip on the robot's clock."""
 
-    step: int  # robot actions taken when it was asked for
-    goal_distance: float
-    cost: float
-    step_costs: tuple[float, ...]
-    iteration_costs: tuple[float, ...]
+    step: int
+    plan: Plan
     round_trip_ms: float
-    queue_ms: float
-    decode_ms: float
-    encode_ms: float
-    plan_ms: float
-    total_ms: float
-    warm_started: bool
-    stop_reason: str
-    seed: int
 
     @property
     def overhead_ms(self) -> float:
         """What the service adds: the round trip less the time spent on encoding and planning."""
-        return self.round_trip_ms - self.plan_ms - self.encode_ms
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PlanRecord:
-        """A record from a line of the robot's; lists become tuples."""
-        named: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
-        lists = {name: tuple(value) for name, value in named.items() if isinstance(value, list)}
-        return cls(**{**named, **lists})
+        return self.round_trip_ms - self.plan.timings.plan_ms - self.plan.timings.encode_ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +47,7 @@ class EpisodeRecord:
     random_end: NDArray[np.uint8]  # [height, width, 3]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipRecord:
     """The recorded episode as a video file, sent back to the service."""
 
@@ -74,27 +56,8 @@ class ClipRecord:
     bytes: int
     frames: int
     pooled_shape: tuple[int, ...]
-    per_frame_shape: tuple[int, ...]
-    goal_distances: tuple[float, ...]  # of every frame used
-    frame_times_s: tuple[float, ...]
+    embedding: ClipEmbedding  # per frame
     upload_ms: float
-
-
-@dataclass(frozen=True)
-class ServiceRecord:
-    """What served the demo."""
-
-    model: str
-    family: str
-    weights_digest: str
-    server_version: str
-    device: str
-    dtype: str
-    crop_policy: str
-    planner: Mapping[str, int]
-    block: int
-    rate_hz: float
-    image_size: int  # pixels, height and width
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +70,21 @@ class DemoRecord:
     seed: int
     budget_steps: int
     episodes: tuple[EpisodeRecord, ...]
-    service: ServiceRecord
+    served: Model
     clip: ClipRecord
     machine: Mapping[str, str]
     seconds: float
+
+    @property
+    def action(self) -> ActionSpec:
+        """The actions that the robot was driven with."""
+        assert self.served.action is not None
+        return self.served.action
+
+    @property
+    def made_by(self) -> Provenance:
+        """What made the last plan; of nothing where there was none to make."""
+        return self.plans[-1].plan.provenance if self.plans else Provenance()
 
     @property
     def tried(self) -> tuple[EpisodeRecord, ...]:
@@ -136,8 +110,8 @@ class DemoRecord:
 
     def summary(self) -> dict[str, Any]:
         """The numbers under their fixed names; rates are 0 to 1, over the pairs that were not solved at their start."""
-        plan_ms = [plan.plan_ms for plan in self.plans]
-        overhead_ms = [plan.overhead_ms for plan in self.plans]
+        plan_ms = [record.plan.timings.plan_ms for record in self.plans]
+        overhead_ms = [record.overhead_ms for record in self.plans]
         count = len(self.tried)
         return {
             "task": self.task,

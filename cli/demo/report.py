@@ -57,7 +57,7 @@ def _header(record: DemoRecord) -> str:
     lead = (
         f"A simulated robot (<b>{escape(record.task)}</b>), a process of its own, was shown images of where to be. "
         f"It sent what its camera saw to a Presage service over {DOORS[record.transport]} and did what the plans said. "
-        f"The service searched for them with the world model <b>{escape(record.service.model)}</b>, which knows the "
+        f"The service searched for them with the world model <b>{escape(record.served.name)}</b>, which knows the "
         "robot from pixels alone."
     )
     return f'<h1>{headline}</h1>\n<p class="lead">{lead}</p>'
@@ -75,7 +75,7 @@ def _tiles(record: DemoRecord) -> str:
         chance = f"{record.random_successes / count:.0%}"
         tiles.append(("random policy", chance, f"{record.random_successes} of the same {count} pairs"))
     if typical is not None:
-        seconds = typical / record.service.rate_hz
+        seconds = typical / record.action.rate_hz
         tiles.append(("steps to the goal", f"{typical:.0f}", f"median; {seconds:.1f} s of robot time"))
     plan95, over95 = milliseconds(value["plan_ms_p95"]), milliseconds(value["overhead_ms_p95"])
     tiles.append(("one plan", milliseconds(value["plan_ms_p50"]), f"p50; p95 {plan95}"))
@@ -115,7 +115,7 @@ def _overview(record: DemoRecord, gif_uri: str) -> str:
 
 def _episodes(record: DemoRecord) -> str:
     x_max = max(episode.steps for episode in record.episodes)
-    cards = "\n".join(episode_card(episode, record.service.block, max(x_max, 10)) for episode in record.episodes)
+    cards = "\n".join(episode_card(episode, record.action.block, max(x_max, 10)) for episode in record.episodes)
     key = (
         '<div class="key"><span><i></i>distance of each frame to the goal</span>'
         '<span><i class="predicted"></i>what each plan predicted</span>'
@@ -123,7 +123,7 @@ def _episodes(record: DemoRecord) -> str:
     )
     note = (
         "Distances are in the model's latent space, in the planner's cost: the mean squared difference to the goal's "
-        f"latent. Pictures are the camera's own, {record.service.image_size} pixels wide, as the model saw them."
+        f"latent. Pictures are the camera's own, {record.served.image.height} pixels wide, as the model saw them."
     )
     return f'<h2>Episodes</h2>\n<p class="note">{note}</p>{key}\n<div class="episodes">{cards}</div>'
 
@@ -132,17 +132,18 @@ def _latency(record: DemoRecord) -> str:
     plans = record.plans
     if not plans:
         return ""
-    trips = charts.histogram([plan.round_trip_ms for plan in plans], x_label="round trip, ms", width=470)
+    trips = charts.histogram([each.round_trip_ms for each in plans], x_label="round trip, ms", width=470)
     added = charts.histogram(
-        [plan.overhead_ms for plan in plans], x_label="round trip less encode and plan, ms", width=470
+        [each.overhead_ms for each in plans], x_label="round trip less encode and plan, ms", width=470
     )
+    timings = [each.plan.timings for each in plans]
     parts = (
-        ("waiting for the engine", [plan.queue_ms for plan in plans]),
-        ("decoding the request", [plan.decode_ms for plan in plans]),
-        ("encoding the image", [plan.encode_ms for plan in plans]),
-        ("searching", [plan.plan_ms for plan in plans]),
-        ("whole call, in the service", [plan.total_ms for plan in plans]),
-        ("whole call, seen by the robot", [plan.round_trip_ms for plan in plans]),
+        ("waiting for the engine", [each.queue_ms for each in timings]),
+        ("decoding the request", [each.decode_ms for each in timings]),
+        ("encoding the image", [each.encode_ms for each in timings]),
+        ("searching", [each.plan_ms for each in timings]),
+        ("whole call, in the service", [each.total_ms for each in timings]),
+        ("whole call, seen by the robot", [each.round_trip_ms for each in plans]),
     )
     rows = "".join(
         f'<tr><th>{name}</th><td class="number">{milliseconds(percentile(values, 50))}</td>'
@@ -162,9 +163,9 @@ def _latency(record: DemoRecord) -> str:
 def _clip(record: DemoRecord) -> str:
     clip = record.clip
     episode = next(one for one in record.episodes if one.number == clip.episode)
-    line = charts.Line(list(zip(clip.frame_times_s, clip.goal_distances, strict=False)), "actual")
+    line = charts.Line(list(zip(clip.embedding.frame_times_s, clip.embedding.goal_distances, strict=False)), "actual")
     chart = charts.line_chart([line], x_label="seconds into the clip", y_label="distance to the goal", width=470)
-    pooled, per_frame = (_shape(shape) for shape in (clip.pooled_shape, clip.per_frame_shape))
+    pooled, per_frame = (_shape(shape) for shape in (clip.pooled_shape, clip.embedding.embedding.shape))
     rows = (
         ("file", f"{clip.file}, H.264, {clip.frames} frames, {clip.bytes / 1000:.1f} kB"),
         ("embedding, pooled", pooled),
@@ -195,7 +196,7 @@ def _terms(record: DemoRecord) -> str:
         ),
         (
             "replanning",
-            f"After every {record.service.block} actions, from a new image; the last plan's rest is the warm start.",
+            f"After every {record.action.block} actions, from a new image; the last plan's rest is the warm start.",
         ),
     )
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms)
@@ -203,18 +204,19 @@ def _terms(record: DemoRecord) -> str:
 
 
 def _provenance(record: DemoRecord) -> str:
-    service = record.service
-    planner = ", ".join(f"{name} {value}" for name, value in service.planner.items())
+    model, made_by = record.served, record.made_by
+    settings = {name: value for name, value in vars(made_by.planner).items() if value not in (None, ())}
+    planner = ", ".join(f"{name} {value}" for name, value in settings.items())
     command = (
         f"presage demo --model {record.model} --task {record.task} --episodes {len(record.episodes)} "
         f"--seed {record.seed} --transport {record.transport}"
     )
     rows: list[tuple[str, str]] = [
         ("command", command),
-        ("model", f"{service.model} ({service.family}), weights sha256 {service.weights_digest}"),
-        ("planner", f"{planner}; {service.block} actions per model step"),
-        ("engine", f"{service.device}, {service.dtype}, images {service.crop_policy}"),
-        ("service", f"version {service.server_version}"),
+        ("model", f"{model.name} ({model.family}), weights sha256 {model.weights_digest}"),
+        ("planner", f"{planner}; {record.action.block} actions per model step"),
+        ("engine", f"{made_by.device}, {made_by.dtype}, images {model.image.crop_policy}"),
+        ("service", f"version {model.server_version}"),
         *_facts(record.machine),
         ("whole demo", f"{record.seconds:.0f} s, the service's start among them"),
     ]

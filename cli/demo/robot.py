@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from presage import Model
 
-from cli.demo.transport import ModelFacts, PlanResult, Transport, TransportError, open_transport
+from cli.demo.json_values import as_json
+from cli.demo.record import PlanRecord
+from cli.demo.transport import Transport, TransportError, open_transport
 from simulation.attempts import attempt
 from simulation.policies import random_policy
 from simulation.tasks import RobotTask, make
@@ -66,19 +69,20 @@ def work(job: Job, tell: Tell) -> None:
     """Try every pair in order. Raises TransportError where the service cannot serve this robot."""
     transport = open_transport(job.transport, job.address)
     try:
-        facts = transport.model()
-        robot = make(job.task, facts.height)
-        check_suits(facts, robot)
-        tell({"event": "connected", "facts": asdict(facts)})
+        model = transport.model()
+        robot = make(job.task, model.image.height)
+        check_suits(model, robot)
+        tell({"event": "connected", "model": as_json(model)})
         for one in job.tries:
             tell({"event": "started", "number": one.number, "pair": one.pair})
-            run_try(transport, facts, robot, one, job, tell)
+            run_try(transport, model, robot, one, job, tell)
     finally:
         transport.close()
 
 
-def run_try(transport: Transport, facts: ModelFacts, robot: RobotTask, one: Try, job: Job, tell: Tell) -> None:
+def run_try(transport: Transport, model: Model, robot: RobotTask, one: Try, job: Job, tell: Tell) -> None:
     """Look, ask for a plan, execute one model step of it, and again, until the goal or the budget's end."""
+    assert model.action is not None
     goal_state = np.array(one.goal)
     goal_image = robot.render_state(goal_state)
     goal_id = transport.goal(goal_image)
@@ -88,11 +92,13 @@ def run_try(transport: Transport, facts: ModelFacts, robot: RobotTask, one: Try,
     initially_solved = success = robot.is_success(goal_state)
     plans = planned_at = 0
     while not success and (steps := len(frames) - 1) < job.budget_steps:
-        proprioception = robot.proprioception.tolist() if facts.proprioception else None
+        proprioception = robot.proprioception.tolist() if model.proprioception_names else None
         answer = transport.plan(frames[-1], proprioception, steps - planned_at, one.plan_seed + plans)
-        tell({"event": "planned", "number": one.number, "plan": _plan_line(answer, steps), **_made_by(answer)})
+        tell(
+            {"event": "planned", "number": one.number, **as_json(PlanRecord(steps, answer.plan, answer.round_trip_ms))}
+        )
         plans, planned_at = plans + 1, steps
-        for action in answer.actions[: min(facts.block, job.budget_steps - steps)]:
+        for action in answer.plan.actions[: min(model.action.block, job.budget_steps - steps)]:
             robot.act(action)
             frames.append(robot.render())
             success = robot.is_success(goal_state)
@@ -124,50 +130,25 @@ def run_try(transport: Transport, facts: ModelFacts, robot: RobotTask, one: Try,
     )
 
 
-def check_suits(facts: ModelFacts, robot: RobotTask) -> None:
+def check_suits(model: Model, robot: RobotTask) -> None:
     """Raises TransportError where a model's actions or images are not this robot's."""
-    if facts.action_names != robot.action_names:
-        acts = ", ".join(facts.action_names) or "no actions"
-        wanted = ", ".join(robot.action_names)
+    names, width = () if model.action is None else model.action.names, len(model.proprioception_names)
+    if names != robot.action_names:
+        acts, wanted = ", ".join(names) or "no actions", ", ".join(robot.action_names)
         raise TransportError(
-            f"model {facts.name} acts in {acts}, but robot {robot.name} in {wanted}: choose another task"
+            f"model {model.name} acts in {acts}, but robot {robot.name} in {wanted}: choose another task"
         )
-    if facts.height != facts.width:
-        raise TransportError(
-            f"model {facts.name} takes {facts.height} x {facts.width} images, but robots render squares"
-        )
-    if facts.proprioception not in (0, len(robot.proprioception_names)):
-        raise TransportError(f"model {facts.name} wants {facts.proprioception} proprioception numbers of {robot.name}")
+    if model.image.height != model.image.width:
+        size = f"{model.image.height} x {model.image.width}"
+        raise TransportError(f"model {model.name} takes {size} images, but robots render squares")
+    if width not in (0, len(robot.proprioception_names)):
+        raise TransportError(f"model {model.name} wants {width} proprioception numbers of {robot.name}")
 
 
 def _distances(transport: Transport, frames: NDArray[np.uint8], goal_id: str, at_once: int = 64) -> list[float]:
     """How far each frame was from the goal, in the planner's cost."""
     parts = [transport.distances(frames[first : first + at_once], goal_id) for first in range(0, len(frames), at_once)]
     return [distance for part in parts for distance in part]
-
-
-def _plan_line(answer: PlanResult, step: int) -> dict[str, Any]:
-    """The fields of a PlanRecord."""
-    return {
-        "step": step,
-        "goal_distance": answer.goal_distance,
-        "cost": answer.cost,
-        "step_costs": list(answer.step_costs),
-        "iteration_costs": list(answer.iteration_costs),
-        "round_trip_ms": answer.round_trip_ms,
-        "queue_ms": answer.queue_ms,
-        "decode_ms": answer.decode_ms,
-        "encode_ms": answer.encode_ms,
-        "plan_ms": answer.plan_ms,
-        "total_ms": answer.total_ms,
-        "warm_started": answer.warm_started,
-        "stop_reason": answer.stop_reason,
-        "seed": answer.seed,
-    }
-
-
-def _made_by(answer: PlanResult) -> dict[str, Any]:
-    return {"planner": answer.planner, "device": answer.device, "dtype": answer.dtype}
 
 
 def main() -> int:

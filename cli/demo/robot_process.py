@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from presage import Model
 
+from cli.demo.json_values import from_json
 from cli.demo.record import EpisodeRecord, PlanRecord
 from cli.demo.robot import Job
 from cli.exit_codes import CommandError
@@ -21,33 +23,32 @@ from cli.exit_codes import CommandError
 
 @dataclass(frozen=True)
 class RobotReport:
-    """What the robot told: its episodes, the model as it was described to it, and what made the plans."""
+    """What the robot told: its episodes, and the model as it was described to it."""
 
     episodes: tuple[EpisodeRecord, ...]
-    facts: Mapping[str, Any]
-    made_by: Mapping[str, Any]
+    model: Model
 
 
 def run_robot(job: Job, listen: Callable[[Mapping[str, Any]], None]) -> RobotReport:
     """Run a robot to the end of its job; `listen` is told each of its lines. Raises CommandError where it failed."""
     plans: dict[int, list[PlanRecord]] = {one.number: [] for one in job.tries}
     ended: list[EpisodeRecord] = []
-    facts: Mapping[str, Any] = {}
-    made_by: Mapping[str, Any] = {"planner": {}, "device": "", "dtype": ""}
+    model: Model | None = None
     with closing(_lines(job)) as lines:
         for line in lines:
             match line["event"]:
                 case "connected":
-                    facts = line["facts"]
+                    model = from_json(Model, line["model"])
                 case "planned":
-                    plans[line["number"]].append(PlanRecord.from_json(line["plan"]))
-                    made_by = line
+                    plans[line["number"]].append(from_json(PlanRecord, line))
                 case "ended":
                     ended.append(_episode(line, job, tuple(plans[line["number"]])))
                 case "failed":
                     raise CommandError(f"the robot gave up: {line['message']}")
             listen(line)
-    return RobotReport(tuple(ended), facts, made_by)
+    if model is None:
+        raise CommandError("the robot ended before it was connected")
+    return RobotReport(tuple(ended), model)
 
 
 def _lines(job: Job) -> Generator[Mapping[str, Any], None, None]:

@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -57,6 +57,7 @@ class SearchSize(PlannerSettings):
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    needed: int = 1  # iterations with fewer of which its plans are not to be trusted
     metric: str | None = None  # None, of these three: the optimizer's own
     narrowing: float | None = None
     sample_decay: float | None = None
@@ -65,6 +66,19 @@ class SearchSize(PlannerSettings):
     def steps_per_iteration(self) -> int:
         """Model steps rolled out in one iteration: what its time is about proportional to."""
         return self.samples * self.horizon
+
+    @property
+    def settings(self) -> PlannerSettings:
+        """As a request would name them."""
+        return PlannerSettings(**{each.name: getattr(self, each.name) for each in fields(PlannerSettings)})
+
+
+def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
+    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer.
+
+    Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+    """
+    return 1 if optimizer == "real_time_iteration" else -(-min(iterations, of_model) // 2)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
+    rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
 
 
@@ -113,7 +128,10 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class PlanDone:
-    plan: Plan  # as far as an engine knows it; warnings are about the observation
+    plan: Plan  # as far as an engine knows it: its cost is the model's own, warnings are about the observation
+    size: SearchSize  # of the search that ran: the job's, or one that fits the time
+    fitting: int  # iterations of the job's search that were predicted to fit the time; all of them where it ran
+    unimproved: bool  # time ended it before anything better was found than what it began with
     goal_reached: bool  # so the next goal was searched for
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began

@@ -7,16 +7,19 @@ OpenTelemetry.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import replace
 
-from opentelemetry import trace as api
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from server.observability.tracing import TraceContext
+from server.observability.tracing import HEADER, TraceContext
 
+_propagator = TraceContextTextMapPropagator()
 _given: ContextVar[TraceContext] = ContextVar("presage_span")
 
 
@@ -48,11 +51,8 @@ class OtelSpans:
 
     def ended(self, trace: TraceContext, name: str, attributes: dict[str, str], began_ns: int, ended_ns: int) -> None:
         """See `tracing.SpanSink`. A trace that its caller did not sample is not sent."""
-        context = api.set_span_in_context(api.INVALID_SPAN)
-        if trace.parent_id:
-            flags = TraceFlags(trace.flags)
-            parent = SpanContext(int(trace.trace_id, 16), int(trace.parent_id, 16), is_remote=True, trace_flags=flags)
-            context = api.set_span_in_context(NonRecordingSpan(parent))
+        parent = replace(trace, span_id=trace.parent_id).header  # none where there is no parent: nothing is read then
+        context = _propagator.extract({HEADER: parent}, context=Context())
         token = _given.set(trace)
         try:
             span = self._tracer.start_span(name, context, SpanKind.SERVER, attributes, start_time=began_ns)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
-from server.engine.messages import Floats, SearchSize, ServedModel
+from server.engine.messages import Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -209,11 +209,11 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
-    if optimizer == "gauss_newton":
+    if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
         if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {limits.iteration_steps}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
@@ -232,6 +232,7 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
             raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
         if share is not None and not 0 < share <= 1:
             raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
+    needed = needed_iterations(optimizer, iterations, defaults.iterations)
     return SearchSize(
         samples,
         iterations,
@@ -243,6 +244,7 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         wanted.metric,
         wanted.narrowing,
         wanted.sample_decay,
+        needed=needed,
     )
 
 

@@ -9,14 +9,15 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from server.config import MIB
 from server.errors import Reason, ServiceError, invalid
@@ -98,7 +99,7 @@ class Uploads:
         finally:
             self.active -= 1
 
-    async def steady(self, pieces: AsyncIterator[_Piece], field: str) -> AsyncIterator[_Piece]:
+    async def steady(self, pieces: AsyncIterator[_Piece], field: str) -> AsyncGenerator[_Piece, None]:
         """`pieces` as they come. Raises DEADLINE where one is long in coming: no slot is held by a silent caller."""
         while True:
             try:
@@ -111,112 +112,76 @@ class Uploads:
             yield piece
 
 
-@dataclass
-class _Part:
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    header_name: bytes = b""
-    header_value: bytes = b""
-    name: str = ""
-    text: bytearray = field(default_factory=bytearray)
-
-
 async def receive_form(
-    chunks: AsyncIterator[bytes], content_type: str, file_field: str, spool: Spool
+    chunks: AsyncGenerator[bytes, None], headers: Headers, file_field: str, spool: Spool
 ) -> dict[str, str]:
     """Read multipart/form-data: the part `file_field` into `spool`, the others as text by name.
 
     Raises ServiceError INVALID_REQUEST for what is not a form, INVALID_FIELD for parts that break a rule.
     """
-    media_type, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if media_type != b"multipart/form-data" or not boundary:
+    content_type = headers.get("content-type", "")
+    if not content_type.startswith("multipart/form-data") or "boundary=" not in content_type:
         rule = "must be multipart/form-data with a boundary"
         raise invalid("Content-Type", rule, content_type or "nothing", Reason.INVALID_REQUEST)
-    form = _Form(file_field)
+    form = _Form(headers, chunks, file_field, spool)
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": form.begin,
-                "on_header_field": form.header_name,
-                "on_header_value": form.header_value,
-                "on_header_end": form.header_end,
-                "on_headers_finished": form.named,
-                "on_part_data": form.content,
-                "on_part_end": form.end,
-                "on_end": form.finish,
-            },
-        )
-        async for chunk in chunks:
-            parser.write(chunk)
-            for block in form.taken():
-                await spool.write(block)
-    except FormParserError as error:
-        raise invalid("body", "must be well-formed multipart/form-data", error, Reason.INVALID_REQUEST) from None
-    if not form.finished:
+        parts = await form.parse()
+    except MultiPartException as error:
+        raise invalid(
+            "body", "must be well-formed multipart/form-data", error.message, Reason.INVALID_REQUEST
+        ) from None
+    if not form.is_whole:
         raise invalid("body", "must end with its closing boundary", "less", Reason.INVALID_REQUEST)
-    if file_field not in form.seen:
-        raise invalid(file_field, "must be a part of the form", f"{sorted(form.texts)}")
-    return form.texts
+    texts = {name: value for name, value in parts.items() if isinstance(value, str)}
+    if file_field not in parts:
+        raise invalid(file_field, "must be a part of the form", f"{sorted(texts)}")
+    return texts
 
 
-class _Form:
-    """What the parser's callbacks gather. Blocks of the file wait in `_blocks` until they are taken."""
+class _Form(MultiPartParser):
+    """Starlette's parser with its file in our spool: counted, hashed and refused as it comes, and written once."""
 
-    def __init__(self, file_field: str) -> None:
-        self.texts: dict[str, str] = {}
-        self.seen: set[str] = set()
-        self.finished = False
-        self._file_field = file_field
-        self._part = _Part()
-        self._blocks: list[bytes] = []
+    def __init__(self, headers: Headers, chunks: AsyncGenerator[bytes, None], file_field: str, spool: Spool) -> None:
+        super().__init__(headers, chunks, max_files=_PARTS, max_fields=_PARTS, max_part_size=_TEXT_BYTES)
+        self.is_whole = False
+        self._file_field, self._spool = file_field, spool
+        self._names: set[str] = set()
 
-    def begin(self) -> None:
-        self._part = _Part()
-        if len(self.seen) >= _PARTS:
-            raise invalid("body", f"must have at most {_PARTS} parts", "more")
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        for file in self._files_to_close_on_error:
+            file.close()  # of the parser's own, empty and never on disk
+        part = self._current_part
+        if part.field_name in self._names:
+            raise invalid(part.field_name, "must come once", "twice")
+        self._names.add(part.field_name)
+        part.file = _SpooledFile(self._spool) if part.field_name == self._file_field else None
 
-    def header_name(self, block: bytes, start: int, end: int) -> None:
-        self._part.header_name += block[start:end]
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        try:
+            super().on_part_data(data, start, end)
+        except MultiPartException:
+            rule = f"must have at most {_TEXT_BYTES} bytes"
+            raise invalid(self._current_part.field_name, rule, "more", Reason.TOO_LARGE) from None
 
-    def header_value(self, block: bytes, start: int, end: int) -> None:
-        self._part.header_value += block[start:end]
+    def on_part_end(self) -> None:
+        part = self._current_part
+        try:
+            part.data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise invalid(part.field_name, "must be UTF-8 text", "other bytes") from None
+        super().on_part_end()
 
-    def header_end(self) -> None:
-        part = self._part
-        part.headers[part.header_name.lower()] = part.header_value
-        part.header_name = part.header_value = b""
+    def on_end(self) -> None:
+        self.is_whole = True
 
-    def named(self) -> None:
-        _, options = parse_options_header(self._part.headers.get(b"content-disposition"))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if not name:
-            raise invalid(
-                "body", "must name every part in its Content-Disposition", "a part without", Reason.INVALID_REQUEST
-            )
-        if name in self.seen:
-            raise invalid(name, "must come once", "twice")
-        self.seen.add(name)
-        self._part.name = name
 
-    def content(self, block: bytes, start: int, end: int) -> None:
-        if self._part.name == self._file_field:
-            self._blocks.append(block[start:end])
-            return
-        self._part.text += block[start:end]
-        if len(self._part.text) > _TEXT_BYTES:
-            raise invalid(self._part.name, f"must have at most {_TEXT_BYTES} bytes", "more", Reason.TOO_LARGE)
+class _SpooledFile(UploadFile):
+    """What the parser writes an uploaded file to."""
 
-    def end(self) -> None:
-        if self._part.name != self._file_field:
-            try:
-                self.texts[self._part.name] = self._part.text.decode("utf-8")
-            except UnicodeDecodeError:
-                raise invalid(self._part.name, "must be UTF-8 text", "other bytes") from None
+    def __init__(self, spool: Spool) -> None:
+        super().__init__(BytesIO())
+        self._spool = spool
 
-    def finish(self) -> None:
-        self.finished = True
-
-    def taken(self) -> list[bytes]:
-        blocks, self._blocks = self._blocks, []
-        return blocks
+    async def write(self, data: bytes) -> None:
+        await self._spool.write(data)

@@ -33,6 +33,7 @@ def action_space(model: LoadedModel) -> ActionSpace | None:
         rate_hz=spec.rate_hz,
         mean=spec.mean,
         std=spec.std,
+        stated_rest=spec.at_rest,
     )
 
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import presage
 import pytest
 import yaml
 from PIL import Image
@@ -359,6 +360,19 @@ def test_settings_that_cannot_be_meant_are_refused(ros: Any, parameters: dict[st
     fake_ros.Node.parameters = parameters
     with pytest.raises(ValueError, match=told):
         ros.PresageNode()
+
+
+def test_every_setting_of_a_search_is_a_parameter(ros: Any) -> None:
+    fake_ros.Node.parameters = {
+        "samples": 64, "iterations": 3, "elites": 8, "horizon": 2, "optimizer": "icem", "dimensions": "x, gripper",
+        "discount": 1.5,
+    }  # fmt: skip
+    node = ros.PresageNode()
+    node.close()
+    planner = node.bridge.settings.planner
+    assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5)
+    unset = {name for name, value in vars(planner).items() if value in (None, ())}
+    assert unset == set(), "a setting is not tried here"
 
 
 def test_the_file_of_parameters_has_every_one_with_its_default(ros: Any) -> None:

@@ -240,7 +240,14 @@ def action_space(model: LoadedModel) -> ActionSpace:
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
     space = ActionSpace(
-        action.names, action.units, action.low, action.high, action.rate_hz, mean=action.mean, std=action.std
+        action.names,
+        action.units,
+        action.low,
+        action.high,
+        action.rate_hz,
+        mean=action.mean,
+        std=action.std,
+        stated_rest=action.at_rest,
     )
     return registry.searched(space, model.package.config.planner.dimensions)
 

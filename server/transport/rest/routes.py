@@ -24,7 +24,6 @@ from server.errors import Reason, ServiceError, invalid
 from server.transport.gateway import Gateway, call_in_progress
 from server.transport.grpc.codec import WRITER
 from server.transport.methods import METHODS, Arrival, Method
-from server.transport.openpi.endpoint import PATHS, openpi
 from server.transport.rest import json_codec
 from server.transport.rest.formats import ALSO, answer
 from server.transport.rest.json_codec import CONTRACT
@@ -58,8 +57,11 @@ def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(_probes)
     app.include_router(_routes)
-    for path in PATHS if serves_openpi else ():
-        app.router.add_websocket_route(path, openpi)
+    if serves_openpi:
+        from server.transport.openpi.endpoint import PATHS, openpi
+
+        for path in PATHS:
+            app.router.add_websocket_route(path, openpi)
     app.add_middleware(GatewayMiddleware, gateway=gateway)
     render_framework_errors(app)
     made = document(app)  # now: it takes a moment in which no health check would be answered
@@ -234,9 +236,8 @@ async def _uploaded(
 ) -> AsyncIterator[tuple[Form, Path, calls.FrameSampling]]:
     """A clip's form and its file, whole and checked, for as long as it is needed."""
     async with gateway.uploads.spool("clip") as spool:
-        content_type = request.headers.get("content-type", "")
         body = gateway.uploads.steady(request.stream(), "body")
-        form = _clip_form(await receive_form(body, content_type, "clip", spool), kind)
+        form = _clip_form(await receive_form(body, request.headers, "clip", spool), kind)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
         yield form, path, calls.FrameSampling(form.fps, form.frames)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from presage import ActionSpec, ImageSpec, Model
 
 from cli.demo.robot import Job, Try, check_suits
 from cli.demo.robot_process import run_robot
-from cli.demo.transport import ModelFacts
 from cli.exit_codes import CommandError
 from cli.private_service import private_service
 from model.built_in import built_in
@@ -82,6 +82,13 @@ def test_both_doors_lead_to_the_same_outcome(demos: dict[str, tuple[Path, dict[s
     assert rates[0] == rates[1]
 
 
+def test_both_transports_report_every_setting_of_the_search(demos: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    pages = [(folder / "report.html").read_text(encoding="utf-8") for folder, _ in demos.values()]
+    by_grpc, by_rest = (re.findall(r"<th>planner</th><td>(.*?)</td>", page) for page in pages)
+    assert by_grpc == by_rest
+    assert re.match(r"samples \d+, iterations \d+, elites \d+, horizon \d+, optimizer cem, discount 1.0;", by_grpc[0])
+
+
 @pytest.mark.skipif("arm" not in built_in(), reason="the built-in package arm is not there")
 def test_the_built_in_arm_reaches_its_goals(tmp_path: Path) -> None:
     told, _ = run_demo("arm", "grpc", tmp_path)
@@ -138,9 +145,10 @@ def test_a_job_survives_its_way_to_the_robot() -> None:
 
 
 def test_a_model_for_another_robot_is_refused_by_name() -> None:
-    facts = ModelFacts("m", "compact", "", "", 64, 64, "exact", ("x", "y"), 0, 10.0, 5)
+    action = ActionSpec(("x", "y"), ("m", "m"), (-1.0, -1.0), (1.0, 1.0), 10.0, 5)
+    model = Model("m", "compact", "", ImageSpec(64, 64, "exact", 1), action, (8,))
     with pytest.raises(Exception, match="model m acts in x, y, but robot arm in shoulder_velocity, elbow_velocity"):
-        check_suits(facts, make("arm"))
+        check_suits(model, make("arm"))
 
 
 def test_a_rest_image_holds_the_same_bytes() -> None:

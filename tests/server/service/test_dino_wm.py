@@ -107,10 +107,11 @@ async def test_a_goal_may_say_what_the_robot_should_measure_there(
     aim = model.goal(latents[1], torch.from_numpy(wanted))
     apart = (whole - aim).square()
     expected = apart[:, :64].mean() + 0.1 * apart[:, 64:].mean()
-    assert plan.cost == pytest.approx(float(expected), rel=1e-4)
+    assert plan.objective == pytest.approx(float(expected), rel=1e-4)
+    assert plan.cost == pytest.approx(float(apart[:, :64].mean()), rel=1e-4)  # as `Score` prices it, by what is seen
     assert plan.goal_distance == pytest.approx(float((latents[0] - latents[1]).square().mean()), rel=1e-4)
     other = PlanRequest(seen(), goal_id=plain.goal_id, planner=QUICK, seed=3)
-    assert (await application.plan(other, None, time.monotonic())).cost < plan.cost
+    assert (await application.plan(other, None, time.monotonic())).objective < plan.objective
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -187,7 +188,9 @@ def test_a_recorded_plan_toward_such_a_goal_is_made_again_without_its_picture(mo
     aim = model.goal(latents[1], torch.tensor([300.0, 200.0, 0.0, 0.0])).numpy()
     size = SearchSize(samples=16, iterations=3, elites=4, horizon=2, optimizer="jepa_wms")
     job = PlanJob("tiny", Start((SEEN,), proprioception=MEASURED[None]), aim, size, seed=5)
-    recorded = cast(PlanDone, SimpleNamespace(plan=SimpleNamespace(iterations_done=3), latent=latents[0].numpy()))
+    recorded = cast(
+        PlanDone, SimpleNamespace(plan=SimpleNamespace(iterations_done=3), size=size, latent=latents[0].numpy())
+    )
     first = planned(job, recorded, model)
     again = planned(replace(job, start=replace(job.start, frames=())), recorded, model)
     assert isinstance(first, PlanDone)

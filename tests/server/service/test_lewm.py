@@ -168,7 +168,7 @@ async def test_a_request_names_its_distance_and_its_rates(application: Applicati
     for settings in (QUICK, replace(QUICK, metric="rms"), replace(QUICK, metric="l1")):
         plan = await application.plan(replace(asked, planner=settings), None, time.monotonic())
         assert plan.provenance.planner.metric == settings.metric
-        costs.append(plan.cost)
+        costs.append(plan.objective)
     assert costs[1] == pytest.approx(costs[0] ** 0.5, rel=1e-5)  # the same order of candidates, and so the same plan
     assert costs[2] <= costs[1]
     every = replace(QUICK, optimizer="icem", sample_decay=1.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from presage import ActionSpec, ClipEmbedding, ImageSpec, Model, Plan, PlannerSettings, Provenance, Timings
 
-from cli.demo.record import ClipRecord, DemoRecord, EpisodeRecord, PlanRecord, ServiceRecord
+from cli.demo.record import ClipRecord, DemoRecord, EpisodeRecord, PlanRecord
 from simulation.manifest import Manifest, Pair
 from simulation.policies import arm_oracle
 from simulation.robots.arm import Arm
@@ -14,22 +15,21 @@ BLOCK = 5
 
 def made_up_plan(step: int, distance: float, number: int) -> PlanRecord:
     costs = tuple(distance * 0.5 ** (k + 1) for k in range(4))
-    return PlanRecord(
-        step=step,
-        goal_distance=distance,
+    plan = Plan(
+        actions=np.full((4 * BLOCK, 2), 0.1, np.float32),
         cost=sum(costs),
         step_costs=costs,
+        goal_distance=distance,
         iteration_costs=tuple(sum(costs) * (1 + 0.5**k) for k in range(8)),
-        round_trip_ms=305.0 + 3 * number,
-        queue_ms=0.2,
-        decode_ms=0.1,
-        encode_ms=4.0,
-        plan_ms=298.0 + 2 * number,
-        total_ms=303.0 + 2 * number,
-        warm_started=step > 0,
+        elite_spread=(),
+        iterations_done=8,
         stop_reason="iterations",
         seed=number,
+        warm_started=step > 0,
+        timings=Timings(0.2, 0.1, 4.0, 298.0 + 2 * number, 303.0 + 2 * number),
+        provenance=Provenance("arm", device="cpu", dtype="float32", planner=PlannerSettings(200, 8, 20, 4)),
     )
+    return PlanRecord(step, plan, round_trip_ms=305.0 + 3 * number)
 
 
 def made_up_episode(number: int, pair: Pair, success: bool = True, initially_solved: bool = False) -> EpisodeRecord:
@@ -73,18 +73,14 @@ def made_up_demo(episodes: int = 4) -> DemoRecord:
         seed=7,
         budget_steps=50,
         episodes=tuple(made),
-        service=ServiceRecord(
-            model="arm",
-            family="compact",
-            weights_digest="0123456789abcdef" * 4,
+        served=Model(
+            "arm",
+            "compact",
+            "0123456789abcdef" * 4,
+            ImageSpec(64, 64, "exact", 1),
+            ActionSpec(("a", "b"), ("rad/s", "rad/s"), (-1.0, -1.0), (1.0, 1.0), 10.0, BLOCK),
+            (128,),
             server_version="0.1.0",
-            device="cpu",
-            dtype="float32",
-            crop_policy="exact",
-            planner={"samples": 200, "iterations": 8, "elites": 20, "horizon": 4},
-            block=BLOCK,
-            rate_hz=10.0,
-            image_size=64,
         ),
         clip=ClipRecord(
             episode=0,
@@ -92,9 +88,13 @@ def made_up_demo(episodes: int = 4) -> DemoRecord:
             bytes=7168,
             frames=len(shown.frames),
             pooled_shape=(128,),
-            per_frame_shape=(len(shown.frames), 128),
-            goal_distances=shown.goal_distances,
-            frame_times_s=tuple(index / 10 for index in range(len(shown.frames))),
+            embedding=ClipEmbedding(
+                np.zeros((len(shown.frames), 128), np.float32),
+                "per_frame",
+                "arm",
+                frame_times_s=tuple(index / 10 for index in range(len(shown.frames))),
+                goal_distances=shown.goal_distances,
+            ),
             upload_ms=61.5,
         ),
         machine={"processor": "a processor, 2 CPUs", "system": "Linux", "Python": "3.11.2", "torch": "2.13.0"},

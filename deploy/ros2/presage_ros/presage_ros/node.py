@@ -12,6 +12,7 @@ import presage
 import rclpy
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from presage.protocol.schema import field_types
 from presage_ros_interfaces.action import ReachGoal
 from presage_ros_interfaces.srv import SetGoal
 from rclpy.action import ActionServer, CancelResponse
@@ -42,12 +43,7 @@ class PresageNode(Node):
             max_image_age_s=self._number("max_image_age_s", 0.5),
             call_timeout_s=self._number("call_timeout_s", 5.0),
             command=self._text("command", "velocities"),
-            planner=presage.PlannerSettings(
-                samples=self._count("samples"),
-                iterations=self._count("iterations"),
-                elites=self._count("elites"),
-                horizon=self._count("horizon"),
-            ),
+            planner=self._planner(),
             stop=tuple(float(entry) for entry in self._text("stop", "").replace(",", " ").split()),
         )
         client = presage.Client(
@@ -170,8 +166,16 @@ class PresageNode(Node):
     def _text(self, name: str, default: str) -> str:
         return str(self.declare_parameter(name, default).value)
 
-    def _count(self, name: str) -> int | None:
-        return int(self.declare_parameter(name, 0).value) or None
+    def _planner(self) -> presage.PlannerSettings:
+        """A parameter for every setting of a search. 0 or an empty text takes the model's; a space parts names."""
+        settings: dict[str, Any] = {}
+        for field in field_types(presage.PlannerSettings):
+            value = self.declare_parameter(field.name, "" if field.is_many else field.kind()).value
+            if value:
+                settings[field.name] = (
+                    tuple(str(value).replace(",", " ").split()) if field.is_many else field.kind(value)
+                )
+        return presage.PlannerSettings(**settings)
 
     def _number(self, name: str, default: float) -> float:
         return float(self.declare_parameter(name, default).value)

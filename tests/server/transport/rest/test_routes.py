@@ -293,7 +293,8 @@ async def test_metrics_count_calls_by_transport_call_and_reason(service: Service
     assert 'code="UNKNOWN_ROUTE",rpc="unknown",transport="rest"' in text
     for name in ("presage_plan_seconds_bucket", "presage_sessions", "presage_ready 1.0", "presage_build_info"):
         assert name in text
-    assert "presage_engine_restarts_total 0.0" in text
+    for name in ("presage_engine_restarts", "presage_records", "presage_records_dropped"):
+        assert f"# TYPE {name}_total counter\n{name}_total 0.0" in text
     assert f"presage_goal_bytes {float(service.gateway.application.goal_bytes)}" in text
     assert "/anything" not in text
     assert "none" not in text

@@ -259,9 +259,10 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or a published search: "vjepa2_ac",
-    "lewm", "dino_wm", "jepa_wms". The last three draw candidates around the mean of the actions that the model was
-    trained on, in units of their spread and beyond the bounds; the plan is within them.
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration" (for control loops: a
+    step or two of Gauss-Newton from the plan under way), or a published search: "vjepa2_ac", "lewm", "dino_wm",
+    "jepa_wms". The last three draw candidates around the mean of the actions that the model was trained on, in units of
+    their spread and beyond the bounds; the plan is within them.
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
