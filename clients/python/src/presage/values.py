@@ -8,6 +8,7 @@ identity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -271,6 +272,48 @@ class Plan:
     objective: Optional[float] = None
     shortage: Tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """A few lines to read; the fields hold everything."""
+        steps = (
+            f"{len(self.actions)} actions of {self.actions.shape[-1]} entries, the first {_numbers(self.actions[0])}"
+        )
+        ends = f", predicted {self.step_costs[-1]:.4g} after the last step" if self.step_costs else ""
+        stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
+        made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
+        lines = [
+            f"plan: {size}, the first {_numbers(self.actions[0])}",
+            f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
+            f"  {stop}; {', '.join(made)}",
+            *(f"  warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lines of `str`, and a curve for each action entry."""
+        return f"<pre>{escape(str(self))}</pre>{_curves(self.actions)}"
+
+
+def _numbers(values: Floats) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+
+
+def _curves(actions: Floats) -> str:
+    """Each action entry over time as a small SVG, scaled to its own range."""
+    drawn = []
+    for entry in range(actions.shape[-1]):
+        series = actions[:, entry].tolist()
+        low, high = min(series), max(series)
+        span = (high - low) or 1.0
+        points = " ".join(
+            f"{4 + 112 * at / max(1, len(series) - 1):.1f},{34 - 30 * (value - low) / span:.1f}"
+            for at, value in enumerate(series)
+        )
+        drawn.append(
+            f'<svg width="120" height="52"><polyline points="{points}" fill="none" stroke="currentColor"/>'
+            f'<text x="4" y="48" font-size="9" fill="currentColor">{entry}: {low:.3g} to {high:.3g}</text></svg>'
+        )
+    return "".join(drawn)
+
 
 @dataclass(frozen=True, eq=False)
 class ControlPlan:
@@ -381,6 +424,10 @@ class Landscape:
     best_cost: float
     rest_cost: float
     plot: bytes = b""
+
+    def _repr_png_(self) -> Optional[bytes]:
+        """What a notebook shows, where a plot was asked for."""
+        return self.plot or None
 
 
 @dataclass(frozen=True)
