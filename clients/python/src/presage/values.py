@@ -274,9 +274,7 @@ class Plan:
 
     def __str__(self) -> str:
         """A few lines to read; the fields hold everything."""
-        steps = (
-            f"{len(self.actions)} actions of {self.actions.shape[-1]} entries, the first {_numbers(self.actions[0])}"
-        )
+        size = f"{len(self.actions)} actions of {self.actions.shape[-1]} entries"
         ends = f", predicted {self.step_costs[-1]:.4g} after the last step" if self.step_costs else ""
         stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
         made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
