@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from presage.values import (
+    ClipClasses,
     ClipEmbedding,
     Embedding,
     Goal,
@@ -39,6 +40,7 @@ from server.service.stages import Stages
 from server.service.validation import SearchLimits
 from server.values.calls import (
     CalibrateRequest,
+    ClassifyClipRequest,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
@@ -288,6 +290,10 @@ class Application:
     async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> ClipEmbedding:
         """Decode a video file elsewhere and embed it."""
         return await self._embeddings.clip(request, deadline)
+
+    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClipClasses:
+        """Decode a video file elsewhere and say what it shows."""
+        return await self._embeddings.classify(request, deadline)
 
     # Within
 

@@ -42,6 +42,11 @@ class Clips:
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="clips")
         self._decoder: ClipDecoder | None = None
 
+    @property
+    def most_frames(self) -> int:
+        """Used of one clip."""
+        return self._settings.frames
+
     async def decode(self, path: Path, sampling: FrameSampling, model: Model, left_s: float | None) -> Clip:
         """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
 
