@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
-from server.engine.messages import Floats, SearchSize, ServedModel
+from server.config import Limits
+from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -33,15 +33,6 @@ LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
 LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
-
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """How large a search may be."""
-
-    rollout_steps: int  # horizon x samples x iterations
-    iteration_steps: int  # horizon x samples
-    iterations: int
 
 
 def frame(image: Frame, model: Model, field: str) -> None:
@@ -148,7 +139,7 @@ def actions_of(model: Model) -> ActionSpec:
     return model.action
 
 
-def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
+def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:
     """The settings of a search: the request's where it has any, else the model's; all within the limits.
 
     Where samples are given without elites, the model's share of elites is kept.
@@ -169,8 +160,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.elites", f"must be at least 2 and below samples ({samples})", elites)
     if iterations > limits.iterations:
         raise invalid("planner.iterations", f"must be at most {limits.iterations}", iterations, Reason.TOO_LARGE)
-    if horizon * samples > limits.iteration_steps:
-        rule = f"must keep horizon x samples at most {limits.iteration_steps}"
+    if horizon * samples > ITERATION_STEPS:
+        rule = f"must keep horizon x samples at most {ITERATION_STEPS}"
         raise invalid("planner", rule, horizon * samples, Reason.TOO_LARGE)
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
@@ -181,8 +172,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     if optimizer == "gauss_newton":
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
-        if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that gauss_newton nudges at most {limits.iteration_steps}"
+        if moved * horizon > ITERATION_STEPS:
+            rule = f"must keep horizon x the actions that gauss_newton nudges at most {ITERATION_STEPS}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
@@ -206,7 +197,7 @@ def action_entries(names: Sequence[str], model: Model, field: str) -> None:
             raise invalid(f"{field}[{index}]", "must not be named twice", name)
 
 
-def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) -> None:
+def candidates(actions: Floats, model: Model, limits: Limits, field: str) -> None:
     """Action sequences [candidates, time, action], time in whole model steps."""
     action = actions_of(model)
     width, block = len(action.names), action.block
@@ -220,16 +211,14 @@ def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) 
         raise invalid(field, rule, actions.shape[1], Reason.ACTION_SHAPE)
     finite(actions, field)
     steps = actions.shape[1] // block
-    if steps > limits.iteration_steps:
-        raise invalid(field, f"must be at most {limits.iteration_steps} model steps long", steps, Reason.TOO_LARGE)
+    if steps > ITERATION_STEPS:
+        raise invalid(field, f"must be at most {ITERATION_STEPS} model steps long", steps, Reason.TOO_LARGE)
     if len(actions) * steps > limits.rollout_steps:
         rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
         raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
 
 
-def steps_seen(
-    observations: Sequence[Observation], actions: Floats, model: Model, limits: SearchLimits, most: int
-) -> None:
+def steps_seen(observations: Sequence[Observation], actions: Floats, model: Model, limits: Limits, most: int) -> None:
     """At least two observations, and the actions [time, action] of the model steps between them."""
     if not 2 <= len(observations) <= most:
         reason = Reason.TOO_LARGE if len(observations) > most else Reason.INVALID_FIELD
