@@ -27,7 +27,7 @@ RUN python -m venv --without-pip /opt/presage \
     && /opt/pip/bin/pip --python /opt/presage/bin/python install --no-deps ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH}"
 COPY pyproject.toml constraints.txt ./
 # Headers and build files of torch serve those who compile against it.
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['service'], sep='\n')" > requirements.txt \
     && /opt/pip/bin/pip --python /opt/presage/bin/python install -r requirements.txt -c constraints.txt \
     && rm -rf /opt/presage/lib/python*/site-packages/torch/include /opt/presage/lib/python*/site-packages/torch/share
 # Nobody runs the packages' own tests here.

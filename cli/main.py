@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -18,6 +19,7 @@ from cli.evaluate import evaluate
 from cli.replay import replay
 from cli.serve import serve
 from cli.train.command import train
+from cli.version import show_version
 from cli.weights import import_weights, inspect, list_published, pull
 
 app = typer.Typer(
@@ -53,6 +55,18 @@ weights.command("list")(list_published)
 weights.command("pull")(pull)
 app.command("health")(health)
 app.command("replay")(replay)
+
+
+@app.callback()
+def presage(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=show_version, help="Say the versions of Presage, Python and torch."
+        ),
+    ] = False,
+) -> None:
+    """A video world-model service for robot planning: encode, predict, and plan toward a goal image."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from cli.exit_codes import CommandError
 from cli.output import JsonFlag, Output, open_output
+from model import extras
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -111,6 +112,7 @@ def pull(
     json_: JsonFlag = False,
 ) -> None:
     """Download a published model's file; run again, it goes on where it was cut off."""
+    extras.require("httpx", "http", "downloading weights")
     from model.checkpoints.download import DownloadError
     from model.checkpoints.download import pull as download
     from model.checkpoints.published import ADDRESS, PUBLISHED, by_name

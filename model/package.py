@@ -39,18 +39,30 @@ class ActionSpec:
     names: tuple[str, ...]
     units: tuple[str, ...]
     low: tuple[float, ...]
-    high: tuple[float, ...]
+    high: tuple[float, ...]  # equal to low where an action was never recorded otherwise: it is held there
     rate_hz: float
     block: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    rest: tuple[float, ...] | None = None  # what leaves the robot at rest; None: zero, or the bound nearest to it
+    rest_holds: bool = False  # at rest the scene stays as it is: predictions are corrected to say so (`offset_free`)
 
     def __post_init__(self) -> None:
-        for name in ("units", "low", "high", "mean", "std"):
-            if len(getattr(self, name)) != len(self.names):
+        for name in ("units", "low", "high", "mean", "std", "rest"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != len(self.names):
                 raise PackageError(f"action.{name} must have {len(self.names)} entries, one per name")
+        for name, low, high, rest in zip(self.names, self.low, self.high, self.rest or (), strict=False):
+            if not low <= rest <= high:
+                raise PackageError(f"action.rest of {name} must lie in {low:g}..{high:g}, got {rest:g}")
         if self.block < 1:
             raise PackageError(f"action.block must be >= 1, got {self.block}")
+
+    @property
+    def at_rest(self) -> tuple[float, ...]:
+        """The action that leaves the robot at rest: what is stated, else zero, or the bound nearest to it."""
+        if self.rest is not None:
+            return self.rest
+        return tuple(max(low, min(high, 0.0)) for low, high in zip(self.low, self.high, strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from model.built_in import BUILT_IN, built_in
 from model.interface import LoadedModel
+from model.offset_free import OffsetFreeModel
 from model.package import Package, PackageError, read_package
 
 
@@ -26,6 +27,14 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
     Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
     """
     package = find(name_or_path)
+    model, action = _built(package, device), package.config.action
+    if action is None or not action.rest_holds:
+        return model
+    return OffsetFreeModel(model, torch.tensor(action.at_rest, device=model.device))
+
+
+def _built(package: Package, device: torch.device) -> LoadedModel:
+    """The model of a package's family, as it was trained."""
     match package.config.family:
         case "compact":
             from model.compact.world_model import CompactWorldModel

@@ -22,9 +22,8 @@ Tail = Literal["rest", "hold"]
 def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest") -> Float[Tensor, "time action"]:
     """The next search's candidate 0: what remains of the plan after `executed` actions, as long as the plan was.
 
-    Freed places at the end repeat mid-range ("rest", where a search without a warm start begins; stands still where
-    actions are velocities or steps) or the plan's last action ("hold", for actions that are positions). The result
-    obeys `space`.
+    Freed places at the end repeat the space's rest ("rest": zero where zero is allowed and nothing else is stated) or
+    the plan's last action ("hold", for actions that are positions). The result obeys `space`.
     """
     time = plan.actions.shape[0]
     if not 0 <= executed <= time:
@@ -40,7 +39,7 @@ def of_length(
     """What is left of a plan, cut or with a tail added (as in `warm_start`) to `time` actions, for a search of another
     length. Nothing is projected: the search does so with its start, for whatever limits its space has.
     """
-    last = left[-1] if tail == "hold" else (left.new_tensor(space.low) + left.new_tensor(space.high)) / 2
+    last = left[-1] if tail == "hold" else left.new_tensor(space.rest)
     return torch.cat([left[:time], last.expand(max(0, time - len(left)), -1)])
 
 

@@ -19,10 +19,14 @@ from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
 from planner.types import ActionSpace, PlanningError
 
-OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac"]
-"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean."""
+OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac"]
+"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean.
+`real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
+Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
+EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
+STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
 
 
 def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimizer:
@@ -52,6 +56,13 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             return _hybrid(sampling(), polish, iterations, long=16)  # a descent is cheap, and wants to be long
         case "gauss_newton":
             return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
+        case "real_time_iteration":
+            drawn = sampling(iterations=1, elites=min(samples, max(elites, 2 * STARTS)))
+            starts = min(STARTS, drawn.kept_count)
+            steps = GaussNewton(
+                starts=starts, iterations=max(1, iterations - 1), horizon=horizon, initial_std=1.0, cost=priced
+            )
+            return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED)
         case _:
             raise AssertionError(name)  # refused above
 
@@ -85,7 +96,7 @@ def cost(name: str, discount: float = 1.0) -> GoalDistance:
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
-    """The space with every other dimension held at mid-range, which is rest; all are searched where none is named.
+    """The space with every other dimension held at rest (`ActionSpace.rest`); all are searched where none is named.
 
     A dimension that the space itself holds stays held. Raises PlanningError for a name that it does not have.
     """
@@ -98,7 +109,7 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
     return replace(
         space,
         frozen=tuple(
-            value if value is not None or name in dimensions else (low + high) / 2
-            for name, value, low, high in zip(space.names, held, space.low, space.high, strict=True)
+            value if value is not None or name in dimensions else rest
+            for name, value, rest in zip(space.names, held, space.rest, strict=True)
         ),
     )

@@ -69,7 +69,7 @@ class SearchBatch:
 def begin(
     problem: Problem, horizon: int, block: int, initial_std: float | tuple[float, ...], warm_std: float | None = None
 ) -> Search:
-    """Check a problem and set up its search: mean at the warm start (or mid-range), std a fraction of the half range.
+    """Check a problem and set up its search: mean at the warm start (or at rest), std a fraction of the half range.
 
     Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronization).
     """
@@ -83,7 +83,7 @@ def begin(
             raise PlanningError("context", "must have a leading batch axis of 1", tuple(tensor.shape))
     limits = limits_of(space, time, problem.previous_action, problem.committed, problem.held, device=device)
     low, high = (to_device(torch.tensor(edge), device) for edge in (space.low, space.high))
-    start = ((low + high) / 2).expand(time, -1)
+    start = to_device(torch.tensor(space.rest), device).expand(time, -1)
     if problem.warm_start is not None:
         start = to_device(_checked_warm_start(problem.warm_start, (time, space.dimensions)).float(), device)
     start = project_within(limits, start)

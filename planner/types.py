@@ -31,7 +31,7 @@ class ActionSpace:
     names: tuple[str, ...]
     units: tuple[str, ...]
     low: tuple[float, ...]
-    high: tuple[float, ...]
+    high: tuple[float, ...]  # equal to low where a dimension is held there
     rate_hz: float
     slew: tuple[float, ...] | None = None  # largest change from one action to the next, per dimension
     frozen: tuple[float | None, ...] | None = None  # a number holds the dimension there, None leaves it free
@@ -39,17 +39,21 @@ class ActionSpace:
     norm_order: Literal[1, 2] = 2
     norm_of: tuple[str, ...] | None = None  # names of the dimensions the norm is of (one unit, say); None: all
     dwell: tuple[int, ...] | None = None  # actions a value is kept for at least, per dimension; 1 leaves it free
+    stated_rest: tuple[float, ...] | None = None  # the action that leaves the robot at rest, where somebody says
 
     def __post_init__(self) -> None:
         if not self.names:
             raise PlanningError("action_space.names", "must not be empty", self.names)
-        for field in ("units", "low", "high", "slew", "frozen", "dwell"):
+        for field in ("units", "low", "high", "slew", "frozen", "dwell", "stated_rest"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.names):
                 raise PlanningError(f"action_space.{field}", f"must have {len(self.names)} entries", len(value))
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise PlanningError(f"action_space.{name}", "must have finite low < high", (low, high))
+            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+                raise PlanningError(f"action_space.{name}", "must have finite low <= high", (low, high))
+        for name, low, high, still in zip(self.names, self.low, self.high, self.stated_rest or (), strict=False):
+            if not low <= still <= high:
+                raise PlanningError(f"action_space.stated_rest.{name}", f"must lie in [{low}, {high}]", still)
         for name, low, high, held in zip(self.names, self.low, self.high, self.frozen or (), strict=False):
             if held is not None and not low <= held <= high:
                 raise PlanningError(f"action_space.frozen.{name}", f"must lie in [{low}, {high}]", held)
@@ -72,6 +76,17 @@ class ActionSpace:
     @property
     def dimensions(self) -> int:
         return len(self.names)
+
+    @property
+    def rest(self) -> tuple[float, ...]:
+        """The action that leaves the robot at rest, per dimension in its own unit: what is stated, else zero.
+
+        Where zero lies outside the bounds it is the bound nearest to zero. Never the middle of the bounds: of a base
+        that was recorded driving forward, that is half its speed.
+        """
+        if self.stated_rest is not None:
+            return self.stated_rest
+        return tuple(max(low, min(high, 0.0)) for low, high in zip(self.low, self.high, strict=True))
 
     def _least_norm(self) -> float:
         """The smallest norm that bounds and frozen dimensions allow."""

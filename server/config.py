@@ -127,8 +127,10 @@ class Settings(BaseSettings):
     spool_dir: Path | None = Field(
         default=None, description="where uploads are kept meanwhile; the system's place by default"
     )
-    reflection: bool = Field(default=True, description="let gRPC tools list the services")
-    openpi: bool = Field(default=True, description="let openpi clients in, over WebSocket on http_port")
+    reflection: bool = Field(default=True, description="let gRPC tools list the services; needs the extra service")
+    openpi: bool = Field(
+        default=True, description="let openpi clients in, over WebSocket on http_port; needs the extra service"
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="console (lines to read) or json")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level that is logged: debug, info, warning or error"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from model.extras import MissingExtra
 from server import config as reading
 from server.config import Settings, SettingsError, server_version, unknown_variables
 from server.engine.messages import Loader
@@ -94,7 +95,7 @@ async def serve(
 
 
 def _recorder(settings: Settings) -> Recorder | None:
-    """The flight recorder, if one is wanted. Raises StartError for a folder that cannot be used."""
+    """The flight recorder, if one is wanted. Raises StartError for a folder that cannot be used, or a missing extra."""
     record = settings.record
     if record.folder is None:
         return None
@@ -105,6 +106,8 @@ def _recorder(settings: Settings) -> Recorder | None:
         )
     except OSError as error:
         raise StartError(f"record.folder {record.folder} cannot be used: {error.strerror or error}") from None
+    except MissingExtra as error:
+        raise StartError(f"record.folder: {error}") from None
 
 
 def spans_of(settings: Settings) -> OtelSpans | None:

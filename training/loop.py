@@ -83,7 +83,7 @@ class DivergedError(UserError, ArithmeticError):
 class Training:
     """What a loop changes and saves: parameters under an optimizer, the generator that draws batches.
 
-    `made_with` guards the checkpoint: a run resumes only what was made with the same (its `repr`).
+    `made_with` guards the checkpoint: a run resumes only what was made with the same.
     """
 
     recipe: Recipe
@@ -91,7 +91,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     parts: Mapping[str, Stateful]  # the networks; the optimizer is saved beside them
     generator: torch.Generator
-    made_with: object
+    made_with: Mapping[str, str]  # settings and what is trained on, each by its name
     factor: Callable[[int], float]  # of the learning rate, at a step
 
     @property

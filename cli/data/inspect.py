@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A LeRobot dataset, HDF5 recordings, clips with actions, or episodes.")],
     camera: Annotated[str, typer.Option("--camera", help="Which camera, where there are several.")] = "",
-    proprioception: Annotated[
-        str, typer.Option("--proprioception", help="What holds what the robot measured, where it is not the usual.")
+    action_key: Annotated[
+        str, typer.Option("--action-key", help="The column or array of the actions, where it is not the usual one.")
     ] = "",
+    state_key: Annotated[str, typer.Option("--state-key", help="The same for what the robot measured.")] = "",
     rate_hz: Annotated[float, typer.Option("--rate-hz", min=0, help="Frames a second, where nothing says.")] = 0.0,
     quick: Annotated[bool, typer.Option("--quick", help="Look at numbers alone; do not decode every frame.")] = False,
     json_: JsonFlag = False,
@@ -33,7 +34,7 @@ def inspect(
     from training.data.dataset import ReadOptions
     from training.data.inspection import inspect as look_through
 
-    dataset = open_recordings(path, ReadOptions(camera, proprioception, rate_hz))
+    dataset = open_recordings(path, ReadOptions(camera, state_key, rate_hz, action_key))
     with output.progress() as bars:
         bar = bars.add_task(f"inspecting {path.name}", total=len(dataset.header.episodes))
         found = look_through(
@@ -72,4 +73,8 @@ def _shown(found: Inspection) -> RenderableType:
     said = [f"  {problem}" for problem in found.errors[:SHOWN]]
     if len(found.errors) > SHOWN:
         said.append(f"  and {len(found.errors) - SHOWN} more: --json has them all")
-    return Group(about, actions, *(["what is wrong:", *said] if said else ["nothing is wrong"]))
+    notes = [f"  {note}" for note in found.notes[:SHOWN]]
+    if len(found.notes) > SHOWN:
+        notes.append(f"  and {len(found.notes) - SHOWN} more: --json has them all")
+    noted = ["to know:", *notes] if notes else []
+    return Group(about, actions, *noted, *(["what is wrong:", *said] if said else ["nothing is wrong"]))

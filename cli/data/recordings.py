@@ -83,7 +83,16 @@ def load_recordings(
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
     tell_skipped(output, skipped, f"of {len(dataset.header.episodes)} episodes")
+    tell_notes(output, episodes.notes)
     return episodes, skipped
+
+
+def tell_notes(output: Output, notes: Sequence[str]) -> None:
+    """Say on stderr what a training goes on with."""
+    for note in notes[:SHOWN]:
+        output.remark(f"note: {note}")
+    if len(notes) > SHOWN:
+        output.remark(f"  and {len(notes) - SHOWN} more notes")
 
 
 def tell_skipped(output: Output, skipped: Sequence[Skipped], what: str) -> None:

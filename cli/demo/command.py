@@ -14,6 +14,7 @@ import typer
 from cli.exit_codes import CommandError
 from cli.options import SeedOption, TaskModelOption, TaskOption, checked_task, model_for
 from cli.output import JsonFlag, Output, open_output
+from model import extras
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,6 +45,8 @@ def demo(
     if transport not in TRANSPORTS:
         raise typer.BadParameter(f"must be grpc or rest, got {transport!r}", param_hint="--transport")
     model = model_for(model, checked_task(task))
+    if transport == "rest":
+        extras.require("httpx", "http", "--transport rest")
     output = open_output(json_)
 
     from cli.demo.machine import describe_machine

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.data.recordings import load_recordings
+from cli.data.recordings import load_recordings, tell_notes
 from cli.exit_codes import CommandError
 from cli.output import Output
 from cli.train.command import provenance
-from cli.train.config import build, mapping, read_yaml
+from cli.train.config import beside, build, mapping, read_yaml
 from cli.train.progress import ProgressLine, follow
 from model.package import PlannerDefaults
 from model.preprocessing import CROP_POLICIES, CropPolicy
@@ -34,7 +34,8 @@ class ActionConditionedTraining:
     encoder: str  # a package of the V-JEPA 2 family: pretrained here, or imported
     dataset: str = ""  # path of recorded episodes; --data says it too
     camera: str = ""
-    proprioception: str = ""  # what the dataset calls the poses, where it is not the usual one
+    state_key: str = ""  # what the dataset calls the poses, where it is not the usual one
+    action_key: str = ""  # what the dataset calls the actions, where it is not the usual one
     rate_hz: float = 0.0
     crop_policy: str = ""  # how camera images become the encoder's; empty: as its package says
     cache: str = ""  # folder of encodings; empty: `encodings` beside the package, removed at the end
@@ -68,21 +69,23 @@ def train_action_conditioned(
     chosen = read_action_conditioned(Path(config))
     recipe = chosen.recipe
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps, seed=recipe.seed if seed is None else seed)
-    source = data or (Path(chosen.dataset) if chosen.dataset else None)
+    source = data or (beside(config, chosen.dataset) if chosen.dataset else None)
     if source is None:
         raise CommandError(f"{config}: must name a dataset, or be given one with --data")
 
     import shutil
 
     from model.package import read_package, write_package
+    from training.action_conditioned.train import doubtful_poses
     from training.data.frame_store import remove_frames
     from training.model_card import card
 
-    encoder = _encoder(Path(chosen.encoder))
+    encoder = _encoder(beside(config, chosen.encoder))
     image = encoder.config.image
     policy: CropPolicy = chosen.crop_policy or image.crop_policy  # type: ignore[assignment]  # both were checked
-    options = ReadOptions(chosen.camera, chosen.proprioception, chosen.rate_hz)
+    options = ReadOptions(chosen.camera, chosen.state_key, chosen.rate_hz, chosen.action_key)
     episodes, skipped = load_recordings(output, source, options, image.height, out, policy)
+    tell_notes(output, doubtful_poses(episodes))
     folder, last = _fit(output, replace(chosen, recipe=recipe), encoder, episodes, out, device)
     remove_frames(folder)
     if not chosen.cache:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +12,20 @@ import yaml
 
 from cli.exit_codes import CommandError
 from cli.options import checked_task
+from model.compact.network import CompactConfig
 from model.package import PlannerDefaults
 from training.compact.recipe import CompactRecipe
 
 Built = TypeVar("Built")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: `1e-3` is one, where YAML 1.1 wants `1.0e-3` and takes the rest for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 FAMILIES = ("compact", "masked", "action-conditioned")
 
 
@@ -30,7 +41,8 @@ class TrainingConfig:
     image_size: int = 64
     dataset: str = ""  # path of recorded episodes; takes the place of the task and of what gathering needs
     camera: str = ""  # of the dataset, where it has several
-    proprioception: str = ""  # the dataset's name for it, where it is not the usual one
+    action_key: str = ""  # the dataset's name for the actions, where it is not the usual one
+    state_key: str = ""  # the dataset's name for what the robot measured, where it is not the usual one
     rate_hz: float = 0.0  # of the dataset, where it does not say
     init_from: str = ""  # a package, by name or folder, of the same shapes, whose weights to start from
     recipe: CompactRecipe = field(default_factory=CompactRecipe)
@@ -51,13 +63,17 @@ def read_config(config: str) -> TrainingConfig:
         recipe["planner"] = build(PlannerDefaults, planner, "recipe.planner.")
         content["recipe"] = build(CompactRecipe, recipe, "recipe.")
         built = build(TrainingConfig, content, "")
+        check_image_size(built.image_size, CompactConfig(action_width=1).patch)
     except ValueError as error:
         raise CommandError(f"{path}: {error}") from error
     if bool(built.task) == bool(built.dataset):
         raise CommandError(f"{path}: must name a task or a dataset, and not both")
+    if built.init_from and (path.parent / built.init_from).is_dir():
+        built = replace(built, init_from=str(path.parent / built.init_from))
     if built.task:
         checked_task(built.task)
-    return built
+        return built
+    return replace(built, dataset=str(beside(path, built.dataset)))
 
 
 def family_of(config: str) -> str:
@@ -78,12 +94,24 @@ def is_file(config: str) -> bool:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The names and values in a YAML file. Raises CommandError."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise CommandError(f"{path} must hold names and values, got {type(content).__name__}")
     return content
+
+
+def beside(config: Path | str, named: str) -> Path:
+    """A path as a config names it: relative to the config's folder, or to the working directory where it is there."""
+    own = Path(config).parent / named  # which is `named` itself, if that is absolute
+    return Path(named) if not own.exists() and Path(named).exists() else own
+
+
+def check_image_size(size: int, patch: int) -> None:
+    """Raises ValueError for a size that is not made of whole patches."""
+    if size < patch or size % patch:
+        raise ValueError(f"image_size must be a multiple of the patch, {patch} pixels, got {size}")
 
 
 def mapping(value: Any, key: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from cli.exit_codes import CommandError
 from cli.options import checked_task
 from cli.output import Output
 from cli.train.command import provenance
-from cli.train.config import TrainingConfig, build, mapping, read_yaml
+from cli.train.config import TrainingConfig, beside, build, check_image_size, mapping, read_yaml
 from cli.train.progress import ProgressLine, follow
 from cli.train.training_data import training_episodes
 from training.masked.train import MaskedRecipe
@@ -41,7 +41,8 @@ class MaskedTraining:
     image_size: int = 64
     dataset: str = ""  # path of recorded episodes; a probe reads what is known of them off the features
     camera: str = ""
-    proprioception: str = ""
+    action_key: str = ""
+    state_key: str = ""
     rate_hz: float = 0.0
     task: str = ""
     episodes: int = 400
@@ -60,7 +61,8 @@ class MaskedTraining:
             image_size=self.image_size,
             dataset=self.dataset,
             camera=self.camera,
-            proprioception=self.proprioception,
+            action_key=self.action_key,
+            state_key=self.state_key,
             rate_hz=self.rate_hz,
         )
 
@@ -81,7 +83,12 @@ def read_masked(path: Path) -> MaskedTraining:
         raise CommandError(f"{path}: must name videos, a dataset or a task")
     if config.task:
         checked_task(config.task)
-    return config
+    try:
+        check_image_size(config.image_size, config.recipe.patch)
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    dataset = str(beside(path, config.dataset)) if config.dataset else ""
+    return replace(config, dataset=dataset, videos=tuple(str(beside(path, each)) for each in config.videos))
 
 
 def _paths(value: Any) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def training_episodes(
     from cli.data.recordings import load_recordings
     from training.data.dataset import ReadOptions
 
-    options = ReadOptions(config.camera, config.proprioception, config.rate_hz)
+    options = ReadOptions(config.camera, config.state_key, config.rate_hz, config.action_key)
     return load_recordings(output, path, options, config.image_size, out)
 
 

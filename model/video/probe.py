@@ -189,8 +189,10 @@ def open_clip(path: Path, limits: ClipLimits) -> Iterator[tuple[InputContainer, 
         yield container, _video_stream(container, limits)
 
 
-def decoded_frames(container: InputContainer, stream: VideoStream, limits: ClipLimits) -> Iterator[VideoFrame]:
-    """The stream's frames in the order they are shown, beginning with the first keyframe.
+def decoded_frames(
+    container: InputContainer, stream: VideoStream, limits: ClipLimits, begin: int | None = None
+) -> Iterator[VideoFrame]:
+    """The stream's frames in the order they are shown, beginning with the first keyframe, or that of stamp `begin`.
 
     Raises VideoDecodeError naming the frame that cannot be decoded.
     """
@@ -198,7 +200,7 @@ def decoded_frames(container: InputContainer, stream: VideoStream, limits: ClipL
     started = False  # recordings of a broadcast begin between keyframes; what lies before the first is not decodable
     try:
         for packet in container.demux(stream):
-            started = started or packet.is_keyframe
+            started = started or (packet.is_keyframe and begin in (None, packet.pts))
             for frame in packet.decode() if started else ():
                 if frame.is_corrupt:
                     raise VideoDecodeError("damaged", f"the clip is damaged at frame {count}")
@@ -296,12 +298,12 @@ def _entry(packet: Packet[Stream], stream: VideoStream) -> PacketEntry:
         pts=packet.pts,
         dts=packet.dts,
         keyframe=keyframe,
-        clean_start=keyframe and _starts_clean(packet, stream),
+        clean_start=keyframe and starts_clean(packet, stream),
         shown=packet.size > 0 and not packet.is_discard,
     )
 
 
-def _starts_clean(packet: Packet[Stream], stream: VideoStream) -> bool:
+def starts_clean(packet: Packet[Stream], stream: VideoStream) -> bool:
     """Whether this keyframe is one that decoders restart at without a trace of what came before.
 
     H.264 and HEVC also flag recovery points as keyframes. Their first picture unit says which it is.

@@ -160,7 +160,7 @@ class CEM:
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
-        """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
+        """Set up a search around the warm start, or around rest. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std, self.warm_std)
         if self.kept_count:
             kept = search.best_actions.expand(self.kept_count, -1, -1)

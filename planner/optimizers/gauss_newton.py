@@ -58,7 +58,7 @@ class GaussNewton:
     horizon: int = 5  # model steps
     nudge: float = 0.4  # how far an action is changed to see what it does, as a fraction of half its range
     damping: tuple[float, ...] = (1e-3, 1e-2, 0.1, 0.3, 1.0)  # tried side by side, relative to the mean curvature
-    initial_std: float | tuple[float, ...] = 0.5  # of the starts around the warm start, or around mid-range
+    initial_std: float | tuple[float, ...] = 0.5  # of the starts around the warm start, or around rest
     converged_below: float = 0.0  # stop once the mean step (fraction of the range) is this small
     noise: Noise = field(default_factory=TimeCorrelatedNoise)
     cost: CostFunction = field(default_factory=GoalDistance)
@@ -76,7 +76,7 @@ class GaussNewton:
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
-        """Draw the starts; the first is the warm start, or mid-range. Raises PlanningError on a bad problem."""
+        """Draw the starts; the first is the warm start, or rest. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std)
         return self.descend_from(search, drawn_starts(search, self.noise, self.starts))
 

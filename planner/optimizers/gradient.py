@@ -49,7 +49,7 @@ class Gradient:
     iterations: int = 30
     horizon: int = 5  # model steps
     step: float = 0.2  # of the first iteration; falls to a tenth of it over the iterations, along a cosine
-    initial_std: float | tuple[float, ...] = 0.5  # of the starts around the warm start, or around mid-range
+    initial_std: float | tuple[float, ...] = 0.5  # of the starts around the warm start, or around rest
     momentum: float = 0.8  # of Adam's first moment
     memory: float = 0.95  # of Adam's second moment
     converged_below: float = 0.0  # stop once the mean step (fraction of the range) is this small
@@ -68,7 +68,7 @@ class Gradient:
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
-        """Draw the starts; the first is the warm start, or mid-range. Raises PlanningError on a bad problem."""
+        """Draw the starts; the first is the warm start, or rest. Raises PlanningError on a bad problem."""
         search = begin(problem, self.horizon, block, self.initial_std)
         return self.descend_from(search, drawn_starts(search, self.noise, self.starts))
 

@@ -37,6 +37,7 @@ class Hybrid:
     search: CEM = field(default_factory=lambda: CEM(samples=100, iterations=2))
     polish: Gradient | GaussNewton = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
     search_when_warm: bool = True  # False: a warm start is polished at once, and all the time there is goes into that
+    search_one_in: int = 0  # of warm starts, by their seeds, all the same: to leave a valley that polishing cannot
 
     def __post_init__(self) -> None:
         for name in ("horizon", "cost"):
@@ -106,7 +107,9 @@ class Hybrid:
 
     def _sampled(self, problem: Problem) -> int:
         """Iterations of the first half."""
-        return self.search.iterations if self.search_when_warm or problem.warm_start is None else 0
+        chosen = self.search_one_in > 0 and problem.seed % self.search_one_in == 0
+        searches = self.search_when_warm or problem.warm_start is None or chosen
+        return self.search.iterations if searches else 0
 
     def _sample(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the first half; whoever is through goes on with the starts that polish takes."""

@@ -61,7 +61,7 @@ class MPPI:
     plan = plan_in_time
 
     def start(self, problem: Problem, block: int) -> Search:
-        """Set up a search around the warm start, or around mid-range. Raises PlanningError on a bad problem."""
+        """Set up a search around the warm start, or around rest. Raises PlanningError on a bad problem."""
         return begin(problem, self.horizon, block, self.initial_std)
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:

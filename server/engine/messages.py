@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -58,11 +58,25 @@ class SearchSize(PlannerSettings):
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 
     @property
     def steps_per_iteration(self) -> int:
         """Model steps rolled out in one iteration: what its time is about proportional to."""
         return self.samples * self.horizon
+
+    @property
+    def settings(self) -> PlannerSettings:
+        """As a request would name them."""
+        return PlannerSettings(**{each.name: getattr(self, each.name) for each in fields(PlannerSettings)})
+
+
+def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
+    """Iterations that a search needs: half of the model's own, or of those asked for where they are fewer.
+
+    Real-time iteration spreads them over the plans of a control loop, and needs one for each.
+    """
+    return 1 if optimizer == "real_time_iteration" else -(-min(iterations, of_model) // 2)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,7 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
+    rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
 
 
@@ -108,7 +123,10 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class PlanDone:
-    plan: Plan  # as far as an engine knows it; warnings are about the observation
+    plan: Plan  # as far as an engine knows it: its cost is the model's own, warnings are about the observation
+    size: SearchSize  # of the search that ran: the job's, or one that fits the time
+    fitting: int  # iterations of the job's search that were predicted to fit the time; all of them where it ran
+    unimproved: bool  # time ended it before anything better was found than what it began with
     goal_reached: bool  # so the next goal was searched for
     latent: Floats  # of the observation
     began: float  # instant at which its encoding began

@@ -26,11 +26,10 @@ class PooledEngine:
 
 @dataclass(frozen=True)
 class Planned:
-    """What an engine found, and the search it was given: smaller than asked for where `degraded`."""
+    """What an engine found, and the search that was asked for: `done.size`, which ran, may be a smaller one."""
 
     done: PlanDone
-    size: SearchSize
-    degraded: bool
+    asked: SearchSize
 
 
 class EnginePool:
@@ -149,7 +148,7 @@ class EnginePool:
         now = time.monotonic()
         pooled.admission.learn_duration(now - began)
         self._margin.observe(now - done.ended, now)
-        return Planned(done, ticket.size, ticket.degraded)
+        return Planned(done, job.size)
 
     async def _feel_lag(self) -> None:
         """Learn how long this process waits for its turn, also while no plan tells."""

@@ -5,10 +5,13 @@ Labels never hold what a caller chose (session, goal, request): their number is 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
 from presage.values import Plan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -40,6 +43,27 @@ _TOTALS: dict[TotalName, str] = {
     "presage_records": "Plans kept by the flight recorder",
     "presage_records_dropped": "Plans the flight recorder had no time or room for",
 }
+_log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class SparseLog:
+    """A warning that comes with every plan while its reason lasts: it is logged at once, then every `every_s` seconds.
+
+    `times` in the line counts the warnings since the line before.
+    """
+
+    event: str
+    clock: Callable[[], float]
+    every_s: float = 10.0
+    _times: int = 0
+    _next: float = -math.inf
+
+    def warn(self, **fields: object) -> None:
+        self._times += 1
+        if self.clock() >= self._next:
+            _log.warning(self.event, times=self._times, **fields)
+            self._times, self._next = 0, self.clock() + self.every_s
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,8 @@ class Telemetry:
     plan_iterations: Histogram
     plans: Counter
     plans_degraded: Counter
+    plans_short: Counter
+    degraded_log: SparseLog
     skipped_observations: Counter
     uploaded_bytes: Counter
     sessions: Gauge
@@ -102,7 +128,14 @@ class Telemetry:
             plans=Counter(
                 "presage_plans", "Plans made, by why the search stopped", ("stop_reason",), registry=registry
             ),
-            plans_degraded=Counter("presage_plans_degraded", "Plans made smaller for want of time", registry=registry),
+            plans_degraded=Counter("presage_plans_degraded", "Plans cut short for want of time", registry=registry),
+            plans_short=Counter(
+                "presage_plans_short",
+                "Plans cut short for want of time, by each thing that they lack",
+                ("lacks",),
+                registry=registry,
+            ),
+            degraded_log=SparseLog("plans_degraded", time.monotonic),
             skipped_observations=Counter(
                 "presage_skipped_observations", "Observations replaced by a newer one", registry=registry
             ),
@@ -131,6 +164,9 @@ class Telemetry:
         self.plans.labels(plan.stop_reason).inc()
         if plan.degraded:
             self.plans_degraded.inc()
+            for lacking in plan.shortage:
+                self.plans_short.labels(lacking).inc()
+            self.degraded_log.warn(model=plan.provenance.model, lacks=list(plan.shortage), warnings=list(plan.warnings))
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import structlog
-from mcap.writer import Writer
 
+from model import extras
 from server.recording import records
 from server.recording.records import PlanRecord
 
@@ -52,7 +52,8 @@ class Recorder:
     """Takes records from any thread. `close` writes what still waits."""
 
     def __init__(self, settings: RecorderSettings) -> None:
-        """Raises OSError for a folder that cannot be made or written to."""
+        """Raises OSError for a folder that cannot be made or written to, MissingExtra without the extra `service`."""
+        extras.require("mcap", "service", "the flight recorder")
         settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(settings.folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "cannot be written to", str(settings.folder))
@@ -163,6 +164,8 @@ class _File:
     """One MCAP file being written, for its owner's eyes alone: pictures of workplaces are in it."""
 
     def __init__(self, path: Path, models: Sequence[str]) -> None:
+        from mcap.writer import Writer
+
         self._stream: IO[bytes] = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         self._writer = Writer(self._stream, chunk_size=CHUNK_BYTES)
         self._writer.start(profile="", library="presage")

@@ -32,6 +32,7 @@ class Grid:
 
     dimensions: tuple[str, ...]
     values: Floats  # [dimensions, points], robot units
+    rest: tuple[int, ...]  # which point of each dimension is rest
     candidates: Floats  # [points ** dimensions, block, action]
 
 
@@ -47,14 +48,26 @@ def grid(request: LandscapeRequest, served: ServedModel) -> Grid:
         raise invalid("points", f"must be odd and 3 to {MOST_POINTS}", points)
     if not 0 < request.extent <= 1:
         raise invalid("extent", "must be above 0 and at most 1", request.extent)
-    low, high = np.array(action.low), np.array(action.high)
-    rest, half = (low + high) / 2, request.extent * (high - low) / 2
     entries = [action.names.index(name) for name in names]
-    values = np.stack([np.linspace(rest[i] - half[i], rest[i] + half[i], points) for i in entries])
-    actions = np.tile(rest, (points ** len(names), 1))
+    axes = [_axis(action.low[i], served.rest[i], action.high[i], request.extent, points) for i in entries]
+    values = np.stack([axis for axis, _ in axes])
+    actions = np.tile(np.array(served.rest), (points ** len(names), 1))
     actions[:, entries] = list(itertools.product(*values))
     candidates = np.repeat(actions[:, None], action.block, axis=1).astype(np.float32)
-    return Grid(tuple(names), values.astype(np.float32), candidates)
+    return Grid(tuple(names), values.astype(np.float32), tuple(at for _, at in axes), candidates)
+
+
+def _axis(low: float, rest: float, high: float, extent: float, points: int) -> tuple[Floats, int]:
+    """Points from `extent` of the way to the lower bound to as much of the way to the upper; which of them is rest.
+
+    Either side has as many points as it has room, and at least one where it has any.
+    """
+    below, above = extent * (rest - low), extent * (high - rest)
+    room = below + above
+    under = round((points - 1) * below / room) if room > 0 else (points - 1) // 2
+    under = min(max(under, int(below > 0)), points - 1 - int(above > 0))
+    lower, upper = np.linspace(rest - below, rest, under + 1), np.linspace(rest, rest + above, points - under)
+    return np.concatenate([lower, upper[1:]]), under
 
 
 def landscape(asked: Grid, costs: Floats) -> Landscape:
@@ -67,14 +80,15 @@ def landscape(asked: Grid, costs: Floats) -> Landscape:
         costs=costs.reshape((points,) * len(asked.dimensions)),
         best_action=asked.candidates[best, 0],
         best_cost=float(costs[best]),
-        rest_cost=float(costs[len(costs) // 2]),  # the middle of an odd grid
+        rest_cost=float(costs[np.ravel_multi_index(asked.rest, (points,) * len(asked.rest))]),
     )
 
 
-def draw(shown: Landscape, units: tuple[str, ...]) -> bytes:
+def draw(shown: Landscape, units: tuple[str, ...], at_rest: tuple[int, ...]) -> bytes:
     """A PNG: a heat map of the first two dimensions (down and across) for every value of the third.
 
-    A ring marks the cheapest action, a cross staying at rest. `units` are those of `shown.dimensions`.
+    A ring marks the cheapest action, a cross staying at rest, which is the point `at_rest`
+    of each dimension. `units` are those of `shown.dimensions`.
     """
     costs = shown.costs[None] if shown.costs.ndim == 1 else shown.costs  # a line is a map of one row
     panels = costs if costs.ndim == 3 else costs[..., None]
@@ -88,7 +102,7 @@ def draw(shown: Landscape, units: tuple[str, ...]) -> bytes:
     title += f"at rest (cross) {shown.rest_cost:.4g}"
     pen.text((MARGIN, MARGIN), title, "black", font)
     pen.text((MARGIN, MARGIN + TEXT + 6), _axes(shown, units), "black", font)
-    best, rest = np.unravel_index(int(panels.argmin()), panels.shape), tuple(size // 2 for size in panels.shape)
+    best, rest = np.unravel_index(int(panels.argmin()), panels.shape), _place(at_rest)
     for layer in range(layers):
         left = MARGIN + layer * (columns * CELL + GAP)
         if layers > 1:
@@ -102,6 +116,11 @@ def draw(shown: Landscape, units: tuple[str, ...]) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def _place(point: tuple[int, ...]) -> tuple[int, ...]:
+    """Row, column and panel of a point of a line, a map or a stack of maps."""
+    return (0, point[0], 0) if len(point) == 1 else (*point, 0)[:3]
 
 
 def _axes(shown: Landscape, units: tuple[str, ...]) -> str:

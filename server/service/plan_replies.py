@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from presage.values import Model, Plan, PlannerSettings, Provenance, Timings
+from presage.values import Model, Plan, Provenance, Timings
 
-from server.engine.messages import SearchSize, ServedModel
+from server.engine.messages import PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
@@ -28,6 +28,7 @@ class RequestContext:
     goal_id: str
     received: float  # instant
     decode_ms: float
+    budget_ms: float | None
     warnings: tuple[str, ...]
 
 
@@ -41,8 +42,31 @@ def found(asked: RequestContext, planned: Planned, served: ServedModel, version:
         plan_ms=1e3 * (done.ended - done.encoded),
         total_ms=1e3 * (now - asked.received),
     )
-    plan = replace(done.plan, degraded=planned.degraded)
-    return _answered(asked, plan, timings, planned.size, served, version)
+    short = shortage(planned.asked, done, asked.budget_ms)
+    warnings = (*short.values(), *done.plan.warnings)
+    plan = replace(done.plan, degraded=bool(short), shortage=tuple(short), warnings=warnings)
+    return _answered(asked, plan, timings, done.size, served, version)
+
+
+def shortage(asked: SearchSize, done: PlanDone, budget_ms: float | None) -> dict[str, str]:
+    """What a search lacked for want of time (`Plan.shortage` of the contract), each with a warning for the robot."""
+    plan = done.plan
+    time = "the time to the deadline" if budget_ms is None else f"{budget_ms:g} ms"
+    ran, short = done.size, dict[str, str]()
+    if ran.optimizer != asked.optimizer:
+        fit = f"{done.fitting} of {asked.iterations} iterations of {asked.optimizer} fit {time}"
+        took = f"{ran.optimizer} took their place, {plan.iterations_done} iterations"
+        short["optimizer"] = f"{fit}: {took}"
+    elif ran.samples < asked.samples:
+        fit = f"{done.fitting} of {asked.iterations} iterations of {asked.samples} samples fit {time}"
+        short["samples"] = f"{fit}: {ran.samples} samples took their place, {plan.iterations_done} iterations"
+    if plan.stop_reason in ("budget", "deadline") and plan.iterations_done < ran.needed:
+        fit = f"{plan.iterations_done} of {ran.iterations} iterations fit {time}"
+        short["iterations"] = f"{fit}, {ran.needed} are needed"
+    if done.unimproved:
+        begun = "what is left of the last plan" if plan.warm_started else "rest"
+        short["unimproved"] = f"{plan.iterations_done} of {ran.iterations} iterations found nothing better than {begun}"
+    return short
 
 
 def reply_from_previous_plan(
@@ -60,6 +84,7 @@ def reply_from_previous_plan(
         stop_reason="deadline",
         seed=asked.seed,
         degraded=True,
+        shortage=("unsearched",),
         warm_started=True,
         warnings=("no time to search by the deadline: this is what is left of the last plan",),
     )
@@ -81,7 +106,7 @@ def _answered(
         weights_digest=model.weights_digest,
         crop_policy=model.image.crop_policy,
         goal_id=asked.goal_id,
-        planner=PlannerSettings(**vars(size)),
+        planner=size.settings,
         device=served.device,
         dtype=served.dtype,
         server_version=version,
@@ -110,7 +135,8 @@ def checked(reply: Plan, model: Model) -> Plan:
         raise _no_plan("an action that is NaN or infinite")
     if (actions < np.array(space.low)).any() or (actions > np.array(space.high)).any():
         raise _no_plan("an action out of bounds")
-    if not _finite((reply.cost, reply.goal_distance, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
+    totals = (reply.cost, 0.0 if reply.objective is None else reply.objective, reply.goal_distance)
+    if not _finite((*totals, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
         raise _no_plan("a cost that is NaN or infinite")
     return reply
 

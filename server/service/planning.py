@@ -114,6 +114,7 @@ class PlanCalls:
             goal_id=goal.goal_id,
             received=received,
             decode_ms=decode_ms,
+            budget_ms=request.budget_ms,
             warnings=(*pursued.warnings, *follows.warnings),
         )
         if session is None or turn is None:
@@ -198,7 +199,7 @@ class PlanCalls:
     def _record(self, request: PlanRequest, reply: Plan, job: PlanJob, planned: Planned | None) -> None:
         if self._recorder is None:
             return
-        given = None if planned is None else replace(job, size=planned.size, budget_until=None)
+        given = None if planned is None else replace(job, size=planned.done.size, budget_until=None)
         done = None if planned is None else planned.done
         self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done, tracing.current()))
 

@@ -125,7 +125,8 @@ class PredictionCalls:
             return reply
         action = validation.actions_of(served.reply)
         units = dict(zip(action.names, action.units, strict=True))
-        drawn = await asyncio.to_thread(draw, reply, tuple(units[name] for name in reply.dimensions))
+        named = tuple(units[name] for name in reply.dimensions)
+        drawn = await asyncio.to_thread(draw, reply, named, asked.rest)
         return replace(reply, plot=drawn)
 
     async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionStatus:

@@ -95,10 +95,12 @@ class Session:
         seed: int,
         wall_ns: int,
         stages: Stages | None = None,
+        execute: int = 0,
     ) -> None:
         """With `stages`, the first one's goal is the session's."""
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
+        self.execute = execute
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
@@ -268,4 +270,5 @@ class Session:
             create_time_ns=self.create_time_ns,
             stage=None if self._stages is None else self._stages.at,
             calibration=self.calibration,
+            execute=self.execute,
         )

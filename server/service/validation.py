@@ -12,7 +12,7 @@ import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
 from server.config import Limits
-from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel
+from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -169,11 +169,11 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
-    if optimizer == "gauss_newton":
+    if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
         if moved * horizon > ITERATION_STEPS:
-            rule = f"must keep horizon x the actions that gauss_newton nudges at most {ITERATION_STEPS}"
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {ITERATION_STEPS}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
@@ -184,7 +184,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     dimensions = wanted.dimensions or defaults.dimensions
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount)
+    needed = needed_iterations(optimizer, iterations, defaults.iterations)
+    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount, needed)
 
 
 def action_entries(names: Sequence[str], model: Model, field: str) -> None:

@@ -15,12 +15,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import structlog
 import uvicorn
 from presage.user_error import UserError
 
+from model import extras
 from server.config import Settings, SettingsError, server_version
 from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
@@ -34,6 +36,7 @@ from server.transport.rest.routes import create_app
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
+_EXTRA_PACKAGES = {"openpi": ("websockets", "msgpack"), "reflection": ("grpc_reflection",)}  # of the extra `service`
 
 
 class StartError(UserError, RuntimeError):
@@ -92,10 +95,10 @@ def _engine_memory(application: Application, number: int) -> float:
 async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
     """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `shutdown_grace_s`, and closes them.
 
-    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken.
+    Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """
     credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
-    grpc_server = create_server(gateway, settings.reflection)
+    grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
     rest_server = _rest_server(gateway, settings)
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
@@ -107,6 +110,18 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     finally:
         await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
         await asyncio.gather(serving, return_exceptions=True)
+
+
+def _is_offered(settings: Settings, name: Literal["openpi", "reflection"]) -> bool:
+    """Whether this is on and what it needs is installed. Raises StartError where it was asked for and is not."""
+    if not getattr(settings, name):
+        return False
+    lacking = extras.missing(_EXTRA_PACKAGES[name], "service", name)
+    if lacking and name in settings.model_fields_set:
+        raise StartError(lacking)
+    if lacking:
+        _log.info(f"{name} is off", why=lacking)
+    return not lacking
 
 
 async def _drain(
@@ -164,10 +179,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+    serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
-        create_app(gateway, settings.openpi),
+        create_app(gateway, serves_openpi),
         lifespan="off",
-        ws="websockets-sansio" if settings.openpi else "none",
+        ws="websockets-sansio" if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,
         ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb

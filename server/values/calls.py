@@ -19,7 +19,7 @@ Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
 LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
-OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "vjepa2_ac")
+OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac")
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 

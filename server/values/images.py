@@ -1,21 +1,22 @@
 """Received images to RGB frames. The header is checked against a pixel limit before anything is decoded.
 
-Not a place for resizing: what a model does with a frame's size is its crop policy.
+Which encoded images are read, and how, is `model.picture`: training decodes by the same rule. Not a place for resizing:
+what a model does with a frame's size is its crop policy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from presage.protocol.schema import field_types
 
+from model.picture import PictureError, load_picture, open_picture
 from server.errors import Reason, ServiceError, invalid
 from server.values.calls import Frame
 
@@ -23,8 +24,6 @@ T = TypeVar("T")
 ImageSource = bytes | Frame
 """A JPEG, PNG or WebP file, or pixels [height, width, 3] in RGB."""
 
-_CONTAINERS = ("JPEG", "PNG", "WEBP")
-_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _INLINE_PIXELS = 320 * 240  # more is decoded on a thread: 256 px takes 0.4 ms, 4096 px a quarter of a second
 
 
@@ -102,17 +101,12 @@ async def decode(sources: Sequence[tuple[str, ImageSource]], max_pixels: int) ->
 
 def _open(source: bytes, field: str) -> Image.Image:
     """Read the header alone."""
-    if not source:
-        raise invalid(field, "must be a JPEG, PNG or WebP file", "no bytes", Reason.INVALID_IMAGE)
     try:
-        return Image.open(io.BytesIO(source), formats=_CONTAINERS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(field, Image.MAX_IMAGE_PIXELS or 0, "a larger header") from None
-    except Exception:  # a broken file raises whatever its parser stumbled on
-        start = source[:8].hex(" ")
-        raise invalid(
-            field, "must be a JPEG, PNG or WebP file", f"one that starts with {start}", Reason.INVALID_IMAGE
-        ) from None
+        return open_picture(source)
+    except PictureError as error:
+        if error.too_large:
+            raise _too_many_pixels(field, Image.MAX_IMAGE_PIXELS or 0, error.value) from None
+        raise invalid(field, error.rule, error.value, Reason.INVALID_IMAGE) from None
 
 
 def _load_all(opened: Sequence[tuple[str, Image.Image | Frame]]) -> tuple[Frame, ...]:
@@ -124,15 +118,10 @@ def _load_all(opened: Sequence[tuple[str, Image.Image | Frame]]) -> tuple[Frame,
 
 def _load(image: Image.Image, field: str) -> Frame:
     """Decode what `_open` found, upright as its EXIF orientation says."""
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise invalid(field, "must have 8 bits per channel", f"mode {image.mode}", Reason.INVALID_IMAGE)
     try:
-        with image:
-            upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
-            return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    except Exception as error:
-        shown = f"{image.format} that fails with: {error}"
-        raise invalid(field, "must be a whole JPEG, PNG or WebP file", shown, Reason.INVALID_IMAGE) from None
+        return load_picture(image)
+    except PictureError as error:
+        raise invalid(field, error.rule, error.value, Reason.INVALID_IMAGE) from None
 
 
 def _too_many_pixels(field: str, limit: int, value: str) -> ServiceError:

@@ -24,7 +24,14 @@ def action_space(model: LoadedModel) -> ActionSpace | None:
     spec = model.package.config.action
     if spec is None:
         return None
-    return ActionSpace(names=spec.names, units=spec.units, low=spec.low, high=spec.high, rate_hz=spec.rate_hz)
+    return ActionSpace(
+        names=spec.names,
+        units=spec.units,
+        low=spec.low,
+        high=spec.high,
+        rate_hz=spec.rate_hz,
+        stated_rest=spec.at_rest,
+    )
 
 
 def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:

@@ -16,16 +16,17 @@ from presage.values import Plan
 from torch import Tensor
 
 from model.interface import LoadedModel
-from planner import registry
+from planner import registry, types
 from planner.anytime import IterationClock, Optimizer
 from planner.receding import of_length
-from planner.search import Search
+from planner.search import Search, priced, stack
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
-from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob
+from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
 from server.worker.failures import failed
+from server.worker.fitting import Fitted, fitted
 from server.worker.heartbeat import Watchdog
 from server.worker.timing import Durations
 
@@ -35,9 +36,12 @@ class Running:
     """A plan between two iterations."""
 
     number: int
-    job: PlanJob
+    job: PlanJob  # as asked for; `chosen` is what fits the time
+    chosen: Fitted
     optimizer: Optimizer
     search: Search
+    beginning: Tensor  # what the search begins with, in its limits
+    price_s: float  # to tell, at the end, what the plan costs by the model's own measure
     latent: Floats
     goal_distance: float
     goal_reached: bool  # of a stage: the search is for the next one's
@@ -54,7 +58,7 @@ class Running:
     @property
     def kind(self) -> Hashable:
         """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.job.size, self.steps, self.shapes
+        return self.job.model, self.chosen.size, self.steps, self.shapes
 
     @property
     def limit(self) -> float:
@@ -63,8 +67,8 @@ class Running:
             return math.inf
         deadline = math.inf if self.job.deadline is None else self.job.deadline
         if self.search.iterations == 0 or self.job.budget_until is None:
-            return deadline
-        return min(deadline, self.job.budget_until)
+            return deadline - self.price_s
+        return min(deadline, self.job.budget_until) - self.price_s
 
 
 class PlanScheduler:
@@ -178,40 +182,48 @@ class PlanScheduler:
 
     def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
         """Raises PlanningError and ObservationError."""
-        model, size = self._models[job.model], job.size
-        optimizer = registry.optimizer(
-            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
-        )
+        model, own = self._models[job.model], model_adapter.cost_of(self._models[job.model])
         goal = model_adapter.to_device(model, job.goal)
-        goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
+        goal_distance = model_adapter.distances(own, latent[None], goal[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
             goal = model_adapter.to_device(model, job.goal)
-            goal_distance = model_adapter.distances(optimizer.cost, latent[None], goal[None]).item()
-        space = self._spaces[job.model]
+            goal_distance = model_adapter.distances(own, latent[None], goal[None]).item()
+        space = registry.searched(self._spaces[job.model], job.size.dimensions)
+        context = model_adapter.context_of(model, job.start, latent)
+        shapes = tuple(tuple(part.shape) for part in context)
+        chosen = self._fitted(job, space, shapes)
+        size = chosen.size
+        optimizer = registry.optimizer(
+            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
+        )
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
-            context=model_adapter.context_of(model, job.start, latent),
+            context=context,
             goal=goal,
-            space=registry.searched(space, size.dimensions),
+            space=space,
             seed=job.seed,
             warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
+        search = optimizer.start(problem, model.block)
         return Running(
             number=number,
             job=job,
+            chosen=chosen,
             optimizer=optimizer,
-            search=optimizer.start(problem, model.block),
+            search=search,
+            beginning=search.best_actions,
+            price_s=0.0 if optimizer.cost == own else self._unseen_s(job.model, size.horizon),
             latent=on_host,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
             warnings=model_adapter.observation_warnings(model, job.start),
             began=times[0],
             encoded=times[1],
-            shapes=tuple(tuple(part.shape) for part in problem.context),
+            shapes=shapes,
         )
 
     # Iterations
@@ -273,13 +285,15 @@ class PlanScheduler:
         del self._running[running.number]
         try:
             plan = running.optimizer.finish(running.search, reason)
+            step_costs = self._own_costs(running, plan)
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
         found = Plan(
             actions=model_adapter.to_host(plan.actions),
-            cost=plan.cost,
-            step_costs=plan.step_costs,
+            cost=math.fsum(step_costs),
+            step_costs=step_costs,
+            objective=plan.cost,
             goal_distance=running.goal_distance,
             iteration_costs=plan.iteration_costs,
             elite_spread=plan.elite_spread,
@@ -290,14 +304,43 @@ class PlanScheduler:
             warnings=running.warnings,
         )
         done = PlanDone(
-            found, running.goal_reached, running.latent, running.began, running.encoded, ended=self._clock()
+            plan=found,
+            size=running.chosen.size,
+            fitting=running.chosen.fitting,
+            unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
+            goal_reached=running.goal_reached,
+            latent=running.latent,
+            began=running.began,
+            encoded=running.encoded,
+            ended=self._clock(),
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))
+
+    def _own_costs(self, running: Running, plan: types.Plan) -> tuple[float, ...]:
+        """Each step's share of what the plan costs by the model's own measure, which `RolloutJob` prices by too."""
+        own = model_adapter.cost_of(self._models[running.job.model])
+        if running.optimizer.cost == own:
+            return plan.step_costs
+        world = self._worlds[running.job.model]
+        with torch.no_grad(), self.watchdog.work(running.price_s):
+            costs, _ = priced(world, own, stack([running.search], world.block), plan.actions[None, None])
+        return tuple(costs[0, 0].tolist())
 
     def _refuse_late(self, number: int) -> None:
         self._send(Failed(number, Reason.DEADLINE, "there is no time left for one iteration by the deadline"))
 
     # Predictions
+
+    def _fitted(self, job: PlanJob, space: ActionSpace, shapes: tuple[tuple[int, ...], ...]) -> Fitted:
+        """The search to run: the one asked for, if time allows; on trust, or when repeated, that one in any case."""
+        ends = [instant for instant in (job.deadline, job.budget_until) if instant is not None]
+        if not ends or job.on_trust or job.stop_after is not None:
+            return Fitted(job.size, job.size.iterations)
+        held = space.frozen or (None,) * space.dimensions
+        moved = job.size.horizon * self._models[job.model].block * held.count(None)
+        left_s = max(0.0, min(ends) - self._clock())
+        is_warm = job.warm_start is not None
+        return fitted(job.size, moved, is_warm, left_s, lambda size: self._sampling_s(job.model, size, shapes))
 
     def _encoding_s(self, model: str, count: int) -> float:
         return self.durations.predict(("encode", model), count) or 0.0
@@ -305,6 +348,16 @@ class PlanScheduler:
     def _iteration_s(self, batch: Sequence[Running]) -> float:
         seconds = self.durations.predict(batch[0].kind, len(batch))
         return len(batch) * self._unseen_s(batch[0].job.model, batch[0].steps) if seconds is None else seconds
+
+    def _sampling_s(self, model: str, size: SearchSize, shapes: tuple[tuple[int, ...], ...]) -> float:
+        """An iteration that draws all samples of a search, as it was last measured or as others lead to expect.
+
+        The shorter of the two: what was measured in a busy moment would keep a search from being tried again.
+        """
+        steps = size.steps_per_iteration
+        measured = self.durations.predict((model, size, steps, shapes), 1)
+        expected = self._unseen_s(model, steps)
+        return expected if measured is None else min(measured, expected)
 
     def _unseen_s(self, model: str, steps: int) -> float:
         """An iteration of a kind not seen yet: in proportion to its model steps."""

@@ -178,7 +178,9 @@ def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, proble
     for problem in problems:
         own, other = (plan_in_time(optimizer, each, problem).actions for each in (model, lowered))
         span = torch.tensor(problem.space.high) - torch.tensor(problem.space.low)
-        gaps.append(float(((own - other).abs().cpu() / span)[: model.block].mean()))
+        free = span > 0  # of a dimension that is held nothing differs
+        shares = (own - other).abs().cpu()[: model.block, free] / span[free]
+        gaps.append(float(shares.mean()) if shares.numel() else 0.0)
         costs += _price(model, problem, own, optimizer.cost)
         lowered_costs += _price(model, problem, other, optimizer.cost)
     return Agreement(statistics.fmean(gaps), lowered_costs / max(costs, 1e-12) - 1)

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
-from presage.values import ActionSpec, ImageSpec, Model, PlannerSettings
+from presage.values import ActionSpec, ImageSpec, Model
 
 from model.interface import LoadedModel
 from model.package import ActionSpec as PackagedActions
@@ -40,6 +40,7 @@ from server.engine.messages import (
     Start,
     Submit,
     ToEngine,
+    needed_iterations,
 )
 from server.values.calls import Frame
 from server.worker import cuda_graphs, model_adapter, precision
@@ -159,13 +160,14 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         action=None if action is None else _action_spec(action),
         latent_shape=config.latent_shape,
         proprioception_names=config.proprioception_names,
-        planner=PlannerSettings(**vars(search)),
+        planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
     )
-    own = search if action is not None else None
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, graphed)
+    own, space = search if action is not None else None, model_adapter.action_space(model)
+    rest = () if space is None else space.rest
+    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, rest, graphed)
 
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
@@ -176,7 +178,8 @@ def _action_spec(action: PackagedActions) -> ActionSpec:
 def own_search(defaults: PlannerDefaults) -> SearchSize:
     """A model's own search settings."""
     known = {each.name for each in fields(SearchSize)}
-    return SearchSize(**{name: value for name, value in vars(defaults).items() if name in known})
+    stated = {name: value for name, value in vars(defaults).items() if name in known}
+    return SearchSize(**stated, needed=needed_iterations(defaults.optimizer, defaults.iterations, defaults.iterations))
 
 
 class Engine:

@@ -15,12 +15,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from mcap.exceptions import McapError
-from mcap.records import Channel, Message, Metadata
-from mcap.stream_reader import StreamReader
 from presage.values import Plan
 from torch import Tensor
 
+from model import extras
 from model.interface import ClipEmbedding, LoadedModel
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
@@ -59,7 +57,12 @@ class Recording:
 
 
 def read(path: Path) -> Recording:
-    """Read a file. Raises RecordError, and OSError for one that cannot be opened."""
+    """Read a file. Raises RecordError, OSError for one that cannot be opened, MissingExtra without `service`."""
+    extras.require("mcap", "service", f"reading {path}")
+    from mcap.exceptions import McapError
+    from mcap.records import Channel, Message, Metadata
+    from mcap.stream_reader import StreamReader
+
     models: tuple[str, ...] = ()
     found: list[Recorded] = []
     topics: dict[int, str] = {}
@@ -119,7 +122,9 @@ def _planned(job: PlanJob, then: PlanDone, model: LoadedModel) -> PlanDone | Fai
         black = np.zeros((config.image.height, config.image.width, 3), np.uint8)
         job = replace(job, start=replace(job.start, frames=(black,)))
         model = _Blind(model, then.latent)
-    job = replace(job, deadline=None, budget_until=None, on_trust=True, stop_after=then.plan.iterations_done)
+    job = replace(
+        job, size=then.size, deadline=None, budget_until=None, on_trust=True, stop_after=then.plan.iterations_done
+    )
     answers: list[FromEngine] = []
     scheduler = PlanScheduler({job.model: model}, 1, job.size.steps_per_iteration, answers.append, time.monotonic)
     scheduler.add(1, job)

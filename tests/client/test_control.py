@@ -126,7 +126,7 @@ def test_a_silent_server_is_left_and_dialled_anew(session: Any, server: Running,
 def test_heartbeats_keep_an_idle_loop_alive(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control(heartbeat_s=0.05, stall_s=5.0) as loop:
         eventually(lambda: loop.connected)
-        time.sleep(0.3)
+        eventually(lambda: server.behavior.heartbeats >= 5)
         assert loop.connected
         loop.send(image)
         assert loop.wait(PATIENCE_S) is not None
@@ -148,19 +148,94 @@ def test_a_restarted_server_is_found_again(connect: Connect, image: np.ndarray) 
             assert loop.wait(PATIENCE_S, waiting).plan.observation_sequence == waiting
 
 
-def test_a_session_that_is_gone_ends_the_loop(session: Any, server: Running, image: np.ndarray) -> None:
+def test_a_session_ended_on_a_living_server_ends_the_loop(session: Any, server: Running, image: np.ndarray) -> None:
     with session.control() as loop:
         loop.send(image)
         loop.wait(PATIENCE_S)
-        server.service.sessions.clear()
-        server.behavior.drop_streams = 1
+        server.behavior.refused_observations.append(Refusal("", "UNKNOWN_SESSION", "session_id must name one"))
+        loop.send(image)
+        with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
+            loop.wait(PATIENCE_S)
+        with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
+            loop.send(image)
+        assert loop.latest() is not None
+        assert loop.restored == 0
+
+
+def test_a_session_that_a_server_lost_is_made_again_with_its_goal_and_calibration(
+    session: Any, client: Any, server: Running, image: np.ndarray
+) -> None:
+    seen = presage.Observation((image,))
+    session.calibrate([presage.CalibrationMove(seen, action, seen) for action in ((0.1, 0.0), (0.0, 0.1))])
+    first_id, goal_id = session.session_id, session.status().goal_id
+    with session.control(budget_ms=30) as loop:
+        loop.send(image)
+        before = loop.wait(PATIENCE_S)
+        forget(server)
+        loop.send(image, executed=1, committed=2)
+        with pytest.raises(presage.Unavailable):
+            loop.wait(PATIENCE_S)
+        eventually(lambda: loop.restored == 1)
+        again = loop.send(image, executed=3, committed=1, plan=before)
+        after = loop.wait(PATIENCE_S)
+        assert (after.plan.observation_sequence, after.plan.provenance.goal_id) == (again, goal_id)
+        assert session.session_id == loop.session_id != first_id
+        counted = server.behavior.observations[-1]
+        assert (counted.executed, counted.committed, counted.plan_sequence) == (0, 0, 0)  # the new session has no plan
+        loop.send(image, executed=1)
+        loop.wait(PATIENCE_S)
+        assert server.behavior.observations[-1].plan_sequence == again
+    assert session.status().calibration.moves == 2
+    session.close()
+    assert not server.service.sessions
+
+
+def test_a_session_goes_on_at_its_stage(client: Any, server: Running, image: np.ndarray) -> None:
+    goals = [client.goal(image // part) for part in (2, 3, 4)]
+    session = client.session(stages=[presage.GoalStage(goal, max_actions=5) for goal in goals])
+    with session.control(goal=goals[1]) as loop:
+        loop.send(image)
+        loop.wait(PATIENCE_S)
+        forget(server)
+        eventually(lambda: loop.send(image) and loop.restored == 1)
+        made = [request for request in server.behavior.requests if type(request).__name__ == "SessionsCreateRequest"]
+        assert [stage.goal_id for stage in made[-1].stages] == [goal.goal_id for goal in goals[1:]]
+        loop.send(image)
+        assert loop.wait(PATIENCE_S).plan.provenance.goal_id == goals[1].goal_id
+
+
+def test_a_session_that_was_taken_up_by_its_id_cannot_be_made_again(
+    session: Any, client: Any, server: Running, image: np.ndarray
+) -> None:
+    taken_up = client.resume_session(session.session_id)
+    with taken_up.control() as loop:
+        loop.send(image)
+        loop.wait(PATIENCE_S)
+        forget(server)
         loop.send(image)
         eventually(lambda: isinstance(loop.trouble, presage.NotFound))
         with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
             loop.send(image)
-        with pytest.raises(presage.NotFound, match="UNKNOWN_SESSION"):
+
+
+def test_a_goal_that_another_client_made_cannot_be_made_again(
+    connect: Connect, client: Any, server: Running, image: np.ndarray
+) -> None:
+    with connect(server.address, timeout_s=30.0) as other:
+        session = other.session(goal=client.goal(image).goal_id)
+        with session.control() as loop:
+            loop.send(image)
             loop.wait(PATIENCE_S)
-        assert loop.latest() is not None
+            forget(server)
+            loop.send(image)
+            eventually(lambda: loop.trouble is not None and loop.trouble.reason == "UNKNOWN_GOAL")
+
+
+def forget(server: Running) -> None:
+    """What a restart does: streams break, and sessions and goals are gone."""
+    server.service.sessions.clear()
+    server.service.goals.clear()
+    server.behavior.drop_streams = 1
 
 
 def test_an_argument_that_breaks_its_rule_is_refused_at_once(session: Any, image: np.ndarray) -> None:

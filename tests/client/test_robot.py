@@ -52,8 +52,8 @@ class Lockstep:
                 return self.loop.latest()
         return self.loop.latest()
 
-    def errors(self) -> Any:
-        return self.loop.errors()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
 
 
 @pytest.fixture
@@ -168,6 +168,78 @@ def test_a_robot_that_only_fails_holds_and_says_why(loop: Any, server: Running, 
     with pytest.raises(presage.InvalidRequest, match="must be 8x8"):
         presage.run_control(Lockstep(loop), robot, 200.0, HOLD, ticks=50, max_failures=3)
     np.testing.assert_array_equal(robot.actions, [HOLD] * 4)
+
+
+class Service:
+    """A loop whose service comes and goes: every observation gets a plan of six actions at once, while it is there."""
+
+    def __init__(self) -> None:
+        self.connected, self.restored, self.execute, self.trouble = True, 0, 2, None
+        self.plan: ControlPlan | None = None
+        self.sequence = 0
+        self.failures: list[presage.FailedObservation] = []
+        self.degraded = False
+
+    def send(self, seen: Any, proprioception: Any = None, **told: Any) -> int:
+        self.sequence += 1
+        if self.connected:
+            self.plan = plan_of(self.sequence, length=6)
+            self.plan.plan.degraded, self.plan.plan.warnings = self.degraded, ("1 of 8 iterations fit 80 ms",)
+        return self.sequence
+
+    def latest(self) -> ControlPlan | None:
+        return self.plan
+
+    def errors(self) -> tuple[presage.FailedObservation, ...]:
+        taken, self.failures = tuple(self.failures), []
+        return taken
+
+
+def test_without_the_service_a_robot_does_execute_more_actions_and_then_holds(image: np.ndarray) -> None:
+    service, robot = Service(), Recorder(image)
+
+    def away(tick: presage.ControlTick) -> bool:
+        service.connected = not 3 <= tick.tick < 8
+        service.restored += tick.tick == 8
+        return False
+
+    report = presage.run_control(service, robot, 200.0, HOLD, ticks=12, until=away)
+    # Tick 0 has no plan yet; the service is lost after tick 3, whose plan (of tick 2) is 2 actions old by then.
+    expected = [HOLD, [1, 0], [2, 1], [3, 1], [4, 1], [4, 2], HOLD, HOLD, HOLD, HOLD, [10, 0], [11, 1], HOLD]
+    np.testing.assert_array_equal(robot.actions, expected)
+    assert (report.held, report.lost, report.restored) == (5, 6, 1)
+
+
+def test_plans_cut_short_are_counted_with_what_the_last_one_warned_of(image: np.ndarray) -> None:
+    service = Service()
+    service.degraded = True
+    report = presage.run_control(service, Recorder(image), 200.0, HOLD, ticks=5)
+    assert (report.plans, report.degraded, report.warnings) == (4, 4, ("1 of 8 iterations fit 80 ms",))
+
+
+def test_a_service_lost_for_too_long_ends_the_run_in_a_hold_with_what_was_wrong(image: np.ndarray) -> None:
+    service, robot, now = Service(), Recorder(image), [0.0]
+    service.connected, service.trouble = False, presage.Unavailable("cannot reach it")
+
+    def sleep(pause_s: float) -> None:
+        now[0] += pause_s
+
+    with pytest.raises(presage.Unavailable, match="cannot reach it"):
+        presage.run_control(service, robot, 10.0, HOLD, max_outage_s=1.95, clock=lambda: now[0], sleep=sleep)
+    assert len(robot.actions) == 21  # twenty ticks and the last hold
+    np.testing.assert_array_equal(robot.actions, [HOLD] * 21)
+
+
+def test_an_engine_that_is_started_again_does_not_end_a_run(image: np.ndarray) -> None:
+    service, robot = Service(), Recorder(image)
+
+    def without_engine(tick: presage.ControlTick) -> bool:
+        lost = presage.Unavailable("the engine stopped", reason="ENGINE_LOST")
+        service.failures = [presage.FailedObservation(tick.sequence, lost)] * 3
+        return False
+
+    report = presage.run_control(service, robot, 200.0, HOLD, ticks=30, until=without_engine, max_failures=5)
+    assert (report.ticks, report.failed) == (30, 87)
 
 
 def test_whatever_ends_a_run_the_robot_is_left_holding(loop: Any, image: np.ndarray) -> None:

@@ -67,7 +67,7 @@ def test_more_elites_than_samples_are_refused(optimizer: AnyOptimizer) -> None:
 
 
 def test_bounds_inside_out_and_frozen_outside_them_are_refused() -> None:
-    with pytest.raises(PlanningError, match=r"action_space\.x must have finite low < high, got \(1.0, -1.0\)"):
+    with pytest.raises(PlanningError, match=r"action_space\.x must have finite low <= high, got \(1.0, -1.0\)"):
         space(bound=-1.0)
     with pytest.raises(PlanningError, match=r"action_space\.frozen\.y must lie in \[-1.0, 1.0\], got 1.5"):
         space(frozen=(None, 1.5))

@@ -171,7 +171,7 @@ def test_bounds_that_float32_cannot_hold_are_rounded_inwards() -> None:
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"low": (1.0, -1.0)}, "action_space.x"),
+        ({"low": (1.5, -1.0)}, "action_space.x"),
         ({"low": (float("nan"), -1.0)}, "action_space.x"),
         ({"frozen": (2.0, None)}, "action_space.frozen.x"),
         ({"slew": (0.0, 1.0)}, "action_space.slew"),

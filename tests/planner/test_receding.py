@@ -25,6 +25,13 @@ def test_the_rest_of_a_plan_starts_the_next_search() -> None:
     assert torch.equal(warm_start(PLAN, 6, space()), torch.zeros(6, 2))
 
 
+def test_a_tail_rests_at_zero_and_not_in_the_middle_of_the_bounds() -> None:
+    base = replace(space(), low=(-0.1, 0.0), high=(0.9, 1.0))  # drives forward mostly; a gripper from 0 to 1
+    assert torch.equal(of_length(9, PLAN.actions, base)[6:], torch.zeros(3, 2))
+    told = replace(base, stated_rest=(0.0, 1.0))
+    assert torch.equal(of_length(7, PLAN.actions, told)[6], torch.tensor([0.0, 1.0]))
+
+
 @pytest.mark.parametrize("time", [1, 4, 6, 9])
 def test_what_is_left_is_cut_or_carried_on_to_any_length(time: int) -> None:
     at_rest, held = (of_length(time, PLAN.actions, space(), tail) for tail in ("rest", "hold"))

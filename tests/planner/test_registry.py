@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,9 +55,27 @@ def test_an_unknown_name_is_refused() -> None:
         registry.optimizer("annealing", 10, 1, 2, 1)
 
 
-def test_dimensions_not_searched_rest_in_the_middle_of_their_range() -> None:
+def test_dimensions_not_searched_rest_at_zero_and_never_in_the_middle_of_their_range() -> None:
     assert registry.searched(SPACE, ()) == SPACE
-    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 1.0)
+    assert registry.searched(SPACE, ("y",)).frozen == (0.0, None, 0.0)
+    forward = replace(SPACE, low=(-0.1, 0.2, -0.9), high=(0.9, 0.6, -0.3))
+    assert forward.rest == (0.0, 0.2, -0.3)  # zero, or the bound nearest to it
+    assert registry.searched(forward, ("x",)).frozen == (None, 0.2, -0.3)
+    assert registry.searched(replace(SPACE, stated_rest=(0.0, 0.5, 2.0)), ("x",)).frozen == (None, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_a_dimension_whose_bounds_are_one_value_is_held_there(name: str) -> None:
+    optimizer = registry.optimizer(name, samples=48, iterations=8, elites=6, horizon=2)
+    held = ActionSpace(("x", "y"), ("m", "m"), (-1.0, 0.25), (1.0, 0.25), 10.0)
+    plan = optimizer.plan(integrator(), Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), held, seed=3))
+    assert plan.actions[:, 1].tolist() == [0.25, 0.25]
+    assert plan.actions[:, 0].sum() > 0.5
+
+
+def test_a_stated_rest_outside_the_bounds_is_refused() -> None:
+    with pytest.raises(PlanningError, match=r"stated_rest.grip must lie in \[0.0, 2.0\], got 3.0"):
+        replace(SPACE, stated_rest=(0.0, 0.0, 3.0))
 
 
 def test_what_the_space_holds_stays_held() -> None:
@@ -67,3 +86,23 @@ def test_what_the_space_holds_stays_held() -> None:
 def test_an_unknown_dimension_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
         registry.searched(SPACE, ("x", "z"))
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_a_search_with_no_plan_to_begin_with_begins_at_rest(name: str) -> None:
+    optimizer = registry.optimizer(name, samples=16, iterations=4, elites=4, horizon=2)
+    base = ActionSpace(("x", "grip"), ("m/s", ""), (-0.1, 0.0), (0.9, 1.0), 10.0, stated_rest=(0.0, 0.75))
+    search = optimizer.start(Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), base, seed=3), block=1)
+    assert torch.equal(search.distribution.mean, torch.tensor([[0.0, 0.75]]).expand(2, -1))
+
+
+def test_real_time_iteration_improves_a_plan_at_once_and_samples_where_there_is_none_and_now_and_then() -> None:
+    optimizer = registry.optimizer("real_time_iteration", samples=40, iterations=4, elites=8, horizon=2)
+    problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), space(), seed=1)
+    warm = replace(problem, warm_start=torch.zeros(2, 2))
+    sampled, stepped = (optimizer.start(each, block=1) for each in (problem, warm))
+    assert optimizer.iteration_steps(sampled) == 40 * 2
+    assert optimizer.iteration_steps(stepped) == 4 * (1 + 4 + 5) * 2  # starts x (it, its moves, its steps) x horizon
+    explored = [optimizer.start(replace(warm, seed=seed), block=1) for seed in range(6)]
+    assert [optimizer.iteration_steps(each) == 40 * 2 for each in explored] == [True, False, False] * 2
+    assert optimizer.plan(integrator(), warm).cost < 1e-2 * float(warm.goal.square().mean())

@@ -227,8 +227,8 @@ async def test_a_decoder_that_dies_costs_one_request(tmp_path: Path) -> None:
         (decoder,) = set(decoders()) - set(before)
         os.kill(decoder, signal.SIGSTOP)
         doomed = asyncio.create_task(upload())
-        await eventually(lambda: service.gateway.uploads.active == 1)
-        await asyncio.sleep(0.3)
+        workers = service.gateway.application._clips._started()._workers
+        await eventually(lambda: any(not worker.in_step for worker in workers))  # it waits for the decoder's answer
         os.kill(decoder, signal.SIGKILL)
         refusal = (await doomed).json()
         assert (refusal["code"], refusal["errors"][0]["rule"]) == ("INVALID_CLIP", "decoder_crashed")

@@ -85,7 +85,9 @@ async def test_a_server_announces_itself_serves_records_and_leaves_on_sigterm(
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         running = asyncio.ensure_future(planning_pb2_grpc.PlanningStub(channel).Plan(ask))  # type: ignore[arg-type]
-        await asyncio.sleep(0.5)
+        async with httpx.AsyncClient(base_url=listening["rest"], trust_env=False) as rest:
+            while "presage_engine_calls 1.0" not in (await rest.get("/metrics")).text and not running.done():
+                await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert (await running).plan.iterations_done >= 1  # what was in progress came out whole

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, write_package
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.model import VJepa2Model, describe
-from model.vjepa2.poses import POSE_NAMES, check_poses, difference
+from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_warnings
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
@@ -33,7 +33,7 @@ from training.loop import Moment, Training
 from training.schedule import warmup_stable_decay
 
 POSE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
-LEAST_MOVE = 1e-6  # either way, for entries of the pose that the recordings never change
+LEAST_MOVE = 1e-6  # of an entry of the pose: what never changes by more is held
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def train(
     if not 0 < recipe.held_out < len(episodes.frames):
         raise ValueError(f"held_out must lie in 1..{len(episodes.frames) - 1}, got {recipe.held_out}")
     encoded = encoded_episodes(episodes, frozen, cache, recipe.fps, cache_bytes)
+    doubts = doubtful_poses(episodes)
     fitting, held_out = encoded[: -recipe.held_out], encoded[-recipe.held_out :]
     torch.manual_seed(recipe.seed)
     predictor = _new_predictor(recipe, frozen).to(device)
@@ -126,7 +127,7 @@ def train(
         optimizer,
         {"predictor": predictor},
         torch.Generator().manual_seed(recipe.seed),
-        (recipe, encoder.weights_digest),
+        {"recipe": str(recipe), "encoder": encoder.weights_digest, **episodes.identity()},
         lambda step: warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay),
     )
 
@@ -149,6 +150,7 @@ def train(
         **provenance,
         "recipe": asdict(recipe),
         "episodes": episodes.source,
+        **({"notes": [*episodes.notes, *doubts]} if episodes.notes or doubts else {}),
         "seconds": round(last.seconds, 1),
         "encoder": f"{encoder.config.name}, weights {encoder.weights_digest}",
         "held_out_error": round(last.held_out_error, 4),
@@ -210,6 +212,11 @@ def encoded_episodes(
     store = EncodingCache(cache, encode, digest, cache_bytes)
     latents = store.encodings(episodes.frames[row, seen[row]] for row in rows)
     return [EncodedEpisode(each, pose) for each, pose in zip(latents, poses, strict=True)]
+
+
+def doubtful_poses(episodes: Episodes) -> tuple[str, ...]:
+    """What is odd about recorded poses, as planning with the model says of an observation's."""
+    return pose_warnings(torch.from_numpy(episodes.recorded_proprioception()), "recorded poses:")
 
 
 def thinning(rate_hz: float, fps: float) -> int:
@@ -281,9 +288,9 @@ def one_step_errors(
 
 
 def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpec:
-    """Changes of pose, bounded by the largest that was recorded, either way."""
+    """Changes of pose, bounded by the largest that was recorded, either way; an entry that never changes is held."""
     moves = torch.cat([difference(each.poses[:-1], each.poses[1:]) for each in episodes])
-    largest = tuple(max(value, LEAST_MOVE) for value in moves.abs().amax(dim=0).tolist())
+    largest = tuple(value if value > LEAST_MOVE else 0.0 for value in moves.abs().amax(dim=0).tolist())
     return ActionSpec(
         names=POSE_NAMES,
         units=POSE_UNITS,
@@ -293,6 +300,7 @@ def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpe
         block=1,
         mean=(0.0,) * 7,
         std=(1.0,) * 7,
+        rest=(0.0,) * 7,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from model.compact.network import CompactConfig
 from model.compact.world_model import network_settings
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
+from planner.types import ActionSpace
 from training.data.episodes import Episodes
 
 
@@ -54,19 +55,33 @@ class CompactRecipe:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
+def action_spec(episodes: Episodes, block: int) -> ActionSpec:
+    """The actions of a package that is trained on these episodes.
+
+    An action that they never change is held at its value, whatever other episodes did: its effect was never seen.
+    """
+    held = episodes.held()
+    bounds = zip(episodes.action_names, episodes.action_low, episodes.action_high, strict=True)
+    limits = [(held.get(name, low), held.get(name, high)) for name, low, high in bounds]
+    low, high = tuple(low for low, _ in limits), tuple(high for _, high in limits)
+    space = ActionSpace(episodes.action_names, episodes.action_units, low, high, episodes.rate_hz)
+    return ActionSpec(
+        names=space.names,
+        units=space.units,
+        low=low,
+        high=high,
+        rate_hz=space.rate_hz,
+        block=block,
+        mean=episodes.action_mean(),
+        std=tuple(spread or 1.0 for spread in episodes.action_spread()),
+        rest=space.rest,
+    )
+
+
 def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
     """The config of the package that this recipe makes from these episodes."""
     height, width = episodes.frames.shape[2:4]
-    action = ActionSpec(
-        names=episodes.action_names,
-        units=episodes.action_units,
-        low=episodes.action_low,
-        high=episodes.action_high,
-        rate_hz=episodes.rate_hz,
-        block=recipe.block,
-        mean=episodes.action_mean(),
-        std=episodes.action_spread(),
-    )
+    action = action_spec(episodes, recipe.block)
     network = CompactConfig(
         action_width=recipe.block * len(action.names),
         latent=recipe.latent,

@@ -26,13 +26,14 @@ from training.compact.latents import encoded, probe
 from training.compact.objective import Learner, held_out_loss, losses, losses_of_latents, make_learner
 from training.compact.recipe import CompactRecipe, package_config
 from training.compact.windows import Batch, Windows, batches, sample_batch
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, held_notes
 from training.distributed import ALONE, ProcessGroup
 from training.loop import Moment, Training
 from training.schedule import warmup_cosine
 
 CPU = torch.device("cpu")
 UNMEASURED = 0.1  # of the frames hide their proprioception: past its horizon a predictor must do without
+UNSEEN = "it changes in held-out episodes alone"
 SLOW_EPISODES = 512  # that tell how fast latents change
 
 
@@ -91,7 +92,7 @@ def train(
         optimizer,
         {"learner": learner},
         torch.Generator().manual_seed(recipe.seed),
-        (recipe, fitting.source, initial and initial.weights_digest),
+        {"recipe": str(recipe), "initial package": str(initial and initial.weights_digest), **episodes.identity()},
         lambda step: warmup_cosine(step, recipe.steps, recipe.warmup),
     )
     drawn = _Drawn(batches(fitting, _windows(recipe), training.generator, group))
@@ -128,6 +129,9 @@ def train(
         if recipe.slow_floor:
             change_basis(network, slow_basis(_model_steps(network, fitting, recipe), recipe.slow_floor))
         record = {**provenance, "recipe": asdict(recipe), "episodes": fitting.source}
+        unseen_moves = {name: at for name, at in fitting.held().items() if name not in episodes.held()}
+        notes = [*fitting.notes, *(f"{note}, for {UNSEEN}" for note in held_notes(unseen_moves))]
+        record |= {"notes": notes} if notes else {}
         _write_trained(out, replace(config, training=record), network, initial, last)
         training.checkpoint.unlink(missing_ok=True)
     return out

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.video.probe import VideoDecodeError, survey
-from training.data.dataset import DatasetError, DatasetHeader, Episode, ReadOptions, as_table, chosen_camera, numbered
-from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, frames_at
+from training.data.dataset import DatasetError, DatasetHeader, Episode, ReadOptions, as_table, chosen_camera
+from training.data.names import natural, numbered, unique
+from training.data.pictures import CLIP_LIMITS, absent, every_frame
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 TABLES = (".npy", ".csv")
@@ -27,20 +28,22 @@ class ClipFolder:
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         """Raises DatasetError: no clip, or none that can be read and has actions."""
-        self._clips = tuple(sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES))
+        clips = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+        self._clips = tuple(sorted(clips, key=lambda clip: natural(clip.name)))
         if not self._clips:
             raise DatasetError(f"{path}: holds no clips ({', '.join(SUFFIXES)})")
-        self._proprioception = options.proprioception or "proprioception"
-        first, rate = self._first_whole(path)
+        self._state = options.state_key or "proprioception"
+        self._tables = tuple(f".{options.action_key}{end}" if options.action_key else end for end in TABLES)
+        chosen, first, rate = self._first_whole(path)
         _, names = _read_table(first)
-        measured = first.with_suffix(f".{self._proprioception}.npy")
+        measured = chosen.with_suffix(f".{self._state}.npy")
         self._width = _read_table(measured)[0].shape[1] if measured.exists() else 0
         self.header = DatasetHeader(
             format="clips",
             path=path,
             rate_hz=options.rate_hz or rate,
             action_names=names,
-            proprioception_names=numbered(self._proprioception, self._width),
+            proprioception_names=numbered(self._state, self._width),
             cameras=("clip",),
             camera=chosen_camera(("clip",), options.camera, path),
             episodes=tuple(clip.name for clip in self._clips),
@@ -54,29 +57,31 @@ class ClipFolder:
             raise DatasetError(
                 f"{clip}: must have {self.header.rate_hz:g} frames a second like the first, got {rate:g}"
             )
-        table = _table_of(clip)
+        table = self._table_of(clip)
         if table is None:
-            raise DatasetError(f"{clip}: has no actions: {clip.stem}{' or '.join(TABLES)} is missing")
+            raise DatasetError(f"{clip}: has no actions: {clip.stem}{' or '.join(self._tables)} is missing")
         actions, _ = _read_table(table)
         measured = np.zeros((len(times), 0), np.float32)
         if self._width:
-            measured, _ = _read_table(clip.with_suffix(f".{self._proprioception}.npy"))
+            measured, _ = _read_table(clip.with_suffix(f".{self._state}.npy"))
         return Episode(clip.name, len(times), actions, measured, times)
 
     def frames(self, index: int) -> Iterator[NDArray[np.uint8]]:
         """The clip's frames, in batches. Raises DatasetError."""
-        clip = self._clips[index]
-        yield from frames_at(clip, _times(clip)[0], STAMP_SLACK_S)
+        yield from every_frame(self._clips[index])
 
-    def _first_whole(self, path: Path) -> tuple[Path, float]:
-        """The actions and the frame rate of the first clip that can be read."""
+    def _table_of(self, clip: Path) -> Path | None:
+        return next((path for path in (clip.with_suffix(end) for end in self._tables) if path.exists()), None)
+
+    def _first_whole(self, path: Path) -> tuple[Path, Path, float]:
+        """The first clip that can be read, its actions and its frame rate."""
         reasons = []
         for clip in self._clips:
             try:
-                table = _table_of(clip)
+                table = self._table_of(clip)
                 if table is not None:
-                    return table, _times(clip)[1]
-                reasons.append(f"{clip.name} has no {clip.stem}{' or '.join(TABLES)}")
+                    return clip, table, _times(clip)[1]
+                reasons.append(f"{clip.name} has no {clip.stem}{' or '.join(self._tables)}")
             except DatasetError as error:
                 reasons.append(str(error))
         raise DatasetError(f"{path}: no clip can be read and has actions: {reasons[0]}")
@@ -84,6 +89,8 @@ class ClipFolder:
 
 def _times(clip: Path) -> tuple[NDArray[np.float64], float]:
     """When each frame is shown, in seconds since the first, and the mean rate."""
+    if not clip.is_file():
+        raise DatasetError(f"{clip}: {absent(clip)}")
     try:
         index = survey(clip, CLIP_LIMITS)
     except VideoDecodeError as error:
@@ -91,14 +98,10 @@ def _times(clip: Path) -> tuple[NDArray[np.float64], float]:
     return index.timestamps_s, index.description.fps
 
 
-def _table_of(clip: Path) -> Path | None:
-    return next((path for path in (clip.with_suffix(suffix) for suffix in TABLES) if path.exists()), None)
-
-
 def _read_table(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Rows of numbers and their names. Raises DatasetError."""
     if not path.is_file():
-        raise DatasetError(f"{path}: no such file")
+        raise DatasetError(f"{path}: {absent(path)}")
     if path.stat().st_size > MAX_TABLE_BYTES:
         raise DatasetError(f"{path}: has more than {MAX_TABLE_BYTES} bytes")
     if path.suffix == ".csv":
@@ -126,7 +129,7 @@ def _read_csv(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:
             raise DatasetError(f"{path} row {number}: must hold numbers, got {','.join(row)[:60]}")
     values = [[float(cell) for cell in row] for row in (rows if names is None else rows[1:])]
     table = np.array(values, np.float32).reshape(-1, len(rows[0]))
-    return table, names or numbered("action", table.shape[1])
+    return table, unique(names) if names else numbered("action", table.shape[1])
 
 
 def _is_number(cell: str) -> bool:

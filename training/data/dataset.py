@@ -27,8 +27,9 @@ class ReadOptions:
     """What a recording may leave open."""
 
     camera: str = ""  # one of the header's cameras; needed where there are several
-    proprioception: str = ""  # the column or array that holds it; empty: the format's usual one, where it is there
+    state_key: str = ""  # the column or array of what the robot measured; empty: the format's usual one, if it is there
     rate_hz: float = 0.0  # frames a second, where the recording does not say
+    action_key: str = ""  # the column or array of the actions; empty: the format's usual one
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate_hz <= 1000:
@@ -47,6 +48,7 @@ class DatasetHeader:
     cameras: tuple[str, ...]
     camera: str  # the one that is read
     episodes: tuple[str, ...]  # their names, in order
+    notes: tuple[str, ...] = ()  # what is odd about it as a whole, and keeps nobody from training
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Episode:
     ]  # [frames or frames - 1, A] in robot units; the action at t leads from frame t to t + 1
     proprioception: NDArray[np.float32]  # [frames, P], P may be 0
     timestamps_s: NDArray[np.float64] | None = None  # [frames], where they are recorded
+    notes: tuple[str, ...] = ()  # what was assumed to read it, or is odd about it, and keeps nobody from training
 
     @property
     def steps(self) -> int:
@@ -105,6 +108,6 @@ def as_table(values: NDArray[np.generic], where: str) -> NDArray[np.float32]:
     return table
 
 
-def numbered(prefix: str, count: int) -> tuple[str, ...]:
-    """Names for numbers that have none."""
-    return tuple(f"{prefix}_{index}" for index in range(count))
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a file below `root`, or a folder on the way to it, is hidden: macOS leaves `._NAME` beside each file."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+CONSTANT = 1e-8  # standard deviation below which a number is taken not to vary
+
+
+def digest_of(array: NDArray[np.generic]) -> str:
+    """sha256 of an array's shape, type and content, hexadecimal; read a row at a time, for it may be a mapped file."""
+    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
+    for row in array:
+        digest.update(np.ascontiguousarray(row).data)
+    return digest.hexdigest()
+
+
+def held_notes(held: Mapping[str, float]) -> tuple[str, ...]:
+    """What is said of actions that never change, given with their values."""
+    return tuple(f"action {name} is {value:g} throughout: plans hold it there" for name, value in held.items())
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,8 @@ class Episodes:
     proprioception: NDArray[np.float32] | None = None  # [episodes, steps + 1, numbers] as recorded
     proprioception_names: tuple[str, ...] = ()
     crop_policy: str = "exact"  # how the frames were made of the camera's images (`model.preprocessing`)
+    frames_digest: str = ""  # of the frames' content, where whoever made them knows it
+    notes: tuple[str, ...] = ()  # what was assumed to read them, or is odd about them, for the log and the model card
 
     def __post_init__(self) -> None:
         episodes, steps = self.actions.shape[:2]
@@ -42,15 +61,33 @@ class Episodes:
             raise ValueError(f"lengths must be {episodes} numbers of steps in 1..{steps}, got {self.lengths.tolist()}")
         if not np.isfinite(self.actions).all():
             raise ValueError("actions must be finite, got NaN or infinity")
-        constant = [n for n, spread in zip(self.action_names, self.action_spread(), strict=True) if not spread > 1e-8]
-        if constant:
-            raise ValueError(f"action {constant[0]} must vary over the episodes, got one value throughout")
 
     def action_mean(self) -> tuple[float, ...]:
         return tuple(self._recorded_actions().mean(axis=0, dtype=np.float64).tolist())
 
     def action_spread(self) -> tuple[float, ...]:
-        return tuple(self._recorded_actions().std(axis=0, dtype=np.float64).tolist())
+        """Standard deviations, 0 for what never changes."""
+        spread = self._recorded_actions().std(axis=0, dtype=np.float64)
+        return tuple(np.where(spread > CONSTANT, spread, 0.0).tolist())
+
+    def held(self) -> dict[str, float]:
+        """Actions that have one value throughout, and that value: a plan holds them there."""
+        recorded, spread = self._recorded_actions(), self.action_spread()
+        return {name: float(recorded[0, at]) for at, name in enumerate(self.action_names) if not spread[at]}
+
+    def identity(self) -> dict[str, str]:
+        """What a training on these episodes is a training on: it goes on from a checkpoint with the same alone."""
+        digest = hashlib.sha256((self.frames_digest or digest_of(self.frames)).encode())
+        for array in (self.actions, self.lengths, self.proprioception, self.probe_targets):
+            digest.update(b"none" if array is None else digest_of(array).encode())
+        return {
+            "image size": f"{self.frames.shape[2]} x {self.frames.shape[3]}",
+            "crop policy": self.crop_policy,
+            "rate": f"{self.rate_hz:g} Hz",
+            "actions": ", ".join(self.action_names),
+            "proprioception": ", ".join(self.proprioception_names) or "none",
+            "recordings": digest.hexdigest(),
+        }
 
     def recorded_proprioception(self) -> NDArray[np.float32]:
         """`[all frames, numbers]`; ValueError where there is none."""
@@ -101,6 +138,7 @@ class Episodes:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for name in ("frames", "actions", "probe_targets", "labels", "lengths", "proprioception"):
             values[name] = None if values[name] is None else values[name][rows]
+        values["frames_digest"] = f"{self.frames_digest} {rows}" if self.frames_digest else ""
         return Episodes(**values)
 
     def _recorded_actions(self) -> NDArray[np.float32]:

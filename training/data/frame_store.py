@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ class Kept:
 
     indices: tuple[int, ...]
     skipped: tuple[Skipped, ...]
+    digest: str  # sha256 of the frames, hexadecimal
 
 
 def keep_frames(
@@ -61,7 +63,7 @@ def keep_frames(
     """
     listing = store / LISTING
     if listing.is_file() and (known := json.loads(listing.read_text()))["key"] == key and (store / FRAMES).is_file():
-        return Kept(tuple(known["indices"]), tuple(Skipped(**entry) for entry in known["skipped"]))
+        return Kept(tuple(known["indices"]), tuple(Skipped(**entry) for entry in known["skipped"]), known["digest"])
     store.mkdir(parents=True, exist_ok=True)
     listing.unlink(missing_ok=True)
     size = image_size * image_size * 3
@@ -70,16 +72,19 @@ def keep_frames(
         raise DatasetError(f"{store}: needs {needed / 1e9:.1f} GB for frames, {free / 1e9:.1f} GB are free")
     indices: list[int] = []
     skipped: list[Skipped] = []
+    digest = hashlib.sha256()
     end = 0
     with (store / FRAMES).open("wb") as file:
         for index, source in enumerate(sources):
             file.seek(end)
             written, reason = 0, ""
+            of_source = hashlib.sha256()
             try:
                 for batch in source.read():
                     scaled = fit(torch.from_numpy(np.array(batch)), crop_policy, (image_size, image_size))
                     scaled = scaled[: source.frames - written].contiguous()
                     file.write(scaled.numpy().data)
+                    of_source.update(scaled.numpy().data)
                     written += len(scaled)
                 if written != source.frames:
                     reason = f"has {written} pictures, not {source.frames}"
@@ -89,14 +94,16 @@ def keep_frames(
                 skipped.append(Skipped(source.name, reason))
             else:
                 indices.append(index)
+                digest.update(of_source.digest())
                 end += size * (source.frames if stride is None else stride)
             if progress is not None:
                 progress(index + 1, len(sources))
         file.truncate(end)
     temporary = listing.with_suffix(".new")
-    temporary.write_text(json.dumps({"key": key, "indices": indices, "skipped": [asdict(each) for each in skipped]}))
+    listed = {"indices": indices, "skipped": [asdict(each) for each in skipped], "digest": digest.hexdigest()}
+    temporary.write_text(json.dumps({"key": key, **listed}))
     os.replace(temporary, listing)
-    return Kept(tuple(indices), tuple(skipped))
+    return Kept(tuple(indices), tuple(skipped), digest.hexdigest())
 
 
 def kept_frames(store: Path, image_size: int) -> NDArray[np.uint8]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset, DatasetError, DatasetHeader, Episode
+from training.data.episodes import CONSTANT, held_notes
+from training.data.repeats import repeats
 
-CONSTANT = 1e-8  # standard deviation below which a number is taken not to vary
+RATE_TOLERANCE = 0.1  # share by which the rows' own rate may differ from what is said
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Finding:
     frames: int
     steps: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what was assumed to read it, or is odd about it
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,14 @@ class Inspection:
             said.append("there are no episodes")
         if not self.header.rate_hz > 0:
             said.append("the recording names no rate: say it with rate_hz")
-        said += [f"action {entry.name} is {entry.low:g} throughout" for entry in self.actions if entry.constant]
         return tuple(said)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a training says and goes on with."""
+        held = {entry.name: entry.low for entry in self.actions if entry.constant}
+        whole = [episode for episode in self.episodes if not episode.problems]
+        return (*self.header.notes, *counted(note for each in whole for note in each.notes), *held_notes(held))
 
     def summary(self) -> dict[str, Any]:
         """As plain values, for a program."""
@@ -87,6 +97,7 @@ class Inspection:
             "proprioception": list(header.proprioception_names),
             "broken": [asdict(episode) for episode in self.broken],
             "errors": list(self.errors),
+            "notes": list(self.notes),
         }
 
 
@@ -96,7 +107,7 @@ def inspect(
     """Look through every episode; with `pictures` every frame is decoded, without it clips are not opened at all."""
     header = dataset.header
     findings: list[Finding] = []
-    recorded: list[NDArray[np.float32]] = []
+    usable: dict[int, Episode] = {}
     size: tuple[int, int] | None = None
     for index, name in enumerate(header.episodes):
         try:
@@ -109,12 +120,26 @@ def inspect(
                 seen, trouble = read_through(dataset, index, episode.frames)
                 size = size or seen
                 said += trouble
-            findings.append(Finding(name, episode.frames, episode.steps, tuple(said)))
+            findings.append(Finding(name, episode.frames, episode.steps, tuple(said), episode.notes))
             if not said:
-                recorded.append(episode.actions[: episode.steps])
+                usable[index] = episode
         if progress is not None:
             progress(index + 1, len(header.episodes))
+    for index, original in repeats(dataset, usable).items():
+        findings[index] = replace(findings[index], problems=(repeat_of(header, original),))
+        del usable[index]
+    recorded = [episode.actions[: episode.steps] for episode in usable.values()]
     return Inspection(header, tuple(findings), _ranges(header, recorded), pictures, size)
+
+
+def repeat_of(header: DatasetHeader, original: int) -> str:
+    """What is wrong with an episode that repeats another."""
+    return f"repeats {header.episodes[original]}: an episode counts once"
+
+
+def counted(notes: Iterable[str]) -> tuple[str, ...]:
+    """Each note once, and how many episodes it is about where there are several."""
+    return tuple(note if count == 1 else f"{note} ({count} episodes)" for note, count in Counter(notes).items())
 
 
 def problems(episode: Episode, header: DatasetHeader) -> tuple[str, ...]:
@@ -165,7 +190,10 @@ def _irregular(times: NDArray[np.float64] | None, rate_hz: float) -> list[str]:
     gaps = np.diff(times)
     bad = np.flatnonzero(~(np.abs(gaps - 1 / rate_hz) <= 0.5 / rate_hz))
     if not len(bad):
-        return []
+        span = float(times[-1] - times[0])
+        if abs(span * rate_hz - len(gaps)) <= max(0.5, RATE_TOLERANCE * len(gaps)):
+            return []
+        return [f"has {len(gaps) / span:.4g} rows a second by its timestamps where {rate_hz:g} are expected"]
     at = int(bad[0])
     return [f"has {len(bad)} gaps in time, first {gaps[at]:.4g} s at step {at} where {1 / rate_hz:.4g} s is expected"]
 

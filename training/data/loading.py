@@ -7,6 +7,7 @@ again by the next run with the same dataset and size.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from model.preprocessing import CropPolicy
 from training.data.dataset import Dataset, DatasetError, Episode
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, held_notes
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.inspection import problems
+from training.data.inspection import counted, problems, repeat_of
+from training.data.repeats import repeats
 
 
 def load_episodes(
@@ -49,7 +51,7 @@ def load_episodes(
     lengths = np.array([episode.steps for episode in used], np.int64)
     actions = [episode.actions[: episode.steps] for episode in used]
     recorded = np.concatenate(actions)
-    return Episodes(
+    episodes = Episodes(
         frames=kept_frames(store, image_size).reshape(len(used), longest + 1, image_size, image_size, 3),
         actions=_padded(actions, longest),
         action_names=header.action_names,
@@ -63,7 +65,10 @@ def load_episodes(
         proprioception=_padded([episode.proprioception for episode in used], longest + 1),
         proprioception_names=header.proprioception_names,
         crop_policy=crop_policy,
-    ), tuple(skipped)
+        frames_digest=kept.digest,
+        notes=(*header.notes, *counted(note for episode in used for note in episode.notes), *_dangling(header.path)),
+    )
+    return replace(episodes, notes=(*episodes.notes, *held_notes(episodes.held()))), tuple(skipped)
 
 
 def _numbers(dataset: Dataset) -> tuple[dict[int, Episode], list[Skipped]]:
@@ -81,14 +86,28 @@ def _numbers(dataset: Dataset) -> tuple[dict[int, Episode], list[Skipped]]:
             skipped.append(Skipped(name, "; ".join(said)))
         else:
             chosen[index] = episode
+    for index, original in repeats(dataset, chosen).items():
+        del chosen[index]
+        skipped.append(Skipped(dataset.header.episodes[index], repeat_of(dataset.header, original)))
     return chosen, skipped
 
 
+def _dangling(root: Path) -> tuple[str, ...]:
+    """A note for each link below a dataset that leads nowhere: an interrupted download, an editor's lock."""
+    links = [path for path in sorted(root.rglob("*")) if path.is_symlink() and not path.exists()]
+    return tuple(f"{link} is a link that leads nowhere" for link in links)
+
+
 def _key(dataset: Dataset, chosen: list[int], image_size: int, crop_policy: str) -> str:
-    """What a file of frames is made of: the files of the dataset as they lie there, and how they are scaled."""
-    digest = hashlib.sha256(f"{dataset.header} {chosen} {image_size} {crop_policy}".encode())
+    """What a file of frames is made of: the files of the dataset as they lie there, and how they are scaled.
+
+    Links are followed to what they lead to, as in the hub's cache; one that leads nowhere counts for nothing.
+    """
+    digest = hashlib.sha256(f"frames 2 {dataset.header} {chosen} {image_size} {crop_policy}".encode())
     root = dataset.header.path
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if path.is_symlink() and not path.exists():
+            continue
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()

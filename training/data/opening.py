@@ -20,12 +20,13 @@ def open_dataset(path: Path, options: ReadOptions | None = None) -> Dataset:
     if (path / lerobot.INFO).is_file():
         _need("pyarrow", path)
         return lerobot.LeRobot(path, options)
-    inside = {file.suffix.lower() for file in path.iterdir()} if path.is_dir() else {path.suffix.lower()}
-    if inside & set(hdf5.SUFFIXES):
+    seen = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path]
+    inside = {file.suffix.lower() for file in seen}
+    if path.is_dir() and inside & set(clips.SUFFIXES) and not inside & set(hdf5.SUFFIXES):
+        return clips.ClipFolder(path, options)
+    if inside & set(hdf5.SUFFIXES) or (path.is_dir() and hdf5.files_below(path)):
         _need("h5py", path)
         return hdf5.Hdf5(path, options)
-    if path.is_dir() and inside & set(clips.SUFFIXES):
-        return clips.ClipFolder(path, options)
     kinds = (
         f"a LeRobot dataset ({lerobot.INFO}), HDF5 ({', '.join(hdf5.SUFFIXES)}) or clips ({', '.join(clips.SUFFIXES)})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, digest_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class FrameDataset:
     lengths: NDArray[np.int64]  # [clips] frames of each
     crop_policy: str  # how the frames were made of what a camera gives (`model.preprocessing`)
     source: str  # where they come from, for the model card
+    frames_digest: str = ""  # of the frames' content, where whoever made them knows it
 
     def __post_init__(self) -> None:
         if len(self.starts) == 0 or len(self.starts) != len(self.lengths):
@@ -31,6 +33,13 @@ class FrameDataset:
             )
         if (self.lengths < 1).any() or (self.starts + self.lengths > len(self.frames)).any():
             raise ValueError(f"lengths must be >= 1 and end within {len(self.frames)} frames")
+
+    def identity(self) -> dict[str, str]:
+        """What a training on these frames is a training on: it goes on from a checkpoint with the same alone."""
+        size = f"{self.frames.shape[1]} x {self.frames.shape[2]}"
+        digest = hashlib.sha256(self.lengths.tobytes())
+        digest.update(self.frames_digest.encode() or digest_of(self.frames).encode())
+        return {"image size": size, "crop policy": self.crop_policy, "footage": digest.hexdigest()}
 
     @property
     def image_size(self) -> int:
@@ -61,6 +70,7 @@ def from_episodes(episodes: Episodes) -> FrameDataset:
         lengths=lengths,
         crop_policy=episodes.crop_policy,
         source=episodes.source,
+        frames_digest=episodes.frames_digest,
     )
 
 

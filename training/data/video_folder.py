@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from model.preprocessing import CropPolicy
 from model.video.probe import ClipIndex, VideoDecodeError, survey
 from training.data.clips import SUFFIXES
-from training.data.dataset import DatasetError
+from training.data.dataset import DatasetError, is_hidden
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, decode_image, frames_at
+from training.data.names import natural
+from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, absent, decode_image, frames_at
 from training.data.video_dataset import FrameDataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,6 +42,9 @@ def read_footage(
     skipped: list[Skipped] = []
     digest = hashlib.sha256(f"{image_size} {fps} {crop_policy}".encode())
     for path in _files(paths):
+        if not path.exists():
+            skipped.append(Skipped(str(path), absent(path)))
+            continue
         try:
             sources.append(_image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _video(path, fps))
         except DatasetError as error:
@@ -58,10 +62,15 @@ def read_footage(
     said = f"{len(lengths) - images} clips and {images} images, {lengths.sum()} frames at up to {fps:g} a second"
     left_out = f", {len(skipped)} files left out" if skipped else ""
     names = ", ".join(path.name for path in paths)
-    frames = kept_frames(store, image_size)
-    return FrameDataset(frames, lengths.cumsum() - lengths, lengths, crop_policy, f"{names}: {said}{left_out}"), tuple(
-        skipped
+    footage = FrameDataset(
+        frames=kept_frames(store, image_size),
+        starts=lengths.cumsum() - lengths,
+        lengths=lengths,
+        crop_policy=crop_policy,
+        source=f"{names}: {said}{left_out}",
+        frames_digest=kept.digest,
     )
+    return footage, tuple(skipped)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -70,12 +79,18 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DatasetError(f"{path}: no such file or folder")
-        found += [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        found += [path] if path.is_file() else _below(path)
     chosen = [path for path in found if path.suffix.lower() in (*SUFFIXES, *IMAGE_SUFFIXES)]
     if not chosen:
         endings = " ".join((*SUFFIXES, *IMAGE_SUFFIXES))
         raise DatasetError(f"{', '.join(map(str, paths))}: holds none of {endings}")
     return chosen
+
+
+def _below(path: Path) -> list[Path]:
+    """The files in a folder and its subfolders, in natural order; hidden ones are passed over."""
+    files = [file for file in path.rglob("*") if (file.is_file() or file.is_symlink()) and not is_hidden(file, path)]
+    return sorted(files, key=lambda file: natural(file.relative_to(path).as_posix()))
 
 
 def _video(path: Path, fps: float) -> Source:
@@ -87,7 +102,7 @@ def _video(path: Path, fps: float) -> Source:
     shown = index.timestamps_s
     asked = np.arange(int((shown[-1] + STAMP_SLACK_S) * fps) + 1) / fps
     times = shown[np.unique(np.searchsorted(shown, asked + STAMP_SLACK_S, side="right") - 1)]
-    return Source(str(path), len(times), partial(frames_at, path, times, STAMP_SLACK_S))
+    return Source(str(path), len(times), partial(frames_at, path, times))
 
 
 def _image(path: Path) -> Source:

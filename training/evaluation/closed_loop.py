@@ -221,7 +221,7 @@ def action_space(model: LoadedModel) -> ActionSpace:
     action = model.package.config.action
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
-    space = ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz)
+    space = ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz, stated_rest=action.at_rest)
     return registry.searched(space, model.package.config.planner.dimensions)
 
 

@@ -160,7 +160,7 @@ def train(
         optimizer,
         {"learner": learner},
         torch.Generator().manual_seed(recipe.seed),
-        recipe,
+        {"recipe": str(recipe), **videos.identity()},
         lambda step: warmup_stable_decay(step, recipe.steps, recipe.warmup, recipe.decay),
     )
     targets: list[Tensor] = []

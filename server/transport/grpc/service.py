@@ -13,7 +13,6 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from presage.v1 import embeddings_pb2, planning_pb2
 
 from server.errors import Reason, invalid
@@ -50,6 +49,8 @@ def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
     )
     add_services(gateway, server)
     if reflects:
+        from grpc_reflection.v1alpha import reflection
+
         names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server

@@ -229,6 +229,8 @@ def _reply(plan: Plan) -> dict[str, object]:
             "stop_reason": plan.stop_reason,
             "seed": plan.seed,
             "degraded": plan.degraded,
+            "objective": plan.objective,
+            "shortage": list(plan.shortage),
             "warm_started": plan.warm_started,
             "observation_sequence": plan.observation_sequence,
             "epoch": plan.epoch,

@@ -21,7 +21,6 @@ from server.errors import Reason, ServiceError, invalid
 from server.transport.gateway import Gateway, call_in_progress
 from server.transport.grpc.codec import WRITER
 from server.transport.methods import METHODS, Arrival, Method
-from server.transport.openpi.endpoint import PATHS, openpi
 from server.transport.rest import json_codec
 from server.transport.rest.formats import ALSO, answer
 from server.transport.rest.json_codec import CONTRACT
@@ -52,8 +51,11 @@ def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
     app.state.gateway = gateway
     app.include_router(_probes)
     app.include_router(_routes)
-    for path in PATHS if serves_openpi else ():
-        app.router.add_websocket_route(path, openpi)
+    if serves_openpi:
+        from server.transport.openpi.endpoint import PATHS, openpi
+
+        for path in PATHS:
+            app.router.add_websocket_route(path, openpi)
     app.add_middleware(GatewayMiddleware, gateway=gateway)
     render_framework_errors(app)
     made = document(app)  # now: it takes a moment in which no health check would be answered

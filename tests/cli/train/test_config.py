@@ -9,6 +9,7 @@ import typer
 
 from cli.exit_codes import CommandError
 from cli.train.config import TrainingConfig, read_config
+from cli.train.masked import read_masked
 from training.compact.recipe import CompactRecipe
 
 
@@ -24,6 +25,42 @@ def test_a_file_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     assert (config.recipe.steps, config.recipe.learning_rate) == (7, 1)
     assert config.recipe.planner.samples == 30
     assert config.recipe.batch == CompactRecipe().batch
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("5E-4", 5e-4), ("2.5e-4", 2.5e-4), (".5e-2", 5e-3)])
+def test_numbers_may_be_written_with_an_exponent_alone(text: str, value: float, tmp_path: Path) -> None:
+    file = tmp_path / "fast.yaml"
+    file.write_text(f"task: arm\nname: 1e-3x\nrecipe: {{learning_rate: {text}}}\n")
+    assert read_config(str(file)).recipe.learning_rate == value
+    assert read_config(str(file)).name == "1e-3x"
+
+
+def test_a_dataset_lies_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab/arm").mkdir(parents=True)
+    (tmp_path / "lab/videos").mkdir()
+    (tmp_path / "lab/own.yaml").write_text("dataset: arm\n")
+    (tmp_path / "lab/masked.yaml").write_text("family: masked\nvideos: [videos]\ndataset: arm\n")
+    (tmp_path / "lab/absolute.yaml").write_text(f"dataset: {tmp_path / 'lab/arm'}\n")
+    monkeypatch.chdir(tmp_path)
+    for file in ("own", "absolute"):
+        assert Path(read_config(f"lab/{file}.yaml").dataset).resolve() == tmp_path / "lab/arm"
+    masked = read_masked(Path("lab/masked.yaml"))
+    assert Path(masked.dataset).resolve() == tmp_path / "lab/arm"
+    assert [Path(each).resolve() for each in masked.videos] == [tmp_path / "lab/videos"]
+    (tmp_path / "lab/root.yaml").write_text("dataset: lab/arm\n")  # as seen from where the command is run
+    assert Path(read_config("lab/root.yaml").dataset).resolve() == tmp_path / "lab/arm"
+    (tmp_path / "lab/gone.yaml").write_text("dataset: gone\n")
+    assert read_config("lab/gone.yaml").dataset == "lab/gone"
+
+
+def test_an_image_size_without_whole_patches_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("task: arm\nimage_size: 50\n")
+    with pytest.raises(CommandError, match="image_size must be a multiple of the patch, 16 pixels, got 50"):
+        read_config(str(file))
+    file.write_text("task: arm\nimage_size: 50\nrecipe: {patch: 8}\n")
+    with pytest.raises(CommandError, match="image_size must be a multiple of the patch, 8 pixels, got 50"):
+        read_masked(file)
 
 
 @pytest.mark.parametrize(

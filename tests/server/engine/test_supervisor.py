@@ -22,7 +22,7 @@ from server.service.application import Application
 from server.values.calls import GoalRequest, Observation, PlanRequest
 from tests.server.conftest import SETTINGS, START_S, changed, start
 from tests.support.paths import ROOT
-from tests.support.server.linear import SLOW_S, frame
+from tests.support.server.linear import frame
 
 HERE = Observation((frame(0.2, 0.4),))
 QUICK = PlannerSettings(samples=16, iterations=2)
@@ -99,7 +99,7 @@ async def test_stopping_lets_a_plan_end_and_refuses_new_ones() -> None:
         goal = (await application.create_goal(GoalRequest(image=frame(0.5, 0.4)))).goal_id
         request = PlanRequest(HERE, goal_id=goal, planner=PlannerSettings(samples=16, iterations=5))
         running = asyncio.create_task(plan(application, request))
-        await asyncio.sleep(SLOW_S)
+        await until(lambda: application.calls_in_hand == 1)
         stopping = asyncio.create_task(application.stop(shutdown_grace_s=60.0))
         await asyncio.sleep(0)
         assert not application.ready
@@ -116,7 +116,7 @@ async def test_giving_up_on_readiness_leaves_no_failure_that_nobody_looks_at() -
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     application = await start()
     waiting = asyncio.create_task(application.wait_ready(START_S))
-    await asyncio.sleep(0.05)
+    await until(lambda: bool(application.engine_pids))
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     await application.stop(shutdown_grace_s=0.0)

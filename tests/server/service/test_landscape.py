@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from presage.v1 import planning_pb2
 
+from server.engine.messages import ServedModel
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.service.landscape import CELL
+from server.service.landscape import CELL, grid, landscape
 from server.values.calls import GoalRequest, LandscapeRequest, Observation, ScoreRequest
 from tests.support.server.linear import frame, latent
 from tests.support.server.transports import Service, array_of, json_observation, proto_observation
@@ -37,7 +38,7 @@ async def test_the_grid_covers_the_bounds_and_costs_what_scores_say(application:
     np.testing.assert_allclose(found.values, [[-1, -0.5, 0, 0.5, 1], [-0.5, -0.25, 0, 0.25, 0.5]])
     candidates = np.array([[[right, down]] * 2 for right in found.values[0] for down in found.values[1]], np.float32)
     scores = await application.score(ScoreRequest(HERE, candidates, goal_id=request.goal_id))
-    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-6)
+    np.testing.assert_allclose(found.costs, scores.costs.reshape(5, 5), rtol=1e-5, atol=1e-7)
     assert found.best_action.tolist() == [0.5, -0.25]  # 0.05 x 2 x 0.5 to the right, half of it up
     assert found.best_cost == found.costs.min()
     assert found.rest_cost == found.costs[2, 2]
@@ -49,6 +50,21 @@ async def test_entries_not_varied_rest_and_the_extent_narrows_the_rest(applicati
     assert found.values.tolist() == [[-0.25, 0.0, 0.25]]
     assert found.costs.shape == (3,)
     assert found.best_action.tolist() == [0.0, -0.25]
+
+
+async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(application: Application) -> None:
+    linear = application.model("linear")
+    assert linear.action is not None
+    moves = replace(linear.action, low=(-0.1, 0.0), high=(0.9, 1.0))  # a base that drives forward, and a gripper
+    reply = replace(linear, action=moves)
+    served = ServedModel(reply, None, 1, "cpu", "float32", "as set", rest=(0.0, 0.0))
+    found = grid(LandscapeRequest(HERE), served)
+    np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)
+    assert found.rest == (1, 0)
+    costs = np.arange(25, dtype=np.float32)
+    assert landscape(found, costs).rest_cost == 5.0  # the second row's first
+    alone = grid(LandscapeRequest(HERE, dimensions=("down",)), served)
+    assert not alone.candidates[:, :, 0].any()  # what is not varied stands still
 
 
 @pytest.mark.parametrize(

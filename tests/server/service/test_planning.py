@@ -17,7 +17,15 @@ from planner.optimizers.cem import CEM
 from planner.types import Problem
 from server.errors import Reason
 from server.service.application import Application
-from server.values.calls import GoalRequest, Observation, PlanRequest, RolloutRequest, ScoreRequest
+from server.values.calls import (
+    OPTIMIZERS,
+    DistanceRequest,
+    GoalRequest,
+    Observation,
+    PlanRequest,
+    RolloutRequest,
+    ScoreRequest,
+)
 from server.worker.model_adapter import action_space
 from tests.support.server.linear import ACTION, frame, latent
 from tests.support.server.requests import HERE, QUICK, goal_at, plan, refused, session_toward
@@ -267,3 +275,24 @@ async def test_predictions_that_are_no_numbers_are_no_plan(application: Applicat
     score = ScoreRequest(edge, actions[None], model="nan", goal_id=goal)
     await refused(application.score(score), Reason.PLAN_FAILED)
     assert (await plan(application, PlanRequest(HERE, model="nan", goal_id=goal))).iterations_done == 6
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+async def test_the_cost_of_a_plan_is_what_a_score_of_its_actions_says(application: Application, optimizer: str) -> None:
+    goal = await goal_at(application, 0.45)
+    discount = 1.0 if optimizer == "vjepa2_ac" else 1.5
+    settings = PlannerSettings(samples=16, iterations=4, optimizer=optimizer, discount=discount)
+    made = await plan(application, PlanRequest(HERE, goal_id=goal, seed=3, planner=settings))
+    score = await application.score(ScoreRequest(HERE, made.actions[None], goal_id=goal))
+    assert made.cost == pytest.approx(float(score.costs[0]), rel=1e-4)
+    np.testing.assert_allclose(made.step_costs, score.step_costs[0], rtol=1e-4)
+    (distance,) = (await application.distance(DistanceRequest(HERE.images, goal_id=goal))).distances
+    assert made.goal_distance == pytest.approx(distance, rel=1e-5)
+    if optimizer != "vjepa2_ac":  # whose result is a mean, not the best candidate
+        assert made.objective == pytest.approx(made.iteration_costs[-1], rel=1e-5)
+    assert made.objective != pytest.approx(made.cost, rel=1e-3)  # of another discount, or of the last step's L1
+
+
+async def test_a_plan_with_the_models_own_settings_makes_its_cost_small(application: Application) -> None:
+    made = await plan(application, PlanRequest(HERE, goal_id=await goal_at(application, 0.45)))
+    assert made.objective == made.cost

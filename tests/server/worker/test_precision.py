@@ -13,6 +13,7 @@ from model.compact.world_model import CompactWorldModel
 from model.interface import LoadedModel
 from model.layers.float8 import E4M3
 from model.layers.int8 import has_vnni
+from model.offset_free import OffsetFreeModel
 from model.package import write_package
 from model.registry import load
 from model.vjepa2.config import EncoderConfig
@@ -64,8 +65,9 @@ def test_a_precision_that_chooses_the_same_actions_agrees_and_a_ruined_one_does_
     lowered = precision.agreement(arm, arm.to_precision(torch.bfloat16), SIZE, problems)
     assert lowered.gap > 0
     assert lowered.holds
-    assert isinstance(arm, CompactWorldModel)
-    ruined = Coarse(arm, noise=1.0).to_precision(torch.bfloat16)
+    assert isinstance(arm, OffsetFreeModel)
+    assert isinstance(arm.model, CompactWorldModel)
+    ruined = OffsetFreeModel(Coarse(arm.model, noise=1.0).to_precision(torch.bfloat16), arm.rest)
     assert not precision.agreement(arm, ruined, SIZE, problems).holds
 
 
@@ -73,8 +75,9 @@ def test_a_ruined_precision_is_not_taken_however_fast(monkeypatch: pytest.Monkey
     monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(precision, "GATE_S", float("inf"))  # a test must not depend on how busy its machine is
     arm = load("arm", CPU)
-    assert isinstance(arm, CompactWorldModel)
-    ruined = cast(LoadedModel, Coarse(arm, noise=1.0))
+    assert isinstance(arm, OffsetFreeModel)
+    assert isinstance(arm.model, CompactWorldModel)
+    ruined = cast(LoadedModel, Coarse(arm.model, noise=1.0))
     served, verdict = precision.with_best_precision(ruined, SIZE)
     assert served is ruined
     assert "does not agree" in verdict.why

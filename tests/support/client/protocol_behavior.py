@@ -39,6 +39,7 @@ class Behavior:
     metadata: list[Any] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     starts: list[Any] = field(default_factory=list)
+    heartbeats: int = 0
     observations: list[Any] = field(default_factory=list)
     refused_observations: list[Refusal] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)

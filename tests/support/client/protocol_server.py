@@ -78,8 +78,14 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         self.service.enter("Sessions.Create", request, context)
         name = f"session-{len(self.service.behavior.calls)}"
         session = sessions_pb2.Session(
-            session_id=name, model="echo", goal_id=request.goal_id, ttl_s=request.ttl_s or 60
+            session_id=name,
+            model="echo",
+            goal_id=request.goal_id,
+            ttl_s=request.ttl_s or 60,
+            execute=self.service.model().execute,
         )
+        if request.stages:
+            session.goal_id, session.stage = request.stages[0].goal_id, 0
         self.service.sessions[name] = session
         return sessions_pb2.SessionsCreateResponse(session=session)
 
@@ -92,6 +98,12 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         session = self.service.find_session(request.session_id, context)
         session.epoch, session.plans, session.last_sequence = session.epoch + 1, 0, 0
         return sessions_pb2.SessionsResetResponse(session=session)
+
+    def Calibrate(self, request: Any, context: Any) -> Any:
+        self.service.enter("Sessions.Calibrate", request, context)
+        session = self.service.find_session(request.session_id, context)
+        session.calibration.moves = len(request.moves)
+        return sessions_pb2.SessionsCalibrateResponse(session=session)
 
     def Delete(self, request: Any, context: Any) -> Any:
         self.service.enter("Sessions.Delete", request, context)
@@ -163,6 +175,7 @@ class Planning(planning_pb2_grpc.PlanningServicer):
             if behavior.muted:
                 continue
             if kind == "heartbeat":
+                behavior.heartbeats += 1
                 yield planning_pb2.ControlResponse(heartbeat=request.heartbeat)
             elif kind == "goal":
                 goal_id = request.goal.goal_id

@@ -43,15 +43,16 @@ def test_a_resumed_training_has_the_same_losses_and_weights(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(RECIPE, tmp_path / "dot", stop_after=4)
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match="made with other settings or recordings: recipe"):
         run(replace(RECIPE, learning_rate=1e-4), tmp_path / "dot")
 
 
 def test_a_checkpoint_of_other_episodes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(RECIPE, tmp_path / "dot", stop_after=4)
-    with pytest.raises(ValueError, match="another recipe"):
-        run(RECIPE, tmp_path / "dot", episodes=replace(dot_episodes(), source="other dots"))
+    degrees = replace(dot_episodes(), actions=dot_episodes().actions * np.float32(57.29578))
+    with pytest.raises(ValueError, match="made with other settings or recordings: recordings was"):
+        run(RECIPE, tmp_path / "dot", episodes=degrees)
 
 
 def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None:

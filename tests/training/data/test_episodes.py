@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.training.dots import dot_episodes
+from training.compact.recipe import action_spec
 from training.compact.windows import Windows, sample_batch
 from training.data.episodes import Episodes
 
@@ -49,9 +50,35 @@ def test_windows_of_episodes_that_differ_in_length_stay_within_what_was_recorded
         episodes.draw_windows(1, 10, torch.Generator())
 
 
-def test_a_constant_action_is_named() -> None:
+def test_an_action_that_never_changes_is_held_at_its_value() -> None:
     episodes = dot_episodes()
     actions = episodes.actions.copy()
     actions[..., 1] = 0.5
-    with pytest.raises(ValueError, match="action right must vary"):
-        replace(episodes, actions=actions)
+    still = replace(episodes, actions=actions, action_low=(-1.0, 0.5), action_high=(1.0, 0.5))
+    assert still.held() == {"right": 0.5}
+    spec = action_spec(still, block=2)
+    assert (spec.low[1], spec.high[1], spec.std[1], spec.rest) == (0.5, 0.5, 1.0, (0.0, 0.5))
+    assert episodes.held() == {}
+
+
+def test_an_action_that_changes_in_held_out_episodes_alone_is_held_as_well() -> None:
+    episodes = dot_episodes()
+    actions = episodes.actions.copy()
+    actions[:-2, :, 1] = 0.25
+    fitting, held_out = replace(episodes, actions=actions).split(2)
+    assert (fitting.held(), held_out.held()) == ({"right": 0.25}, {})
+    spec = action_spec(fitting, block=2)
+    assert (spec.low[1], spec.high[1]) == (0.25, 0.25)
+    assert spec.low[0] < spec.high[0]
+
+
+def test_what_episodes_are_is_told_by_their_content() -> None:
+    episodes = dot_episodes()
+    same = replace(episodes, frames=episodes.frames.copy(), source="elsewhere")
+    assert same.identity() == episodes.identity()
+    frames, actions = episodes.frames.copy(), episodes.actions.copy()
+    frames[-1, -1, 0, 0, 0] ^= 1
+    actions[0, 0, 0] *= 57.29578
+    for changed in (replace(episodes, frames=frames), replace(episodes, actions=actions)):
+        differing = [name for name, value in changed.identity().items() if value != episodes.identity()[name]]
+        assert differing == ["recordings"]

@@ -79,13 +79,16 @@ def test_a_table_that_disagrees_with_the_listing_is_named(tmp_path: Path) -> Non
     assert "not a whole parquet file" in found["episode 1"]
 
 
-def test_a_constant_action_and_a_missing_rate_stand_in_the_way(tmp_path: Path) -> None:
+def test_a_missing_rate_stands_in_the_way_and_a_constant_action_is_said(tmp_path: Path) -> None:
     recorded = arm_episodes((6, 6))
     for episode in recorded:
         episode.actions[:-1, 1] = 0.25
     path = recordings.write_hdf5_table(tmp_path / "set.h5", recorded)
-    said = inspect(open_dataset(path)).errors
-    assert said == ("the recording names no rate: say it with rate_hz", "action action_1 is 0.25 throughout")
+    found = inspect(open_dataset(path))
+    assert found.errors == ("the recording names no rate: say it with rate_hz",)
+    assert found.notes == ("action action_1 is 0.25 throughout: plans hold it there",)
+    loaded, _ = load_episodes(open_dataset(path, ReadOptions(rate_hz=10)), tmp_path / "store", 32)
+    assert loaded.notes == found.notes
     with pytest.raises(DatasetError, match="names no rate"):
         load_episodes(open_dataset(path), tmp_path / "store", 32)
 

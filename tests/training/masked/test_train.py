@@ -98,7 +98,7 @@ def test_a_resumed_training_has_the_same_losses_and_weights(videos: FrameDataset
     assert read_package(tmp_path / "straight").weights_digest == read_package(tmp_path / "resumed").weights_digest
     with pytest.raises(KeyboardInterrupt):
         run(RECIPE, videos, tmp_path / "other", stop_after=5)
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match="made with other settings or recordings: recipe"):
         run(replace(RECIPE, average=0.9), videos, tmp_path / "other")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Sequence
 from presage.connection import Connection, in_thread
 from presage.errors import PresageError
 from presage.protocol import requests
+from presage.protocol.memory import SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.retry import Readiness
 from presage.protocol.transport import TLS, Endpoint, Path
@@ -96,7 +97,8 @@ class Client:
         timeout_s: float | None = None,
     ) -> Goal:
         """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
-        return self._connection.send(requests.create_goal(image, latent, model), timeout_s)
+        call = requests.create_goal(image, latent, model)
+        return self._connection.goals.keep(self._connection.send(call, timeout_s), call)
 
     def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
         """Describes a goal, given as itself or its id. Raises NotFound once the server has dropped it."""
@@ -122,7 +124,7 @@ class Client:
         reached one after another, in place of `goal`.
         """
         status = self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
-        return Session(self._connection, status)
+        return Session(self._connection, status, SessionWish(ttl_s, seed, tuple(stages)))
 
     def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> Session:
         """Takes up a session opened before, for example by a program that has been restarted since."""

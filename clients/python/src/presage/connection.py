@@ -12,6 +12,7 @@ from presage.control import ControlLoop
 from presage.errors import Cancelled, ServerError
 from presage.protocol import methods, requests
 from presage.protocol.conversation import ControlSettings
+from presage.protocol.memory import Calls, GoalMemory, SessionMemory
 from presage.protocol.methods import Call
 from presage.protocol.retry import Attempts
 from presage.protocol.sequences import SequenceCounter
@@ -27,6 +28,7 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.goals = GoalMemory()
         self._channel = endpoint.open_channel()
         self._senders: dict[str, Callable[..., bytes]] = {}
         self._loops: weakref.WeakSet[ControlLoop] = weakref.WeakSet()
@@ -43,6 +45,17 @@ class Connection:
 
         reply = self._repeat(attempt, call.repeatable, timeout_s, call.request_id)
         return read_reply(call.read, reply, call.request_id)
+
+    def follow(self, calls: Calls[Value]) -> Value:
+        """Sends calls one after another, and returns what they come to. Raises a PresageError."""
+        reply: Any = None
+        while True:
+            try:
+                call = calls.send(reply)
+            except StopIteration as end:
+                result: Value = end.value
+                return result
+            reply = self.send(call)
 
     def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
         """Sends a clip. Raises a PresageError, or what reading the file or `progress` raised."""
@@ -61,10 +74,12 @@ class Connection:
         reply = self._repeat(attempt, methods.EMBED_CLIP.repeatable, timeout_s, request_id)
         return read_reply(lambda data: requests.clip_embedding(data, kind), reply, request_id)
 
-    def control(self, settings: ControlSettings, sequences: SequenceCounter) -> ControlLoop:
+    def control(self, settings: ControlSettings, memory: SessionMemory, sequences: SequenceCounter) -> ControlLoop:
         """A control loop that ends with this connection at the latest."""
         self._check_open()
-        loop = ControlLoop(self.endpoint, settings, sequences)
+        loop = ControlLoop(
+            self.endpoint, settings, sequences, memory, lambda lost_id: self.follow(memory.remade(lost_id))
+        )
         self._loops.add(loop)
         return loop
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 
 import grpc
 
 from presage.errors import PresageError, Unavailable
 from presage.protocol import codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
+from presage.protocol.memory import SessionMemory
 from presage.protocol.requests import Seen
 from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint
@@ -28,13 +29,21 @@ class ControlLoop:
     """Closes a control loop with the server. Made by `session.control()`; usable from any thread; a context manager.
 
     The stream has no deadline of its own: heartbeats stand in for it. A lost stream is dialled anew until `close()`,
-    and the session goes on where it was. The observation that was under way is reported as failed rather than sent
-    again: by then it is old.
+    and the session goes on where it was. A server that has lost the session too (it was started again) is given its
+    goals, the session and its calibration once more, where this client made them. The observation that was under way is
+    reported as failed rather than sent again: by then it is old.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: ControlSettings, sequences: SequenceCounter) -> None:
-        self.session_id = settings.session_id
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: ControlSettings,
+        sequences: SequenceCounter,
+        memory: SessionMemory,
+        remake: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        """`remake` makes the session of an id again at the server; see `SessionMemory.remade`."""
+        self._endpoint, self._memory, self._remake = endpoint, memory, remake
         self._conversation = Conversation(settings, sequences)
         self._changed = threading.Condition()
         self._closing = False
@@ -65,6 +74,7 @@ class ControlLoop:
 
     def set_goal(self, goal: Goal | str) -> None:
         """Swaps the goal for the observations that follow. Returns at once."""
+        self._memory.choose(codec.goal_id(goal))
         with self._changed:
             self._conversation.swap_goal(codec.goal_id(goal))
             self._changed.notify_all()
@@ -94,6 +104,22 @@ class ControlLoop:
         """What failed since the last call, oldest first; 64 are kept. Returns at once."""
         with self._changed:
             return self._conversation.take_errors()
+
+    @property
+    def session_id(self) -> str:
+        """The session's name at the server."""
+        return self._memory.session_id
+
+    @property
+    def execute(self) -> int:
+        """Actions of a plan to carry out before planning again, as the session's model was measured."""
+        return self._memory.execute
+
+    @property
+    def restored(self) -> int:
+        """How often the session was made again at a server that had lost it."""
+        with self._changed:
+            return self._conversation.restored
 
     @property
     def connected(self) -> bool:
@@ -131,9 +157,25 @@ class ControlLoop:
             error = self._converse()
             with self._changed:
                 pause = None if self._closing else self._conversation.end(error)
+                is_lost = self._conversation.session_lost
                 self._changed.notify_all()
+            if is_lost and pause is not None:
+                pause = self._restore()
+            with self._changed:
                 self._changed.wait_for(lambda: self._closing, pause or 0.0)
                 pause = None if self._closing else pause
+
+    def _restore(self) -> float | None:
+        """Makes the session again; how long to wait before the next stream, as `Conversation.end`."""
+        lost_id = self._conversation.session_id
+        try:
+            renamed = self._remake(lost_id)
+        except PresageError as error:
+            with self._changed:
+                return self._conversation.end(error)
+        with self._changed:
+            self._conversation.adopt(self._memory.session_id, renamed)
+        return 0.0
 
     def _converse(self) -> PresageError | None:
         """One stream from start to end, and what ended it."""
@@ -180,6 +222,7 @@ class ControlLoop:
             for data in call:
                 with self._changed:
                     self._conversation.hear(data, time.monotonic())
+                    self._remember()
                     self._changed.notify_all()
         except grpc.RpcError as failed:
             error = self._endpoint.error(failed, request_id)
@@ -189,6 +232,10 @@ class ControlLoop:
             stream.error = stream.error or error
             stream.ended = True
             self._changed.notify_all()
+
+    def _remember(self) -> None:
+        if self._conversation.latest is not None:
+            self._memory.saw(self._conversation.latest.plan)
 
     def _silent(self) -> PresageError:
         stall_s = self._conversation.settings.stall_s

@@ -1,7 +1,8 @@
 """Runs a robot from a control loop at a steady rate: one observation and one action each tick.
 
 Not a safety system: what the robot does with an action is the robot's. This code decides which action of which plan is
-next, and takes the hold action where no fresh plan has one.
+next, and takes the hold action where no fresh plan has one. While the service is lost the robot carries out no more of
+its plan than the model's `execute`, then holds, and goes on with the first plan that the service makes again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 
 import numpy as np
 
-from presage.errors import invalid
+from presage.errors import PresageError, Unavailable, invalid
 from presage.protocol.requests import Seen
 from presage.values import ControlPlan, FailedObservation, ImageLike
 
@@ -54,6 +55,18 @@ class Loop(Protocol):
 
     def errors(self) -> tuple[FailedObservation, ...]: ...
 
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def trouble(self) -> PresageError | None: ...
+
+    @property
+    def restored(self) -> int: ...
+
+    @property
+    def execute(self) -> int: ...
+
 
 @dataclass(frozen=True, eq=False)
 class ControlTick:
@@ -68,13 +81,22 @@ class ControlTick:
 
 @dataclass(frozen=True)
 class ControlReport:
-    """What a run did. `late`: ticks that began after their time; `failed`: observations that got no plan."""
+    """What a run did.
+
+    `late`: ticks that began after their time. `failed`: observations that got no plan. `degraded`: plans that were cut
+    short for want of time, the newest of them for the reasons in `warnings`. `lost`: ticks without the service.
+    `restored`: how often the session was made again at a server that had lost it.
+    """
 
     ticks: int
     held: int
     late: int
     plans: int
     failed: int
+    degraded: int = 0
+    lost: int = 0
+    restored: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class PlanFollower:
@@ -88,15 +110,20 @@ class PlanFollower:
         self._rate_hz, self._max_open_loop = rate_hz, max_open_loop
         self._taken = 0  # actions of plans, of all of them
         self._taken_at: dict[int, int] = {}  # the same, when an observation was made
+        self._is_over = False
         self.plan: ControlPlan | None = None
 
     def follow(self, plan: ControlPlan | None) -> None:
         """Goes over to a newer plan."""
         if plan is None or plan is self.plan:
             return
-        self.plan = plan
+        self.plan, self._is_over = plan, False
         self._taken_at.setdefault(self._used, self._taken)  # a plan from before this run begins here
         self._taken_at = {number: taken for number, taken in self._taken_at.items() if number >= self._used}
+
+    def give_up(self) -> None:
+        """No more of this plan: what is left of it has become old."""
+        self._is_over = True
 
     def seen(self, sequence: int) -> None:
         """An observation was made here."""
@@ -116,7 +143,7 @@ class PlanFollower:
     @property
     def left(self) -> int:
         """How many more actions its plan has for it."""
-        if self.plan is None:
+        if self.plan is None or self._is_over:
             return 0
         length = len(self.plan.plan.actions)
         usable = length if self._max_open_loop is None else min(length, self._max_open_loop)
@@ -149,21 +176,28 @@ class Runner:
         hold: ArrayLike,
         max_open_loop: int | None,
         max_failures: int,
+        max_outage_s: float,
         clock: Callable[[], float],
     ) -> None:
         if not 0 < rate_hz < float("inf"):
             raise invalid("rate_hz", "must be above 0 and finite", rate_hz)
         if max_open_loop is not None and max_open_loop < 1:
             raise invalid("max_open_loop", "must be at least 1", max_open_loop)
+        if not max_outage_s >= 0:
+            raise invalid("max_outage_s", "must be at least 0", max_outage_s)
         self._loop, self._robot, self._clock, self._period = loop, robot, clock, 1.0 / rate_hz
         self._hold = np.asarray(hold, np.float32)
         if self._hold.ndim != 1 or not np.isfinite(self._hold).all():
             raise invalid("hold", "must be finite numbers [action]", list(self._hold.shape))
         self._follower = PlanFollower(rate_hz, max_open_loop)
-        self._max_failures = max_failures
+        self._max_failures, self._max_outage_s = max_failures, max_outage_s
+        self._lost_at: float | None = None  # since when there is no service; None: there is
+        self._on_its_own = 0  # actions carried out since
+        self._restored_before = loop.restored
+        self._warnings: tuple[str, ...] = ()
         self._next_tick = clock()
         self._in_a_row = 0
-        self._ticks = self._held = self._late = self._plans = self._failed = 0
+        self._ticks = self._held = self._late = self._plans = self._failed = self._degraded = self._lost = 0
 
     def tick(self) -> ControlTick:
         """Observes, sends, acts. Raises the loop's error once it cannot go on."""
@@ -175,6 +209,9 @@ class Runner:
         )
         follower.seen(sequence)
         planned = follower.next_action()
+        if self._lost_at is not None:
+            self._lost += self._plans > 0
+            self._on_its_own += planned is not None
         action = self._hold if planned is None else planned
         self._robot.act(action)
         self._ticks, self._held = self._ticks + 1, self._held + (planned is None)
@@ -182,13 +219,31 @@ class Runner:
 
     def _take_news(self) -> None:
         newest = self._loop.latest()
-        if newest is not self._follower.plan:
-            self._plans, self._in_a_row = self._plans + 1, 0
+        if newest is not None and newest is not self._follower.plan:
+            self._plans, self._in_a_row, self._lost_at, self._on_its_own = self._plans + 1, 0, None, 0
+            if newest.plan.degraded:
+                self._degraded, self._warnings = self._degraded + 1, newest.plan.warnings
         self._follower.follow(newest)
         failures = self._loop.errors()
-        self._failed, self._in_a_row = self._failed + len(failures), self._in_a_row + len(failures)
-        if self._in_a_row >= self._max_failures and failures:
-            raise failures[-1].error
+        refused = [failure for failure in failures if not isinstance(failure.error, Unavailable)]
+        self._failed, self._in_a_row = self._failed + len(failures), self._in_a_row + len(refused)
+        if self._in_a_row >= self._max_failures and refused:
+            raise refused[-1].error
+        self._mind_the_service(failures)
+
+    def _mind_the_service(self, failures: Sequence[FailedObservation]) -> None:
+        """Notes that the service is lost: for how long, and how much of its plan the robot may still carry out."""
+        now = self._clock()
+        is_away = not self._loop.connected or any(isinstance(failure.error, Unavailable) for failure in failures)
+        if self._lost_at is None and is_away:
+            self._lost_at = now
+        if self._lost_at is None:
+            return
+        if self._on_its_own >= self._loop.execute:
+            self._follower.give_up()
+        if now - self._lost_at > self._max_outage_s:
+            error = failures[-1].error if failures else self._loop.trouble
+            raise error or Unavailable(f"no plan for {now - self._lost_at:.1f} s", reason="CONNECTION_LOST")
 
     def pause_s(self) -> float:
         """How long until the next tick. A tick that is late moves all later ones: none are made up for."""
@@ -203,7 +258,17 @@ class Runner:
         self._robot.act(self._hold)
 
     def report(self) -> ControlReport:
-        return ControlReport(self._ticks, self._held, self._late, self._plans, self._failed)
+        return ControlReport(
+            ticks=self._ticks,
+            held=self._held,
+            late=self._late,
+            plans=self._plans,
+            failed=self._failed,
+            degraded=self._degraded,
+            lost=self._lost,
+            restored=self._loop.restored - self._restored_before,
+            warnings=self._warnings,
+        )
 
 
 def run_control(
@@ -216,16 +281,19 @@ def run_control(
     ticks: int | None = None,
     max_open_loop: int | None = None,
     max_failures: int = 10,
+    max_outage_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ControlReport:
     """Runs `robot` at `rate_hz`, the model's action rate, for `ticks`, until `until` says so or the loop fails.
 
     `hold` [action], in robot units, is what the robot does where no plan has a fresh action: at first, past the end of
-    the newest plan, past `max_open_loop` of its actions, and last of all, whatever ends the run. `max_failures`: so
-    many observations in a row without a plan, and their error is raised.
+    the newest plan, past `max_open_loop` of its actions, past the model's `execute` while the service is lost, and last
+    of all, whatever ends the run. `max_failures`: so many observations in a row that are refused, and their error is
+    raised. `max_outage_s`: for so long the service may be lost, and started again, before its error is raised; the
+    session, its goals and its calibration are made again there.
     """
-    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, clock)
+    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, max_outage_s, clock)
     try:
         while ticks is None or runner.report().ticks < ticks:
             tick = runner.tick()
@@ -247,10 +315,11 @@ async def run_control_async(
     ticks: int | None = None,
     max_open_loop: int | None = None,
     max_failures: int = 10,
+    max_outage_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> ControlReport:
     """`run_control` on an event loop, which the robot's two methods must not hold up."""
-    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, clock)
+    runner = Runner(loop, robot, rate_hz, hold, max_open_loop, max_failures, max_outage_s, clock)
     try:
         while ticks is None or runner.report().ticks < ticks:
             tick = runner.tick()

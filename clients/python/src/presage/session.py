@@ -11,6 +11,7 @@ from presage.control import ControlLoop
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.protocol import codec, requests
 from presage.protocol.conversation import ControlSettings
+from presage.protocol.memory import SessionMemory, SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.sequences import SequenceCounter
 from presage.values import (
@@ -38,10 +39,16 @@ class Session:
     Every call raises a PresageError: NotFound when the session has been forgotten for want of calls.
     """
 
-    def __init__(self, connection: Connection, status: SessionStatus) -> None:
-        self.session_id, self.model = status.session_id, status.model
+    def __init__(self, connection: Connection, status: SessionStatus, wish: SessionWish | None = None) -> None:
+        self.model = status.model
         self._connection = connection
+        self._memory = SessionMemory(status, connection.goals, wish)
         self._sequences = SequenceCounter(status.last_sequence)
+
+    @property
+    def session_id(self) -> str:
+        """Its name at the server; another one after a control loop had to make it again there."""
+        return self._memory.session_id
 
     def plan(
         self,
@@ -80,6 +87,7 @@ class Session:
         )
         plan = self._connection.send(call, timeout_s)
         self._sequences.saw(plan.observation_sequence)
+        self._memory.saw(plan)
         return plan
 
     def rollout(
@@ -163,7 +171,9 @@ class Session:
 
         At least two moves, in different directions of x and y. Observations hold the poses where the model uses them.
         """
-        return self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
+        status = self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
+        self._memory.calibrated(moves)
+        return status
 
     def control(
         self,
@@ -178,8 +188,17 @@ class Session:
 
         `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
         """
-        control = ControlSettings(self.session_id, codec.goal_id(goal), settings, budget_ms, heartbeat_s, stall_s)
-        return self._connection.control(control, self._sequences)
+        self._memory.choose(codec.goal_id(goal))
+        control = ControlSettings(
+            session_id=self.session_id,
+            goal_id=codec.goal_id(goal),
+            planner=settings,
+            budget_ms=budget_ms,
+            heartbeat_s=heartbeat_s,
+            stall_s=stall_s,
+            can_be_remade=self._memory.can_be_remade,
+        )
+        return self._connection.control(control, self._memory, self._sequences)
 
     def status(self, *, timeout_s: float | None = None) -> SessionStatus:
         """The session as the server sees it."""

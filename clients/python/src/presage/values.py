@@ -180,7 +180,8 @@ class Calibration:
 class SessionStatus:
     """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
 
-    `stage`: which of the session's stages is pursued, counted from 0; None without stages.
+    `stage`: which of the session's stages is pursued, counted from 0; None without stages. `execute`: actions of a plan
+    to carry out before planning again, as the model was measured.
     """
 
     session_id: str
@@ -193,6 +194,7 @@ class SessionStatus:
     create_time_ns: int
     stage: Optional[int] = None
     calibration: Optional[Calibration] = None
+    execute: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,10 +226,12 @@ class Provenance:
 class Plan:
     """Actions to take, and what is known of them.
 
-    `actions`: float32 [time, action], robot units, read-only. `step_costs` sum to `cost`; `goal_distance` is the
-    observation's own. `iteration_costs` never rise. `elite_spread` is a fraction of the action range.
-    `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: the search was made smaller for want
-    of time. `warnings` name legal but suspicious things about the request.
+    `actions`: float32 [time, action], robot units, read-only. `cost` is the model's own, what `Score` says of the
+    actions; `step_costs` sum to it; `goal_distance` is the observation's own. `objective`: what the search made small,
+    None where there was no search; `iteration_costs` are of it, and never rise. `elite_spread` is a fraction of the
+    action range. `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: for want of time the
+    search was made smaller, cut below what it needs, or found nothing better than what it began with; `shortage` names
+    what is lacking and `warnings` give the numbers, beside legal but suspicious things about the request.
     """
 
     actions: Floats
@@ -247,6 +251,8 @@ class Plan:
     timings: Timings = Timings()
     provenance: Provenance = Provenance()
     warnings: Tuple[str, ...] = ()
+    objective: Optional[float] = None
+    shortage: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

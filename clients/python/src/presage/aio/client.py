@@ -12,6 +12,7 @@ from presage.aio.connection import AsyncConnection, in_thread
 from presage.aio.session import AsyncSession
 from presage.errors import PresageError
 from presage.protocol import requests
+from presage.protocol.memory import SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.retry import Readiness
 from presage.protocol.transport import TLS, Endpoint, Path
@@ -95,7 +96,8 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Goal:
         """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
-        return await self._connection.send(requests.create_goal(image, latent, model), timeout_s)
+        call = requests.create_goal(image, latent, model)
+        return self._connection.goals.keep(await self._connection.send(call, timeout_s), call)
 
     async def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
         """Describes a goal, given as itself or its id. Raises NotFound once the server has dropped it."""
@@ -121,7 +123,7 @@ class AsyncClient:
         reached one after another, in place of `goal`.
         """
         status = await self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
-        return AsyncSession(self._connection, status)
+        return AsyncSession(self._connection, status, SessionWish(ttl_s, seed, tuple(stages)))
 
     async def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> AsyncSession:
         """Takes up a session opened before, for example by a program that has been restarted since."""

@@ -12,6 +12,7 @@ from presage.aio.control import AsyncControlLoop
 from presage.connection import Connection, read_reply
 from presage.errors import Cancelled
 from presage.protocol.conversation import ControlSettings
+from presage.protocol.memory import Calls, GoalMemory, SessionMemory
 from presage.protocol.methods import Call
 from presage.protocol.retry import Attempts
 from presage.protocol.sequences import SequenceCounter
@@ -27,6 +28,7 @@ class AsyncConnection:
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
         self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.goals = GoalMemory()
         self._opened: grpc.aio.Channel | None = None
         self._senders: dict[str, Any] = {}
         self._loops: weakref.WeakSet[AsyncControlLoop] = weakref.WeakSet()
@@ -47,6 +49,17 @@ class AsyncConnection:
         reply = await self._repeat(attempt, call.repeatable, timeout_s, call.request_id)
         return read_reply(call.read, reply, call.request_id)
 
+    async def follow(self, calls: Calls[Value]) -> Value:
+        """As `Connection.follow`."""
+        reply: Any = None
+        while True:
+            try:
+                call = calls.send(reply)
+            except StopIteration as end:
+                result: Value = end.value
+                return result
+            reply = await self.send(call)
+
     async def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
         """Sends a clip from a thread. Raises a PresageError, or what reading the file or `progress` raised.
 
@@ -62,10 +75,12 @@ class AsyncConnection:
             blocking.close()  # which also ends the thread where this task was cancelled
             self._uploads.discard(blocking)
 
-    def control(self, settings: ControlSettings, sequences: SequenceCounter) -> AsyncControlLoop:
+    def control(self, settings: ControlSettings, memory: SessionMemory, sequences: SequenceCounter) -> AsyncControlLoop:
         """A control loop that ends with this connection at the latest."""
         self._check_open()
-        loop = AsyncControlLoop(self.endpoint, settings, sequences)
+        loop = AsyncControlLoop(
+            self.endpoint, settings, sequences, memory, lambda lost_id: self.follow(memory.remade(lost_id))
+        )
         self._loops.add(loop)
         return loop
 

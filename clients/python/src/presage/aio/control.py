@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping, Sequence
 
 import grpc.aio
 
 from presage.errors import PresageError, Unavailable
 from presage.protocol import codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
+from presage.protocol.memory import SessionMemory
 from presage.protocol.requests import Seen
 from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint
@@ -21,15 +22,26 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+LOST_STATUS = "Internal error from Core"
+"""What grpc.aio says in place of the status of a stream that the server ends while a message is being written."""
+
+
 class AsyncControlLoop:
     """Closes a control loop with the server. Made by `session.control()`; an async context manager.
 
     As ControlLoop, with everything called from the event loop it was made on: only `wait` and `close` are awaited.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: ControlSettings, sequences: SequenceCounter) -> None:
-        self.session_id = settings.session_id
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: ControlSettings,
+        sequences: SequenceCounter,
+        memory: SessionMemory,
+        remake: Callable[[str], Awaitable[Mapping[str, str]]],
+    ) -> None:
+        """As `ControlLoop`."""
+        self._endpoint, self._memory, self._remake = endpoint, memory, remake
         self._conversation = Conversation(settings, sequences)
         self._news = asyncio.Event()
         self._closing = False
@@ -52,6 +64,7 @@ class AsyncControlLoop:
 
     def set_goal(self, goal: Goal | str) -> None:
         """As `ControlLoop.set_goal`."""
+        self._memory.choose(codec.goal_id(goal))
         self._conversation.swap_goal(codec.goal_id(goal))
         self._tell()
 
@@ -74,6 +87,21 @@ class AsyncControlLoop:
     def errors(self) -> tuple[FailedObservation, ...]:
         """What failed since the last call, oldest first; 64 are kept."""
         return self._conversation.take_errors()
+
+    @property
+    def session_id(self) -> str:
+        """As `ControlLoop.session_id`."""
+        return self._memory.session_id
+
+    @property
+    def execute(self) -> int:
+        """As `ControlLoop.execute`."""
+        return self._memory.execute
+
+    @property
+    def restored(self) -> int:
+        """As `ControlLoop.restored`."""
+        return self._conversation.restored
 
     @property
     def connected(self) -> bool:
@@ -116,11 +144,24 @@ class AsyncControlLoop:
             error = await self._converse()
             pause = self._conversation.end(error)
             self._tell()
+            if self._conversation.session_lost and not self._closing:
+                pause = await self._restore()
             if pause is None:
                 return
             until = time.monotonic() + pause
             while not self._closing and time.monotonic() < until:
                 await self._wait_for_news(until - time.monotonic())
+
+    async def _restore(self) -> float | None:
+        """As `ControlLoop._restore`."""
+        try:
+            renamed = await self._remake(self._conversation.session_id)
+        except PresageError as error:
+            pause = self._conversation.end(error)
+            self._tell()
+            return pause
+        self._conversation.adopt(self._memory.session_id, renamed)
+        return 0.0
 
     async def _converse(self) -> PresageError | None:
         """One stream from start to end, and what ended it."""
@@ -170,8 +211,13 @@ class AsyncControlLoop:
                         await call  # raises
                     return
                 self._conversation.hear(data, time.monotonic())
+                if self._conversation.latest is not None:
+                    self._memory.saw(self._conversation.latest.plan)
                 self._tell()
         except grpc.aio.AioRpcError as failed:
+            if failed.code() is grpc.StatusCode.INTERNAL and failed.details() == LOST_STATUS:
+                lost = "the stream ended while a message was being sent"
+                raise Unavailable(lost, reason="CONNECTION_LOST", request_id=request_id) from failed
             raise self._endpoint.error(failed, request_id) from failed
 
     def _silent(self) -> PresageError:

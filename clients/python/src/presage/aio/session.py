@@ -10,6 +10,7 @@ from presage.aio.control import AsyncControlLoop
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.protocol import codec, requests
 from presage.protocol.conversation import ControlSettings
+from presage.protocol.memory import SessionMemory, SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.sequences import SequenceCounter
 from presage.values import (
@@ -37,10 +38,16 @@ class AsyncSession:
     Every call raises a PresageError: NotFound when the session has been forgotten for want of calls.
     """
 
-    def __init__(self, connection: AsyncConnection, status: SessionStatus) -> None:
-        self.session_id, self.model = status.session_id, status.model
+    def __init__(self, connection: AsyncConnection, status: SessionStatus, wish: SessionWish | None = None) -> None:
+        self.model = status.model
         self._connection = connection
+        self._memory = SessionMemory(status, connection.goals, wish)
         self._sequences = SequenceCounter(status.last_sequence)
+
+    @property
+    def session_id(self) -> str:
+        """Its name at the server; another one after a control loop had to make it again there."""
+        return self._memory.session_id
 
     async def plan(
         self,
@@ -79,6 +86,7 @@ class AsyncSession:
         )
         plan = await self._connection.send(call, timeout_s)
         self._sequences.saw(plan.observation_sequence)
+        self._memory.saw(plan)
         return plan
 
     async def rollout(
@@ -162,7 +170,9 @@ class AsyncSession:
 
         At least two moves, in different directions of x and y. Observations hold the poses where the model uses them.
         """
-        return await self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
+        status = await self._connection.send(requests.calibrate_session(self.session_id, moves), timeout_s)
+        self._memory.calibrated(moves)
+        return status
 
     def control(
         self,
@@ -177,8 +187,17 @@ class AsyncSession:
 
         `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
         """
-        control = ControlSettings(self.session_id, codec.goal_id(goal), settings, budget_ms, heartbeat_s, stall_s)
-        return self._connection.control(control, self._sequences)
+        self._memory.choose(codec.goal_id(goal))
+        control = ControlSettings(
+            session_id=self.session_id,
+            goal_id=codec.goal_id(goal),
+            planner=settings,
+            budget_ms=budget_ms,
+            heartbeat_s=heartbeat_s,
+            stall_s=stall_s,
+            can_be_remade=self._memory.can_be_remade,
+        )
+        return self._connection.control(control, self._memory, self._sequences)
 
     async def status(self, *, timeout_s: float | None = None) -> SessionStatus:
         """The session as the server sees it."""

@@ -6,6 +6,9 @@ One observation is under way at a time. A newer one waits here, not at the serve
 before: what would be skipped is never uploaded, and when it leaves, `executed` can be counted from the newest plan. An
 observation seen while plan A was followed, but sent after plan B arrived, says how far it is into B: that is how far it
 was into A, less how far the observation behind B was. The plan counted from is named, in case the server has one more.
+
+A server that comes back after a lost stream may have forgotten the session. It is made again (memory.py) and the
+conversation goes on in the new one, which knows none of the plans before it: until it has made one, nothing is counted.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Mapping
 
 from presage.errors import (
     Cancelled,
     DeadlineExceeded,
+    NotFound,
     Overloaded,
     PresageError,
     ServerError,
@@ -40,7 +44,8 @@ LONGEST_PAUSE_S = 2.0
 class ControlSettings:
     """What a control loop is told once. `budget_ms` is the time to think for each plan; None leaves it to the server.
 
-    A heartbeat is sent every `heartbeat_s`; a server silent for `stall_s` is left and dialled anew.
+    A heartbeat is sent every `heartbeat_s`; a server silent for `stall_s` is left and dialled anew. `can_be_remade`:
+    the client knows enough of the session to make it again.
     """
 
     session_id: str
@@ -49,6 +54,7 @@ class ControlSettings:
     budget_ms: float | None = None
     heartbeat_s: float = 1.0
     stall_s: float = 3.0
+    can_be_remade: bool = False
 
     def __post_init__(self) -> None:
         codec.budget(self.budget_ms)
@@ -83,6 +89,9 @@ class Conversation:
         self, settings: ControlSettings, sequences: SequenceCounter, random_unit: Callable[[], float] = random.random
     ) -> None:
         self.settings = settings
+        self.session_id = settings.session_id
+        self.session_lost = False  # the server has forgotten it: it is to be made again before the next stream
+        self.restored = 0  # how often it was
         self.latest: ControlPlan | None = None
         self.fatal: PresageError | None = None
         self.connected = False
@@ -97,7 +106,9 @@ class Conversation:
         self._errors: deque[FailedObservation] = deque(maxlen=KEPT_ERRORS)
         self._newest_failure = FailedObservation(0, PresageError(""))
         self._heartbeat_at = self._heard_at = 0.0
-        self._nonce = self._lost_streams = 0
+        self._nonce = self._lost_streams = self._streams = 0
+        self._heard = False  # on the present stream
+        self._forgotten = -1  # plans up to this observation are unknown to the session as it was made again
 
     # What the robot says
 
@@ -136,8 +147,9 @@ class Conversation:
     def begin(self, now: float) -> bytes:
         """The first message of a new stream."""
         self._heartbeat_at, self._heard_at, self._goal_changed = now, now, False
+        self._streams, self._heard = self._streams + 1, False
         start = planning_pb2.ControlStart(
-            session_id=self.settings.session_id,
+            session_id=self.session_id,
             goal_id=self._goal_id,
             planner=codec.planner_message(self.settings.planner),
             budget_ms=self.settings.budget_ms,
@@ -165,6 +177,8 @@ class Conversation:
             left = max(0, len(self.latest.plan.actions) - progress.executed)
             message.executed, message.committed = progress.executed, min(message.committed, left)
         message.plan_sequence = progress.plan
+        if progress.plan <= self._forgotten:  # the session as it was made again has no plan yet to count from
+            message.executed = message.committed = message.plan_sequence = 0
         self._under_way = Offered(offered.sequence, message, progress, offered.offered_at)
         return planning_pb2.ControlRequest(observation=message).SerializeToString()
 
@@ -184,7 +198,7 @@ class Conversation:
     def hear(self, data: bytes, now: float) -> None:
         """Takes one message of the server. Raises ServerError for one that cannot be read or acted on."""
         reply = methods.CONTROL.parse(data)
-        self._heard_at, self._lost_streams = now, 0
+        self._heard_at, self._lost_streams, self._heard = now, 0, True
         self.connected, self.trouble = True, None
         kind = reply.WhichOneof("message")
         if kind == "plan":
@@ -218,6 +232,12 @@ class Conversation:
         """A stream is over. How long to wait before the next one, or None if what ended it stays."""
         lost = error or Unavailable("the server ended the stream", reason="CONNECTION_LOST")
         self.connected, self.trouble = False, lost
+        if self._is_forgotten(lost):  # nobody has looked at the observation that was under way: it still waits
+            if self._waiting is not None and self._under_way is not None:
+                self._skipped.append(self._under_way.sequence)
+            self._waiting, self._under_way = self._waiting or self._under_way, None
+            self.session_lost = True
+            return 0.0
         if self._under_way is not None:
             self._fail(self._under_way.sequence, lost)
         if not isinstance(lost, (Unavailable, Overloaded, DeadlineExceeded, Cancelled, ServerError)):
@@ -227,6 +247,21 @@ class Conversation:
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**self._lost_streams) * (0.5 + 0.5 * self._random_unit())
         self._lost_streams = min(self._lost_streams + 1, 16)
         return pause + (lost.retry_after_s or 0.0)
+
+    def _is_forgotten(self, lost: PresageError) -> bool:
+        """Whether a stream was refused because the server lost the session with the stream before.
+
+        One that a living server ends in the middle of a stream was ended on purpose, and stays so.
+        """
+        forgotten = isinstance(lost, NotFound) and lost.reason == "UNKNOWN_SESSION"
+        return forgotten and self.settings.can_be_remade and not self._heard and self._streams > 1
+
+    def adopt(self, session_id: str, renamed: Mapping[str, str]) -> None:
+        """Goes on in the session as it was made again; `renamed` says what its goals are called now."""
+        self.session_id, self.session_lost = session_id, False
+        self.restored += 1
+        self._goal_id = renamed.get(self._goal_id, self._goal_id)
+        self._forgotten = 0 if self.latest is None else self.latest.plan.observation_sequence
 
     # What the robot asks
 

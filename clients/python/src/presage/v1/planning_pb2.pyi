@@ -157,18 +157,27 @@ class Plan(google.protobuf.message.Message):
     TIMINGS_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    OBJECTIVE_FIELD_NUMBER: builtins.int
+    SHORTAGE_FIELD_NUMBER: builtins.int
     cost: builtins.float
+    """The model's own cost, whatever the search made small: what Score says of these actions."""
     goal_distance: builtins.float
     """Distance of the observation itself to the goal, in the same cost for one step."""
     iterations_done: builtins.int
     stop_reason: global___StopReason.ValueType
     seed: builtins.int
     degraded: builtins.bool
-    """The search was made smaller because the server was short of time."""
+    """For want of time the search was made smaller, was cut below what it needs, or found nothing better than what it began
+    with; warnings give the numbers.
+    """
     warm_started: builtins.bool
     observation_sequence: builtins.int
     """The observation this plan used, as the robot sent it."""
     epoch: builtins.int
+    objective: builtins.float
+    """What the search made small, for these actions: the cost, unless the request names an optimizer or a discount with
+    another. Unset where there was no search.
+    """
     @property
     def actions(self) -> presage.v1.tensor_pb2.Tensor:
         """float32 [time, action], robot units, within the bounds of the model's ActionSpec."""
@@ -179,7 +188,7 @@ class Plan(google.protobuf.message.Message):
 
     @property
     def iteration_costs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Best cost after each iteration; never rises."""
+        """Best objective after each iteration; never rises."""
 
     @property
     def elite_spread(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -193,7 +202,13 @@ class Plan(google.protobuf.message.Message):
     def provenance(self) -> global___Provenance: ...
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Legal but suspicious things about the request."""
+        """Legal but suspicious things about the request, and what a degraded plan lacks."""
+
+    @property
+    def shortage(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a degraded plan lacks: "samples" or the "optimizer" asked for, "iterations", anything better than what the search
+        began with ("unimproved"), or any search at all ("unsearched").
+        """
 
     def __init__(
         self,
@@ -215,9 +230,12 @@ class Plan(google.protobuf.message.Message):
         timings: global___Timings | None = ...,
         provenance: global___Provenance | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        objective: builtins.float | None = ...,
+        shortage: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["actions", b"actions", "capture_time", b"capture_time", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actions", b"actions", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "observation_sequence", b"observation_sequence", "provenance", b"provenance", "seed", b"seed", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_objective", b"_objective", "actions", b"actions", "capture_time", b"capture_time", "objective", b"objective", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_objective", b"_objective", "actions", b"actions", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "objective", b"objective", "observation_sequence", b"observation_sequence", "provenance", b"provenance", "seed", b"seed", "shortage", b"shortage", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_objective", b"_objective"]) -> typing.Literal["objective"] | None: ...
 
 global___Plan = Plan
 

@@ -214,6 +214,7 @@ class Session(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     CALIBRATION_FIELD_NUMBER: builtins.int
     STAGE_FIELD_NUMBER: builtins.int
+    EXECUTE_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     model: builtins.str
     goal_id: builtins.str
@@ -227,6 +228,8 @@ class Session(google.protobuf.message.Message):
     ttl_s: builtins.float
     stage: builtins.int
     """Which of the stages is being pursued, counted from 0; unset without stages."""
+    execute: builtins.int
+    """Robot actions of a plan to carry out before planning again, as the model was measured; no more without the service."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -246,9 +249,10 @@ class Session(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         calibration: global___Calibration | None = ...,
         stage: builtins.int | None = ...,
+        execute: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "stage", b"stage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "epoch", b"epoch", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "model", b"model", "plans", b"plans", "session_id", b"session_id", "stage", b"stage", "ttl_s", b"ttl_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "epoch", b"epoch", "execute", b"execute", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "model", b"model", "plans", b"plans", "session_id", b"session_id", "stage", b"stage", "ttl_s", b"ttl_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_stage", b"_stage"]) -> typing.Literal["stage"] | None: ...
 
 global___Session = Session
