@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
@@ -145,9 +146,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     Where samples are given without elites, the model's share of elites is kept.
     """
     defaults = can_predict(served)
-    samples = defaults.samples if wanted.samples is None else wanted.samples
-    iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
-    horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
+    size = replace(defaults, **{name: value for name, value in vars(wanted).items() if value not in (None, ())})
+    samples, iterations, horizon, optimizer = size.samples, size.iterations, size.horizon, size.optimizer
     if samples < 3:
         raise invalid("planner.samples", "must be >= 3", samples)
     for name, count in (("iterations", iterations), ("horizon", horizon)):
@@ -166,7 +166,6 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
     if optimizer in ("gauss_newton", "real_time_iteration"):
@@ -183,9 +182,8 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     if optimizer == LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
-    dimensions = wanted.dimensions or defaults.dimensions
     needed = needed_iterations(optimizer, iterations, defaults.iterations)
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount, needed)
+    return replace(size, elites=elites, discount=discount, needed=needed)
 
 
 def action_entries(names: Sequence[str], model: Model, field: str) -> None:

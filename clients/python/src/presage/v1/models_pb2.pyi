@@ -238,8 +238,8 @@ class PlannerSettings(google.protobuf.message.Message):
     horizon: builtins.int
     """Model steps to look ahead."""
     optimizer: builtins.str
-    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", or "vjepa2_ac" (the published V-JEPA 2-AC
-    rules).
+    """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration" (for control loops: a
+    step or two of Gauss-Newton from the plan under way), or "vjepa2_ac" (the published V-JEPA 2-AC rules).
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
