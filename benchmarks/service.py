@@ -124,7 +124,7 @@ def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, 
     size = models_pb2.PlannerSettings(samples=SAMPLES, iterations=ITERATIONS, elites=ELITES, horizon=HORIZON)
     goal = np.array(Image.open(io.BytesIO(jpegs[-1])))
     with (
-        grpc.insecure_channel(service.grpc) as channel,
+        grpc.insecure_channel(service.grpc, [("grpc.enable_http_proxy", 0)]) as channel,
         httpx.Client(base_url=service.rest, timeout=30, trust_env=False) as http,
         closing(asyncio.new_event_loop()) as loop,
     ):

@@ -44,6 +44,9 @@ class Limits(BaseModel):
     image_pixels: int = Field(default=4096 * 4096, ge=1, description="pixels of all images of one request together")
     clip_bytes: int = Field(default=256 * MIB, ge=1, description="largest uploaded clip")
     clip_frames: int = Field(default=4096, ge=1, description="most frames used of one clip")
+    clip_duration_s: float = Field(
+        default=3600.0, gt=0, description="longest clip that is read, however few of its frames are used"
+    )
     clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
     max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")

@@ -40,7 +40,13 @@ class Clips:
         """
         chosen = self._sampling(sampling)
         size = (model.image.height, model.image.width) if model.image.crop_policy == "exact" else None
-        limits = ClipLimits(max_frames=self._limits.clip_frames, max_output_bytes=3 * PIXELS)
+        limits = ClipLimits(
+            max_bytes=self._limits.clip_bytes,
+            max_pixels=self._limits.image_pixels,
+            max_seconds=self._limits.clip_duration_s,
+            max_frames=self._limits.clip_frames,
+            max_output_bytes=3 * PIXELS,
+        )
         most_s = self._limits.clip_decode_timeout_s
         timeout_s = most_s if left_s is None else min(most_s, left_s)
         if timeout_s <= 0:

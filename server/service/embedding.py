@@ -70,7 +70,13 @@ class EmbeddingCalls:
         _require_embedding(done)
         times_s = tuple(clip.timestamps_s.tolist())
         return ClipEmbedding(
-            done.embedding, request.kind, model.name, times_s, done.goal_distances, done.step_distances
+            done.embedding,
+            request.kind,
+            model.name,
+            times_s,
+            done.goal_distances,
+            done.step_distances,
+            clip.description.stream,
         )
 
     def _toward(self, goal_id: str, model: Model) -> Floats | None:

@@ -48,7 +48,7 @@ def test_the_pages_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).write_text(yaml.safe_dump(content))
     ran = []
     for command in commands():
-        assert command[0] == "presage"
+        assert command[0] == ".venv/bin/presage"
         if command[1] in ("serve", "embed"):  # services of their own, which other tests start
             assert (tmp_path / command[command.index("--model") + 1] / "weights.safetensors").exists()
             assert command[1] == "serve" or (tmp_path / command[2]).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,14 @@ def inspect(
         findings[index] = replace(findings[index], problems=(repeat_of(header, original),))
         del usable[index]
     recorded = [episode.actions[: episode.steps] for episode in usable.values()]
+    header = replace(header, notes=(*header.notes, *dangling_links(header.path)))
     return Inspection(header, tuple(findings), _ranges(header, recorded), pictures, size)
+
+
+def dangling_links(root: Path) -> tuple[str, ...]:
+    """A note for each link below a dataset that leads nowhere: an interrupted download, an editor's lock."""
+    links = [path for path in sorted(root.rglob("*")) if path.is_symlink() and not path.exists()]
+    return tuple(f"{link} is a link that leads nowhere" for link in links)
 
 
 def repeat_of(header: DatasetHeader, original: int) -> str:

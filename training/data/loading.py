@@ -18,7 +18,7 @@ from model.preprocessing import CropPolicy
 from training.data.dataset import Dataset, DatasetError, Episode
 from training.data.episodes import Episodes, held_notes
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.inspection import counted, problems, repeat_of
+from training.data.inspection import counted, dangling_links, problems, repeat_of
 from training.data.repeats import repeats
 
 
@@ -66,7 +66,11 @@ def load_episodes(
         proprioception_names=header.proprioception_names,
         crop_policy=crop_policy,
         frames_digest=kept.digest,
-        notes=(*header.notes, *counted(note for episode in used for note in episode.notes), *_dangling(header.path)),
+        notes=(
+            *header.notes,
+            *counted(note for episode in used for note in episode.notes),
+            *dangling_links(header.path),
+        ),
     )
     return replace(episodes, notes=(*episodes.notes, *held_notes(episodes.held()))), tuple(skipped)
 
@@ -90,12 +94,6 @@ def _numbers(dataset: Dataset) -> tuple[dict[int, Episode], list[Skipped]]:
         del chosen[index]
         skipped.append(Skipped(dataset.header.episodes[index], repeat_of(dataset.header, original)))
     return chosen, skipped
-
-
-def _dangling(root: Path) -> tuple[str, ...]:
-    """A note for each link below a dataset that leads nowhere: an interrupted download, an editor's lock."""
-    links = [path for path in sorted(root.rglob("*")) if path.is_symlink() and not path.exists()]
-    return tuple(f"{link} is a link that leads nowhere" for link in links)
 
 
 def _key(dataset: Dataset, chosen: list[int], image_size: int, crop_policy: str) -> str:

@@ -146,6 +146,8 @@ def _route(method: Method) -> None:
         **named: str,
     ) -> Response:
         arrived = call_in_progress().arrived
+        if body is not None:
+            json_codec.check_choices(asked_as, body)
         asked = method.request(**named) if body is None else json_codec.value(method.request, body, known=dict(named))
         asked = await images.decoded(asked, gateway.limits.image_pixels)
         at = Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3)

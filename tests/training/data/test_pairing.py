@@ -228,6 +228,7 @@ def test_links_are_followed_as_the_hubs_cache_needs_and_one_that_leads_nowhere_i
     loaded, skipped = load_episodes(open_dataset(linked), tmp_path / "frames", 32)
     assert skipped == ()
     assert loaded.notes == (f"{linked / 'README.md'} is a link that leads nowhere",)
+    assert inspect(open_dataset(linked)).notes == loaded.notes
     (tmp_path / "store" / f"{number:040x}").unlink()  # the clip
     with pytest.raises(
         DatasetError, match=r"no usable episode: episode 0: .*file-000.mp4: is a link that leads nowhere"

@@ -10,7 +10,7 @@ import grpc
 
 from presage.control import ControlLoop
 from presage.errors import Cancelled, ServerError
-from presage.protocol import methods, requests
+from presage.protocol import arguments, methods, requests
 from presage.protocol.conversation import ControlSettings
 from presage.protocol.memory import Calls, GoalMemory, SessionMemory
 from presage.protocol.methods import Call
@@ -27,7 +27,7 @@ class Connection:
     """One server, reached from any thread. `timeout_s` is for calls that name none."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.endpoint, self.timeout_s = endpoint, arguments.number("timeout_s", timeout_s)
         self.goals = GoalMemory()
         self._channel = endpoint.open_channel()
         self._senders: dict[str, Callable[..., bytes]] = {}

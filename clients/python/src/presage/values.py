@@ -7,12 +7,15 @@ identity.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
+from html import escape
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 
 from presage.errors import PresageError, invalid
+from presage.protocol import arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # numpy 1.21
@@ -20,11 +23,22 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
     Pixels = NDArray[np.uint8]
+    PathLike = os.PathLike[str]
 else:
+    PathLike = os.PathLike
     Array = Floats = Pixels = np.ndarray
 
-# uint8 [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file.
-ImageLike = Union["Pixels", bytes]
+
+class ArrayInterface(Protocol):
+    """An array of another library's, such as a PIL picture."""
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]: ...
+
+
+# uint8 [height, width, 3] in RGB; the bytes or the path of a JPEG, PNG or WebP file; a PIL picture, which is taken
+# upright.
+ImageLike = Union["Pixels", bytes, str, PathLike, ArrayInterface]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +56,12 @@ class Observation:
     sequence: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (bytes, np.ndarray)):
-            raise invalid(
-                "observation.images", "must be a sequence with one image per camera", type(self.images).__name__
-            )
-        if self.sequence < 0:
-            raise invalid("observation.sequence", "must be at least 0", self.sequence)
-        if self.capture_time_ns is not None and self.capture_time_ns < 0:
-            raise invalid("observation.capture_time_ns", "must be at least 0", self.capture_time_ns)
+        if arguments.is_one_image(self.images) or isinstance(self.images, dict) or not hasattr(self.images, "__iter__"):
+            rule = "must be a sequence with one image per camera"
+            raise invalid("observation.images", rule, arguments.shown(self.images))
+        arguments.whole("observation.sequence", self.sequence, 1 << 64)
+        if self.capture_time_ns is not None:
+            arguments.whole("observation.capture_time_ns", self.capture_time_ns, 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -147,10 +159,8 @@ class GoalStage:
     max_actions: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.switch_below < float("inf"):
-            raise invalid("stage.switch_below", "must be at least 0 and finite", self.switch_below)
-        if not 0 <= self.max_actions < 1 << 32:
-            raise invalid("stage.max_actions", "must be at least 0 and fit in 32 bits", self.max_actions)
+        arguments.not_negative("stage.switch_below", self.switch_below)
+        arguments.whole("stage.max_actions", self.max_actions)
 
 
 @dataclass(frozen=True)
@@ -254,6 +264,46 @@ class Plan:
     objective: Optional[float] = None
     shortage: Tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """A few lines to read; the fields hold everything."""
+        size = f"{len(self.actions)} actions of {self.actions.shape[-1]} entries"
+        ends = f", predicted {self.step_costs[-1]:.4g} after the last step" if self.step_costs else ""
+        stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
+        made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
+        lines = [
+            f"plan: {steps}",
+            f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
+            f"  {stop}; {', '.join(made)}",
+            *(f"  warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the lines of `str`, and a curve for each action entry."""
+        return f"<pre>{escape(str(self))}</pre>{_curves(self.actions)}"
+
+
+def _numbers(values: Floats) -> str:
+    return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+
+
+def _curves(actions: Floats) -> str:
+    """Each action entry over time as a small SVG, scaled to its own range."""
+    drawn = []
+    for entry in range(actions.shape[-1]):
+        series = actions[:, entry].tolist()
+        low, high = min(series), max(series)
+        span = (high - low) or 1.0
+        points = " ".join(
+            f"{4 + 112 * at / max(1, len(series) - 1):.1f},{34 - 30 * (value - low) / span:.1f}"
+            for at, value in enumerate(series)
+        )
+        drawn.append(
+            f'<svg width="120" height="52"><polyline points="{points}" fill="none" stroke="currentColor"/>'
+            f'<text x="4" y="48" font-size="9" fill="currentColor">{entry}: {low:.3g} to {high:.3g}</text></svg>'
+        )
+    return "".join(drawn)
+
 
 @dataclass(frozen=True, eq=False)
 class ControlPlan:
@@ -294,7 +344,8 @@ class ClipEmbedding:
     """Latents of a clip, float32: [width], [tubelets, width] or [time, tokens, width] by `kind`.
 
     `frame_times_s`: when each used frame is shown, seconds from the start. `goal_distances`: each frame's, empty
-    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1].
+    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1]. `stream`: which of the
+    file's streams was read, counted from 0.
     """
 
     embedding: Floats
@@ -303,6 +354,7 @@ class ClipEmbedding:
     frame_times_s: Tuple[float, ...] = ()
     goal_distances: Tuple[float, ...] = ()
     step_distances: Tuple[float, ...] = ()
+    stream: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,6 +398,10 @@ class Landscape:
     best_cost: float
     rest_cost: float
     plot: bytes = b""
+
+    def _repr_png_(self) -> Optional[bytes]:
+        """What a notebook shows, where a plot was asked for."""
+        return self.plot or None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from presage.protocol import requests
 from presage.protocol.memory import SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.retry import Readiness
-from presage.protocol.transport import TLS, Endpoint, Path
-from presage.protocol.upload import Progress, announce_clip, upload_time_s
+from presage.protocol.transport import TLS, Endpoint
+from presage.protocol.upload import ClipLike, Progress, announce_clip, upload_time_s
 from presage.values import (
     ClipEmbedding,
     Embedding,
@@ -46,8 +46,9 @@ class AsyncClient:
     the deadline of every call that names none, all its tries included. `affinity` is a name of the robot's own for a
     cluster or a proxy in front of several servers: goals and sessions live in one of them, and all calls with the same
     name, from whichever client, reach the same one; 1 to 128 letters, digits, `. _ : -`.
-    Images are uint8 arrays [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file. A model name of ""
-    means the server's default model. Every call raises a PresageError.
+    Images are uint8 arrays [height, width, 3] in RGB, PIL pictures, or JPEG, PNG or WebP files as their bytes or their
+    path. A model name of "" means the server's default model. No proxy of the environment
+    is used to reach this machine itself. Every call raises a PresageError.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class AsyncClient:
 
     async def embed_clip(
         self,
-        path: Path,
+        clip: ClipLike,
         kind: str = "pooled",
         *,
         fps: float | None = None,
@@ -263,9 +264,9 @@ class AsyncClient:
         bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
         second for each MiB. Raises OSError for a file that cannot be read.
         """
-        clip = await in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
-        limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
-        return await self._connection.upload(clip, kind, progress, limit)
+        upload = await in_thread(lambda: announce_clip(clip, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
+        limit = upload_time_s(upload.size, self._connection.timeout_s) if timeout_s is None else timeout_s
+        return await self._connection.upload(upload, kind, progress, limit)
 
     async def close(self) -> None:
         """Ends every call and control loop, and their threads. Open sessions stay until the server forgets them."""

@@ -11,6 +11,7 @@ import grpc.aio
 from presage.aio.control import AsyncControlLoop
 from presage.connection import Connection, read_reply
 from presage.errors import Cancelled
+from presage.protocol import arguments
 from presage.protocol.conversation import ControlSettings
 from presage.protocol.memory import Calls, GoalMemory, SessionMemory
 from presage.protocol.methods import Call
@@ -27,7 +28,7 @@ class AsyncConnection:
     """One server. The channel belongs to the event loop of the first call."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.endpoint, self.timeout_s = endpoint, arguments.number("timeout_s", timeout_s)
         self.goals = GoalMemory()
         self._opened: grpc.aio.Channel | None = None
         self._senders: dict[str, Any] = {}

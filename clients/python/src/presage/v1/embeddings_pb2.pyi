@@ -202,7 +202,12 @@ class EmbedClipResponse(google.protobuf.message.Message):
     GOAL_DISTANCES_FIELD_NUMBER: builtins.int
     STEP_DISTANCES_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
     model: builtins.str
+    stream: builtins.int
+    """Which of the file's streams was read, counted from 0: the first video stream that is marked default, else the first.
+    Pictures beside the film do not count.
+    """
     @property
     def embedding(self) -> presage.v1.tensor_pb2.Tensor: ...
     @property
@@ -225,8 +230,9 @@ class EmbedClipResponse(google.protobuf.message.Message):
         goal_distances: collections.abc.Iterable[builtins.float] | None = ...,
         step_distances: collections.abc.Iterable[builtins.float] | None = ...,
         model: builtins.str = ...,
+        stream: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "frame_times_s", b"frame_times_s", "goal_distances", b"goal_distances", "model", b"model", "step_distances", b"step_distances"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "frame_times_s", b"frame_times_s", "goal_distances", b"goal_distances", "model", b"model", "step_distances", b"step_distances", "stream", b"stream"]) -> None: ...
 
 global___EmbedClipResponse = EmbedClipResponse
