@@ -97,12 +97,12 @@ def test_a_search_with_no_plan_to_begin_with_begins_at_rest(name: str) -> None:
 
 
 def test_real_time_iteration_improves_a_plan_at_once_and_samples_where_there_is_none_and_now_and_then() -> None:
-    optimizer = registry.optimizer("real_time_iteration", samples=40, iterations=4, elites=8, horizon=2)
+    optimizer = registry.optimizer("real_time_iteration", samples=60, iterations=4, elites=8, horizon=2)
     problem = Problem((torch.zeros(1, 2),), torch.tensor([0.1, 0.05]), space(), seed=1)
     warm = replace(problem, warm_start=torch.zeros(2, 2))
     sampled, stepped = (optimizer.start(each, block=1) for each in (problem, warm))
-    assert optimizer.iteration_steps(sampled) == 40 * 2
+    assert optimizer.iteration_steps(sampled) == 60 * 2
     assert optimizer.iteration_steps(stepped) == 4 * (1 + 4 + 5) * 2  # starts x (it, its moves, its steps) x horizon
     explored = [optimizer.start(replace(warm, seed=seed), block=1) for seed in range(6)]
-    assert [optimizer.iteration_steps(each) == 40 * 2 for each in explored] == [True, False, False] * 2
+    assert [optimizer.iteration_steps(each) == 60 * 2 for each in explored] == [True, False, False] * 2
     assert optimizer.plan(integrator(), warm).cost < 1e-2 * float(warm.goal.square().mean())
