@@ -47,13 +47,16 @@ class Observation:
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
-    the server count.
+    the server count. `past_images` and `past_actions` [time, action] are what was seen before, oldest first and a model
+    step apart, and what was executed between: for models that look back on both, without a session.
     """
 
     images: Sequence[ImageLike]
     proprioception: Optional[Sequence[float]] = None
     capture_time_ns: Optional[int] = None
     sequence: int = 0
+    past_images: Sequence[ImageLike] = ()
+    past_actions: Optional[Sequence[Sequence[float]]] = None
 
     def __post_init__(self) -> None:
         if arguments.is_one_image(self.images) or isinstance(self.images, dict) or not hasattr(self.images, "__iter__"):
@@ -77,6 +80,12 @@ class PlannerSettings:
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: Optional[float] = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
+    metric: Optional[str] = None
+    """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
+    narrowing: Optional[float] = None
+    """Of "mppi": share of the spread that is left one iteration later."""
+    sample_decay: Optional[float] = None
+    """Of searches by samples: share of the samples that is left one iteration later; 1 rolls out as many in all."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +239,7 @@ class Provenance:
     device: str = ""
     dtype: str = ""
     server_version: str = ""
+    unbounded_search: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +281,7 @@ class Plan:
         stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
         made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
         lines = [
-            f"plan: {steps}",
+            f"plan: {size}, the first {_numbers(self.actions[0])}",
             f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
             f"  {stop}; {', '.join(made)}",
             *(f"  warning: {warning}" for warning in self.warnings),
