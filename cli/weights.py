@@ -13,10 +13,12 @@ from cli.output import JsonFlag, Output, open_output
 from model import extras
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.checkpoints.importer import Inspection
+    from model.checkpoints.action_statistics import ActionStatistics
+    from model.checkpoints.families import Found
     from model.checkpoints.published import PublishedModel
     from model.package import Package
 
@@ -27,7 +29,7 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="A package's folder or built-in name, a .pt file, or a Hugging Face folder."
+            metavar="PATH", help="A package's folder or built-in name, a file of weights, or a published folder."
         ),
     ],
     json_: JsonFlag = False,
@@ -46,51 +48,94 @@ def inspect(
         output.result(value, _package_table(value))
         return
 
-    from model.checkpoints.importer import inspect_checkpoint
+    from model.checkpoints.families import inspect as look_into
 
-    value = _checkpoint_value(inspect_checkpoint(folder))
+    value = _checkpoint_value(look_into(folder))
     output.result(value, _checkpoint_table(value))
 
 
 def import_weights(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A published .pt file, or a Hugging Face folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A published file of weights, or a folder with one and its config.json."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the package to write.")],
-    dtype: Annotated[str, typer.Option("--dtype", help=f"What to keep numbers in: {', '.join(DTYPES)}.")] = "bfloat16",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", help=f"What to keep numbers in: {', '.join(DTYPES)}; by default the family's choice."),
+    ] = "",
     encoder: Annotated[
         str, typer.Option("--encoder", help="Which of the file's encoders to take; by default the published choice.")
     ] = "",
+    action_stats: Annotated[
+        Path | None,
+        typer.Option("--action-stats", help="JSON with mean and std of the actions the model was trained on."),
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", help="Recordings of the kind the model was trained on: the statistics are theirs."),
+    ] = None,
+    camera: Annotated[str, typer.Option("--camera", help="Which camera of --fit, where there are several.")] = "",
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"--out {out} is there already and is not overwritten: name a new folder, or remove it")
-    if dtype not in DTYPES:
+    if dtype not in ("", *DTYPES):
         raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
+    if action_stats is not None and fit is not None:
+        raise typer.BadParameter("must not be given beside --action-stats", param_hint="--fit")
     output = open_output(json_)
+    statistics = _action_statistics(action_stats, fit, camera)
 
     import torch
 
-    from model.checkpoints.importer import import_checkpoint
+    from model.checkpoints.families import ImportOptions
+    from model.checkpoints.families import import_weights as write
 
+    dtypes = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     with _byte_progress(output) as bars:
         bar = bars.add_task("importing", total=None)
-        imported = import_checkpoint(
-            source,
-            out,
-            dtype={"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype],
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        options = ImportOptions(
+            dtype=dtypes[dtype],
             encoder_key=encoder or None,
+            statistics=statistics,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
+        imported = write(source, out, options)
     value = {
         "folder": str(imported.folder),
         "model": imported.model,
-        "encoder": imported.encoder_key,
+        "family": imported.family,
+        **{name.replace(" ", "_"): text for name, text in imported.details.items()},
         "parameters": imported.parameters,
         "weights_bytes": imported.weights_bytes,
         "weights_sha256": imported.weights_sha256,
     }
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
-    output.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
+    about = "".join(f"\n  {name}: {text}" for name, text in imported.details.items())
+    output.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
+
+
+def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> ActionStatistics | None:
+    """What the user says of actions: from a file, or from recordings."""
+    from model.checkpoints.action_statistics import fit_action_statistics, read_action_statistics
+
+    if file is not None:
+        return read_action_statistics(file)
+    if dataset is None:
+        return None
+
+    import numpy as np
+
+    from cli.data.recordings import open_recordings
+    from training.data.dataset import ReadOptions
+
+    opened = open_recordings(dataset, ReadOptions(camera))
+    actions = [opened.episode(index).actions for index in range(len(opened.header.episodes))]
+    rows = np.concatenate(actions) if actions else np.zeros((0, 1))
+    source = f"{len(rows)} actions of {len(actions)} episodes in {dataset.name}, fitted at import"
+    return fit_action_statistics(rows, source, opened.header.action_names)
 
 
 def list_published(json_: JsonFlag = False) -> None:
@@ -210,22 +255,22 @@ def _package_value(package: Package) -> dict[str, Any]:
     }
 
 
-def _checkpoint_value(found: Inspection) -> dict[str, Any]:
+def _checkpoint_value(found: Found) -> dict[str, Any]:
     from model.package import file_digest
 
-    files = [found.path] if found.path.is_file() else sorted(found.path.glob("*.safetensors"))
+    files = (
+        [found.path] if found.path.is_file() else sorted([*found.path.glob("*.safetensors"), *found.path.glob("*.pt")])
+    )
     return {
         "kind": "checkpoint",
         "path": str(found.path),
         "layout": found.layout,
-        "model": found.model or "",
-        "family": "" if found.encoder is None else "vjepa2",
-        "encoder": {} if found.encoder is None else asdict(found.encoder),
-        "misfit": found.misfit or "",
-        "sections": {
-            section.name: {"tensors": section.tensors, "parameters": section.parameters, "dtypes": section.dtypes}
-            for section in found.sections
-        },
+        "model": found.model,
+        "family": found.family,
+        "encoder" if found.family in ("", "vjepa2") else "network": dict(found.shape),
+        "misfit": found.misfit,
+        "needs": list(found.needs),
+        "sections": {name: asdict(section) for name, section in found.sections.items()},
         "sha256": {file.name: file_digest(file) for file in files},
     }
 
@@ -265,7 +310,8 @@ def _action_text(action: dict[str, Any] | None) -> str:
     return "\n".join([*lines, f"{action['rate_hz']:g} Hz, {action['block']} actions per model step"])
 
 
-def _checkpoint_table(value: dict[str, Any]) -> Table:
+def _checkpoint_table(value: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(title=f"checkpoint {value['path']} ({value['layout']})")
@@ -274,9 +320,10 @@ def _checkpoint_table(value: dict[str, Any]) -> Table:
     table.add_column("parameters", justify="right")
     for name, section in value["sections"].items():
         table.add_row(name, str(section["tensors"]), f"{section['parameters'] / 1e6:.1f} M")
-    shape = ", ".join(f"{name} {size}" for name, size in value["encoder"].items() if type(size) is int)
-    lines = [f"family vjepa2, it is {value['model']}", f"encoder: {shape}"] if value["model"] else []
+    part = "network" if "network" in value else "encoder"
+    shape = ", ".join(f"{name} {size}" for name, size in value[part].items() if type(size) is int)
+    lines = [f"family {value['family']}, it is {value['model']}", f"{part}: {shape}"] if value["model"] else []
     lines += [value["misfit"]] if value["misfit"] else []
+    lines += [f"an import needs {need}" for need in value["needs"]]
     lines += [f"sha256 {name}: {short_digest(digest)}" for name, digest in value["sha256"].items()]
-    table.caption = "\n".join(lines)
-    return table
+    return Group(table, *lines)

@@ -67,11 +67,16 @@ class LoadedModel(Protocol):
         ...
 
     def context(
-        self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "*latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1.
 
-        Raises ObservationError for proprioception that cannot be.
+        `past_actions`, in robot units, were executed between them: `block` from each latent to the next. They are for
+        packages with `past_actions`, and none other looks at them. Raises ObservationError for proprioception or
+        actions that cannot be.
         """
         ...
 

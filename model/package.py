@@ -91,6 +91,7 @@ class PackageConfig:
     action: ActionSpec | None = None  # None: the model only embeds
     proprioception_names: tuple[str, ...] = ()
     history: int = 1  # latents a rollout starts from
+    past_actions: bool = False  # they are a model step apart, and the actions executed between them count too
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
     training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
     scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals

@@ -13,7 +13,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation", "evaluation_antialiased", "exact"]
+CropPolicy = Literal[
+    "planning",
+    "planning_antialiased",
+    "training",
+    "evaluation",
+    "evaluation_antialiased",
+    "short_side",
+    "stretched",
+    "exact",
+]
 """How an image becomes the model's size.
 
 - `planning`: the largest centered square, resized. What V-JEPA 2-AC was published to plan with.
@@ -23,6 +32,9 @@ CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
 - `evaluation`: short side resized to 256/224 of the size, then the center cut out. V-JEPA 2 encoders were scored so.
 - `evaluation_antialiased`: the same as tensor pipelines (and Hugging Face's) do it, smoothed before it gets smaller.
+- `short_side`: nothing is cut: the short side becomes the size, the long one follows, smoothed and never rounded to
+  8 bits. LeWM's published evaluation; of a frame that is not square, a network sees more patches.
+- `stretched`: both sides become the size, whatever the aspect, smoothed and never rounded. LeWM's training.
 - `exact`: the image must already have the model's size.
 """
 CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
@@ -70,6 +82,9 @@ def fit(
     if policy == "exact":
         _check(frames, policy, size)
         return frames
+    if policy == "short_side" and len(frames.shape) == 4 and frames.shape[1] != frames.shape[2]:
+        got = " x ".join(str(each) for each in frames.shape[1:3])
+        raise ObservationError("frames", "must be square for images of one size with the short_side policy", got)
     return _pixels(frames, policy, size).round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1)
 
 
@@ -133,6 +148,11 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
         # Halves round to even, as the published crop does: it moves the window by one pixel.
         top, left = round((rows - side) / 2), round((columns - side) / 2)
         return resized[:, :, top : top + side, left : left + side]
+    if policy in ("short_side", "stretched"):
+        rows, columns = side, side
+        if policy == "short_side":
+            rows, columns = (side * height // width, side) if width < height else (side, side * width // height)
+        return _smooth(frames.movedim(-1, 1).float(), rows, columns)
     narrowest, widest = TRAINING_ASPECTS if policy == "training" else (1.0, 1.0)
     rows, columns = height, width
     if width / height > widest:
@@ -149,10 +169,14 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
 def _resize_smooth(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
     """Bilinear with antialiasing, rounded to whole pixel values."""
     pixels = frames.movedim(-1, 1).float()
+    return _smooth(pixels, rows, columns).round().clamp(0, 255)
+
+
+def _smooth(pixels: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
+    """Bilinear with antialiasing; pixels that already have the size as they are."""
     if pixels.shape[-2:] == (rows, columns):
         return pixels
-    resized = F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-    return resized.round().clamp(0, 255)
+    return F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _resize_fixed_point(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def read_torch(path: Path) -> dict[Any, Any]:
     """The dictionary in a `.pt` file, its tensors mapped, not read."""
     archive = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals(_NUMBERS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused, in one line
             content = torch.load(path, map_location="cpu", mmap=archive, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"Unsupported (\w+ \w+)", str(error))

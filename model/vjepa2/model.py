@@ -102,7 +102,10 @@ class VJepa2Model:
         return ClipEmbedding(pooled=per_tubelet.mean(dim=0), per_frame=per_tubelet, tokens=tokens)
 
     def context(
-        self, latents: Sequence[Float[Tensor, "tokens latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "tokens latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where a rollout starts; proprioception is the robot's poses at the latents' frames."""
         if proprioception is None:

@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -86,6 +86,7 @@ class ServedModel:
     reply: Model  # but for what the front knows: limits, version
     search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
+    past_actions: bool = field(default=False, kw_only=True)  # these are a model step apart, with the actions between
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
@@ -101,6 +102,8 @@ class Start:
     history: tuple[Floats, ...] = ()  # earlier latents, oldest first
     proprioception: Floats | None = None  # [history and now, proprioception]
     turn_rad: float = 0.0  # takes the model's x and y to the robot's
+    past_frames: tuple[Frame, ...] = ()  # earlier frames, in place of `history`, where they are yet to be encoded
+    past_actions: Floats | None = None  # [time, action]: executed between earlier latents and up to now
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,7 @@ class Application:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             wall_ns=time.time_ns(),
             stages=Stages(request.stages) if request.stages else None,
+            block=validation.actions_of(served.reply).block if served.past_actions else 1,
             execute=served.reply.execute,
         )
         self._sessions.add(session, time.monotonic())

@@ -136,7 +136,7 @@ class PredictionCalls:
         search = validation.can_predict(served)
         validation.moves(request.moves, served.reply)
         moves = tuple(
-            Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
+            Move(start_of(move.before, None, 0, served), move.action.astype(np.float32), move.after.images[0])
             for move in request.moves
         )
         done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
@@ -163,7 +163,8 @@ class PredictionCalls:
         costs_only: bool,
         deadline: float | None,
     ) -> RolloutDone:
-        start = start_of(observation, session, observation.sequence, served.history)
+        validation.past(observation, served, session is not None)
+        start = start_of(observation, session, observation.sequence, served)
         job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
         done = await self._engines.run(job, deadline)
         assert isinstance(done, RolloutDone)

@@ -19,8 +19,10 @@ from server.service.stages import MOST_STAGES
 from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
+    METRICS,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    SAMPLING,
     Array,
     CalibrationMove,
     Frame,
@@ -70,6 +72,35 @@ def observation(seen: Observation, model: Model, name: str = "observation") -> N
     if given.shape != (width,):
         raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
     finite(given, field)
+
+
+def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "observation") -> None:
+    """Earlier images a model step apart and the actions between, for models that look back on both."""
+    frames, executed = seen.past_images, seen.past_actions
+    if not frames and (executed is None or not executed.size):
+        return
+    field, model = f"{name}.past_images", served.reply
+    if in_session:
+        raise invalid(field, "must be left out in a session, which remembers by itself", len(frames))
+    if not served.past_actions:
+        raise invalid(field, f"must be empty: model {model.name} does not look back on them", len(frames))
+    if not 1 <= len(frames) <= served.history - 1:
+        raise invalid(field, f"must be 1 to {served.history - 1} for model {model.name}", len(frames))
+    for index, image in enumerate(frames):
+        frame(image, model, f"{field}[{index}]")
+    action = actions_of(model)
+    wanted = (len(frames) * action.block, len(action.names))
+    shape = (0, 0) if executed is None else executed.shape
+    if executed is None or shape != wanted:
+        rule = f"must be {list(wanted)}, {action.block} actions after each of past_images"
+        raise invalid(f"{name}.past_actions", rule, f"shape {list(shape)}", Reason.ACTION_SHAPE)
+    finite(executed, f"{name}.past_actions")
+
+
+def no_past(seen: Observation, name: str) -> None:
+    """Observations that stand in a row already carry none."""
+    if seen.past_images or (seen.past_actions is not None and seen.past_actions.size):
+        raise invalid(f"{name}.past_images", "must be left out here", len(seen.past_images))
 
 
 def finite(values: Array, field: str) -> None:
@@ -176,12 +207,20 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
+        discount = 1.0 if optimizer in LAST_STEP_ALONE else defaults.discount
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if optimizer == LAST_STEP_ALONE and discount != 1:
+    if optimizer in LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
+    if wanted.metric is not None and wanted.metric not in METRICS:
+        raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
+    for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
+        share = getattr(wanted, name)
+        if share is not None and optimizer not in who:
+            raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
+        if share is not None and not 0 < share <= 1:
+            raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
     needed = needed_iterations(optimizer, iterations, defaults.iterations)
     return replace(size, elites=elites, discount=discount, needed=needed)
 
@@ -224,6 +263,7 @@ def steps_seen(observations: Sequence[Observation], actions: Floats, model: Mode
         raise invalid("observations", f"must be 2 to {most}", len(observations), reason)
     for index, seen in enumerate(observations):
         observation(seen, model, f"observations[{index}]")
+        no_past(seen, f"observations[{index}]")
     candidates(actions[None], model, limits, "actions")
     block = actions_of(model).block
     wanted = (len(observations) - 1) * block
@@ -252,6 +292,8 @@ def moves(asked: Sequence[CalibrationMove], model: Model) -> None:
     for index, move in enumerate(asked):
         observation(move.before, model, f"moves[{index}].before")
         observation(move.after, model, f"moves[{index}].after")
+        no_past(move.before, f"moves[{index}].before")
+        no_past(move.after, f"moves[{index}].after")
         if move.action.shape != (len(names),):
             rule = f"must be [{len(names)}] for model {model.name}"
             raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)

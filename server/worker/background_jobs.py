@@ -205,7 +205,8 @@ def surprise(model: LoadedModel, job: SurpriseJob) -> BackgroundJob:
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
         proprioception = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
-            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad)
+            done = job.actions[back.start * model.block : step * model.block]
+            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad, done)
             predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
         errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.camera_yaw import CameraYawWorldModel, rotation, turns
+from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
 from model.interface import LoadedModel
 from model.runtime import memory
 from planner import registry
@@ -30,6 +30,8 @@ def action_space(model: LoadedModel) -> ActionSpace | None:
         low=spec.low,
         high=spec.high,
         rate_hz=spec.rate_hz,
+        mean=spec.mean,
+        std=spec.std,
         stated_rest=spec.at_rest,
     )
 
@@ -52,14 +54,29 @@ def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
 def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
     """Where a rollout starts: the earlier latents, and the one of what is seen now."""
     earlier = [to_device(model, past) for past in start.history]
-    return context(model, [*earlier, latent], start.proprioception, start.turn_rad)
+    if start.past_frames:
+        earlier = [*encode_frames(model, start.past_frames)]
+    return context(model, [*earlier, latent], start.proprioception, start.turn_rad, start.past_actions)
 
 
 def context(
-    model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
+    model: LoadedModel,
+    latents: Sequence[Tensor],
+    proprioception: Floats | None,
+    turn_rad: float,
+    past_actions: Floats | None = None,
 ) -> tuple[Tensor, ...]:
-    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was proprioception at each."""
-    inner = model.context(latents, None if proprioception is None else torch.tensor(proprioception))
+    """Where a rollout of `world_model(model)` starts: latents, oldest first, proprioception at each, actions between.
+
+    The actions are the robot's, and are turned as those of a rollout are.
+    """
+    measured = None if proprioception is None else torch.tensor(proprioception)
+    if past_actions is None or not model.package.config.past_actions:
+        inner = model.context(latents, measured)
+    else:
+        past = to_device(model, past_actions)
+        past = turned_back(past, rotation(turn_rad, model.device)) if _turns(model) else past
+        inner = model.context(latents, measured, past)
     return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
 
 

@@ -198,13 +198,16 @@ class PlanScheduler:
         optimizer = registry.optimizer(
             size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
         )
+        optimizer = registry.adjusted(optimizer, size.metric or "", size.narrowing, size.sample_decay)
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
             context=context,
             goal=goal,
             space=space,
             seed=job.seed,
-            warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
+            warm_start=None
+            if left is None
+            else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )

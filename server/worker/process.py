@@ -166,8 +166,17 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         computes=f"{dtype} on {model.device}; {graphed}",
     )
     own, space = search if action is not None else None, model_adapter.action_space(model)
-    rest = () if space is None else space.rest
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, rest, graphed)
+    return ServedModel(
+        reply,
+        own,
+        config.history,
+        str(model.device),
+        dtype,
+        verdict.why,
+        () if space is None else space.rest,
+        graphed,
+        past_actions=config.past_actions,
+    )
 
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
