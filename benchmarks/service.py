@@ -34,7 +34,8 @@ from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.service.application import Application, AppSettings
+from server.config import Settings
+from server.service.application import Application
 from server.values.calls import GoalRequest, Observation, PlanRequest
 from training.evaluation.closed_loop import action_space
 
@@ -159,8 +160,8 @@ def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, 
 
 
 async def _started() -> Application:
-    settings = AppSettings(models=("null",), devices=("cpu",), engine_threads=1, loader=null_model.load)
-    application = await Application.start(settings)
+    settings = Settings(models=("null",), devices=("cpu",), engine_threads=1)
+    application = await Application.start(settings, loader=null_model.load)
     await application.wait_ready(120)
     return application
 

@@ -25,6 +25,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
+ITERATION_STEPS = 65_536
+"""Most samples x horizon in one rollout: bounds an engine's memory."""
 Loader = Callable[[str, str], "LoadedModel"]
 """Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
 
@@ -39,7 +41,6 @@ class EngineSettings:
     precision: Precision
     graphs: Graphs
     max_batch: int  # searches in one rollout
-    max_iteration_steps: int  # samples x horizon in one rollout
     loader: Loader | None  # None: model.registry.load
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
@@ -58,9 +59,6 @@ class SearchSize(PlannerSettings):
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
     needed: int = 1  # iterations with fewer of which its plans are not to be trusted
-    metric: str | None = None  # None, of these three: the optimizer's own
-    narrowing: float | None = None
-    sample_decay: float | None = None
 
     @property
     def steps_per_iteration(self) -> int:

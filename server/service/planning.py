@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from presage.values import Plan
 
+from server.config import Limits
 from server.engine.admission import too_late
 from server.engine.messages import Floats, PlanJob, ServedModel, Start
 from server.engine.pool import EnginePool, Planned
@@ -26,7 +27,6 @@ from server.service.plan_replies import RequestContext, found, reply_from_previo
 from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
 from server.service.session_table import SessionTable
 from server.service.stages import GoalChoice
-from server.service.validation import SearchLimits
 from server.values.calls import Observation, PlanRequest
 
 
@@ -38,7 +38,7 @@ class PlanCalls:
         pool: EnginePool,
         sessions: SessionTable,
         goals: GoalCache,
-        limits: SearchLimits,
+        limits: Limits,
         server_version: str,
         recorder: Recorder | None,
     ) -> None:

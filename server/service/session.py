@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from presage.values import Calibration, Plan, SessionStatus
@@ -298,20 +298,14 @@ class Session:
         self.surprises = self.surprises.including(errors)
         return scores
 
+    @property
+    def stage(self) -> int | None:
+        """Which of the stages is pursued, counted from 0; None without stages."""
+        return None if self._stages is None else self._stages.at
+
     def describe(self) -> SessionStatus:
-        return SessionStatus(
-            session_id=self.session_id,
-            model=self.model,
-            goal_id=self.goal_id,
-            epoch=self.epoch,
-            plans=self.plans,
-            last_sequence=self.last_sequence,
-            ttl_s=self.ttl_s,
-            create_time_ns=self.create_time_ns,
-            stage=None if self._stages is None else self._stages.at,
-            calibration=self.calibration,
-            execute=self.execute,
-        )
+        """The session as its callers are told of it: every field of a status is one of the session's."""
+        return SessionStatus(**{field.name: getattr(self, field.name) for field in fields(SessionStatus)})
 
 
 def _executed_of(progress: PlanProgress) -> dict[int, Floats]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
-from server.engine.messages import Floats, SearchSize, ServedModel, needed_iterations
+from server.config import Limits
+from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
@@ -35,15 +36,6 @@ LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
 LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
-
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """How large a search may be."""
-
-    rollout_steps: int  # horizon x samples x iterations
-    iteration_steps: int  # horizon x samples
-    iterations: int
 
 
 def frame(image: Frame, model: Model, field: str) -> None:
@@ -179,15 +171,14 @@ def actions_of(model: Model) -> ActionSpec:
     return model.action
 
 
-def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
+def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:
     """The settings of a search: the request's where it has any, else the model's; all within the limits.
 
     Where samples are given without elites, the model's share of elites is kept.
     """
     defaults = can_predict(served)
-    samples = defaults.samples if wanted.samples is None else wanted.samples
-    iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
-    horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
+    size = replace(defaults, **{name: value for name, value in vars(wanted).items() if value not in (None, ())})
+    samples, iterations, horizon, optimizer = size.samples, size.iterations, size.horizon, size.optimizer
     if samples < 3:
         raise invalid("planner.samples", "must be >= 3", samples)
     for name, count in (("iterations", iterations), ("horizon", horizon)):
@@ -200,20 +191,19 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.elites", f"must be at least 2 and below samples ({samples})", elites)
     if iterations > limits.iterations:
         raise invalid("planner.iterations", f"must be at most {limits.iterations}", iterations, Reason.TOO_LARGE)
-    if horizon * samples > limits.iteration_steps:
-        rule = f"must keep horizon x samples at most {limits.iteration_steps}"
+    if horizon * samples > ITERATION_STEPS:
+        rule = f"must keep horizon x samples at most {ITERATION_STEPS}"
         raise invalid("planner", rule, horizon * samples, Reason.TOO_LARGE)
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
     if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
-        if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that {optimizer} nudges at most {limits.iteration_steps}"
+        if moved * horizon > ITERATION_STEPS:
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {ITERATION_STEPS}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
@@ -223,7 +213,6 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
     if optimizer in LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
-    dimensions = wanted.dimensions or defaults.dimensions
     if wanted.metric is not None and wanted.metric not in METRICS:
         raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
     for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
@@ -233,19 +222,7 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         if share is not None and not 0 < share <= 1:
             raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
     needed = needed_iterations(optimizer, iterations, defaults.iterations)
-    return SearchSize(
-        samples,
-        iterations,
-        elites,
-        horizon,
-        optimizer,
-        dimensions,
-        discount,
-        wanted.metric,
-        wanted.narrowing,
-        wanted.sample_decay,
-        needed=needed,
-    )
+    return replace(size, elites=elites, discount=discount, needed=needed)
 
 
 def action_entries(names: Sequence[str], model: Model, field: str) -> None:
@@ -258,7 +235,7 @@ def action_entries(names: Sequence[str], model: Model, field: str) -> None:
             raise invalid(f"{field}[{index}]", "must not be named twice", name)
 
 
-def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) -> None:
+def candidates(actions: Floats, model: Model, limits: Limits, field: str) -> None:
     """Action sequences [candidates, time, action], time in whole model steps."""
     action = actions_of(model)
     width, block = len(action.names), action.block
@@ -272,16 +249,14 @@ def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) 
         raise invalid(field, rule, actions.shape[1], Reason.ACTION_SHAPE)
     finite(actions, field)
     steps = actions.shape[1] // block
-    if steps > limits.iteration_steps:
-        raise invalid(field, f"must be at most {limits.iteration_steps} model steps long", steps, Reason.TOO_LARGE)
+    if steps > ITERATION_STEPS:
+        raise invalid(field, f"must be at most {ITERATION_STEPS} model steps long", steps, Reason.TOO_LARGE)
     if len(actions) * steps > limits.rollout_steps:
         rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
         raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
 
 
-def steps_seen(
-    observations: Sequence[Observation], actions: Floats, model: Model, limits: SearchLimits, most: int
-) -> None:
+def steps_seen(observations: Sequence[Observation], actions: Floats, model: Model, limits: Limits, most: int) -> None:
     """At least two observations, and the actions [time, action] of the model steps between them."""
     if not 2 <= len(observations) <= most:
         reason = Reason.TOO_LARGE if len(observations) > most else Reason.INVALID_FIELD
