@@ -36,7 +36,7 @@ class Clips:
     @property
     def most_frames(self) -> int:
         """Used of one clip."""
-        return self._settings.frames
+        return self._limits.clip_frames
 
     async def decode(self, path: Path, sampling: FrameSampling, model: Model, left_s: float | None) -> Clip:
         """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
