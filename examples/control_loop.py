@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Drive the simulated arm to goal images, and keep it there.")
     parser.add_argument("--address", default="127.0.0.1:50051", help="host:port of the service")
     parser.add_argument("--goals", type=int, default=1, help="how many of the arm's held-out starts and goals")
-    parser.add_argument("--ticks", type=int, default=80, help="for each goal; 10 are a second")
+    parser.add_argument("--ticks", type=int, default=100, help="for each goal; 10 are a second")
     parser.add_argument("--budget-ms", type=float, default=80.0, help="time to think for each plan")
     parser.add_argument("--optimizer", default="real_time_iteration", help="how to search; this one is for loops")
     chosen = parser.parse_args()

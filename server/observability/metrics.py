@@ -5,17 +5,17 @@ Labels never hold what a caller chose (session, goal, request): their number is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import structlog
 from presage.values import Plan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
+
+from server.observability.sparse_log import SparseLog
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)  # seconds: steps around a plan
 _SLOW = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0)  # whole calls
@@ -43,27 +43,6 @@ _TOTALS: dict[TotalName, str] = {
     "presage_records": "Plans kept by the flight recorder",
     "presage_records_dropped": "Plans the flight recorder had no time or room for",
 }
-_log = structlog.get_logger()
-
-
-@dataclass(eq=False)
-class SparseLog:
-    """A warning that comes with every plan while its reason lasts: it is logged at once, then every `every_s` seconds.
-
-    `times` in the line counts the warnings since the line before.
-    """
-
-    event: str
-    clock: Callable[[], float]
-    every_s: float = 10.0
-    _times: int = 0
-    _next: float = -math.inf
-
-    def warn(self, **fields: object) -> None:
-        self._times += 1
-        if self.clock() >= self._next:
-            _log.warning(self.event, times=self._times, **fields)
-            self._times, self._next = 0, self.clock() + self.every_s
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ It needs torch and the service; the rest of this folder does not.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +34,11 @@ SIZE = 32
 
 
 @contextmanager
-def served(package: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The service on a free port once it says that it is ready: its gRPC address and its process."""
+def served(package: Path, log: Path, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The service on a port (a free one by default) once it says that it is ready: its gRPC address and its process."""
     settings = {
         "MODELS": str(package),
-        "GRPC_PORT": "0",
+        "GRPC_PORT": port,
         "HTTP_PORT": "0",
         "LOG_FORMAT": "json",
         "API_KEYS": KEY,
@@ -269,16 +271,6 @@ def test_a_control_loop_plans_swaps_goals_and_survives_faults(client: Any) -> No
 
 
 def test_a_robot_is_driven_by_a_control_loop(client: Any) -> None:
-    class Arm:
-        def __init__(self) -> None:
-            self.actions: list[np.ndarray] = []
-
-        def observe(self) -> tuple[np.ndarray, None]:
-            return picture(len(self.actions)), None
-
-        def act(self, action: np.ndarray) -> None:
-            self.actions.append(action)
-
     arm = Arm()
     with client.session(goal=client.goal(picture(99))) as session, session.control(budget_ms=30) as loop:
         report = presage.run_control(loop, arm, 20.0, [0.0, 0.0], until=lambda tick: not tick.held and tick.tick > 8)
@@ -288,6 +280,62 @@ def test_a_robot_is_driven_by_a_control_loop(client: Any) -> None:
     assert report.held < report.ticks
     assert np.abs(arm.actions).max() <= 2.0
     assert arm.actions[-1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_robot_outlasts_a_service_that_is_killed_and_started_again(tmp_path: Path, kind: str) -> None:
+    from tests.server.conftest import tiny_compact
+
+    package, arm = tiny_compact(tmp_path / "tiny"), Arm()
+    reports: list[presage.ControlReport] = []
+
+    def drive(address: str) -> None:
+        if kind == "asyncio":
+            reports.append(asyncio.run(drive_async(address)))
+            return
+        with presage.Client(address, api_key=KEY) as client:
+            client.wait_ready(PATIENCE_S)
+            goal = client.goal(picture(99))
+            with client.session(goal=goal) as session, session.control(budget_ms=30) as loop:
+                over = lambda tick: loop.restored > 0 and not tick.held  # noqa: E731
+                reports.append(presage.run_control(loop, arm, 20.0, [0.0, 0.0], until=over, max_outage_s=PATIENCE_S))
+
+    async def drive_async(address: str) -> presage.ControlReport:
+        async with presage.AsyncClient(address, api_key=KEY) as client:
+            await client.wait_ready(PATIENCE_S)
+            session = await client.session(goal=await client.goal(picture(99)))
+            async with session, session.control(budget_ms=30) as loop:
+                over = lambda tick: loop.restored > 0 and not tick.held  # noqa: E731
+                return await presage.run_control_async(loop, arm, 20.0, [0.0, 0.0], until=over, max_outage_s=PATIENCE_S)
+
+    with served(package, tmp_path / "first.log") as (address, process):
+        robot = threading.Thread(target=drive, args=(address,))
+        robot.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while not np.abs(arm.actions[-5:]).sum() > 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    with served(package, tmp_path / "second.log", port=address.rpartition(":")[2]):
+        robot.join(PATIENCE_S)
+    (report,) = reports
+    assert report.restored == 1
+    assert report.lost > 5  # the model's `execute`: it held for the rest
+    assert report.held >= report.lost - 5
+    assert arm.actions[-1].tolist() == [0.0, 0.0]
+
+
+class Arm:
+    """A robot that sees something new each time and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.actions: list[np.ndarray] = []
+
+    def observe(self) -> tuple[np.ndarray, None]:
+        return picture(len(self.actions)), None
+
+    def act(self, action: np.ndarray) -> None:
+        self.actions.append(action)
 
 
 def test_a_server_that_stops_says_so(service: tuple[str, subprocess.Popen[bytes]]) -> None:

@@ -134,6 +134,8 @@ def served(log: Path, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[s
     finally:
         process.terminate()
         process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @needs_arm
