@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.package import Package
-from model.proposer import PackageProposer
+from model.proposer import AnyProposer
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LoadedModel(Protocol):
         ...
 
     @property
-    def proposer(self) -> PackageProposer | None:
+    def proposer(self) -> AnyProposer | None:
         """What suggests actions to searches with this model; None where its package has none."""
         ...
 

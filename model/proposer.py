@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -157,6 +157,36 @@ class PackageProposer:
         step = torch.arange(actions.shape[2], device=actions.device)
         under_way = step < steps_to_go.unsqueeze(-1)  # [batch, n, time]
         return torch.where(under_way.unsqueeze(-1), actions, self._rest)
+
+
+class AnyProposer(Protocol):
+    """What a `PackageProposer` answers, and what stands in front of one."""
+
+    @property
+    def longest(self) -> int: ...
+
+    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor: ...
+
+    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BehindFirst:
+    """A proposer for contexts that have one entry more in front than those it knows."""
+
+    inner: AnyProposer
+
+    @property
+    def longest(self) -> int:
+        return self.inner.longest
+
+    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        """As `PackageProposer.propose`, from the rest of the context."""
+        return self.inner.propose(context[1:], goal, steps_to_go)
+
+    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        """As `PackageProposer.propose_from`."""
+        return self.inner.propose_from(latents, goal, steps_to_go)
 
 
 def _vectors(latents: Tensor) -> Float[Tensor, "batch latent"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
 from model.interface import LoadedModel, MeasuringModel
-from model.proposer import PackageProposer
+from model.proposer import BehindFirst
 from model.runtime import memory
 from planner import registry
 from planner.anytime import Optimizer
@@ -89,26 +88,9 @@ def world_model(model: LoadedModel) -> WorldModel:
     return CameraYawWorldModel(model) if _turns(model) else model
 
 
-def proposer(model: LoadedModel, own: PackageProposer) -> Proposer:
+def proposer(model: LoadedModel, own: Proposer) -> Proposer:
     """The package's proposer for contexts that `context` makes."""
-    return _BehindRotation(own) if _turns(model) else own
-
-
-@dataclass(frozen=True)
-class _BehindRotation:
-    """A proposer for contexts whose first entry is the camera's rotation, which is none here."""
-
-    inner: PackageProposer
-
-    @property
-    def longest(self) -> int:
-        return self.inner.longest
-
-    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor:
-        return self.inner.propose(context[1:], goal, steps_to_go)
-
-    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor:
-        return self.inner.propose_from(latents, goal, steps_to_go)
+    return BehindFirst(own) if _turns(model) else own
 
 
 def measuring_world_model(model: LoadedModel) -> WorldModel:

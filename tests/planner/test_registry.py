@@ -91,7 +91,7 @@ def test_dimensions_not_searched_rest_at_zero_and_never_in_the_middle_of_their_r
     assert registry.searched(replace(SPACE, stated_rest=(0.0, 0.5, 2.0)), ("x",)).frozen == (None, 0.5, 2.0)
 
 
-@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_a_dimension_whose_bounds_are_one_value_is_held_there(name: str) -> None:
     optimizer = registry.optimizer(name, samples=48, iterations=8, elites=6, horizon=2)
     held = ActionSpace(("x", "y"), ("m", "m"), (-1.0, 0.25), (1.0, 0.25), 10.0)
@@ -115,14 +115,14 @@ def test_an_unknown_dimension_is_refused() -> None:
         registry.searched(SPACE, ("x", "z"))
 
 
-@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
 def test_every_search_takes_every_distance_over_its_own_steps(name: str, metric: Any) -> None:
     found = registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), metric)
     assert found.cost == replace(registry.cost(name), metric=metric)
 
 
-@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_nothing_asked_for_changes_nothing(name: str) -> None:
     found = registry.optimizer(name, 48, 8, 6, 2)
     assert registry.adjusted(found) == found
@@ -160,7 +160,7 @@ def test_a_setting_that_a_search_does_not_have_is_refused(name: str, settings: d
     assert raised.value.field == field
 
 
-@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_with_no_plan_to_begin_with_begins_at_rest(name: str) -> None:
     optimizer = registry.optimizer(name, samples=16, iterations=4, elites=4, horizon=2)
     base = ActionSpace(("x", "grip"), ("m/s", ""), (-0.1, 0.0), (0.9, 1.0), 10.0, stated_rest=(0.0, 0.75))

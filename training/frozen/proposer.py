@@ -105,7 +105,7 @@ def train(
         torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
         {"network": network},
         torch.Generator().manual_seed(recipe.seed),
-        {"recipe": recipe, "episodes": source, "package": package.weights_digest},
+        {"recipe": str(recipe), "episodes": source, "package": package.weights_digest},
         lambda step: warmup_cosine(step, recipe.steps, recipe.warmup),
     )
 

@@ -132,7 +132,7 @@ def train(
         optimizer,
         {"network": network},
         torch.Generator().manual_seed(recipe.seed),
-        {"recipe": recipe, "episodes": source, "package": package.weights_digest},
+        {"recipe": str(recipe), "episodes": source, "package": package.weights_digest},
         lambda step: warmup_cosine(step, recipe.steps, recipe.warmup),
     )
 
