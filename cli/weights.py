@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from model.checkpoints.action_statistics import ActionStatistics
     from model.checkpoints.families import Found
-    from model.checkpoints.published import PublishedModel
+    from model.checkpoints.listing import Published
     from model.package import Package
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -76,6 +77,17 @@ def import_weights(
         typer.Option("--fit", help="Recordings of the kind the model was trained on: the statistics are theirs."),
     ] = None,
     camera: Annotated[str, typer.Option("--camera", help="Which camera of --fit, where there are several.")] = "",
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option("--encoder-weights", help="File or folder of the encoder, where the file holds none."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Which published model the file is, where it does not say.")
+    ] = "",
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Names of a classifier's classes: a text file with one a line, or a JSON list."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
@@ -100,6 +112,9 @@ def import_weights(
             dtype=dtypes[dtype],
             encoder_key=encoder or None,
             statistics=statistics,
+            encoder_weights=encoder_weights,
+            model=model or None,
+            labels=None if labels is None else _labels(labels),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
         imported = write(source, out, options)
@@ -115,6 +130,24 @@ def import_weights(
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
     about = "".join(f"\n  {name}: {text}" for name, text in imported.details.items())
     output.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """Names of classes, in order. CommandError where the file holds none."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: cannot be read: {error}") from error
+    if not text.lstrip().startswith("["):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            names = json.loads(text)
+        except ValueError as error:
+            raise CommandError(f"{path}: is not JSON: {error}") from error
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise CommandError(f"{path}: must hold the names of classes, one a line or as a JSON list of texts")
+    return tuple(names)
 
 
 def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> ActionStatistics | None:
@@ -140,58 +173,68 @@ def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> 
 
 def list_published(json_: JsonFlag = False) -> None:
     """List the published models that can be downloaded and imported, with licenses as far as known."""
-    from model.checkpoints.published import PUBLISHED
+    from model.checkpoints.listing import published
 
     output = open_output(json_)
-    values = [_published_value(model) for model in PUBLISHED]
+    values = [_published_value(model) for model in published()]
     output.result({"models": values}, _published_table(values))
 
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A published model; `presage weights list` names them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to put the file in.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to put the file in; of several files, a folder in it.")],
     sha256: Annotated[str, typer.Option("--sha256", help="The digest the file must have.")] = "",
     mirror: Annotated[
         str, typer.Option("--mirror", help="Address of a folder with the same files, instead of the official one.")
     ] = "",
     json_: JsonFlag = False,
 ) -> None:
-    """Download a published model's file; run again, it goes on where it was cut off."""
+    """Download a published model's files; run again, it goes on where it was cut off."""
     extras.require("httpx", "http", "downloading weights")
     from model.checkpoints.download import DownloadError
     from model.checkpoints.download import pull as download
-    from model.checkpoints.published import ADDRESS, PUBLISHED, by_name
+    from model.checkpoints.listing import find, published
 
-    names = [model.name for model in PUBLISHED]
-    if name not in names:
-        raise typer.BadParameter(f"must be one of {', '.join(names)}, got {name!r}", param_hint="NAME")
-    model, output = by_name(name), open_output(json_)
-    kept = (out / model.file).exists()
+    model = find(name)
+    if model is None:
+        names = ", ".join(each.name for each in published())
+        raise typer.BadParameter(f"must be one of {names}, got {name!r}", param_hint="NAME")
+    if sha256 and len(model.files) > 1:
+        raise typer.BadParameter(f"must not be given for {name}, whose files' digests are known", param_hint="--sha256")
+    output, folder = open_output(json_), out if len(model.files) == 1 else out / name
+    kept = all((folder / each.file).exists() for each in model.files)
+    digests = {each.file: sha256 or each.sha256 for each in model.files}
     try:
         with _byte_progress(output) as bars:
-            bar = bars.add_task(model.file, total=None)
-            path = download(
-                model,
-                out,
-                lambda done, total: bars.update(bar, completed=done, total=total),
-                base=mirror or ADDRESS,
-                sha256=sha256 or None,
-            )
+            for each in model.files:
+                bar = bars.add_task(each.file, total=None)
+                path = download(
+                    each,
+                    folder,
+                    lambda done, total, bar=bar: bars.update(bar, completed=done, total=total),  # type: ignore[misc]
+                    base=mirror or each.folder,
+                    sha256=digests[each.file],
+                )
     except ValueError as error:
         raise typer.BadParameter(str(error).removeprefix("sha256: "), param_hint="--sha256") from error
     except DownloadError as error:
         raise CommandError(str(error)) from error
+    verified = all(digests.values())
     value = {
         "model": model.name,
-        "path": str(path),
-        "bytes": path.stat().st_size,
+        "path": str(path if len(model.files) == 1 else folder),
+        "bytes": sum((folder / each.file).stat().st_size for each in model.files),
         "was_there": kept,
-        "sha256_verified": bool(sha256),
+        "sha256_verified": verified,
         "license": model.license,
+        "import": f"presage weights import {path if len(model.files) == 1 else folder} --out PACKAGE",
+        "needs": model.refused or model.needs,
     }
-    digest = "sha256 verified" if sha256 else "sha256 not verified: none is published, give one with --sha256"
+    digest = "sha256 verified" if verified else "sha256 not verified: none is published, give one with --sha256"
     there = "was already there" if kept else "downloaded"
-    output.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; license: {model.license}")
+    needs = f"; {value['needs']}" if value["needs"] else ""
+    size = f"{sum((folder / each.file).stat().st_size for each in model.files) / 1e6:.1f} MB"
+    output.result(value, f"{value['path']} {there}: {size}, {digest}; license: {model.license}{needs}")
 
 
 def _byte_progress(output: Output) -> Progress:
@@ -202,19 +245,19 @@ def _byte_progress(output: Output) -> Progress:
     return Progress(*columns, console=output.err, disable=not output.err.is_terminal)
 
 
-def _published_value(model: PublishedModel) -> dict[str, Any]:
-    from model.vjepa2.action_predictor import ActionPredictorConfig
-
-    acts = isinstance(model.predictor, ActionPredictorConfig)
+def _published_value(model: Published) -> dict[str, Any]:
     return {
         "name": model.name,
-        "what": "encoder and action-conditioned predictor: plans" if acts else "encoder and masked predictor: embeds",
-        "encoder": {"depth": model.encoder.depth, "width": model.encoder.width, "image": model.image_size},
-        "encoder_key": model.encoder_key,
-        "address": model.address,
-        "huggingface": model.huggingface,
+        "family": model.family,
+        "what": model.what,
+        "files": [
+            {"file": each.file, "address": each.address, "sha256": each.sha256, "bytes": each.bytes}
+            for each in model.files
+        ],
         "license": model.license,
         "verified": model.verified,
+        "needs": model.needs,
+        "refused": model.refused,
     }
 
 
@@ -226,9 +269,9 @@ def _published_table(values: list[dict[str, Any]]) -> Table:
     for column in ("what", "license", "verified"):
         table.add_column(column, overflow="fold")
     for value in values:
-        encoder = value["encoder"]
-        shape = f"{encoder['depth']} blocks of {encoder['width']}, {encoder['image']} px"
-        table.add_row(value["name"], f"{value['what']}\n{shape}", value["license"], value["verified"])
+        needs = f"\nneeds {value['needs']}" if value["needs"] else ""
+        refused = f"\nnot imported: {value['refused']}" if value["refused"] else ""
+        table.add_row(value["name"], f"{value['what']}{refused or needs}", value["license"], value["verified"])
     return table
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.interface import LoadedModel
+from model.interface import Rollouts
 from model.runtime.memory import to_device
 
 HORIZONTAL = ("x", "y")
@@ -35,7 +35,7 @@ class CameraYawWorldModel:
     The rotation takes the model's x and y to the robot's. Differentiable in the actions.
     """
 
-    model: LoadedModel
+    model: Rollouts
 
     @property
     def block(self) -> int:

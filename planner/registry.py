@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 from planner.anytime import Optimizer
+from planner.channels import ChannelDistance
 from planner.cost import GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
@@ -32,10 +33,11 @@ OptimizerName = Literal[
     "lewm",
     "dino_wm",
     "jepa_wms",
+    "jepa_wms_droid",
 ]
-"""Four are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
-last mean), and `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
-bounded but for the plan, the last mean), which differ in their sizes.
+"""Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
+last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
+bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds).
 `real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
 Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
@@ -44,6 +46,7 @@ PUBLISHED: Mapping[str, CEM] = {
     "lewm": CEM.lewm_paper(),
     "dino_wm": CEM.dino_wm_paper(),
     "jepa_wms": CEM.jepa_wms_paper(),
+    "jepa_wms_droid": CEM.jepa_wms_droid_paper(),
 }
 """Published searches at their published sizes."""
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
@@ -144,6 +147,18 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
             for name, value, rest in zip(space.names, held, space.rest, strict=True)
         ),
     )
+
+
+def by_channels(optimizer: Optimizer, groups: tuple[tuple[int, float], ...]) -> Optimizer:
+    """The optimizer with its distance to the goal taken of each group of channels: their number, and its weight."""
+    if isinstance(optimizer, Hybrid):
+        return replace(
+            optimizer,
+            search=cast(CEM, by_channels(optimizer.search, groups)),
+            polish=cast("Gradient | GaussNewton", by_channels(optimizer.polish, groups)),
+        )
+    assert isinstance(optimizer.cost, GoalDistance)
+    return replace(optimizer, cost=ChannelDistance(groups, optimizer.cost))  # type: ignore[type-var]  # a dataclass
 
 
 def adjusted(

@@ -76,12 +76,13 @@ def begin(
     warm_std: float | None = None,
     *,
     unbounded: bool = False,
+    training_units: bool = False,
 ) -> Search:
     """Check a problem and set up its search: mean at the warm start (or at rest), std a fraction of the half range.
 
     `unbounded` searches as published planners do: around the mean of the actions that the model was trained on, with
     `initial_std` in units of their std (as far as the space knows them), and candidates beyond the bounds, which hold
-    for the plan alone.
+    for the plan alone. With `training_units`, candidates keep to the bounds there, too.
     Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronization).
     """
     if block < 1:
@@ -99,11 +100,12 @@ def begin(
     low, high = (to_device(torch.tensor(edge, dtype=dtype), device) for edge in (space.low, space.high))
     unit, middle = (high - low) / 2, to_device(torch.tensor(space.rest, dtype=dtype), device)
     sent = None
-    if unbounded:
+    if unbounded or training_units:
         if space.mean is not None:
             middle = to_device(torch.tensor(space.mean, dtype=dtype), device)
         if space.std is not None:
             unit = to_device(torch.tensor(space.std, dtype=dtype), device)
+    if unbounded:
         sent, limits = limits, without_bounds(limits)
     start = middle.expand(time, -1)
     if problem.warm_start is not None:

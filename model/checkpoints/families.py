@@ -16,6 +16,8 @@ import torch
 
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.foreign import Foreign
+from model.checkpoints.state_dict import CheckpointError
+from model.checkpoints.weight_files import TensorSpec
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""
@@ -31,7 +33,19 @@ class ImportOptions:
     """Which of the file's encoders to take."""
     statistics: ActionStatistics | None = None
     """Of the actions the model was trained on."""
+    encoder_weights: Path | None = None
+    """Weights of the encoder, of files that hold none."""
+    model: str | None = None
+    """Which published model a file is, where it does not say."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes of a classifier."""
     progress: Progress | None = None
+
+    def refuse(self, path: Path, whose: str, *names: str) -> None:
+        """Raises CheckpointError for the first of these options that was given: a family has no use for them."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise CheckpointError(f"{path}: {name.replace('_', ' ')} must not be given for a file of {whose}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,12 @@ class Section:
     tensors: int
     parameters: int
     dtypes: tuple[str, ...]
+
+
+def counted(held: Mapping[str, TensorSpec]) -> Section:
+    """A dictionary of tensors, counted."""
+    dtypes = sorted({str(spec.dtype).removeprefix("torch.") for spec in held.values()})
+    return Section(len(held), sum(spec.count for spec in held.values()), tuple(dtypes))
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,11 @@ class Importer(Protocol):
         ...
 
 
-FAMILIES: Mapping[str, str] = {"lewm": "model.lewm.importing", "vjepa2": "model.vjepa2.importing"}
+FAMILIES: Mapping[str, str] = {
+    "lewm": "model.lewm.importing",
+    "dino_wm": "model.dino_wm.importing",
+    "vjepa2": "model.vjepa2.importing",
+}
 """Modules by family, in the order in which they are asked; imported when they are."""
 
 

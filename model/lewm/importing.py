@@ -75,6 +75,7 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
     """Check everything, then write. Numbers are kept in float32 unless `options` says otherwise: the file is small."""
     if options.encoder_key is not None:
         raise CheckpointError(f"{foreign.path}: LeWM files hold one encoder, so none can be chosen")
+    options.refuse(foreign.path, "LeWM", "encoder_weights", "labels", "model")
     config = _shape(foreign)
     weights = _checked_weights(foreign, config)
     released = by_digest(file_digest(foreign.weights))

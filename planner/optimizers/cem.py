@@ -64,6 +64,7 @@ class CEM:
     include_mean: bool = True  # candidate 0 is the mean, at first the warm start; False is the published V-JEPA 2 loop
     result: Literal["best", "mean"] = "best"  # "mean", as published: the last mean, or the best so far if cut short
     unbounded: bool = False  # draw around the training actions' mean, in units of their std, bounds for the plan alone
+    training_units: bool = False  # the same within the bounds; `unbounded` implies it
     noise: Noise = field(default_factory=TimeCorrelatedNoise)
     cost: CostFunction = field(default_factory=GoalDistance)
     gripper: GripperRules | None = None
@@ -148,6 +149,15 @@ class CEM:
         return replace(cls._published(), elites=10, horizon=6)
 
     @classmethod
+    def jepa_wms_droid_paper(cls) -> CEM:
+        """The planner of jepa-wms for DROID: 15 iterations, horizon 3, a first std of 0.1, candidates within bounds.
+
+        The published bounds are +-0.1 (m, rad) and, of the gripper, +-0.75; the std is the same for all.
+        """
+        published = replace(cls._published(), iterations=15, elites=10, horizon=3)
+        return replace(published, unbounded=False, training_units=True, initial_std=0.1)
+
+    @classmethod
     def _published(cls) -> CEM:
         return cls(
             samples=300,
@@ -177,7 +187,15 @@ class CEM:
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around rest. Raises PlanningError on a bad problem."""
-        search = begin(problem, self.horizon, block, self.initial_std, self.warm_std, unbounded=self.unbounded)
+        search = begin(
+            problem,
+            self.horizon,
+            block,
+            self.initial_std,
+            self.warm_std,
+            unbounded=self.unbounded,
+            training_units=self.training_units,
+        )
         if self.kept_count:
             kept = search.best_actions.expand(self.kept_count, -1, -1)
             search = replace(

@@ -139,10 +139,11 @@ class PlanDone:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One latent per frame, as observations and goals are encoded."""
+    """One latent per frame, as observations and goals are encoded; with what should be measured at a goal, if said."""
 
     model: str
     frames: tuple[Frame, ...]
+    proprioception: Floats | None = None  # [p], of every frame
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,19 @@ class EmbedClipJob:
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
     goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class ClassifyClipJob:
+    """What the frames of one clip show."""
+
+    model: str
+    frames: NDArray[np.uint8]  # [time, height, width, 3]
+
+
+@dataclass(frozen=True)
+class ClassifyDone:
+    probabilities: Floats  # [classes], in the order of the model's labels
 
 
 @dataclass(frozen=True)
@@ -233,8 +247,8 @@ class CalibrateDone:
     calibration: Calibration
 
 
-Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob
-Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone | CalibrateDone
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | ClassifyClipJob | RolloutJob | SurpriseJob | CalibrateJob
+Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | SurpriseDone | CalibrateDone
 
 
 @dataclass(frozen=True)

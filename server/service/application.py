@@ -10,6 +10,7 @@ import secrets
 import time
 
 from presage.values import (
+    ClipClasses,
     ClipEmbedding,
     Embedding,
     Goal,
@@ -38,6 +39,7 @@ from server.service.session_table import SessionTable
 from server.service.stages import Stages
 from server.values.calls import (
     CalibrateRequest,
+    ClassifyClipRequest,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
@@ -254,6 +256,10 @@ class Application:
     async def embed_clip(self, request: EmbedClipRequest, deadline: float | None = None) -> ClipEmbedding:
         """Decode a video file elsewhere and embed it."""
         return await self._embeddings.clip(request, deadline)
+
+    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClipClasses:
+        """Decode a video file elsewhere and say what it shows."""
+        return await self._embeddings.classify(request, deadline)
 
     # Within
 

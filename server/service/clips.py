@@ -33,6 +33,11 @@ class Clips:
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="clips")
         self._decoder: ClipDecoder | None = None
 
+    @property
+    def most_frames(self) -> int:
+        """Used of one clip."""
+        return self._limits.clip_frames
+
     async def decode(self, path: Path, sampling: FrameSampling, model: Model, left_s: float | None) -> Clip:
         """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
-from model.interface import LoadedModel
+from model.interface import LoadedModel, MeasuringModel
 from model.runtime import memory
 from planner import registry
+from planner.anytime import Optimizer
 from planner.cost import GoalDistance
 from planner.types import ActionSpace
 from planner.world_model import CostFunction, WorldModel
@@ -83,6 +84,41 @@ def context(
 def world_model(model: LoadedModel) -> WorldModel:
     """The model as searches see it, with a camera that may be turned: what `context` makes is for this."""
     return CameraYawWorldModel(model) if _turns(model) else model
+
+
+def measuring_world_model(model: LoadedModel) -> WorldModel:
+    """The same for goals that say what should be measured, which `measures_goals` models have."""
+    assert isinstance(model, MeasuringModel)
+    return CameraYawWorldModel(model.measuring()) if _turns(model) else model.measuring()
+
+
+def measures_goals(model: LoadedModel) -> bool:
+    """Whether a goal may say what the robot should measure there."""
+    return isinstance(model, MeasuringModel) and len(model.goal_groups) > 1
+
+
+def goal_of(model: LoadedModel, latent: Tensor, proprioception: Floats | None) -> Tensor:
+    """A goal's latent and, where that is said, what should be measured there."""
+    if proprioception is None:
+        return latent
+    assert isinstance(model, MeasuringModel)
+    return model.goal(latent, torch.tensor(proprioception))
+
+
+def seen_part(model: LoadedModel, goal: Tensor) -> Tensor:
+    """The latent of a goal [..., *latent], without what should be measured there: what other latents compare with."""
+    return goal[..., : model.package.config.latent_shape[-1]]
+
+
+def says_measurements(model: LoadedModel, goal: Tensor) -> bool:
+    """Whether a goal [*latent] says what should be measured there."""
+    return goal.shape[-1] != model.package.config.latent_shape[-1]
+
+
+def with_measurements(model: LoadedModel, optimizer: Optimizer) -> Optimizer:
+    """The optimizer for a goal that says what should be measured: its distance, of each group of channels."""
+    assert isinstance(model, MeasuringModel)
+    return registry.by_channels(optimizer, model.goal_groups)
 
 
 def _turns(model: LoadedModel) -> bool:

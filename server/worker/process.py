@@ -164,6 +164,10 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
+        license=str(config.training.get("license", "")),
+        labels=config.labels,
+        clip_frames=config.clip_frames,
+        measures_goals=model_adapter.measures_goals(model),
     )
     own, space = search if action is not None else None, model_adapter.action_space(model)
     return ServedModel(

@@ -19,7 +19,7 @@ from presage.values import Plan
 from torch import Tensor
 
 from model import extras
-from model.interface import ClipEmbedding, LoadedModel
+from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
@@ -198,6 +198,20 @@ class _Blind:
         if past_actions is None:
             return self._model.context(latents, proprioception)
         return self._model.context(latents, proprioception, past_actions)
+
+    @property
+    def goal_groups(self) -> tuple[tuple[int, float], ...]:
+        if isinstance(self._model, MeasuringModel):
+            return self._model.goal_groups
+        return ((self.package.config.latent_shape[-1], 1.0),)
+
+    def goal(self, latent: Tensor, proprioception: Tensor | None) -> Tensor:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.goal(latent, proprioception)
+
+    def measuring(self) -> Rollouts:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.measuring()
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
         return self._model.rollout(context, actions)

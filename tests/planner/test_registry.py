@@ -55,6 +55,7 @@ def test_the_published_searches_have_their_published_sizes() -> None:
         "lewm": (300, 30, 30, 5),
         "dino_wm": (300, 30, 30, 5),
         "jepa_wms": (300, 30, 10, 6),
+        "jepa_wms_droid": (300, 15, 10, 3),
     }
 
 

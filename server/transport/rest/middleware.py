@@ -33,6 +33,7 @@ WORK = "/v1/"
 """Paths below it ask for readiness too."""
 
 CLIPS = "/v1/embeddings/clips"
+CLASSIFICATIONS = "/v1/classifications/clips"
 FORM_BYTES = 64 * 1024  # room for the form around a clip
 
 KEEP_ALIVE_S = 75
@@ -121,7 +122,7 @@ class GatewayMiddleware:
 
     def _max_body(self, path: str) -> int:
         limits = self.gateway.limits
-        return limits.clip_bytes + FORM_BYTES if path == CLIPS else limits.message_bytes
+        return limits.clip_bytes + FORM_BYTES if path in (CLIPS, CLASSIFICATIONS) else limits.message_bytes
 
 
 def _limited(receive: Receive, max_bytes: int, headers: Headers, call: Call) -> Receive:

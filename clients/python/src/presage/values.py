@@ -127,7 +127,10 @@ class Model:
     """What a robot must know before it asks for a plan. `action` is None for a model that only embeds.
 
     `execute`: actions of a plan to carry out before planning again, as the model was measured. `computes`: in which
-    precision and on which device the server computes, and which of its rollouts are replayed as graphs.
+    precision and on which device the server computes, and which of its rollouts are replayed as graphs. `license`: of
+    the weights, as far as known. `labels`: of the classes of clips, empty for a model that classifies nothing;
+    `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known. `measures_goals`:
+    whether a goal may say what the robot should measure there.
     """
 
     name: str
@@ -143,6 +146,10 @@ class Model:
     server_version: str = ""
     execute: int = 0
     computes: str = ""
+    license: str = ""
+    labels: Tuple[str, ...] = ()
+    clip_frames: int = 0
+    measures_goals: bool = False
 
 
 @dataclass(frozen=True)
@@ -347,6 +354,24 @@ class Embedding:
     kind: str
     model: str
     goal_distances: Tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How likely one of a model's classes is; `index` is its place among the model's labels."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClipClasses:
+    """What a clip shows, the likeliest class first. `frame_times_s`: when each used frame is shown, from the start."""
+
+    classes: Tuple[ClassScore, ...]
+    model: str
+    frame_times_s: Tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

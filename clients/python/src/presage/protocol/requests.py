@@ -37,8 +37,12 @@ def get_model(name: str) -> Call[values.Model]:
     )
 
 
-def create_goal(image: ImageLike | None, latent: ArrayLike | None, model: str) -> Call[Goal]:
+def create_goal(
+    image: ImageLike | None, latent: ArrayLike | None, model: str, proprioception: Sequence[float] = ()
+) -> Call[Goal]:
     request = goals_pb2.GoalsCreateRequest(model=codec.model_name(model))
+    if len(proprioception):
+        request.proprioception.CopyFrom(codec.float_tensor("proprioception", proprioception, ["entries"]))
     if image is not None and latent is None:
         request.image.CopyFrom(codec.image_message(image))
     elif latent is not None and image is None:
@@ -250,6 +254,10 @@ def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None
         request,
         lambda reply: READER.value(values.Embedding, reply, known={"kind": kind}),
     )
+
+
+def clip_classes(reply: bytes) -> values.ClipClasses:
+    return READER.value(values.ClipClasses, methods.CLASSIFY_CLIP.parse(reply))
 
 
 def clip_embedding(reply: bytes, kind: str) -> values.ClipEmbedding:

@@ -25,7 +25,7 @@ Source = Union[str, "os.PathLike[str]", bytes]
 
 @dataclass(frozen=True)
 class ClipUpload:
-    """A file, or its content, and its announcement. `size` is in bytes."""
+    """A file, or its content, and its announcement, the same whether it is embedded or classified. `size`: bytes."""
 
     source: Source
     size: int
@@ -52,20 +52,25 @@ class ClipUpload:
 def announce_clip(
     clip: ClipLike,
     *,
-    kind: str,
-    fps: float | None,
-    frames: int | None,
-    goal: Goal | str | None,
-    model: str,
+    kind: str | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
+    goal: Goal | str | None = None,
+    model: str = "",
+    top_k: int | None = None,
 ) -> ClipUpload:
-    """Reads the clip once for its size and digest.
+    """Reads the clip once for its size and digest. `kind` and `goal` are for a clip to embed, `top_k` to classify.
 
     Raises OSError for a file that cannot be read, InvalidRequest for an argument that breaks its rule.
     """
     source = _source(clip)
-    header = embeddings_pb2.ClipHeader(
-        model=codec.model_name(model), kind=codec.kind_number(kind), goal_id=codec.goal_id(goal)
-    )
+    header = embeddings_pb2.ClipHeader(model=codec.model_name(model), goal_id=codec.goal_id(goal))
+    if kind is not None:
+        header.kind = codec.kind_number(kind)
+    if top_k is not None:
+        if not 1 <= top_k < 1 << 32:
+            raise invalid("top_k", "must be at least 1", top_k)
+        header.top_k = top_k
     if fps is not None and frames is not None:
         raise invalid("frames", "must not be given together with fps", frames)
     if fps is not None:

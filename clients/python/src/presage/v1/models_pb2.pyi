@@ -98,9 +98,13 @@ class Model(google.protobuf.message.Message):
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     EXECUTE_FIELD_NUMBER: builtins.int
     COMPUTES_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    CLIP_FRAMES_FIELD_NUMBER: builtins.int
+    MEASURES_GOALS_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
-    """"compact" or "vjepa2"."""
+    """"compact", "vjepa2", "lewm" or "dino_wm"."""
     weights_digest: builtins.str
     """sha256 of the weights, hexadecimal."""
     card: builtins.str
@@ -110,6 +114,12 @@ class Model(google.protobuf.message.Message):
     """Robot actions of a plan to carry out before planning again, as the model was measured."""
     computes: builtins.str
     """How this server computes with it: precision, device, and which rollouts are replayed as graphs, or why none."""
+    license: builtins.str
+    """License of the weights, as far as known; empty where nothing is."""
+    clip_frames: builtins.int
+    """Frames of a clip that the classifier was trained on; 0 where that is not known."""
+    measures_goals: builtins.bool
+    """Whether a goal may say what the robot should measure there."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -130,6 +140,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def limits(self) -> global___Limits: ...
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the classes that clips are classified into; empty for a model that classifies nothing."""
+
     def __init__(
         self,
         *,
@@ -146,9 +160,13 @@ class Model(google.protobuf.message.Message):
         server_version: builtins.str = ...,
         execute: builtins.int = ...,
         computes: builtins.str = ...,
+        license: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        clip_frames: builtins.int = ...,
+        measures_goals: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "clip_frames", b"clip_frames", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "labels", b"labels", "latent_shape", b"latent_shape", "license", b"license", "limits", b"limits", "measures_goals", b"measures_goals", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
