@@ -34,7 +34,8 @@ from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from planner.optimizers.cem import CEM
 from planner.types import Problem
-from server.service.application import Application, AppSettings
+from server.config import Settings
+from server.service.application import Application
 from server.values.calls import GoalRequest, Observation, PlanRequest
 from training.evaluation.closed_loop import action_space
 
@@ -123,7 +124,7 @@ def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, 
     size = models_pb2.PlannerSettings(samples=SAMPLES, iterations=ITERATIONS, elites=ELITES, horizon=HORIZON)
     goal = np.array(Image.open(io.BytesIO(jpegs[-1])))
     with (
-        grpc.insecure_channel(service.grpc) as channel,
+        grpc.insecure_channel(service.grpc, [("grpc.enable_http_proxy", 0)]) as channel,
         httpx.Client(base_url=service.rest, timeout=30, trust_env=False) as http,
         closing(asyncio.new_event_loop()) as loop,
     ):
@@ -159,8 +160,8 @@ def overhead(service: NullService, jpegs: list[bytes], calls: int) -> dict[str, 
 
 
 async def _started() -> Application:
-    settings = AppSettings(models=("null",), devices=("cpu",), engine_threads=1, loader=null_model.load)
-    application = await Application.start(settings)
+    settings = Settings(models=("null",), devices=("cpu",), engine_threads=1)
+    application = await Application.start(settings, loader=null_model.load)
     await application.wait_ready(120)
     return application
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import exit_codes
+from cli.client.classify import classify
 from cli.client.embed import embed
 from cli.client.health import health
 from cli.client.landscape import landscape
@@ -43,6 +44,7 @@ app.command("demo")(demo)
 app.command("plan")(plan)
 app.command("landscape")(landscape)
 app.command("embed")(embed)
+app.command("classify")(classify)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.add_typer(data, name="data")

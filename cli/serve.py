@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 _OTHERS = (
     "Any setting, repeatedly: engine_nice, engine_heartbeat_timeout_s, session_ttl_s, startup_timeout_s, "
     "shutdown_grace_s, spool_dir, reflection, openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, "
-    "limits.clip_bytes, limits.clip_frames, limits.clip_decode_timeout_s, limits.max_concurrent_uploads, "
-    "limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, limits.sessions, limits.max_queue, "
-    "limits.rollout_steps, limits.iterations, limits.images, limits.goal_cache_bytes. "
+    "limits.clip_bytes, limits.clip_frames, limits.clip_duration_s, limits.clip_decode_timeout_s, "
+    "limits.max_concurrent_uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, "
+    "limits.sessions, limits.max_queue, limits.rollout_steps, limits.iterations, limits.images, "
+    "limits.goal_cache_bytes. "
     "docs/operations.md explains each. Keys come by file or by PRESAGE_API_KEYS."
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +14,13 @@ from cli.output import JsonFlag, Output, open_output
 from model import extras
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
     from rich.table import Table
 
-    from model.checkpoints.importer import Inspection
-    from model.checkpoints.published import PublishedModel
+    from model.checkpoints.action_statistics import ActionStatistics
+    from model.checkpoints.families import Found
+    from model.checkpoints.listing import Published
     from model.package import Package
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -27,7 +30,7 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="A package's folder or built-in name, a .pt file, or a Hugging Face folder."
+            metavar="PATH", help="A package's folder or built-in name, a file of weights, or a published folder."
         ),
     ],
     json_: JsonFlag = False,
@@ -46,107 +49,192 @@ def inspect(
         output.result(value, _package_table(value))
         return
 
-    from model.checkpoints.importer import inspect_checkpoint
+    from model.checkpoints.families import inspect as look_into
 
-    value = _checkpoint_value(inspect_checkpoint(folder))
+    value = _checkpoint_value(look_into(folder))
     output.result(value, _checkpoint_table(value))
 
 
 def import_weights(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A published .pt file, or a Hugging Face folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A published file of weights, or a folder with one and its config.json."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the package to write.")],
-    dtype: Annotated[str, typer.Option("--dtype", help=f"What to keep numbers in: {', '.join(DTYPES)}.")] = "bfloat16",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", help=f"What to keep numbers in: {', '.join(DTYPES)}; by default the family's choice."),
+    ] = "",
     encoder: Annotated[
         str, typer.Option("--encoder", help="Which of the file's encoders to take; by default the published choice.")
     ] = "",
+    action_stats: Annotated[
+        Path | None,
+        typer.Option("--action-stats", help="JSON with mean and std of the actions the model was trained on."),
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", help="Recordings of the kind the model was trained on: the statistics are theirs."),
+    ] = None,
+    camera: Annotated[str, typer.Option("--camera", help="Which camera of --fit, where there are several.")] = "",
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option("--encoder-weights", help="File or folder of the encoder, where the file holds none."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Which published model the file is, where it does not say.")
+    ] = "",
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Names of a classifier's classes: a text file with one a line, or a JSON list."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CommandError(f"--out {out} is there already and is not overwritten: name a new folder, or remove it")
-    if dtype not in DTYPES:
+    if dtype not in ("", *DTYPES):
         raise typer.BadParameter(f"must be one of {', '.join(DTYPES)}, got {dtype!r}", param_hint="--dtype")
+    if action_stats is not None and fit is not None:
+        raise typer.BadParameter("must not be given beside --action-stats", param_hint="--fit")
     output = open_output(json_)
+    statistics = _action_statistics(action_stats, fit, camera)
 
     import torch
 
-    from model.checkpoints.importer import import_checkpoint
+    from model.checkpoints.families import ImportOptions
+    from model.checkpoints.families import import_weights as write
 
+    dtypes = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     with _byte_progress(output) as bars:
         bar = bars.add_task("importing", total=None)
-        imported = import_checkpoint(
-            source,
-            out,
-            dtype={"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype],
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        options = ImportOptions(
+            dtype=dtypes[dtype],
             encoder_key=encoder or None,
+            statistics=statistics,
+            encoder_weights=encoder_weights,
+            model=model or None,
+            labels=None if labels is None else _labels(labels),
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
+        imported = write(source, out, options)
     value = {
         "folder": str(imported.folder),
         "model": imported.model,
-        "encoder": imported.encoder_key,
+        "family": imported.family,
+        **{name.replace(" ", "_"): text for name, text in imported.details.items()},
         "parameters": imported.parameters,
         "weights_bytes": imported.weights_bytes,
         "weights_sha256": imported.weights_sha256,
     }
     size = f"{imported.parameters / 1e6:.1f} M parameters, {imported.weights_bytes / 1e6:.0f} MB"
-    output.result(value, f"{imported.model} ({imported.encoder_key}) in {out}: {size}")
+    about = "".join(f"\n  {name}: {text}" for name, text in imported.details.items())
+    output.result(value, f"{imported.model} ({imported.family}) in {out}: {size}{about}")
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """Names of classes, in order. CommandError where the file holds none."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: cannot be read: {error}") from error
+    if not text.lstrip().startswith("["):
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            names = json.loads(text)
+        except ValueError as error:
+            raise CommandError(f"{path}: is not JSON: {error}") from error
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise CommandError(f"{path}: must hold the names of classes, one a line or as a JSON list of texts")
+    return tuple(names)
+
+
+def _action_statistics(file: Path | None, dataset: Path | None, camera: str) -> ActionStatistics | None:
+    """What the user says of actions: from a file, or from recordings."""
+    from model.checkpoints.action_statistics import fit_action_statistics, read_action_statistics
+
+    if file is not None:
+        return read_action_statistics(file)
+    if dataset is None:
+        return None
+
+    import numpy as np
+
+    from cli.data.recordings import open_recordings
+    from training.data.dataset import ReadOptions
+
+    opened = open_recordings(dataset, ReadOptions(camera))
+    actions = [opened.episode(index).actions for index in range(len(opened.header.episodes))]
+    rows = np.concatenate(actions) if actions else np.zeros((0, 1))
+    source = f"{len(rows)} actions of {len(actions)} episodes in {dataset.name}, fitted at import"
+    return fit_action_statistics(rows, source, opened.header.action_names)
 
 
 def list_published(json_: JsonFlag = False) -> None:
     """List the published models that can be downloaded and imported, with licenses as far as known."""
-    from model.checkpoints.published import PUBLISHED
+    from model.checkpoints.listing import published
 
     output = open_output(json_)
-    values = [_published_value(model) for model in PUBLISHED]
+    values = [_published_value(model) for model in published()]
     output.result({"models": values}, _published_table(values))
 
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A published model; `presage weights list` names them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to put the file in.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to put the file in; of several files, a folder in it.")],
     sha256: Annotated[str, typer.Option("--sha256", help="The digest the file must have.")] = "",
     mirror: Annotated[
         str, typer.Option("--mirror", help="Address of a folder with the same files, instead of the official one.")
     ] = "",
     json_: JsonFlag = False,
 ) -> None:
-    """Download a published model's file; run again, it goes on where it was cut off."""
+    """Download a published model's files; run again, it goes on where it was cut off."""
     extras.require("httpx", "http", "downloading weights")
     from model.checkpoints.download import DownloadError
     from model.checkpoints.download import pull as download
-    from model.checkpoints.published import ADDRESS, PUBLISHED, by_name
+    from model.checkpoints.listing import find, published
 
-    names = [model.name for model in PUBLISHED]
-    if name not in names:
-        raise typer.BadParameter(f"must be one of {', '.join(names)}, got {name!r}", param_hint="NAME")
-    model, output = by_name(name), open_output(json_)
-    kept = (out / model.file).exists()
+    model = find(name)
+    if model is None:
+        names = ", ".join(each.name for each in published())
+        raise typer.BadParameter(f"must be one of {names}, got {name!r}", param_hint="NAME")
+    if sha256 and len(model.files) > 1:
+        raise typer.BadParameter(f"must not be given for {name}, whose files' digests are known", param_hint="--sha256")
+    output, folder = open_output(json_), out if len(model.files) == 1 else out / name
+    kept = all((folder / each.file).exists() for each in model.files)
+    digests = {each.file: sha256 or each.sha256 for each in model.files}
     try:
         with _byte_progress(output) as bars:
-            bar = bars.add_task(model.file, total=None)
-            path = download(
-                model,
-                out,
-                lambda done, total: bars.update(bar, completed=done, total=total),
-                base=mirror or ADDRESS,
-                sha256=sha256 or None,
-            )
+            for each in model.files:
+                bar = bars.add_task(each.file, total=None)
+                path = download(
+                    each,
+                    folder,
+                    lambda done, total, bar=bar: bars.update(bar, completed=done, total=total),  # type: ignore[misc]
+                    base=mirror or each.folder,
+                    sha256=digests[each.file],
+                )
     except ValueError as error:
         raise typer.BadParameter(str(error).removeprefix("sha256: "), param_hint="--sha256") from error
     except DownloadError as error:
         raise CommandError(str(error)) from error
+    verified = all(digests.values())
     value = {
         "model": model.name,
-        "path": str(path),
-        "bytes": path.stat().st_size,
+        "path": str(path if len(model.files) == 1 else folder),
+        "bytes": sum((folder / each.file).stat().st_size for each in model.files),
         "was_there": kept,
-        "sha256_verified": bool(sha256),
+        "sha256_verified": verified,
         "license": model.license,
+        "import": f"presage weights import {path if len(model.files) == 1 else folder} --out PACKAGE",
+        "needs": model.refused or model.needs,
     }
-    digest = "sha256 verified" if sha256 else "sha256 not verified: none is published, give one with --sha256"
+    digest = "sha256 verified" if verified else "sha256 not verified: none is published, give one with --sha256"
     there = "was already there" if kept else "downloaded"
-    output.result(value, f"{path} {there}: {value['bytes'] / 1e6:.1f} MB, {digest}; license: {model.license}")
+    needs = f"; {value['needs']}" if value["needs"] else ""
+    size = f"{sum((folder / each.file).stat().st_size for each in model.files) / 1e6:.1f} MB"
+    output.result(value, f"{value['path']} {there}: {size}, {digest}; license: {model.license}{needs}")
 
 
 def _byte_progress(output: Output) -> Progress:
@@ -157,19 +245,19 @@ def _byte_progress(output: Output) -> Progress:
     return Progress(*columns, console=output.err, disable=not output.err.is_terminal)
 
 
-def _published_value(model: PublishedModel) -> dict[str, Any]:
-    from model.vjepa2.action_predictor import ActionPredictorConfig
-
-    acts = isinstance(model.predictor, ActionPredictorConfig)
+def _published_value(model: Published) -> dict[str, Any]:
     return {
         "name": model.name,
-        "what": "encoder and action-conditioned predictor: plans" if acts else "encoder and masked predictor: embeds",
-        "encoder": {"depth": model.encoder.depth, "width": model.encoder.width, "image": model.image_size},
-        "encoder_key": model.encoder_key,
-        "address": model.address,
-        "huggingface": model.huggingface,
+        "family": model.family,
+        "what": model.what,
+        "files": [
+            {"file": each.file, "address": each.address, "sha256": each.sha256, "bytes": each.bytes}
+            for each in model.files
+        ],
         "license": model.license,
         "verified": model.verified,
+        "needs": model.needs,
+        "refused": model.refused,
     }
 
 
@@ -181,9 +269,9 @@ def _published_table(values: list[dict[str, Any]]) -> Table:
     for column in ("what", "license", "verified"):
         table.add_column(column, overflow="fold")
     for value in values:
-        encoder = value["encoder"]
-        shape = f"{encoder['depth']} blocks of {encoder['width']}, {encoder['image']} px"
-        table.add_row(value["name"], f"{value['what']}\n{shape}", value["license"], value["verified"])
+        needs = f"\nneeds {value['needs']}" if value["needs"] else ""
+        refused = f"\nnot imported: {value['refused']}" if value["refused"] else ""
+        table.add_row(value["name"], f"{value['what']}{refused or needs}", value["license"], value["verified"])
     return table
 
 
@@ -210,22 +298,22 @@ def _package_value(package: Package) -> dict[str, Any]:
     }
 
 
-def _checkpoint_value(found: Inspection) -> dict[str, Any]:
+def _checkpoint_value(found: Found) -> dict[str, Any]:
     from model.package import file_digest
 
-    files = [found.path] if found.path.is_file() else sorted(found.path.glob("*.safetensors"))
+    files = (
+        [found.path] if found.path.is_file() else sorted([*found.path.glob("*.safetensors"), *found.path.glob("*.pt")])
+    )
     return {
         "kind": "checkpoint",
         "path": str(found.path),
         "layout": found.layout,
-        "model": found.model or "",
-        "family": "" if found.encoder is None else "vjepa2",
-        "encoder": {} if found.encoder is None else asdict(found.encoder),
-        "misfit": found.misfit or "",
-        "sections": {
-            section.name: {"tensors": section.tensors, "parameters": section.parameters, "dtypes": section.dtypes}
-            for section in found.sections
-        },
+        "model": found.model,
+        "family": found.family,
+        "encoder" if found.family in ("", "vjepa2") else "network": dict(found.shape),
+        "misfit": found.misfit,
+        "needs": list(found.needs),
+        "sections": {name: asdict(section) for name, section in found.sections.items()},
         "sha256": {file.name: file_digest(file) for file in files},
     }
 
@@ -265,7 +353,8 @@ def _action_text(action: dict[str, Any] | None) -> str:
     return "\n".join([*lines, f"{action['rate_hz']:g} Hz, {action['block']} actions per model step"])
 
 
-def _checkpoint_table(value: dict[str, Any]) -> Table:
+def _checkpoint_table(value: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(title=f"checkpoint {value['path']} ({value['layout']})")
@@ -274,9 +363,10 @@ def _checkpoint_table(value: dict[str, Any]) -> Table:
     table.add_column("parameters", justify="right")
     for name, section in value["sections"].items():
         table.add_row(name, str(section["tensors"]), f"{section['parameters'] / 1e6:.1f} M")
-    shape = ", ".join(f"{name} {size}" for name, size in value["encoder"].items() if type(size) is int)
-    lines = [f"family vjepa2, it is {value['model']}", f"encoder: {shape}"] if value["model"] else []
+    part = "network" if "network" in value else "encoder"
+    shape = ", ".join(f"{name} {size}" for name, size in value[part].items() if type(size) is int)
+    lines = [f"family {value['family']}, it is {value['model']}", f"{part}: {shape}"] if value["model"] else []
     lines += [value["misfit"]] if value["misfit"] else []
+    lines += [f"an import needs {need}" for need in value["needs"]]
     lines += [f"sha256 {name}: {short_digest(digest)}" for name, digest in value["sha256"].items()]
-    table.caption = "\n".join(lines)
-    return table
+    return Group(table, *lines)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.interface import LoadedModel
+from model.interface import Rollouts
 from model.runtime.memory import to_device
 
 HORIZONTAL = ("x", "y")
@@ -35,7 +35,7 @@ class CameraYawWorldModel:
     The rotation takes the model's x and y to the robot's. Differentiable in the actions.
     """
 
-    model: LoadedModel
+    model: Rollouts
 
     @property
     def block(self) -> int:
@@ -46,8 +46,17 @@ class CameraYawWorldModel:
     ) -> Float[Tensor, "batch samples horizon *latent"]:
         """What the model predicts for the robot's actions, seen from where its camera stands."""
         rotation, *inner = context
-        horizontal = torch.einsum("bji,bstj->bsti", rotation, actions[..., :2])  # the transpose turns back
-        return self.model.rollout(tuple(inner), torch.cat([horizontal, actions[..., 2:]], dim=-1))
+        return self.model.rollout(tuple(inner), turned_back(actions, rotation))
+
+
+def turned_back(
+    actions: Float[Tensor, "*any time action"], rotation: Float[Tensor, "batch 2 2"]
+) -> Float[Tensor, "*any time action"]:
+    """The robot's actions as the model means them; with a batch of actions, a rotation for each."""
+    if actions.ndim == 2:
+        return turned_back(actions[None, None], rotation)[0, 0]
+    horizontal = torch.einsum("bji,bstj->bsti", rotation.to(actions.dtype), actions[..., :2])  # the transpose
+    return torch.cat([horizontal, actions[..., 2:]], dim=-1)
 
 
 def rotation(angle_rad: float, device: torch.device) -> Float[Tensor, "1 2 2"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,6 +20,49 @@ class ClipEmbedding:
     pooled: Float[Tensor, " width"]
     per_frame: Float[Tensor, "time width"]
     tokens: Float[Tensor, "time tokens width"]
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A model that also says what a clip shows; its package names the classes. A model need not be one."""
+
+    def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
+        """How likely each of the package's labels is, in order; they add up to 1."""
+        ...
+
+
+class Rollouts(Protocol):
+    """What a search asks of a world model."""
+
+    @property
+    def block(self) -> int: ...
+
+    def rollout(
+        self, context: tuple[Tensor, ...], actions: Float[Tensor, "batch samples time action"]
+    ) -> Float[Tensor, "batch samples horizon *latent"]: ...
+
+
+@runtime_checkable
+class MeasuringModel(Protocol):
+    """A model that predicts what a robot measures of itself, too, so that goals may say it. A model need not be one."""
+
+    @property
+    def goal_groups(self) -> tuple[tuple[int, float], ...]:
+        """Channels of a goal, group by group, and the weight of each in the cost: a latent's, then what is measured.
+
+        The latent's alone where nothing is measured.
+        """
+        ...
+
+    def goal(
+        self, latent: Float[Tensor, "*tokens latent"], proprioception: Float[Tensor, " p"] | None
+    ) -> Float[Tensor, "*tokens channels"]:
+        """What a search aims at: a goal's latent and, where it is said, what should be measured there."""
+        ...
+
+    def measuring(self) -> Rollouts:
+        """The same model, whose rollouts show what is measured after the channels of a latent."""
+        ...
 
 
 class LoadedModel(Protocol):
@@ -67,11 +110,16 @@ class LoadedModel(Protocol):
         ...
 
     def context(
-        self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "*latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where a rollout starts, from the newest latents (oldest first, at least one); batch axis 1.
 
-        Raises ObservationError for proprioception that cannot be.
+        `past_actions`, in robot units, were executed between them: `block` from each latent to the next. They are for
+        packages with `past_actions`, and none other looks at them. Raises ObservationError for proprioception or
+        actions that cannot be.
         """
         ...
 

@@ -76,10 +76,12 @@ class OffsetFreeModel:
         return self.model.embed_clip(frames)
 
     def context(
-        self, latents: Sequence[Float[Tensor, "*latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "*latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "past action"] | None = None,
     ) -> tuple[Tensor, ...]:
-        inner = self.model.context(latents, proprioception)
-        return (latents[-1].to(inner[0].device).unsqueeze(0), *inner)
+        return self.model.context(latents, proprioception, past_actions)
 
     def rollout(self, context: tuple[Tensor, ...], actions: Actions) -> Latents:
         """What the model predicts, less what it predicts of rest that is not seen now."""

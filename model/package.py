@@ -84,14 +84,17 @@ class PackageConfig:
     """Everything about a model but its weights."""
 
     name: str
-    family: str  # "compact" or "vjepa2"
+    family: str  # compact, vjepa2, lewm or dino_wm
     image: ImageSpec
     latent_shape: tuple[int, ...]
     network: dict[str, Any]  # the family's own shapes, read by the family
     action: ActionSpec | None = None  # None: the model only embeds
     proprioception_names: tuple[str, ...] = ()
     history: int = 1  # latents a rollout starts from
+    past_actions: bool = False  # they are a model step apart, and the actions executed between them count too
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
+    labels: tuple[str, ...] = ()  # names of the classes of clips that it tells apart; none: it classifies nothing
+    clip_frames: int = 0  # frames of a clip that its classifier was trained on; 0: not known
     training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
     scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals
 

@@ -13,7 +13,17 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation", "evaluation_antialiased", "exact"]
+CropPolicy = Literal[
+    "planning",
+    "planning_antialiased",
+    "training",
+    "evaluation",
+    "evaluation_antialiased",
+    "huggingface",
+    "short_side",
+    "stretched",
+    "exact",
+]
 """How an image becomes the model's size.
 
 - `planning`: the largest centered square, resized. What V-JEPA 2-AC was published to plan with.
@@ -22,7 +32,12 @@ CropPolicy = Literal["planning", "planning_antialiased", "training", "evaluation
 - `training`: cut to at most 1.35 : 1 (and at least 0.75 : 1) around the center, then squashed to a square. What V-JEPA
   2-AC was in fact trained with; it shows more of a wide image than `planning`.
 - `evaluation`: short side resized to 256/224 of the size, then the center cut out. V-JEPA 2 encoders were scored so.
-- `evaluation_antialiased`: the same as tensor pipelines (and Hugging Face's) do it, smoothed before it gets smaller.
+- `evaluation_antialiased`: the same as tensor pipelines do it, smoothed before it gets smaller.
+- `huggingface`: the same in the 8-bit arithmetic of `transformers`' video processor for V-JEPA 2, whose crop begins
+  one pixel earlier where the margins are uneven.
+- `short_side`: nothing is cut: the short side becomes the size, the long one follows, smoothed and never rounded to
+  8 bits. LeWM's published evaluation; of a frame that is not square, a network sees more patches.
+- `stretched`: both sides become the size, whatever the aspect, smoothed and never rounded. LeWM's training.
 - `exact`: the image must already have the model's size.
 """
 CROP_POLICIES: tuple[str, ...] = get_args(CropPolicy)
@@ -70,6 +85,9 @@ def fit(
     if policy == "exact":
         _check(frames, policy, size)
         return frames
+    if policy == "short_side" and len(frames.shape) == 4 and frames.shape[1] != frames.shape[2]:
+        got = " x ".join(str(each) for each in frames.shape[1:3])
+        raise ObservationError("frames", "must be square for images of one size with the short_side policy", got)
     return _pixels(frames, policy, size).round_().clamp_(0, 255).to(torch.uint8).movedim(1, -1)
 
 
@@ -125,14 +143,22 @@ def observation_warnings(frame: UInt8[Tensor, "height width 3"], size: tuple[int
 def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch 3 side side"]:
     """Pixel values 0..255 of the policy's part of the frames."""
     height, width = frames.shape[1:3]
-    if policy in ("evaluation", "evaluation_antialiased"):
+    if policy in ("evaluation", "evaluation_antialiased", "huggingface"):
         short = int(EVALUATION_MARGIN * side)
         rows, columns = (short * height // width, short) if width < height else (short, short * width // height)
+        if policy == "huggingface":
+            top, left = (rows - side) // 2, (columns - side) // 2
+            return _resize_8bit(frames, rows, columns)[:, :, top : top + side, left : left + side].float()
         smooth = policy == "evaluation_antialiased"
         resized = _resize_smooth(frames, rows, columns) if smooth else _resize_fixed_point(frames, rows, columns)
         # Halves round to even, as the published crop does: it moves the window by one pixel.
         top, left = round((rows - side) / 2), round((columns - side) / 2)
         return resized[:, :, top : top + side, left : left + side]
+    if policy in ("short_side", "stretched"):
+        rows, columns = side, side
+        if policy == "short_side":
+            rows, columns = (side * height // width, side) if width < height else (side, side * width // height)
+        return _smooth(frames.movedim(-1, 1).float(), rows, columns)
     narrowest, widest = TRAINING_ASPECTS if policy == "training" else (1.0, 1.0)
     rows, columns = height, width
     if width / height > widest:
@@ -149,10 +175,63 @@ def _crop(frames: Tensor, policy: CropPolicy, side: int) -> Float[Tensor, "batch
 def _resize_smooth(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
     """Bilinear with antialiasing, rounded to whole pixel values."""
     pixels = frames.movedim(-1, 1).float()
+    return _smooth(pixels, rows, columns).round().clamp(0, 255)
+
+
+def _smooth(pixels: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:
+    """Bilinear with antialiasing; pixels that already have the size as they are."""
     if pixels.shape[-2:] == (rows, columns):
         return pixels
-    resized = F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-    return resized.round().clamp(0, 255)
+    return F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _resize_8bit(frames: Tensor, rows: int, columns: int) -> UInt8[Tensor, "batch 3 rows columns"]:
+    """Bilinear with antialiasing as image libraries do it on 8-bit values: columns first, whole values in between.
+
+    Processors have it in PyTorch; elsewhere the same integers come from two matrix products, exact in float64.
+    """
+    pixels = frames.movedim(-1, 1)
+    if pixels.shape[-2:] == (rows, columns):
+        return pixels
+    if pixels.device.type == "cpu":
+        return F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    return resize_8bit_exactly(pixels, rows, columns)
+
+
+def resize_8bit_exactly(
+    pixels: UInt8[Tensor, "batch 3 height width"], rows: int, columns: int
+) -> UInt8[Tensor, "batch 3 rows columns"]:
+    """The 8-bit resize written out: weights as 16-bit integers, sums rounded to whole values after each axis."""
+    values = pixels
+    if columns != values.shape[-1]:
+        weights, bits = _smooth_weights(values.shape[-1], columns, pixels.device)
+        values = _rounded(values.double() @ weights.T, bits)
+    if rows != values.shape[-2]:
+        weights, bits = _smooth_weights(values.shape[-2], rows, pixels.device)
+        values = _rounded(weights @ values.double(), bits)
+    return values
+
+
+def _rounded(sums: Float[Tensor, "*batch rows columns"], bits: int) -> UInt8[Tensor, "*batch rows columns"]:
+    """Weighted sums as whole pixel values."""
+    return ((sums + (1 << (bits - 1))) / (1 << bits)).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _smooth_weights(old: int, new: int, device: torch.device) -> tuple[Float[Tensor, "new old"], int]:
+    """How much of every old pixel is in every new one, as whole numbers, and the bits these are scaled by."""
+    scale = old / new
+    reach = max(scale, 1.0)
+    center = scale * (torch.arange(new, dtype=torch.float64).unsqueeze(1) + 0.5)
+    first = (center - reach + 0.5).floor().clamp(min=0)
+    last = (center + reach + 0.5).floor().clamp(max=old)
+    place = torch.arange(old, dtype=torch.float64)
+    share = (1 - ((place - center + 0.5) / reach).abs()).clamp(min=0)
+    share = torch.where((place >= first) & (place < last), share, 0.0)
+    share = share / share.sum(dim=1, keepdim=True)
+    bits, largest = 0, float(share.max())
+    while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    return (share * (1 << bits) + 0.5).floor().to(device), bits
 
 
 def _resize_fixed_point(frames: Tensor, rows: int, columns: int) -> Float[Tensor, "batch 3 rows columns"]:

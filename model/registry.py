@@ -44,5 +44,13 @@ def as_trained(package: Package, device: torch.device) -> LoadedModel:
             from model.vjepa2.model import VJepa2Model
 
             return VJepa2Model.from_package(package, device)
+        case "dino_wm":
+            from model.dino_wm.world_model import DinoWorldModel
+
+            return DinoWorldModel.from_package(package, device)
+        case "lewm":
+            from model.lewm.world_model import LeWMWorldModel
+
+            return LeWMWorldModel.from_package(package, device)
         case family:
             raise PackageError(f"{package.folder}: unknown family {family!r}")

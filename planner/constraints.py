@@ -40,7 +40,9 @@ def limits_of(
         slew=_slew(space, dtype),
         l1_radius=_radius(space, 1, dtype),
         l2_radius=_radius(space, 2, dtype),
-        counted=None if space.norm_of is None else torch.tensor([float(name in space.norm_of) for name in space.names]),
+        counted=None
+        if space.norm_of is None
+        else torch.tensor([float(name in space.norm_of) for name in space.names], dtype=dtype),
         dwell=None,
     )
     if previous is not None and (space.slew is not None or space.dwell is not None):

@@ -60,6 +60,20 @@ def stack_limits(limits: Sequence[Limits]) -> Limits:
     )
 
 
+def without_bounds(limits: Limits) -> Limits:
+    """Limits that leave free what could move at all, and hold what is frozen or committed."""
+    free = limits.low < limits.high
+    return Limits(
+        low=limits.low.masked_fill(free, -torch.inf),
+        high=limits.high.masked_fill(free, torch.inf),
+        slew=None,
+        l1_radius=None,
+        l2_radius=None,
+        counted=None,
+        dwell=None,
+    )
+
+
 def on_device(limits: Limits, device: torch.device | str) -> Limits:
     """The same limits, on a device."""
     dwell = limits.dwell

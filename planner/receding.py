@@ -16,14 +16,15 @@ from torch import Tensor
 from planner.constraints import project
 from planner.types import ActionSpace, Plan, PlanningError
 
-Tail = Literal["rest", "hold"]
+Tail = Literal["rest", "hold", "mean"]
 
 
 def warm_start(plan: Plan, executed: int, space: ActionSpace, tail: Tail = "rest") -> Float[Tensor, "time action"]:
     """The next search's candidate 0: what remains of the plan after `executed` actions, as long as the plan was.
 
-    Freed places at the end repeat the space's rest ("rest": zero where zero is allowed and nothing else is stated) or
-    the plan's last action ("hold", for actions that are positions). The result obeys `space`.
+    Freed places at the end repeat the space's rest ("rest": zero where zero is allowed and nothing else is stated), the
+    plan's last action ("hold", for actions that are positions) or the mean of the actions that the model was trained on
+    ("mean", where a search without bounds begins; "rest" where the space does not know it). The result obeys `space`.
     """
     time = plan.actions.shape[0]
     if not 0 <= executed <= time:
@@ -39,7 +40,10 @@ def of_length(
     """What is left of a plan, cut or with a tail added (as in `warm_start`) to `time` actions, for a search of another
     length. Nothing is projected: the search does so with its start, for whatever limits its space has.
     """
-    last = left[-1] if tail == "hold" else left.new_tensor(space.rest)
+    if tail == "mean" and space.mean is not None:
+        last = left.new_tensor(space.mean)
+    else:
+        last = left[-1] if tail == "hold" else left.new_tensor(space.rest)
     return torch.cat([left[:time], last.expand(max(0, time - len(left)), -1)])
 
 

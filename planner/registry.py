@@ -5,25 +5,50 @@ For callers who hold settings as plain values; in Python, make an optimizer from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from planner.anytime import Optimizer
-from planner.cost import GoalDistance
+from planner.channels import ChannelDistance
+from planner.cost import GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
+from planner.receding import Tail
 from planner.types import ActionSpace, PlanningError
 
-OptimizerName = Literal["cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac"]
-"""`vjepa2_ac` is the published V-JEPA 2-AC search: white noise, last-step L1, gripper rules, the last mean.
+OptimizerName = Literal[
+    "cem",
+    "icem",
+    "mppi",
+    "gradient",
+    "hybrid",
+    "gauss_newton",
+    "real_time_iteration",
+    "vjepa2_ac",
+    "lewm",
+    "dino_wm",
+    "jepa_wms",
+    "jepa_wms_droid",
+]
+"""Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
+last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
+bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds).
 `real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
 Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+PUBLISHED: Mapping[str, CEM] = {
+    "vjepa2_ac": CEM.vjepa2_ac_paper(),
+    "lewm": CEM.lewm_paper(),
+    "dino_wm": CEM.dino_wm_paper(),
+    "jepa_wms": CEM.jepa_wms_paper(),
+    "jepa_wms_droid": CEM.jepa_wms_droid_paper(),
+}
+"""Published searches at their published sizes."""
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
 STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
@@ -44,9 +69,15 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             return replace(
                 CEM.icem(), samples=samples, iterations=iterations, elites=elites, horizon=horizon, cost=priced
             )
-        case "vjepa2_ac":
-            published = CEM.vjepa2_ac_paper()
-            return replace(published, samples=samples, iterations=iterations, elites=elites, horizon=horizon)
+        case published if published in PUBLISHED:
+            return replace(
+                PUBLISHED[published],
+                samples=samples,
+                iterations=iterations,
+                elites=elites,
+                horizon=horizon,
+                cost=priced,
+            )
         case "mppi":
             return MPPI(samples=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "gradient":
@@ -84,15 +115,18 @@ def cost(name: str, discount: float = 1.0) -> GoalDistance:
         raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if name == "vjepa2_ac":
+    if name in PUBLISHED:
         if discount != 1:
-            raise PlanningError(
-                "planner.discount", "must be 1 for vjepa2_ac, which counts the last step alone", discount
-            )
-        published = CEM.vjepa2_ac_paper().cost
+            raise PlanningError("planner.discount", f"must be 1 for {name}, which counts the last step alone", discount)
+        published = PUBLISHED[name].cost
         assert isinstance(published, GoalDistance)
         return published
     return GoalDistance() if discount == 1 else GoalDistance(over="discounted", discount=discount)
+
+
+def tail(name: str) -> Tail:
+    """What follows what is left of a plan, as the named optimizer's warm start (`receding.of_length`)."""
+    return "mean" if name in PUBLISHED and PUBLISHED[name].unbounded else "rest"
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
@@ -113,3 +147,48 @@ def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
             for name, value, rest in zip(space.names, held, space.rest, strict=True)
         ),
     )
+
+
+def by_channels(optimizer: Optimizer, groups: tuple[tuple[int, float], ...]) -> Optimizer:
+    """The optimizer with its distance to the goal taken of each group of channels: their number, and its weight."""
+    if isinstance(optimizer, Hybrid):
+        return replace(
+            optimizer,
+            search=cast(CEM, by_channels(optimizer.search, groups)),
+            polish=cast("Gradient | GaussNewton", by_channels(optimizer.polish, groups)),
+        )
+    assert isinstance(optimizer.cost, GoalDistance)
+    return replace(optimizer, cost=ChannelDistance(groups, optimizer.cost))  # type: ignore[type-var]  # a dataclass
+
+
+def adjusted(
+    optimizer: Optimizer, metric: str = "", narrowing: float | None = None, sample_decay: float | None = None
+) -> Optimizer:
+    """The optimizer with another distance to the goal, and with rates of its own where it has them; empty keeps its.
+
+    `narrowing` is the share of the std that MPPI leaves one iteration later, `sample_decay` the share of the samples
+    that CEMs leave: at 1 all iterations roll out as many. Raises PlanningError for a metric that there is not, for a
+    rate outside its range, and for one that the optimizer does not have.
+    """
+    if isinstance(optimizer, Hybrid):
+        if narrowing is not None:
+            raise PlanningError("planner.narrowing", "must be left out but for mppi", narrowing)
+        return replace(
+            optimizer,
+            search=cast(CEM, adjusted(optimizer.search, metric, None, sample_decay)),
+            polish=cast("Gradient | GaussNewton", adjusted(optimizer.polish, metric)),
+        )
+    settings: dict[str, Any] = {}
+    if metric:
+        check_metric("planner.metric", metric)
+        assert isinstance(optimizer.cost, GoalDistance)
+        settings["cost"] = replace(optimizer.cost, metric=cast(Metric, metric))
+    if narrowing is not None:
+        if not isinstance(optimizer, MPPI):
+            raise PlanningError("planner.narrowing", "must be left out but for mppi", narrowing)
+        settings["narrowing"] = narrowing
+    if sample_decay is not None:
+        if not isinstance(optimizer, CEM):
+            raise PlanningError("planner.sample_decay", "must be left out but for searches by samples", sample_decay)
+        settings["sample_decay"] = sample_decay
+    return replace(optimizer, **settings) if settings else optimizer  # type: ignore[type-var]  # each is a dataclass

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planner.constraints import limits_of
-from planner.limits import Limits, project_within, stack_limits
+from planner.limits import Limits, project_within, stack_limits, without_bounds
 from planner.noise import Noise, NoiseShape, Stream
 from planner.transfer import to_device
 from planner.types import ActionDistribution, Plan, PlanningError, Problem, StopReason
@@ -39,6 +39,7 @@ class Search:
     memory: tuple[Tensor, ...] = ()  # what else its optimizer carries from one iteration to the next
     result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
     first_share: float = 1.0  # of its samples that the first iteration draws
+    sent: Limits | None = None  # of its plan, where candidates may go beyond them; None: `limits` are for both
 
     @property
     def stream(self) -> Stream:
@@ -64,13 +65,24 @@ class SearchBatch:
     best_actions: Float[Tensor, "batch time action"]
     best_step_costs: Float[Tensor, "batch horizon"]
     memory: tuple[Float[Tensor, "batch ..."], ...]
+    sent: Limits | None
 
 
 def begin(
-    problem: Problem, horizon: int, block: int, initial_std: float | tuple[float, ...], warm_std: float | None = None
+    problem: Problem,
+    horizon: int,
+    block: int,
+    initial_std: float | tuple[float, ...],
+    warm_std: float | None = None,
+    *,
+    unbounded: bool = False,
+    training_units: bool = False,
 ) -> Search:
     """Check a problem and set up its search: mean at the warm start (or at rest), std a fraction of the half range.
 
+    `unbounded` searches as published planners do: around the mean of the actions that the model was trained on, with
+    `initial_std` in units of their std (as far as the space knows them), and candidates beyond the bounds, which hold
+    for the plan alone. With `training_units`, candidates keep to the bounds there, too.
     Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronization).
     """
     if block < 1:
@@ -81,24 +93,38 @@ def begin(
     for tensor in problem.context:
         if tensor.shape[:1] != (1,):
             raise PlanningError("context", "must have a leading batch axis of 1", tuple(tensor.shape))
-    limits = limits_of(space, time, problem.previous_action, problem.committed, problem.held, device=device)
-    low, high = (to_device(torch.tensor(edge), device) for edge in (space.low, space.high))
-    start = to_device(torch.tensor(space.rest), device).expand(time, -1)
+    dtype = torch.float64 if problem.goal.dtype == torch.float64 else torch.float32  # of actions, as the latents' is
+    limits = limits_of(
+        space, time, problem.previous_action, problem.committed, problem.held, dtype=dtype, device=device
+    )
+    low, high = (to_device(torch.tensor(edge, dtype=dtype), device) for edge in (space.low, space.high))
+    unit, middle = (high - low) / 2, to_device(torch.tensor(space.rest, dtype=dtype), device)
+    sent = None
+    if unbounded or training_units:
+        if space.mean is not None:
+            middle = to_device(torch.tensor(space.mean, dtype=dtype), device)
+        if space.std is not None:
+            unit = to_device(torch.tensor(space.std, dtype=dtype), device)
+    if unbounded:
+        sent, limits = limits, without_bounds(limits)
+    start = middle.expand(time, -1)
     if problem.warm_start is not None:
-        start = to_device(_checked_warm_start(problem.warm_start, (time, space.dimensions)).float(), device)
+        start = to_device(_checked_warm_start(problem.warm_start, (time, space.dimensions)).to(dtype), device)
     start = project_within(limits, start)
-    half_range = ((high - low) / 2) * (limits.low < limits.high)
+    free = limits.low < limits.high
+    half_range = ((high - low) / 2) * free
     if problem.warm_start is not None and warm_std is not None:
         initial_std = warm_std
-    std = half_range * per_dimension("initial_std", initial_std, half_range)
+    std = unit * free * per_dimension("initial_std", initial_std, half_range)
     return Search(
         problem=problem,
         block=block,
         limits=limits,
         distribution=ActionDistribution(start, std),
         half_range=half_range,
-        best_actions=start,
-        best_step_costs=torch.full((horizon,), torch.inf, device=device),
+        best_actions=start if sent is None else project_within(sent, start),
+        best_step_costs=torch.full((horizon,), torch.inf, dtype=dtype, device=device),
+        sent=sent,
     )
 
 
@@ -122,7 +148,7 @@ def drawn_starts(search: Search, noise: Noise, count: int) -> Float[Tensor, "sta
     """Sequences drawn around a search's mean and inside its limits; the first is the mean."""
     mean, std = search.distribution.mean, search.distribution.std
     shape = NoiseShape(count, mean.shape[0] // search.block, search.block, mean.shape[1])
-    actions = mean + std * noise([search.stream], shape, mean.device)[0]
+    actions = mean + std * noise([search.stream], shape, mean.device)[0].to(mean.dtype)
     actions[0] = mean
     return project_within(search.limits, actions)
 
@@ -143,6 +169,7 @@ def stack(searches: Sequence[Search], block: int) -> SearchBatch:
         best_actions=_stack([search.best_actions for search in searches]),
         best_step_costs=_stack([search.best_step_costs for search in searches]),
         memory=tuple(_stack(parts) for parts in zip(*(search.memory for search in searches), strict=True)),
+        sent=None if searches[0].sent is None else stack_limits([s.sent for s in searches if s.sent is not None]),
     )
 
 
@@ -161,7 +188,7 @@ def priced(
         predicted = shared_rollout(world_model, batch.context, candidates, alike)
     if candidates.requires_grad and not predicted.requires_grad:
         raise PlanningError("world_model.rollout", "must be differentiable in the actions", "no gradient")
-    step_costs = cost(predicted, batch.goal, candidates).float()
+    step_costs = cost(predicted, batch.goal, candidates).to(batch.best_step_costs.dtype)
     wanted = (*candidates.shape[:2], batch.best_step_costs.shape[-1])
     if step_costs.shape != wanted:
         raise PlanningError("cost", f"must return {wanted} [batch, samples, horizon]", tuple(step_costs.shape))
@@ -239,7 +266,7 @@ def finished_plan(search: Search, reason: StopReason) -> Plan:
         if search.problem.warm_start is None and committed == 0:
             rule = "was hit before the first iteration could run, and there is no warm start to fall back on"
             raise PlanningError(reason, rule, "0 iterations")
-        actions = search.distribution.mean
+        actions = search.distribution.mean if search.sent is None else search.best_actions
         if search.problem.warm_start is None:
             actions = actions[:committed]
         step_costs = torch.full_like(search.best_step_costs, torch.nan)

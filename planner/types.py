@@ -39,12 +39,14 @@ class ActionSpace:
     norm_order: Literal[1, 2] = 2
     norm_of: tuple[str, ...] | None = None  # names of the dimensions the norm is of (one unit, say); None: all
     dwell: tuple[int, ...] | None = None  # actions a value is kept for at least, per dimension; 1 leaves it free
+    mean: tuple[float, ...] | None = None  # of the actions a model was trained on: what published searches draw around
+    std: tuple[float, ...] | None = None
     stated_rest: tuple[float, ...] | None = None  # the action that leaves the robot at rest, where somebody says
 
     def __post_init__(self) -> None:
         if not self.names:
             raise PlanningError("action_space.names", "must not be empty", self.names)
-        for field in ("units", "low", "high", "slew", "frozen", "dwell", "stated_rest"):
+        for field in ("units", "low", "high", "slew", "frozen", "dwell", "mean", "std", "stated_rest"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.names):
                 raise PlanningError(f"action_space.{field}", f"must have {len(self.names)} entries", len(value))
@@ -61,6 +63,10 @@ class ActionSpace:
             raise PlanningError("action_space.slew", "must be positive", self.slew)
         if self.dwell is not None and not all(steps >= 1 and float(steps).is_integer() for steps in self.dwell):
             raise PlanningError("action_space.dwell", "must be whole numbers >= 1", self.dwell)
+        if self.mean is not None and not all(math.isfinite(entry) for entry in self.mean):
+            raise PlanningError("action_space.mean", "must be finite", self.mean)
+        if self.std is not None and not all(math.isfinite(entry) and entry > 0 for entry in self.std):
+            raise PlanningError("action_space.std", "must be finite and > 0", self.std)
         if self.norm_order not in (1, 2):
             raise PlanningError("action_space.norm_order", "must be 1 or 2", self.norm_order)
         if self.norm_of is not None and not (self.norm_of and set(self.norm_of) <= set(self.names)):

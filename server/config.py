@@ -10,8 +10,8 @@ import difflib
 import importlib.metadata
 import ipaddress
 import re
-import sys
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,14 @@ import pydantic_settings
 import yaml
 from presage.user_error import UserError
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
 
 MIB = 1024 * 1024
 
@@ -37,6 +44,9 @@ class Limits(BaseModel):
     image_pixels: int = Field(default=4096 * 4096, ge=1, description="pixels of all images of one request together")
     clip_bytes: int = Field(default=256 * MIB, ge=1, description="largest uploaded clip")
     clip_frames: int = Field(default=4096, ge=1, description="most frames used of one clip")
+    clip_duration_s: float = Field(
+        default=3600.0, gt=0, description="longest clip that is read, however few of its frames are used"
+    )
     clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
     max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
@@ -136,6 +146,18 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     record: Recording = Field(default=Recording(), description="the flight recorder")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = _file.get()
+        return (init_settings, env_settings, *([] if file is None else [_file_source(settings_cls, file)]))
+
     @field_validator("models", "devices", "api_keys", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
@@ -180,16 +202,15 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
 
     A flag of None counts as not given. Raises SettingsError.
     """
-    layers = _read(file) if file is not None else {}
+    token = _file.set(file)
     try:
-        layers = _merged(layers, EnvSettingsSource(Settings)())
+        return Settings(**{name: value for name, value in (flags or {}).items() if value is not None})
     except pydantic_settings.SettingsError as error:
         raise SettingsError(f"environment: {error}") from None
-    layers = _merged(layers, {name: value for name, value in (flags or {}).items() if value is not None})
-    try:
-        return Settings(**layers)
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(fault) for fault in error.errors(include_url=False))) from None
+    finally:
+        _file.reset(token)
 
 
 def unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -235,29 +256,16 @@ def _describe(fault: Any) -> str:
     return f"{name}: {fault['msg'][0].lower()}{fault['msg'][1:]}{shown}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+_file: ContextVar[Path | None] = ContextVar("presage_settings_file", default=None)
+
+
+def _file_source(kind: type[BaseSettings], file: Path) -> PydanticBaseSettingsSource:
+    """The settings of a file. Raises SettingsError."""
     try:
-        text = file.read_text(encoding="utf-8")
-        content = _parse_toml(text) if file.suffix == ".toml" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        if not file.is_file():
+            raise FileNotFoundError("there is no such file")
+        if file.suffix == ".toml":
+            return TomlConfigSettingsSource(kind, file)
+        return YamlConfigSettingsSource(kind, file, yaml_file_encoding="utf-8")
+    except (OSError, ValueError, TypeError, ImportError, yaml.YAMLError) as error:
         raise SettingsError(f"settings file {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content or {}, dict):
-        raise SettingsError(f"settings file {file} must hold names and values, got a {type(content).__name__}")
-    return dict(content or {})
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib.loads(text)
-    raise ValueError("TOML needs Python 3.11 or newer; write it as YAML")
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, folder by folder."""
-    merged = dict(below)
-    for name, value in above.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged

@@ -25,7 +25,7 @@ from server.errors import ServiceError
 from server.observability import ntp
 from server.observability.logging import configure_logging, wrap_plain_lines
 from server.recording.recorder import Recorder, RecorderSettings
-from server.service.application import Application, AppSettings
+from server.service.application import Application
 from server.transport.listeners import Addresses, StartError, bind, create_gateway, listening
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ async def serve(
         if settings.grpc_port != 0:
             bind(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC says less of a taken port, and twice
         recorder, spans = _recorder(settings), spans_of(settings)
-        application = await Application.start(replace(app_settings(settings), loader=loader), recorder)
+        application = await Application.start(settings, recorder, loader)
         stopped = time.monotonic()
         try:
             gateway = create_gateway(application, settings, recorder, spans)
@@ -136,32 +136,6 @@ async def _ready_before(stop: asyncio.Event, application: Application, startup_t
         stopping.cancel()
         ready.cancel()
         await asyncio.gather(stopping, ready, return_exceptions=True)
-
-
-def app_settings(settings: Settings) -> AppSettings:
-    """What the application needs of the settings."""
-    limits = settings.limits
-    return AppSettings(
-        models=settings.models,
-        devices=settings.devices,
-        engine_threads=settings.engine_threads,
-        precision=settings.precision,
-        graphs=settings.graphs,
-        engine_nice=settings.engine_nice,
-        engine_heartbeat_timeout_s=settings.engine_heartbeat_timeout_s,
-        startup_timeout_s=settings.startup_timeout_s,
-        max_sessions=limits.sessions,
-        session_ttl_s=settings.session_ttl_s,
-        max_session_ttl_s=limits.session_ttl_s,
-        goal_cache_bytes=limits.goal_cache_bytes,
-        queue_limit=limits.max_queue,
-        max_rollout_steps=limits.rollout_steps,
-        max_iterations=limits.iterations,
-        max_images=limits.images,
-        clip_frames=limits.clip_frames,
-        clip_timeout_s=limits.clip_decode_timeout_s,
-        server_version=server_version(),
-    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.planning import accelerator, chart, compact, vjepa2
+from benchmarks.planning import accelerator, chart, compact, lewm, vjepa2
 from benchmarks.planning.problems import Served, arm_problems
 from benchmarks.planning.timing import Table, written
 from benchmarks.source import commit
@@ -67,6 +67,7 @@ def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]
         "warm": lambda: compact.warm_starts(served, problems, scale),
         "punctual": lambda: compact.punctuality(served, problems, scale),
         "company": lambda: compact.company(served, problems, scale),
+        "lewm": lambda: lewm.plans(lewm.PUBLISHED, lewm.QUICK if quick else lewm.WHOLE, 2 if quick else 3),
         "plans": lambda: vjepa2.plans(device, *_vjepa2_scale(quick, device)),
         "clip": lambda: vjepa2.embeddings(device, 2 if quick and device.type == "cpu" else vjepa2.LAYERS, 2),
     }
@@ -115,6 +116,7 @@ def _summary(ratios: dict[str, Any]) -> str:
         f"warm 100 ms cost {ratios['warm']:.3f} of 300x30",
         f"overshoot p99 {ratios['punctual']:.2f} ms",
         f"robots batched {ratios['company']:.2f}x",
+        "LeWM " + ", ".join(f"{ratio:.1f}x the published loop in {name}" for name, ratio in ratios["lewm"].items()),
         "V-JEPA 2-AC " + ", ".join(f"{name.replace('_', ' ')} {ratio:.1f}x" for name, ratio in plans.items()),
         f"clip against transformers {_clip(ratios['clip'])}"
         if "clip" in ratios

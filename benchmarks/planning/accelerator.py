@@ -76,8 +76,8 @@ class Scale:
     repeats: int
 
 
-WHOLE = Scale(vjepa2.LAYERS, 800, (1, 2, 4), 10, vjepa2.LAYERS, 32, CEM.lewm_paper(), 2)
-TINY = Scale(1, 2, (1, 2, 4), 1, 1, 3, replace(CEM.lewm_paper(), samples=20, iterations=2, elites=4), 1)
+WHOLE = Scale(vjepa2.LAYERS, 800, (1, 2, 4), 10, vjepa2.LAYERS, 32, CEM.lewm_paper(unbounded=False), 2)
+TINY = Scale(1, 2, (1, 2, 4), 1, 1, 3, replace(CEM.lewm_paper(unbounded=False), samples=20, iterations=2, elites=4), 1)
 
 
 def measure(device: torch.device, scale: Scale) -> tuple[Figures, list[Table]]:

@@ -55,7 +55,7 @@ WHOLE = Scale(
 
 def against_plain_loops(served: Served, problem: ArmProblem, scale: Scale) -> tuple[Table, dict[str, float]]:
     """300 x 30, horizon 5: the same search by plain loops, in float32, and as an engine serves it; and the floor."""
-    fast, network = CEM.lewm_paper(), load_network(served.exact.package)
+    fast, network = CEM.lewm_paper(unbounded=False), load_network(served.exact.package)
     action = served.exact.package.config.action
     assert action is not None
     shape = (fast.samples, fast.horizon * served.exact.block, len(action.names))

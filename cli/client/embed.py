@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +56,7 @@ def embed(
     output = open_output(json_)
     is_image = _is_image(source)
     with ExitStack() as stack:
-        where, name = _service(output, stack, address, model)
+        where, name = open_service(output, stack, address, model)
         client = stack.enter_context(connect(where, api_key, tls, tls_roots, timeout_s))
         towards = None if goal is None else client.goal(read_image(goal), model=name)
         if is_image:
@@ -70,7 +71,7 @@ def embed(
     output.result(value, _shown(value))
 
 
-def _service(output: Output, stack: ExitStack, address: str, model: str) -> tuple[str, str]:
+def open_service(output: Output, stack: ExitStack, address: str, model: str) -> tuple[str, str]:
     """Where to ask, and the model's name there."""
     if address:
         return address, model
@@ -91,6 +92,13 @@ def _embed_clip(
     goal: Goal | None,
     model: str,
 ) -> ClipEmbedding:
+    with uploading(output, source, "embedding") as sent:
+        return client.embed_clip(source, kind, fps=fps, frames=frames, goal=goal, model=model, progress=sent)
+
+
+@contextmanager
+def uploading(output: Output, source: Path, then: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for an upload, where a person watches stderr: told bytes sent and in all. `then` is what follows."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -98,9 +106,9 @@ def _embed_clip(
         bar = bars.add_task("uploading", total=source.stat().st_size)
 
         def sent(done: int, total: int) -> None:
-            bars.update(bar, completed=done, total=total, description="uploading" if done < total else "embedding")
+            bars.update(bar, completed=done, total=total, description="uploading" if done < total else then)
 
-        return client.embed_clip(source, kind, fps=fps, frames=frames, goal=goal, model=model, progress=sent)
+        yield sent
 
 
 def _is_image(path: Path) -> bool:

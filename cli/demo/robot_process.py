@@ -85,17 +85,15 @@ def _episode(line: Mapping[str, Any], job: Job, plans: tuple[PlanRecord, ...]) -
     with np.load(file, allow_pickle=False) as arrays:
         frames, goal, random_end = arrays["frames"], arrays["goal"], arrays["random_end"]
     one = next(one for one in job.tries if one.number == line["number"])
+    told = {name: line[name] for name in ("success", "initially_solved", "steps", "random_success", "random_steps")}
+    distances = tuple(line["goal_distances"])
     return EpisodeRecord(
-        number=one.number,
-        pair=one.pair,
-        success=line["success"],
-        initially_solved=line["initially_solved"],
-        steps=line["steps"],
+        one.number,
+        one.pair,
         plans=plans,
-        goal_distances=tuple(line["goal_distances"]),
+        goal_distances=distances,
         frames=frames,
         goal=goal,
-        random_success=line["random_success"],
-        random_steps=line["random_steps"],
         random_end=random_end,
-    )
+        **told,
+    )  # fmt: skip

@@ -16,7 +16,6 @@ from deploy.ray.wire import Called, Kind, methods
 from server.config import Settings
 from server.observability.logging import configure_logging
 from server.service.application import Application
-from server.serving import app_settings
 from server.transport.grpc.interceptor import GatewayInterceptor
 from server.transport.grpc.service import add_services
 from server.transport.listeners import create_gateway
@@ -62,7 +61,7 @@ class Replica:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
         configure_logging(settings.log_format, settings.log_level)
         self._drain_s = settings.shutdown_grace_s
-        self._application = await Application.start(app_settings(settings))
+        self._application = await Application.start(settings)
         try:
             await self._application.wait_ready(settings.startup_timeout_s)
             self._gateway = create_gateway(self._application, settings)

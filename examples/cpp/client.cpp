@@ -1,5 +1,8 @@
 #include "client.h"
 
+#include <arpa/inet.h>
+
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -35,6 +38,33 @@ std::shared_ptr<grpc::ChannelCredentials> credentials(const std::string& ca_file
   return grpc::SslCredentials(options);
 }
 
+bool is_loopback(const std::string& address) {
+  std::string host = address;
+  for (const std::string scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
+    if (host.rfind(scheme, 0) == 0) {
+      host = host.substr(scheme.size());
+      break;
+    }
+  }
+  if (host.rfind("unix:", 0) == 0 || host.rfind("unix-abstract:", 0) == 0) return true;
+  host = host.substr(0, host[0] == '[' ? host.find(']') + 1 : host.find(':'));
+  if (host == "localhost" || host == "[::1]") return true;
+  in_addr number{};  // 127.example.org begins like an address and is none
+  return inet_pton(AF_INET, host.c_str(), &number) == 1 && (ntohl(number.s_addr) >> 24) == 127;
+}
+
+std::string proxy_for(const std::string& address) {
+  if (is_loopback(address)) return "";
+  for (const char* name : {"grpc_proxy", "https_proxy", "http_proxy"}) {  // as gRPC looks for it
+    const char* found = std::getenv(name);
+    if (found == nullptr || *found == 0) continue;
+    const std::string proxy = found;
+    const auto at = proxy.rfind('@');  // what stands before it is a password
+    return (at == std::string::npos ? proxy : "http://" + proxy.substr(at + 1)) + " (" + name + ")";
+  }
+  return "";
+}
+
 }  // namespace
 
 std::string reason_of(const grpc::Status& status) {
@@ -56,8 +86,10 @@ CallFailed::CallFailed(const std::string& call, const grpc::Status& status)
     : std::runtime_error(call + " failed: " + describe(status)), code(status.error_code()), reason(reason_of(status)) {}
 
 Client::Client(const std::string& address, const std::string& ca_file, std::string api_key)
-    : api_key_(std::move(api_key)) {
+    : api_key_(std::move(api_key)), proxy_(proxy_for(address)) {
   grpc::ChannelArguments arguments;
+  // A proxy that the environment names for the world outside does not reach this machine itself.
+  if (is_loopback(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   // gRPC's own pauses between attempts to connect grow to two minutes: too long for a robot whose server restarts.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
@@ -73,6 +105,11 @@ Client::Client(const std::string& address, const std::string& ca_file, std::stri
 void Client::prepare(grpc::ClientContext& context, std::chrono::milliseconds limit) const {
   context.set_deadline(std::chrono::system_clock::now() + limit);
   if (!api_key_.empty()) context.AddMetadata("x-api-key", api_key_);
+}
+
+CallFailed Client::failed(const std::string& call, const grpc::Status& status) const {
+  const bool unreached = status.error_code() == grpc::StatusCode::UNAVAILABLE && !proxy_.empty();
+  return CallFailed(unreached ? call + " through the proxy " + proxy_ : call, status);
 }
 
 void Client::wait_ready(std::chrono::seconds limit) {
@@ -93,7 +130,7 @@ v1::Model Client::model() {
   prepare(context, kCallLimit);
   v1::ModelsGetResponse reply;
   const auto status = models_->Get(&context, v1::ModelsGetRequest(), &reply);
-  if (!status.ok()) throw CallFailed("Models.Get", status);
+  if (!status.ok()) throw failed("Models.Get", status);
   return reply.model();
 }
 
@@ -104,7 +141,7 @@ std::string Client::create_goal(const std::string& image_file_bytes) {
   request.mutable_image()->set_encoded(image_file_bytes);
   v1::GoalsCreateResponse reply;
   const auto status = goals_->Create(&context, request, &reply);
-  if (!status.ok()) throw CallFailed("Goals.Create", status);
+  if (!status.ok()) throw failed("Goals.Create", status);
   return reply.goal().goal_id();
 }
 
@@ -115,7 +152,7 @@ std::string Client::create_session(const std::string& goal_id) {
   request.set_goal_id(goal_id);
   v1::SessionsCreateResponse reply;
   const auto status = sessions_->Create(&context, request, &reply);
-  if (!status.ok()) throw CallFailed("Sessions.Create", status);
+  if (!status.ok()) throw failed("Sessions.Create", status);
   return reply.session().session_id();
 }
 
@@ -126,7 +163,7 @@ void Client::delete_session(const std::string& session_id) {
   request.set_session_id(session_id);
   v1::SessionsDeleteResponse reply;
   const auto status = sessions_->Delete(&context, request, &reply);
-  if (!status.ok()) throw CallFailed("Sessions.Delete", status);
+  if (!status.ok()) throw failed("Sessions.Delete", status);
 }
 
 v1::Plan Client::plan(const v1::PlanRequest& request, std::chrono::milliseconds limit) {
@@ -134,6 +171,6 @@ v1::Plan Client::plan(const v1::PlanRequest& request, std::chrono::milliseconds 
   prepare(context, limit);
   v1::PlanResponse reply;
   const auto status = planning_->Plan(&context, request, &reply);
-  if (!status.ok()) throw CallFailed("Planning.Plan", status);
+  if (!status.ok()) throw failed("Planning.Plan", status);
   return reply.plan();
 }

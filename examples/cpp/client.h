@@ -40,8 +40,12 @@ class Client {
   void prepare(grpc::ClientContext& context, std::chrono::milliseconds limit) const;
   presage::v1::Planning::Stub& planning() { return *planning_; }
 
+  // The error of a call that failed; names the proxy of the environment where one is in between.
+  CallFailed failed(const std::string& call, const grpc::Status& status) const;
+
  private:
   std::string api_key_;
+  std::string proxy_;  // empty where the service is reached directly, as on this machine itself
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<presage::v1::Models::Stub> models_;
   std::unique_ptr<presage::v1::Goals::Stub> goals_;

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import httpx
 from presage.user_error import UserError
 
-from model.checkpoints.published import ADDRESS, PublishedModel
+from model.checkpoints.published import ADDRESS
 
 Progress = Callable[[int, "int | None"], None]
 """Told bytes on disk, and bytes in all where the server says so."""
@@ -70,8 +70,15 @@ class _Body:
     """What names this version of the file to the server; empty where it gives nothing of the kind."""
 
 
+class HasFile(Protocol):
+    """What is downloaded, by the name of its file."""
+
+    @property
+    def file(self) -> str: ...
+
+
 def pull(
-    model: PublishedModel,
+    model: HasFile,
     folder: Path,
     progress: Progress | None = None,
     *,

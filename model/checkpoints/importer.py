@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_pr
 from model.checkpoints.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
 from model.package import CARD, CONFIG, WEIGHTS, replace_text
 from model.vjepa2.config import EncoderConfig
-from model.vjepa2.huggingface import Piece, described, pieces
+from model.vjepa2.huggingface import PROCESSOR_FILES, Piece, check_processor, described, pieces
 from model.vjepa2.package_config import card, package_config, parts
 
 __all__ = [
@@ -75,6 +76,7 @@ class ImportedPackage:
     folder: Path
     model: str
     encoder_key: str
+    license: str
     parameters: int
     weights_bytes: int
     weights_sha256: str
@@ -103,32 +105,50 @@ def open_checkpoint(source: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: is not a Hugging Face folder: it has no config.json") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: is not JSON: {error}") from error
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: is not a Hugging Face folder: it has no config.json")
+    config = _json(folder / "config.json")
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(_json(index)["weight_map"].values()))
     try:
         model = described(config, folder.name)
         file = SafetensorsFiles([folder / name for name in names])
+        if (head := file.sections[""].get("classifier.weight")) is not None:
+            model = described(config, folder.name, head.shape[0])
+        for name in PROCESSOR_FILES:
+            if (folder / name).is_file():
+                check_processor(_json(folder / name), model.image_size, name)
         return Checkpoint(folder, "huggingface", file, pieces(file.sections[""]), model)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 
 
-def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> PublishedModel:
-    """The model a checkpoint is: what it says itself, else the published file of its name, else of its shapes.
+def _json(path: Path) -> dict[str, Any]:
+    """An object out of a file. `CheckpointError` where there is none in it."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: must hold an object, got {type(content).__name__}")
+    return content
+
+
+def identify(checkpoint: Checkpoint, encoder_key: str | None = None, name: str | None = None) -> PublishedModel:
+    """The model a checkpoint is: what it says itself, else what it is called by `name`, its file's or its shapes.
 
     `encoder_key` says which of its encoders to look at, where it is not the published model's own choice. Raises
     `CheckpointError` when it is none of them, naming the first key that does not fit, or when it may be several.
     """
     if checkpoint.described is not None:
         return checkpoint.described
+    if name is not None:
+        for model in PUBLISHED:
+            if model.name == name:
+                return model
+        raise CheckpointError(f"model must be one of {', '.join(model.name for model in PUBLISHED)}, got {name!r}")
     if not checkpoint.encoder_keys:
         held = ", ".join(repr(section) for section in checkpoint.sections)
         first = next(iter(next(iter(checkpoint.sections.values()))))
@@ -154,7 +174,7 @@ def identify(checkpoint: Checkpoint, encoder_key: str | None = None) -> Publishe
     fitting = [model for model, misfit in zip(alike, misfits, strict=True) if misfit is None]
     if len(fitting) > 1:
         names = ", ".join(model.name for model in fitting)
-        raise CheckpointError(f"{checkpoint.path}: may be any of {names}; say which")
+        raise CheckpointError(f"{checkpoint.path}: may be any of {names}: say which with --model")
     if not fitting:
         raise CheckpointError(f"{checkpoint.path}: fits no published model; not {alike[0].name}: {misfits[0]}")
     return fitting[0]
@@ -209,6 +229,10 @@ def inspect_checkpoint(source: Path) -> Inspection:
     return Inspection(source, checkpoint.layout, model, encoder, misfit, checkpoint.encoder_keys, sections)
 
 
+Origin = tuple[Checkpoint, str]
+"""Where a part of a package comes from: an opened file, and the section in it."""
+
+
 def import_checkpoint(
     source: Path,
     out: Path,
@@ -217,13 +241,14 @@ def import_checkpoint(
     *,
     encoder_key: str | None = None,
     model: PublishedModel | None = None,
+    beside: Mapping[str, Origin] | None = None,
 ) -> ImportedPackage:
-    """Write a slim package of a checkpoint into the folder `out`: one encoder and its predictor, nothing else.
+    """Write a slim package of a checkpoint into the folder `out`: one encoder and what works on it, nothing else.
 
     Tensors are converted to `dtype` and copied one group at a time. `encoder_key` chooses among the file's encoders (by
-    default the published model's choice), `model` says what the file is where it is not a published one. Everything is
-    checked before anything is written, and each file is replaced as a whole; `progress` is told bytes done and in all.
-    Raises `CheckpointError`.
+    default the published model's choice), `model` says what the file is where it is not a published one. Parts that are
+    in files of their own are named by `beside`. Everything is checked before anything is written, and each file is
+    replaced as a whole; `progress` is told bytes done and in all. Raises `CheckpointError`.
     """
     checkpoint = open_checkpoint(source)
     model = model or identify(checkpoint, encoder_key)
@@ -231,41 +256,48 @@ def import_checkpoint(
     if key not in checkpoint.encoder_keys:
         raise CheckpointError(f"{source}: encoder must be one of {', '.join(checkpoint.encoder_keys)}, got {key!r}")
     model = replace(model, encoder_key=key)
-    if misfit := _misfit(checkpoint, model):
-        raise CheckpointError(f"{source}: is not {model.name}: {misfit}")
+    beside = beside or {}
+    if misfit := _misfit(checkpoint, model, beside):
+        raise CheckpointError(misfit if beside else f"{source}: is not {model.name}: {misfit}")
     specs: dict[str, TensorSpec] = {}
     origin: dict[str, tuple[str, str]] = {}
-    for part, (section, network) in parts(model).items():
+    origins = {part: beside.get(part, (checkpoint, section)) for part, (section, _) in parts(model).items()}
+    for part, (_, network) in parts(model).items():
         for name, tensor in network.state_dict().items():
             specs[f"{part}.{name}"] = TensorSpec(tuple(tensor.shape), dtype)
-            origin[f"{part}.{name}"] = section, name
+            origin[f"{part}.{name}"] = part, name
 
     def load(names: Sequence[str]) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = {}
-        for section in dict.fromkeys(origin[name][0] for name in names):
-            own = {name: origin[name][1] for name in names if origin[name][0] == section}
-            tensors = checkpoint.load(section, list(own.values()))
+        for part in dict.fromkeys(origin[name][0] for name in names):
+            own = {name: origin[name][1] for name in names if origin[name][0] == part}
+            held, section = origins[part]
+            tensors = held.load(section, list(own.values()))
             loaded |= {name: tensors[short] for name, short in own.items()}
         return loaded
 
+    files = tuple(dict.fromkeys(held.path.name for held, _ in (*beside.values(), (checkpoint, ""))))
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
-    config = package_config(model, source.name, checkpoint.layout, dtype)
+    config = package_config(model, files, checkpoint.layout, dtype)
     replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
-    replace_text(out / CARD, card(model, source.name, digest))
+    replace_text(out / CARD, card(model, files, digest))
     parameters = sum(spec.count for spec in specs.values())
     size = (out / WEIGHTS).stat().st_size
-    return ImportedPackage(out, model.name, key, parameters, size, digest)
+    return ImportedPackage(out, model.name, key, model.license, parameters, size, digest)
 
 
-def _misfit(checkpoint: Checkpoint, model: PublishedModel) -> str | None:
-    """The first thing in a checkpoint that does not fit a model, or None."""
+def _misfit(checkpoint: Checkpoint, model: PublishedModel, beside: Mapping[str, Origin] | None = None) -> str | None:
+    """The first thing in a checkpoint, and in the files beside it, that does not fit a model; None where all does."""
     if model.encoder_key not in checkpoint.encoder_keys:
         return f"section {model.encoder_key} is missing"
-    for section, network in parts(model).values():
-        if section not in checkpoint.sections:
-            return f"section {section} is missing"
-        held = {name: piece.spec.shape for name, piece in checkpoint.sections[section].items()}
-        if misfit := first_misfit(network, held):
-            return f"{section}: {misfit}"
+    beside = beside or {}
+    for part, (section, network) in parts(model).items():
+        held, place = beside.get(part, (checkpoint, section))
+        where = f"{held.path}: " if beside else ""
+        if place not in held.sections:
+            return f"{where}section {place} is missing"
+        shapes = {name: piece.spec.shape for name, piece in held.sections[place].items()}
+        if misfit := first_misfit(network, shapes):
+            return f"{where}is not of {model.name}: {place}: {misfit}" if beside else f"{place}: {misfit}"
     return None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from model.package import ActionSpec, PlannerDefaults
+from model.preprocessing import CropPolicy
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.masked_predictor import MaskedPredictorConfig
+from model.vjepa2.probe import ProbeConfig
 
 ADDRESS = "https://dl.fbaipublicfiles.com/vjepa2/"
 BY_FIXTURES = "networks of the same code at small sizes equal the published implementation's; no real weights were run"
-NOT_VERIFIED = "not numerically verified: parameter names and shapes only, from reading the published code"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class PublishedModel:
     license: str
     verified: str
     huggingface: str | None = None
+    probe: ProbeConfig | None = None
+    """The classifier on the encoder, where there is one."""
+    labels: tuple[str, ...] = ()
+    """Names of its classes."""
+    clip_frames: int = 0
+    """Frames of a clip that it was trained on; 0: not known."""
+    action: ActionSpec | None = None
+    """None: what V-JEPA 2-AC was published with, where the model acts."""
+    planner: PlannerDefaults | None = None
+    crop_policy: CropPolicy | None = None
+    """None: the one that such models were published with."""
 
     @property
     def address(self) -> str:
@@ -48,7 +61,7 @@ def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) ->
     predictor = MaskedPredictorConfig.published_2_1(encoder.width, depth, levels, output_width)
     key = "ema_encoder" if distilled else "target_encoder"
     license = "not stated with the file"
-    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, license, NOT_VERIFIED)
+    return PublishedModel(f"vjepa2_1-{size}-384", file, encoder, predictor, 384, key, license, BY_FIXTURES)
 
 
 _GIANT = EncoderConfig.vit_giant()
@@ -82,3 +95,61 @@ def by_name(name: str) -> PublishedModel:
         if model.name == name:
             return model
     raise KeyError(f"model must be one of {', '.join(model.name for model in PUBLISHED)}, got {name}")
+
+
+@dataclass(frozen=True)
+class PublishedProbe:
+    """A published classifier of clips: a file with a probe alone, for one of the encoders."""
+
+    name: str
+    file: str
+    encoder: str
+    """The published model whose encoder it reads."""
+    frames: int
+    """Of a clip, as it was trained and scored."""
+    license: str = "not stated with the file"
+    verified: str = BY_FIXTURES
+
+    @property
+    def address(self) -> str:
+        return f"{ADDRESS}evals/{self.file}"
+
+
+PROBES: tuple[PublishedProbe, ...] = (
+    PublishedProbe("vjepa2-vitl-256-ssv2", "ssv2-vitl-16x2x3.pt", "vjepa2-vitl-256", 16),
+    PublishedProbe("vjepa2-vitl-256-diving48", "diving48-vitl-256.pt", "vjepa2-vitl-256", 32),
+    PublishedProbe("vjepa2-vitg-384-ssv2", "ssv2-vitg-384-64x2x3.pt", "vjepa2-vitg-384", 64),
+    PublishedProbe("vjepa2-vitg-384-diving48", "diving48-vitg-384-32x4x3.pt", "vjepa2-vitg-384", 32),
+)
+
+RETRAINED_ADDRESS = "https://dl.fbaipublicfiles.com/jepa-wms/"
+
+
+@dataclass(frozen=True)
+class RetrainedPredictor:
+    """An action-conditioned predictor that jepa-wms trained or repackaged: a file with it alone, for ViT-g."""
+
+    name: str
+    file: str
+    predictor: ActionPredictorConfig
+    encoder: str = "vjepa2-vitg-256"
+    encoder_key: str = "encoder"
+    """As the published settings say; not the moving average."""
+    license: str = "CC-BY-NC 4.0 (non-commercial: for research only)"
+    verified: str = BY_FIXTURES
+
+    @property
+    def address(self) -> str:
+        return RETRAINED_ADDRESS + self.file
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What its file is called on the Hugging Face hub, and on Meta's file host."""
+        return f"{self.name}.pth.tar", self.file
+
+
+_RETRAINED = ActionPredictorConfig(latent_width=_GIANT.width, poses=False, extrinsics_layer=False, window=2)
+RETRAINED: tuple[RetrainedPredictor, ...] = (
+    RetrainedPredictor("vjepa2_ac_droid", "droid_vj2ac_noprop.pth.tar", _RETRAINED),
+    RetrainedPredictor("vjepa2_ac_oss", "droid_vj2ac_oss-prop.pth.tar", replace(_RETRAINED, poses=True)),
+)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.checkpoints.pickled import pickled
 from model.checkpoints.state_dict import CheckpointError
 
 
@@ -63,7 +65,7 @@ class TorchFile:
 
     def load(self, section: str, keys: Sequence[str]) -> dict[str, Tensor]:
         content = read_torch(self.path)
-        tensors = content[section] if section else content
+        tensors = dict(_dictionaries(content))[section] if section else content
         return {key: tensors[key].detach() for key in keys}
 
 
@@ -140,12 +142,13 @@ def read_torch(path: Path) -> dict[Any, Any]:
     """The dictionary in a `.pt` file, its tensors mapped, not read."""
     archive = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(_NUMBERS):
+        with torch.serialization.safe_globals(_NUMBERS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is refused, in one line
             content = torch.load(path, map_location="cpu", mmap=archive, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"Unsupported (\w+ \w+)", str(error))
         what = found.group(1) if found else str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: holds more than weights, refused unread: {what}") from error
+        raise CheckpointError(f"{path}: holds more than weights, refused unread: {what}{pickled(what)}") from error
     except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path}: is truncated or damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
@@ -153,14 +156,22 @@ def read_torch(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _sections(content: Mapping[Any, Any]) -> dict[str, dict[str, TensorSpec]]:
-    """Every entry that is a dictionary of tensors and nothing else; optimizers and counters are passed over."""
-    sections = {}
+def _dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every entry that is a dictionary, and those of entries that are lists of them, as `NAME.0`, `NAME.1`, ..."""
     for name, value in content.items():
-        if isinstance(value, dict) and value:
-            specs = {key: spec for key, tensor in value.items() if (spec := _spec(tensor)) and isinstance(key, str)}
-            if len(specs) == len(value):
-                sections[str(name)] = specs
+        if isinstance(value, Mapping):
+            yield str(name), value
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"{name}.{index}", each) for index, each in enumerate(value) if isinstance(each, Mapping))
+
+
+def _sections(content: Mapping[Any, Any]) -> dict[str, dict[str, TensorSpec]]:
+    """Every dictionary of tensors and nothing else; optimizers and counters are passed over."""
+    sections = {}
+    for name, value in _dictionaries(content):
+        specs = {key: spec for key, tensor in value.items() if (spec := _spec(tensor)) and isinstance(key, str)}
+        if value and len(specs) == len(value):
+            sections[name] = specs
     return sections
 
 

@@ -117,7 +117,10 @@ class CompactWorldModel:
         return to_network_input(fit(to_device(frames, self.device), self._policy, self._size))
 
     def context(
-        self, latents: Sequence[Float[Tensor, " latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, " latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Rollouts start from the newest latent, and the newest proprioception where the package was trained with it.
 

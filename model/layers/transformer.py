@@ -44,7 +44,10 @@ class RotaryTable:
         """Rotate queries or keys `[batch, tokens, ..., head_dim]`; computed in the table's precision or better."""
         lanes = heads.ndim - 3
         shape = (*self.cos.shape[:-1], *(1,) * lanes, self.cos.shape[-1])
-        swapped = heads.reshape(*heads.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        odd = heads.shape[-1] % 2  # then the last channel is one that is left over
+        pairs: Tensor = heads[..., : heads.shape[-1] - odd]
+        swapped = pairs.reshape(*pairs.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        swapped = F.pad(swapped, (0, odd)) if odd else swapped
         return torch.addcmul(heads * self.cos.view(shape), swapped, self.sin.view(shape)).to(heads.dtype)
 
 
@@ -102,8 +105,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, fused: bool = True) -> None:
         """`fused=False` writes the softmax out, whose backward is the faster one on a CPU at tiny sizes."""
         super().__init__()
-        if width % heads or (width // heads) % 2:
-            raise ValueError(f"width: must be heads x an even head size, got width {width} with {heads} heads")
+        if width % heads:
+            raise ValueError(f"width: must be heads x a head size, got width {width} with {heads} heads")
         self.heads = heads
         self.head_dim = width // heads
         self.fused = fused
@@ -123,7 +126,7 @@ class Attention(nn.Module):
         qkv = projected.view(*projected.shape[:2], 3, self.heads, self.head_dim)
         if rotary is None:
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        elif self.fused and rotary.cos.ndim == 2 and favors_pieces(qkv.shape[1], qkv):
+        elif self.fused and rotary.cos.ndim == 2 and self.head_dim % 2 == 0 and favors_pieces(qkv.shape[1], qkv):
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
             for lanes in (queries, keys):
                 rotate_in_pieces(lanes.flatten(0, 1), rotary.cos, rotary.sin)

@@ -25,8 +25,10 @@ from model.video.probe import (
     ClipLimits,
     VideoDecodeError,
     decoded_frames,
+    frame_stamp,
     frame_times,
     open_clip,
+    orientation_of,
     probe,
     survey,
 )
@@ -47,6 +49,7 @@ _DECORD_CONTAINERS = ("mov", "matroska")
 _DECORD_CODECS = ("h264", "hevc", "vp9")
 _BATCH_BYTES = 32 * 2**20  # decord returns copies: a clip's frames never exist twice
 _STAMP_SLACK_S = 0.002  # Matroska and FLV round stamps to milliseconds
+_NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def decode(
 
     size: (height, width) every frame is scaled to while it is read, so that a long clip fits memory; None keeps the
         first frame's size (frames of another size in the same stream are scaled to it).
-    Mirrored display matrices and non-square pixels are not undone. Damage that a decoder cannot tell from picture
-    comes back as picture: much of it in VP9 and HEVC, and in H.264 where decord reads.
+    Frames are turned and mirrored as players show them; non-square pixels are not undone. Of a file with several video
+    streams the one marked default is read, else the first that is no still picture. Damage that a decoder cannot tell
+    from picture comes back as picture: much of it in VP9 and HEVC, and in H.264 where decord reads.
     Raises VideoDecodeError, ValueError for a size below 1, and OSError where there is no such file to read.
     """
     sampling = sampling or FrameSampling()
@@ -112,18 +116,27 @@ def decode(
         if frames is not None:
             return Clip(frames, index.timestamps_s[wanted], index.description, "decord")
     description = index.description
-    frames, times = _read_with_pyav(path, wanted, shape, description.rotation, limits)
-    expected = index.timestamps_s[: len(times)]
-    if description.frames_exact and (len(frames) < len(wanted) or not np.allclose(times, expected, atol=1e-6)):
-        at = next((at for at, (seen, due) in enumerate(zip(times, expected, strict=True)) if seen > due), len(times))
+    times = index.timestamps_s
+    frames, seen = _read_with_pyav(path, wanted, shape, description, limits)
+    if description.frames_exact and (len(frames) < len(wanted) or not _agree(seen, times)):
+        at = next((at for at, (shown, due) in enumerate(zip(seen, times, strict=False)) if shown > due), len(seen))
         raise VideoDecodeError("damaged", f"the clip is damaged at frame {at}")
-    if len(times) > 0 and len(frames) < len(wanted):  # some packets showed no frame: choose among those there are
+    if len(seen) > 0 and (len(frames) < len(wanted) or not _agree(seen, times)):
+        # The packets did not say which frames there are, or when: the frames do. Choose among them.
+        if len(frames) == len(wanted):
+            _, seen = _read_with_pyav(path, _NOTHING, shape, description, limits)
+        times = seen
         wanted = _pick(times, sampling, shape, limits)
         description = replace(description, frames=len(times), frames_exact=True)
-        frames, times = _read_with_pyav(path, wanted, shape, description.rotation, limits)
+        frames, _ = _read_with_pyav(path, wanted, shape, description, limits)
     if len(frames) < len(wanted):
-        raise VideoDecodeError("damaged", f"the clip gave more than {len(times)} frames at one reading only")
+        raise VideoDecodeError("damaged", f"the clip gave more than {len(seen)} frames at one reading only")
     return Clip(frames, times[wanted], description, "pyav")
+
+
+def _agree(seen: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    """Whether the times of the frames passed are those that were expected of them."""
+    return len(seen) <= len(expected) and np.allclose(seen, expected[: len(seen)], rtol=0.0, atol=1e-6)
 
 
 def write_clip(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
@@ -197,6 +210,8 @@ def _jumps_land(index: ClipIndex) -> bool:
     make them by default). Where all of this held, none was wrong in 319 random clips read 12 times each.
     """
     found = index.description
+    if found.video_streams > 1 or found.mirrored:
+        return False  # it has a rule of its own for which stream is read, and no mirrors
     if found.container not in _DECORD_CONTAINERS or found.codec not in _DECORD_CODECS:
         return False
     stamps = [packet.pts for packet in index.packets if packet.pts is not None and packet.shown]
@@ -261,31 +276,31 @@ def _read_with_decord(
 
 
 def _read_with_pyav(
-    path: Path, wanted: NDArray[np.int64], shape: tuple[int, int], rotation: int, limits: ClipLimits
+    path: Path, wanted: NDArray[np.int64], shape: tuple[int, int], description: ClipDescription, limits: ClipLimits
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Frames of the indices in `wanted`, and the times of all frames passed on the way to the last of them.
 
-    Fewer frames than wanted come back where the stream ends before it showed as many as its packets promised.
+    With nothing wanted all frames are passed. Fewer frames than wanted come back where the stream ends before it showed
+    as many as its packets promised.
     """
     frames = np.empty((len(wanted), *shape, 3), np.uint8)
-    height, width = shape if rotation % 180 == 0 else shape[::-1]
     done = 0
-    stamps: list[int] = []
-    position = -1
+    stamps: list[int | None] = []
     scaler = VideoReformatter()  # one for all frames: it keeps its tables
     with open_clip(path, limits) as (container, stream):
         unit, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
         for position, frame in enumerate(decoded_frames(container, stream, limits)):
-            if frame.pts is not None:
-                stamps.append(frame.pts)
-            if position < wanted[done]:
+            stamps.append(frame_stamp(frame, description.container))
+            if len(wanted) == 0 or position < wanted[done]:
                 continue
+            shown = orientation_of(frame)
+            height, width = shape[::-1] if shown.swaps_sides else shape
             # Bilinear as swscale does it: it averages when it shrinks. Nearest to what decord returns.
             picture = scaler.reformat(frame, width, height, "rgb24", interpolation="BILINEAR")
-            image = np.rot90(picture.to_ndarray(), rotation // 90)
+            image = shown.apply(picture.to_ndarray())
             while done < len(wanted) and wanted[done] == position:
                 frames[done] = image
                 done += 1
             if done == len(wanted):
                 break
-    return frames[:done], frame_times(stamps, position + 1, unit, rate)
+    return frames[:done], frame_times(stamps, unit, rate)

@@ -230,6 +230,8 @@ class _Worker:
             part = flat[start : start + _WINDOW_BYTES]
             part[:] = np.frombuffer(self.window, np.uint8, count=len(part))
         description = ClipDescription(**answer["description"])
+        if not isinstance(description.stream, int) or not 0 <= description.stream < 2**32:
+            raise ValueError(f"stream {description.stream} is none")
         return Clip(flat.reshape(count, height, width, 3), times, description, str(answer["reader"]))
 
     def _how_it_died(self) -> str:

@@ -8,9 +8,10 @@ receives files from outside does it in a worker too: what `decode` returns there
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,15 @@ import av.error
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from presage.user_error import UserError
+
+from model.video import containers, orientation
+from model.video.orientation import UPRIGHT, Orientation
 
 Reason = Literal[
     "not_a_video",
@@ -41,6 +46,9 @@ Reason = Literal[
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,ivf"
 _READABLE = "MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, GIF, FLV, Ogg or IVF"
 _STAMPED = ("mov", "matroska", "gif")  # containers that say when each frame is shown
+_BY_POSITION = ("avi",)  # a frame's time is its place in the file: FFmpeg's presentation stamps are guesses
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_FALL_FRAMES = 8  # stamps that fall and are back within so many frames are a slip; others begin anew
 _MAX_SOURCE_FPS = 240  # with max_seconds it bounds the packets looked at, whatever a forged index claims
 
 
@@ -66,7 +74,7 @@ class ClipLimits:
 
     max_bytes: int = 256 * 2**20  # the file's size
     max_pixels: int = 4096 * 4096  # of one frame as stored, width x height
-    max_seconds: float = 600.0
+    max_seconds: float = 3600.0
     max_frames: int = 4096  # returned, after sampling
     max_output_bytes: int = 2**30  # all returned frames together, after resizing
 
@@ -82,9 +90,12 @@ class ClipDescription:
 
     container: str  # FFmpeg's short name, e.g. "mov" for MP4 and MOV
     codec: str  # e.g. "h264"
-    width: int  # pixels, upright: after `rotation` is applied
+    width: int  # pixels, as shown: after `rotation` is applied
     height: int
-    rotation: int  # degrees counter-clockwise from stored to upright: 0, 90, 180 or 270
+    rotation: int  # degrees counter-clockwise from stored to shown: 0, 90, 180 or 270
+    mirrored: bool  # left and right swapped after that
+    stream: int  # number of the stream that is read, counted over all of the file's streams
+    video_streams: int  # that the file has, pictures that accompany them included
     frames: int
     frames_exact: bool  # False: counted in packets, some of which may turn out to show no frame
     duration_s: float  # from the first frame's appearance to the end of the last one
@@ -101,10 +112,17 @@ class PacketEntry:
     clean_start: bool  # a keyframe at which decoders restart without a trace of what came before
     shown: bool
 
+    def stamp(self, container: str) -> int | None:
+        """What its frame's time is taken from."""
+        return self.dts if container in _BY_POSITION or self.pts is None else self.pts
+
 
 @dataclass(frozen=True, eq=False)
 class ClipIndex:
-    """What one pass over a clip's packets tells. timestamps_s: [frames] float64, since the first frame, increasing."""
+    """What one pass over a clip's packets tells.
+
+    timestamps_s: [frames] float64, since the first frame, never falling.
+    """
 
     description: ClipDescription
     timestamps_s: NDArray[np.float64]
@@ -122,22 +140,27 @@ def probe(path: Path, limits: ClipLimits | None = None) -> ClipDescription:
 def survey(path: Path, limits: ClipLimits) -> ClipIndex:
     """The index of the clip at `path`; raises as `probe` does."""
     with open_clip(path, limits) as (container, stream):
-        entries, cut_after = _read_entries(container, stream, limits)
-        codec = stream.codec_context.codec.canonical_name
         kind = container.format.name.split(",")[0]
+        entries, cut = _read_entries(container, stream, limits, kind, path.stat().st_size)
+        codec = stream.codec_context.codec.canonical_name
         rate = float(stream.average_rate or 0)
         unit = float(stream.time_base or 0)
-    if cut_after is not None:
-        raise VideoDecodeError("truncated", f"the clip is cut short: it ends at frame {cut_after}")
+        number, video_streams = stream.index, len(container.streams.video)
+    cut = cut or containers.how_cut(path, kind)
+    if cut is not None:
+        raise VideoDecodeError("truncated", f"the clip is cut short: it ends at frame {len(entries)}: {cut}")
     begin = next((at for at, entry in enumerate(entries) if entry.keyframe), len(entries))
     if begin > 0 and kind in _STAMPED:
         raise VideoDecodeError("damaged", "the clip is damaged at frame 0")
     entries = entries[begin:]  # as `decoded_frames` begins
-    shown = [entry.pts for entry in entries if entry.shown]
-    if not shown:
+    stamps = [entry.stamp(kind) for entry in entries if entry.shown]
+    if not stamps:
         raise VideoDecodeError("damaged", "the clip's video stream holds no frame that can be decoded")
-    stamps = sorted(stamp for stamp in shown if stamp is not None)
-    times = frame_times(stamps, len(shown), unit, rate)
+    # Packets come in the order of decoding. Where that order is broken, or a stamp missing, only frames tell theirs.
+    in_order = None not in stamps and all(
+        first.dts is None or second.dts is None or first.dts <= second.dts for first, second in pairwise(entries)
+    )
+    times = frame_times(sorted(stamps) if in_order else stamps, unit, rate)  # type: ignore[type-var]
     frames = len(times)
     duration = _duration(times, rate)
     if duration > limits.max_seconds:
@@ -145,17 +168,20 @@ def survey(path: Path, limits: ClipLimits) -> ClipIndex:
     with open_clip(path, limits) as (container, stream):
         first = next(decoded_frames(container, stream, limits), None)
     # Each packet shows one frame, unless the stream begins with frames that refer to what was cut off before them.
-    exact = kind in _STAMPED and len(stamps) == frames and (codec in ("av1", "gif", "mjpeg") or entries[0].clean_start)
-    if first is None or (exact and first.pts != stamps[0]):
+    exact = kind in _STAMPED and in_order and (codec in ("av1", "gif", "mjpeg") or entries[0].clean_start)
+    if first is None or (exact and first.pts != min(stamps)):  # type: ignore[type-var]
         raise VideoDecodeError("damaged", "the clip is damaged at frame 0")
-    rotation = upright_turn(first)
-    width, height = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
+    shown = orientation_of(first)
+    width, height = (first.height, first.width) if shown.swaps_sides else (first.width, first.height)
     description = ClipDescription(
         container=kind,
         codec=codec,
         width=width,
         height=height,
-        rotation=rotation,
+        rotation=shown.rotation,
+        mirrored=shown.mirrored,
+        stream=number,
+        video_streams=video_streams,
         frames=frames,
         frames_exact=exact,
         duration_s=duration,
@@ -174,6 +200,27 @@ def open_clip(path: Path, limits: ClipLimits) -> Iterator[tuple[InputContainer, 
         raise VideoDecodeError("not_a_video", "the file is empty (0 bytes)")
     if size > limits.max_bytes:
         raise VideoDecodeError("too_large", f"the file has {size} bytes; at most {limits.max_bytes} are read")
+    still = containers.still_container(path)
+    if still is not None:
+        raise VideoDecodeError("not_a_video", f"the file is {still}, not a clip; {_READABLE} is expected")
+    with _opened(path, limits) as container:
+        candidates = _films(container)
+        if not candidates:
+            cut = containers.how_cut(path)
+            if cut is not None:
+                raise VideoDecodeError("truncated", f"the clip is cut short before its first frame: {cut}")
+            raise VideoDecodeError("no_video_stream", "the file has no video stream (only sound, pictures or text)")
+        if len(candidates) == 1:
+            yield container, _prepared(candidates[0], limits)
+            return
+        counted = _packets_of(container, [stream.index for stream in candidates], limits)
+    with _opened(path, limits) as container:  # counting read packets: here the file begins anew
+        chosen = _chosen([stream for stream in _films(container) if counted[stream.index] == max(counted.values())])
+        yield container, _prepared(chosen, limits)
+
+
+@contextmanager
+def _opened(path: Path, limits: ClipLimits) -> Iterator[InputContainer]:
     options = {
         "format_whitelist": _CONTAINERS,
         "protocol_whitelist": "file",
@@ -186,7 +233,7 @@ def open_clip(path: Path, limits: ClipLimits) -> Iterator[tuple[InputContainer, 
     except (av.error.FFmpegError, ValueError) as error:
         raise _not_readable(path) from error
     with container:
-        yield container, _video_stream(container, limits)
+        yield container
 
 
 def decoded_frames(
@@ -215,20 +262,57 @@ def decoded_frames(
         raise VideoDecodeError("damaged", f"the clip is damaged at frame {count}") from error
 
 
-def frame_times(stamps: list[int], frames: int, unit_s: float, rate: float) -> NDArray[np.float64]:
-    """[frames] seconds since the first frame, for presentation stamps in units of `unit_s`, in the order shown.
+def frame_stamp(frame: VideoFrame, container: str) -> int | None:
+    """What the time of a decoded frame is taken from, in its stream's units."""
+    return frame.dts if container in _BY_POSITION else frame.pts
 
-    Where some are missing or out of order (AVI and raw streams have none of their own) frames are `1 / rate` apart.
+
+def frame_times(stamps: Sequence[int | None], unit_s: float, rate: float) -> NDArray[np.float64]:
+    """[frames] seconds since the first frame, never falling, for stamps in units of `unit_s`, in the order shown.
+
+    Stamps are kept wherever they do not fall; two frames may have the same. One that is missing is put between its
+    neighbours, `1 / rate` apart where there is only one. One that falls for a moment is shown with the frame before;
+    where they fall for good, as between recordings that were joined, they go on from the last one.
     """
-    ticks = np.array(stamps, np.float64)
-    if len(ticks) == frames and unit_s > 0 and (np.diff(ticks) > 0).all():
-        return np.asarray((ticks - ticks[:1]) * unit_s, np.float64)
-    return np.arange(frames, dtype=np.float64) / (rate if rate > 0 else 25.0)
+    step = 1.0 / rate if rate > 0 else 0.04
+    known = [at for at, stamp in enumerate(stamps) if stamp is not None]
+    if not known or unit_s <= 0:
+        return np.arange(len(stamps), dtype=np.float64) * step
+    ticks = np.array([stamps[at] for at in known], np.int64)
+    _never_falling(ticks, max(1, round(step / unit_s)))
+    seconds = (ticks - ticks[0]) * unit_s
+    if len(known) == len(stamps):
+        return np.asarray(seconds, np.float64)
+    places = np.arange(len(stamps), dtype=np.float64)
+    times = np.interp(places, known, seconds)
+    times += step * (np.maximum(0, places - known[-1]) - np.maximum(0, known[0] - places))
+    return np.asarray(times - times[0], np.float64)
 
 
-def upright_turn(frame: VideoFrame) -> int:
-    """Degrees counter-clockwise that set the frame upright: 0, 90, 180 or 270 (no camera stores another angle)."""
-    return frame.rotation % 360 if frame.rotation % 90 == 0 else 0
+def _never_falling(ticks: NDArray[np.int64], step: int) -> None:
+    """Mends stamps in place: a fall that is over within a few frames is held, any other is a new beginning."""
+    at = 0
+    while len(falls := np.flatnonzero(np.diff(ticks[at:]) < 0)):
+        at += int(falls[0])
+        last = ticks[at]
+        back = np.flatnonzero(ticks[at + 1 : at + 1 + _FALL_FRAMES] >= last)
+        if len(back):
+            ticks[at + 1 : at + 1 + back[0]] = last
+        else:
+            ticks[at + 1 :] += last + step - ticks[at + 1]
+        at += 1
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """How the frame is turned and mirrored to be shown. Raises VideoDecodeError for what is no quarter turn."""
+    matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload] # its stubs say a name
+    if matrix is None:
+        return UPRIGHT
+    try:
+        return orientation.from_display_matrix(bytes(matrix))
+    except ValueError:
+        message = "the clip is to be shown turned by an angle that is no quarter turn, which is not done here"
+        raise VideoDecodeError("unsupported", message) from None
 
 
 def _duration(times: NDArray[np.float64], rate: float) -> float:
@@ -240,18 +324,44 @@ def _duration(times: NDArray[np.float64], rate: float) -> float:
 
 def _not_readable(path: Path) -> VideoDecodeError:
     with path.open("rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp":
+        kind = containers.kind_of(file.read(containers.HEAD_BYTES))
+    if kind in ("an MP4 clip", "a QuickTime clip"):
         message = "the file is an MP4 whose index (its 'moov' box) is missing or unreadable"
         return VideoDecodeError("truncated", f"{message}: it was cut short or damaged")
-    return VideoDecodeError("not_a_video", f"the file is not a video that can be read; {_READABLE} is expected")
+    cut = containers.how_cut(path)
+    if cut is not None:
+        return VideoDecodeError("truncated", f"the file is {kind} that is cut short: {cut}")
+    named = f"the file is {kind}" if kind else "the file"
+    return VideoDecodeError("not_a_video", f"{named}, not a video that can be read; {_READABLE} is expected")
 
 
-def _video_stream(container: InputContainer, limits: ClipLimits) -> VideoStream:
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not streams:
-        raise VideoDecodeError("no_video_stream", "the file has no video stream (only sound, pictures or text)")
-    stream = streams[0]
+def _films(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are not pictures beside the film: covers, thumbnails, stills."""
+    return [stream for stream in container.streams.video if not stream.disposition & _STILL]
+
+
+def _packets_of(container: InputContainer, streams: list[int], limits: ClipLimits) -> dict[int, int]:
+    """Packets of each stream, 2 standing for any more: who has one only is a picture beside the others."""
+    counted = dict.fromkeys(streams, 0)
+    looked_at = 0
+    try:
+        for packet in container.demux(streams):
+            if packet.size:
+                counted[packet.stream_index] = min(2, counted[packet.stream_index] + 1)
+            looked_at += 1
+            if min(counted.values()) == 2 or looked_at > _most_packets(limits):
+                break
+    except (av.error.FFmpegError, ValueError):
+        pass  # where the file breaks is said by whoever reads the stream
+    return counted
+
+
+def _chosen(films: list[VideoStream]) -> VideoStream:
+    """The one rule for which stream of a file is read: the first that is marked default, else the first."""
+    return next((stream for stream in films if stream.disposition & Disposition.default), films[0])
+
+
+def _prepared(stream: VideoStream, limits: ClipLimits) -> VideoStream:
     if stream.codec_context is None:
         raise VideoDecodeError("unsupported", "the clip's codec has no decoder here; H.264 in MP4 works everywhere")
     pixels = stream.width * stream.height
@@ -264,32 +374,44 @@ def _video_stream(container: InputContainer, limits: ClipLimits) -> VideoStream:
     return stream
 
 
+def _most_packets(limits: ClipLimits) -> int:
+    return int(limits.max_seconds * _MAX_SOURCE_FPS) + 1
+
+
 def _read_entries(
-    container: InputContainer, stream: VideoStream, limits: ClipLimits
-) -> tuple[list[PacketEntry], int | None]:
-    """The video stream's packets in file order, and the frame at which the file breaks off, None where it is whole."""
-    indexed = container.format.name.startswith(("mov", "matroska"))  # these state their length beforehand
-    most = int(limits.max_seconds * _MAX_SOURCE_FPS) + 1
+    container: InputContainer, stream: VideoStream, limits: ClipLimits, kind: str, size: int
+) -> tuple[list[PacketEntry], str | None]:
+    """The video stream's packets in file order, and how it can be told that some are missing, None where it cannot."""
+    stated = kind in ("mov", "matroska")  # these state the size of each frame beforehand
+    most = _most_packets(limits)
     entries: list[PacketEntry] = []
     end_s = 0.0
     try:
         for packet in container.demux():
             if packet.size == 0 and packet.pts is None:
                 continue  # the end of a stream
-            if packet.is_corrupt and indexed:
-                return entries, len(entries)
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and packet.time_base:
                 end_s = max(end_s, float((stamp + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index == stream.index:
+                if packet.is_corrupt and stated:
+                    return entries, "the frame is not all there"
                 entries.append(_entry(packet, stream))
             if len(entries) > most:
                 raise VideoDecodeError("too_long", f"the clip has more than {most} frames")
     except (av.error.FFmpegError, ValueError):
-        return entries, len(entries)
-    declared_s = (container.duration or 0) / 1e6 if indexed else 0.0
-    missing_s = declared_s - end_s
-    return entries, len(entries) if missing_s > max(1.0, 0.05 * declared_s) else None
+        return entries, "what follows cannot be read"
+    indexed = getattr(stream, "index_entries", ()) if kind == "mov" else ()  # newer versions of PyAV have it
+    if len(indexed):
+        end = max(entry.pos + entry.size for entry in indexed)
+        if end > size:
+            return entries, f"its last frame ends at byte {end}, the file at byte {size}"
+    if kind == "matroska" or (kind == "mov" and stream.frames == len(indexed) > 0):
+        return entries, None  # the sizes tell
+    missing_s = (container.duration or 0) / 1e6 - end_s if stated else 0.0
+    if missing_s > max(1.0, 0.05 * end_s):
+        return entries, f"its header promises {missing_s:.1f} s more"
+    return entries, None
 
 
 def _entry(packet: Packet[Stream], stream: VideoStream) -> PacketEntry:

@@ -46,8 +46,18 @@ class ActionPredictorConfig:
     """Whether a frame also carries the camera's position and angles (6 numbers)."""
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
+    poses: bool = True
+    """Whether a frame carries the robot's pose."""
+    extrinsics_layer: bool = True
+    """Whether the weights hold the camera's layer, which the published ones do even where nothing uses it."""
+    window: int | None = None
+    """Frames that a step of a rollout sees, itself included, the first of them frame 0; None: all there are."""
 
     def __post_init__(self) -> None:
+        if self.extrinsics and not self.extrinsics_layer:
+            raise ValueError("extrinsics_layer: must be there where extrinsics are used, got False")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window: must be at least 1, got {self.window}")
         for field in ("latent_width", "width", "depth", "heads", "mlp_hidden", "action_width"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: must be at least 1, got {getattr(self, field)}")
@@ -61,8 +71,8 @@ class ActionPredictorConfig:
 
     @property
     def condition_tokens(self) -> int:
-        """Tokens before the patches of a frame: action, pose, and the camera where it is used."""
-        return 3 if self.extrinsics else 2
+        """Tokens before the patches of a frame: action, and the pose and the camera where they are used."""
+        return 1 + self.poses + self.extrinsics
 
 
 class ActionPredictor(nn.Module):
@@ -76,9 +86,9 @@ class ActionPredictor(nn.Module):
         self.config = config
         self.predictor_embed = nn.Linear(config.latent_width, config.width)
         self.action_encoder = nn.Linear(config.action_width, config.width)
-        self.state_encoder = nn.Linear(config.action_width, config.width)
-        # The published weights hold this layer whether or not it is used.
-        self.extrinsics_encoder = nn.Linear(config.action_width - 1, config.width)
+        self.state_encoder = nn.Linear(config.action_width, config.width) if config.poses else None
+        camera = nn.Linear(config.action_width - 1, config.width) if config.extrinsics_layer else None
+        self.extrinsics_encoder = camera
         self.predictor_blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_hidden, eps=config.layer_norm_eps, qkv_bias=config.qkv_bias)
             for _ in range(config.depth)
@@ -127,11 +137,13 @@ class ActionPredictor(nn.Module):
         states: Float[Tensor, "*batch action"],
         extrinsics: Float[Tensor, "*batch camera"] | None = None,
     ) -> Float[Tensor, "*batch frame width"]:
-        """The tokens of frames: conditions first, then the embedded patches."""
+        """The tokens of frames: conditions first, then the embedded patches; a model without poses ignores `states`."""
         if (extrinsics is not None) != self.config.extrinsics:
             raise ValueError(f"extrinsics: must {'' if self.config.extrinsics else 'not '}be given to this model")
-        conditions = [linear_in(self.action_encoder, actions), linear_in(self.state_encoder, states)]
-        if extrinsics is not None:
+        conditions = [linear_in(self.action_encoder, actions)]
+        if self.state_encoder is not None:
+            conditions.append(linear_in(self.state_encoder, states))
+        if extrinsics is not None and self.extrinsics_encoder is not None:
             conditions.append(linear_in(self.extrinsics_encoder, extrinsics))
         return torch.cat([*(token.unsqueeze(-2) for token in conditions), embedded], dim=-2)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from model.checkpoints.state_dict import refuse_unknown
+from model.checkpoints.state_dict import CheckpointError, refuse_unknown
 
 Positions = Literal["tiled", "interleaved", "sincos"]
 Grid = tuple[int, int, int]
@@ -96,14 +96,17 @@ OUTPUT_NORMS_2_1 = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39),
 """Blocks that 2.1 encoders read their levels from, by depth."""
 
 
-def version_2_1(config: EncoderConfig) -> EncoderConfig:
-    """The 2.1 variant of a 2.0 encoder: true rotations on a stretched grid, image stem, four output norms."""
+def version_2_1(config: EncoderConfig, *, stretched: bool = True) -> EncoderConfig:
+    """The 2.1 variant of a 2.0 encoder: true rotations, image stem, four output norms.
+
+    `stretched` puts every image on the grid of 256 pixels, as the released encoders do (`interpolate_rope`).
+    """
     if config.depth not in OUTPUT_NORMS_2_1:
         raise ValueError(f"depth: must be one of {sorted(OUTPUT_NORMS_2_1)} for 2.1, got {config.depth}")
     return replace(
         config,
         positions="interleaved",
-        rotary_grid=256 // config.patch,
+        rotary_grid=256 // config.patch if stretched else None,
         image_stem=True,
         norm_layers=OUTPUT_NORMS_2_1[config.depth],
     )
@@ -119,9 +122,12 @@ ENCODER_SETTINGS = HARMLESS | {
 def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
     """Our settings for a published configuration (its names: `embed_dim`, `num_heads`, `mlp_ratio`, ...).
 
-    A configuration with `img_temporal_dim_size` is a 2.1 encoder.
+    A configuration with `img_temporal_dim_size` is a 2.1 encoder. `CheckpointError` for settings that would change the
+    numbers in a way this code does not know.
     """
     refuse_unknown(config, ENCODER_SETTINGS, "encoder")
+    later = config.get("img_temporal_dim_size") is not None
+    _require(later, config)
     width, patch = int(config["embed_dim"]), int(config.get("patch_size", 16))
     frames = int(config.get("num_frames", 64))
     tubelet = 1 if frames == 1 else int(config.get("tubelet_size", 2))
@@ -139,7 +145,22 @@ def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
         qkv_bias=bool(config.get("qkv_bias", True)),
         sincos_grid=None if rope else (frames // tubelet, height // patch, wide // patch),
     )
-    return version_2_1(settings) if config.get("img_temporal_dim_size") else settings
+    return version_2_1(settings, stretched=bool(config.get("interpolate_rope", False))) if later else settings
+
+
+def _require(later: bool, config: Mapping[str, Any]) -> None:
+    """Refuse what only one of the two versions has, and what the released 2.1 code has in one form alone."""
+    if not later:
+        for name in ("interpolate_rope", "n_output_distillation"):
+            if config.get(name):
+                raise CheckpointError(f"encoder: setting {name} is of 2.1 encoders alone, got {config[name]!r}")
+        return
+    wanted = {"img_temporal_dim_size": 1, "use_rope": True, "modality_embedding": True}
+    for name, value in wanted.items():
+        if config.get(name, value) != value:
+            raise CheckpointError(f"encoder: setting {name} must be {value} for a 2.1 encoder, got {config[name]!r}")
+    if int(config.get("num_frames", 64)) == 1:
+        raise CheckpointError("encoder: setting num_frames must be at least 2 for a 2.1 encoder, got 1")
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:

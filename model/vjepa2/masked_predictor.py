@@ -179,9 +179,13 @@ def masked_predictor_config(config: Mapping[str, Any]) -> MaskedPredictorConfig:
     for name, default in (("use_rope", True), ("use_mask_tokens", True)):
         if not config.get(name, default):
             raise CheckpointError(f"masked predictor: setting {name} must be true, got {config[name]!r}")
+    if config.get("interpolate_rope"):  # the released predictors leave positions as they are, whatever the image
+        raise CheckpointError(
+            f"masked predictor: setting interpolate_rope must be false, got {config['interpolate_rope']!r}"
+        )
     width = int(config["predictor_embed_dim"])
     rows = image_size(config)[0] // int(config.get("patch_size", 16))
-    later = bool(config.get("img_temporal_dim_size"))
+    later = config.get("img_temporal_dim_size") is not None
     levels = int(config.get("n_output_distillation", 4)) if later else 1
     teacher = config.get("teacher_embed_dim")
     return MaskedPredictorConfig(

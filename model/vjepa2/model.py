@@ -21,10 +21,11 @@ from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.poses import pose_warnings
-from model.vjepa2.world_model import VJepa2WorldModel, encode_clip, encode_frames
+from model.vjepa2.probe import AttentiveProbe, ProbeConfig
+from model.vjepa2.world_model import CLIP_WINDOW, VJepa2WorldModel, encode_clip, encode_frames
 
 Config = TypeVar("Config")
-Network = Encoder | ActionPredictor | MaskedPredictor
+Network = Encoder | ActionPredictor | MaskedPredictor | AttentiveProbe
 """The parts a package may hold; each has its shape under `network` in the config and its weights under its name."""
 
 
@@ -74,6 +75,12 @@ class VJepa2Model:
                 float8.quantize_linears(predictor.predictor_blocks)
                 self.dtype = dtype
             pack_linears(predictor.predictor_blocks)
+        probe = networks.get("probe")
+        self.probe = probe if isinstance(probe, AttentiveProbe) else None
+        _check_labels(package.config, self.probe)
+        if self.probe is not None:
+            pack_linears(self.probe.pooler.blocks)
+        if isinstance(predictor, ActionPredictor):
             self.world_model = VJepa2WorldModel(encoder, predictor, self._size, self._policy)
 
     @classmethod
@@ -101,12 +108,27 @@ class VJepa2Model:
         per_tubelet = tokens.mean(dim=1)
         return ClipEmbedding(pooled=per_tubelet.mean(dim=0), per_frame=per_tubelet, tokens=tokens)
 
+    @torch.no_grad()
+    def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
+        """The likelihood of each of the package's `labels` in a clip; of a long one, the mean over its windows.
+
+        Raises PackageError for a package without a classifier.
+        """
+        if self.probe is None:
+            raise PackageError(f"{self.package.config.name} classifies nothing: it has no probe")
+        scores = []
+        for window in torch.split(frames, CLIP_WINDOW):
+            tokens = encode_clip(self.encoder, window, self._size, self._policy).flatten(0, 1).unsqueeze(0)
+            scores.append(self.probe(tokens)[0].float().softmax(dim=-1))
+        return torch.stack(scores).mean(dim=0)
+
     def context(
-        self, latents: Sequence[Float[Tensor, "tokens latent"]], proprioception: Float[Tensor, "history p"] | None
+        self,
+        latents: Sequence[Float[Tensor, "tokens latent"]],
+        proprioception: Float[Tensor, "history p"] | None,
+        past_actions: Float[Tensor, "time action"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where a rollout starts; proprioception is the robot's poses at the latents' frames."""
-        if proprioception is None:
-            raise ValueError("proprioception: must be the robot's pose for this model, got none")
         return self._acting().context(latents, proprioception)
 
     def rollout(
@@ -133,9 +155,18 @@ def build(config: PackageConfig) -> dict[str, Network]:
         if "masked_predictor" in network:
             other = _read(MaskedPredictorConfig, network.pop("masked_predictor"), config.name)
             networks["masked_predictor"] = MaskedPredictor(other)
+        if "probe" in network:
+            networks["probe"] = AttentiveProbe(_read(ProbeConfig, network.pop("probe"), config.name))
     if network:
         raise PackageError(f"{config.name}: network has an unknown key: {min(network)}")
     return networks
+
+
+def _check_labels(config: PackageConfig, probe: AttentiveProbe | None) -> None:
+    """PackageError where names and classes do not go with each other."""
+    classes = 0 if probe is None else probe.config.classes
+    if len(config.labels) != classes:
+        raise PackageError(f"{config.name}: labels must name the probe's {classes} classes, got {len(config.labels)}")
 
 
 def describe(networks: Mapping[str, Network]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from model.checkpoints.published import PublishedModel
@@ -11,6 +13,7 @@ from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor
 from model.vjepa2.model import Network, describe
 from model.vjepa2.poses import POSE_NAMES
+from model.vjepa2.probe import AttentiveProbe
 
 
 def parts(model: PublishedModel) -> dict[str, tuple[str, Network]]:
@@ -21,12 +24,18 @@ def parts(model: PublishedModel) -> dict[str, tuple[str, Network]]:
             held["action_predictor"] = "predictor", ActionPredictor(model.predictor)
         elif model.predictor is not None:
             held["masked_predictor"] = "predictor", MaskedPredictor(model.predictor)
+        if model.probe is not None:
+            held["probe"] = "probe", AttentiveProbe(model.probe)
     return held
 
 
-def package_config(model: PublishedModel, source: str, layout: str, dtype: torch.dtype) -> PackageConfig:
-    """The package's config: shapes, image, and, for a model that acts, the published action convention."""
+def package_config(model: PublishedModel, files: Sequence[str], layout: str, dtype: torch.dtype) -> PackageConfig:
+    """The package's config: shapes, image, and, for a model that acts, the published action convention.
+
+    `files` are those it comes from, the encoder's last.
+    """
     acts = isinstance(model.predictor, ActionPredictorConfig)
+    poses = isinstance(model.predictor, ActionPredictorConfig) and model.predictor.poses
     side = model.image_size // model.encoder.patch
     action = ActionSpec(
         names=POSE_NAMES,
@@ -41,12 +50,15 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
     return PackageConfig(
         name=model.name,
         family="vjepa2",
-        image=ImageSpec(model.image_size, model.image_size, "planning" if acts else "evaluation"),
+        image=ImageSpec(
+            model.image_size, model.image_size, model.crop_policy or ("planning" if acts else "evaluation")
+        ),
         latent_shape=(side * side, model.encoder.width),
         network=describe({part: network for part, (_, network) in parts(model).items()}),
-        action=action if acts else None,
-        proprioception_names=POSE_NAMES if acts else (),
-        planner=PlannerDefaults(
+        action=(model.action or action) if acts else None,
+        proprioception_names=POSE_NAMES if poses else (),
+        planner=model.planner
+        or PlannerDefaults(
             samples=800,
             iterations=10,
             elites=10,
@@ -55,8 +67,11 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
             optimizer="vjepa2_ac",
             dimensions=("x", "y", "z", "gripper") if acts else (),
         ),
+        labels=model.labels,
+        clip_frames=model.clip_frames,
         training={
-            "imported_from": source,
+            "imported_from": files[0],
+            "encoder_file": files[-1],
             "layout": layout,
             "encoder_key": model.encoder_key,
             "dtype": str(dtype).removeprefix("torch."),
@@ -66,11 +81,12 @@ def package_config(model: PublishedModel, source: str, layout: str, dtype: torch
     )
 
 
-def card(model: PublishedModel, source: str, digest: str) -> str:
+def card(model: PublishedModel, files: Sequence[str], digest: str) -> str:
     """The package's README."""
+    beside = f" and the encoder of `{files[-1]}`" if len(files) > 1 else ""
     return (
         f"# {model.name}\n\n"
-        f"Imported from `{source}` (its `{model.encoder_key}`). V-JEPA 2: arXiv 2506.09985.\n\n"
+        f"Imported from `{files[0]}`{beside} (its `{model.encoder_key}`). V-JEPA 2: arXiv 2506.09985.\n\n"
         f"- License of the weights, as far as known: {model.license}.\n"
         f"- Verified: {model.verified}.\n"
         f"- sha256 of `{WEIGHTS}`: `{digest}`\n"

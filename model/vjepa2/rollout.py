@@ -42,14 +42,19 @@ def rollout(
 
     `latents` (normalized) and `states` are the frames seen, oldest first, and `past_actions` what was done between them
     (one fewer). Poses after the last are composed from the actions. `extrinsics`, for models that take them, cover the
-    frames seen or these and the predicted ones; the last is held. `chunk` is the number of samples computed at once;
-    by default what fits into free memory. Differentiable in the actions.
+    frames seen or these and the predicted ones; the last is held. A model with a window sees the newest frames alone,
+    and the first of them as frame 0: once it moves, they go through anew. `chunk` is the number of samples
+    computed at once; by default what fits into free memory. Differentiable in the actions.
     """
     batch, samples, time = actions.shape[:3]
     history = latents.shape[1]
     if past_actions.shape[1] != history - 1 or states.shape[1] != history:
         counts = f"{history} latents, {states.shape[1]} states and {past_actions.shape[1]} past actions"
         raise ValueError(f"context: must hold n latents, n states and n-1 past actions, got {counts}")
+    if (window := predictor.config.window) is not None and history > window:
+        latents, states, past_actions = latents[:, -window:], states[:, -window:], past_actions[:, history - window :]
+        extrinsics = None if extrinsics is None else extrinsics[:, history - window :]
+        history = window
     if extrinsics is not None:
         missing = max(history + time - 1 - extrinsics.shape[1], 0)
         extrinsics = torch.cat([extrinsics, extrinsics[:, -1:].expand(-1, missing, -1)], dim=1)
@@ -59,27 +64,29 @@ def rollout(
     elif chunk is None:
         chunk = chunk_size(predictor, history, time, free_memory(latents.device))
     embedded = predictor.predictor_embed(latents)
-    past = _remember(predictor, embedded[:, :-1], states[:, :-1], past_actions, extrinsics)
+    past, seen = _remember(predictor, embedded[:, :-1], states[:, :-1], past_actions, extrinsics)
     flat = actions.flatten(0, 1)
     for first in range(0, batch * samples, chunk):
         rows = slice(first, min(first + chunk, batch * samples))
         robots = torch.arange(rows.start, rows.stop, device=latents.device) // samples
         cameras = None if extrinsics is None else extrinsics[robots, history - 1 :]
         start = embedded[robots, -1], states[robots, -1]
-        predicted[rows] = _predict(predictor, *start, _share(past, robots), history - 1, flat[rows], cameras)
+        earlier = [frame[robots] for frame in seen]
+        predicted[rows] = _predict(predictor, *start, _share(past, robots), earlier, flat[rows], cameras)
     return predicted.view(batch, samples, *predicted.shape[1:])
 
 
 def _remember(
     predictor: ActionPredictor, embedded: Tensor, states: Tensor, actions: Tensor, extrinsics: Tensor | None
-) -> Cache:
-    """Keys and values of the frames before the last, which all samples of a robot share."""
+) -> tuple[Cache, list[Tensor]]:
+    """Keys and values of the frames before the last, which all samples of a robot share, and these frames' tokens."""
     past: Cache = [None] * predictor.config.depth
+    frames = []
     for index in range(embedded.shape[1]):
         camera = None if extrinsics is None else extrinsics[:, index]
-        tokens = predictor.frame(embedded[:, index], actions[:, index], states[:, index], camera)
-        _step(predictor, tokens, index, past, keep=True)
-    return past
+        frames.append(predictor.frame(embedded[:, index], actions[:, index], states[:, index], camera))
+        _step(predictor, frames[-1], index, past, keep=True)
+    return past, frames
 
 
 def _share(past: Cache, robots: Int[Tensor, " rows"]) -> Cache:
@@ -92,18 +99,25 @@ def _predict(
     embedded: Float[Tensor, "rows tokens width"],
     states: Float[Tensor, "rows 7"],
     past: Cache,
-    index: int,
+    earlier: list[Tensor],
     actions: Float[Tensor, "rows time 7"],
     extrinsics: Float[Tensor, "rows time 6"] | None,
 ) -> Float[Tensor, "rows time tokens latent"]:
-    """Roll one chunk forward from frame number `index`, adding its frames to the cache `past`."""
+    """Roll one chunk forward, adding its frames to the cache `past`; `earlier` are the tokens of the frames in it."""
     predictions = []
-    steps = actions.shape[1]
+    steps, window, index = actions.shape[1], predictor.config.window, len(earlier)
     for time in range(steps):
         last = time + 1 == steps
         camera = None if extrinsics is None else extrinsics[:, time]
         tokens = predictor.frame(embedded, actions[:, time], states, camera)
-        patches = _step(predictor, tokens, index + time, past, keep=not last)
+        if window is not None and index == window:  # it moves: its frames have other places, and the oldest is gone
+            past, index = [None] * len(past), window - 1
+            for place, frame in enumerate(earlier[len(earlier) - index :]):
+                _step(predictor, frame, place, past, keep=True)
+        patches = _step(predictor, tokens, index, past, keep=not last)
+        index += 1
+        if window is not None:
+            earlier = [*earlier, tokens][-window:]
         predictions.append(normalize(predictor.read(patches)))
         if not last:
             states = compose(states, actions[:, time])

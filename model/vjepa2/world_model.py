@@ -56,13 +56,18 @@ class VJepa2WorldModel:
     def context(
         self,
         latents: Sequence[Float[Tensor, "tokens latent"]],
-        poses: Float[Tensor, "history 7"],
+        poses: Float[Tensor, "history 7"] | None,
         extrinsics: Float[Tensor, "history 6"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Where one robot's rollout starts: latents and poses of the frames seen, oldest first; batch axis 1.
 
-        What was done between them is the difference of the poses. Raises `ObservationError` for impossible poses.
+        What was done between them is the difference of the poses. A model without poses starts from the newest frame
+        alone. Raises `ObservationError` for impossible poses.
         """
+        if not self.predictor.config.poses:
+            latents, poses = latents[-1:], torch.zeros(1, self.predictor.config.action_width)
+        if poses is None:
+            raise ValueError("proprioception: must be the robot's pose for this model, got none")
         if len(latents) < 1 or len(latents) != len(poses):
             raise ValueError(f"poses: must be one for each of the latents, got {len(poses)} for {len(latents)}")
         check_poses(poses)

@@ -63,6 +63,8 @@ class CEM:
     full_above: float = 0.0  # elites' spread (fraction of the range) from which on all samples are drawn; below, fewer
     include_mean: bool = True  # candidate 0 is the mean, at first the warm start; False is the published V-JEPA 2 loop
     result: Literal["best", "mean"] = "best"  # "mean", as published: the last mean, or the best so far if cut short
+    unbounded: bool = False  # draw around the training actions' mean, in units of their std, bounds for the plan alone
+    training_units: bool = False  # the same within the bounds; `unbounded` implies it
     noise: Noise = field(default_factory=TimeCorrelatedNoise)
     cost: CostFunction = field(default_factory=GoalDistance)
     gripper: GripperRules | None = None
@@ -128,20 +130,44 @@ class CEM:
         )
 
     @classmethod
-    def lewm_paper(cls) -> CEM:
+    def lewm_paper(cls, *, unbounded: bool = True) -> CEM:
         """LeWorldModel's planner: 300 samples, 30 iterations, 30 elites, horizon 5, last-step squared L2, white noise.
 
-        There the first std is 1 in units of the data's own std, and samples are not bounded. Here it is 0.5 of the half
-        range (a uniform variable's std is 0.58 of it), and samples obey the action space.
+        As published, the first std is 1 in units of the training actions' own, and candidates are not bounded; the plan
+        is. Not `unbounded`, it is 0.5 of the half range (a uniform variable's std is 0.58 of it), and all are.
         """
+        return replace(cls._published(), initial_std=1.0 if unbounded else 0.5, unbounded=unbounded)
+
+    @classmethod
+    def dino_wm_paper(cls) -> CEM:
+        """DINO-WM's planner: as LeWM's. Its cost on proprioception is its latents' to weigh."""
+        return cls._published()
+
+    @classmethod
+    def jepa_wms_paper(cls) -> CEM:
+        """The planner of jepa-wms in simulation: 10 elites, horizon 6, as LeWM's otherwise."""
+        return replace(cls._published(), elites=10, horizon=6)
+
+    @classmethod
+    def jepa_wms_droid_paper(cls) -> CEM:
+        """The planner of jepa-wms for DROID: 15 iterations, horizon 3, a first std of 0.1, candidates within bounds.
+
+        The published bounds are +-0.1 (m, rad) and, of the gripper, +-0.75; the std is the same for all.
+        """
+        published = replace(cls._published(), iterations=15, elites=10, horizon=3)
+        return replace(published, unbounded=False, training_units=True, initial_std=0.1)
+
+    @classmethod
+    def _published(cls) -> CEM:
         return cls(
             samples=300,
             iterations=30,
             elites=30,
             kept=0.0,
             horizon=5,
-            initial_std=0.5,
+            initial_std=1.0,
             result="mean",
+            unbounded=True,
             noise=WhiteNoise(),
             cost=GoalDistance("l2", over="last"),
         )
@@ -161,10 +187,20 @@ class CEM:
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up a search around the warm start, or around rest. Raises PlanningError on a bad problem."""
-        search = begin(problem, self.horizon, block, self.initial_std, self.warm_std)
+        search = begin(
+            problem,
+            self.horizon,
+            block,
+            self.initial_std,
+            self.warm_std,
+            unbounded=self.unbounded,
+            training_units=self.training_units,
+        )
         if self.kept_count:
             kept = search.best_actions.expand(self.kept_count, -1, -1)
-            search = replace(search, memory=(kept, torch.full(kept.shape[:1], torch.inf, device=kept.device)))
+            search = replace(
+                search, memory=(kept, torch.full(kept.shape[:1], torch.inf, dtype=kept.dtype, device=kept.device))
+            )
         for name in ("momentum_mean", "momentum_std"):
             per_dimension(name, getattr(self, name), search.distribution.mean)
         return search
@@ -174,9 +210,16 @@ class CEM:
         with torch.no_grad():
             batch = stack(searches, world_model.block)
             candidates = self._sample(batch, searches)
+            count = candidates.shape[1]
+            if batch.sent is not None:  # what could be sent is priced beside them: the mean, within the bounds
+                candidates = torch.cat([candidates, project_within(batch.sent, batch.mean.unsqueeze(1))], dim=1)
             step_costs = evaluate(world_model, self.cost, batch, candidates)
-            step_costs = self._without_padding(step_costs, searches)
-            best = keep_best(batch, candidates, step_costs)
+            if batch.sent is None:
+                step_costs = self._without_padding(step_costs, searches)
+                best = keep_best(batch, candidates, step_costs)
+            else:
+                best = keep_best(batch, candidates[:, count:], step_costs[:, count:])
+                candidates, step_costs = candidates[:, :count], self._without_padding(step_costs[:, :count], searches)
             elites, costs = self._elites(batch, candidates, step_costs.sum(-1))
             mean, std, spread = self._refit(batch, elites, costs)
             kept = self.kept_count
@@ -201,7 +244,7 @@ class CEM:
         first = searches[0]
         _, time, action = batch.mean.shape
         shape = NoiseShape(self.samples, time // first.block, first.block, action)
-        noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
+        noise = self.noise([search.stream for search in searches], shape, batch.mean.device).to(batch.mean.dtype)
         noise = noise[:, : max(self._samples_of(search) for search in searches)]
         candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
         if self.include_mean:
@@ -240,7 +283,7 @@ class CEM:
         self, batch: SearchBatch, elites: Actions, costs: Float[Tensor, "batch elites"]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The next mean and std [batch, time, action], and the elites' spread [batch]. Only finite costs count."""
-        counted = costs.isfinite()[:, :, None, None].float()
+        counted = costs.isfinite()[:, :, None, None].to(elites.dtype)
         count = counted.sum(1)
         mean = (elites * counted).sum(1) / count.clamp(min=1)
         variance = ((elites - mean.unsqueeze(1)).square() * counted).sum(1) / (count - 1).clamp(min=1)
@@ -260,7 +303,7 @@ class CEM:
         means = batch.mean.unsqueeze(1)
         if self.gripper is not None:
             means = self.gripper.settle(means)
-        means = project_within(batch.limits, means)
+        means = project_within(batch.limits if batch.sent is None else batch.sent, means)
         step_costs: StepCosts = evaluate(world_model, self.cost, batch, means)
         for place, row in enumerate(over):
             searches[row] = replace(searches[row], result=(means[place, 0], step_costs[place, 0]))

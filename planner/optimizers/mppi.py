@@ -69,7 +69,7 @@ class MPPI:
         with torch.no_grad():
             batch = stack(searches, world_model.block)
             shape = NoiseShape(self.samples, self.horizon, world_model.block, batch.mean.shape[-1])
-            noise = self.noise([search.stream for search in searches], shape, batch.mean.device)
+            noise = self.noise([search.stream for search in searches], shape, batch.mean.device).to(batch.mean.dtype)
             candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
             candidates[:, 0] = batch.mean
             candidates = project_within(batch.limits, candidates)

@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
+ITERATION_STEPS = 65_536
+"""Most samples x horizon in one rollout: bounds an engine's memory."""
 Loader = Callable[[str, str], "LoadedModel"]
 """Loads a model package by name or folder onto a device; a module-level function, so that an engine can import it."""
 
@@ -39,7 +41,6 @@ class EngineSettings:
     precision: Precision
     graphs: Graphs
     max_batch: int  # searches in one rollout
-    max_iteration_steps: int  # samples x horizon in one rollout
     loader: Loader | None  # None: model.registry.load
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
@@ -85,6 +86,7 @@ class ServedModel:
     reply: Model  # but for what the front knows: limits, version
     search: SearchSize | None  # its own settings; None: it only embeds
     history: int  # latents a rollout starts from
+    past_actions: bool = field(default=False, kw_only=True)  # these are a model step apart, with the actions between
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
@@ -100,6 +102,8 @@ class Start:
     history: tuple[Floats, ...] = ()  # earlier latents, oldest first
     proprioception: Floats | None = None  # [history and now, proprioception]
     turn_rad: float = 0.0  # takes the model's x and y to the robot's
+    past_frames: tuple[Frame, ...] = ()  # earlier frames, in place of `history`, where they are yet to be encoded
+    past_actions: Floats | None = None  # [time, action]: executed between earlier latents and up to now
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,11 @@ class PlanDone:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One latent per frame, as observations and goals are encoded."""
+    """One latent per frame, as observations and goals are encoded; with what should be measured at a goal, if said."""
 
     model: str
     frames: tuple[Frame, ...]
+    proprioception: Floats | None = None  # [p], of every frame
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,19 @@ class EmbedClipJob:
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
     goal: Floats | None = None
+
+
+@dataclass(frozen=True)
+class ClassifyClipJob:
+    """What the frames of one clip show."""
+
+    model: str
+    frames: NDArray[np.uint8]  # [time, height, width, 3]
+
+
+@dataclass(frozen=True)
+class ClassifyDone:
+    probabilities: Floats  # [classes], in the order of the model's labels
 
 
 @dataclass(frozen=True)
@@ -229,8 +247,8 @@ class CalibrateDone:
     calibration: Calibration
 
 
-Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | RolloutJob | SurpriseJob | CalibrateJob
-Result = PlanDone | EncodeDone | EmbedDone | RolloutDone | SurpriseDone | CalibrateDone
+Job = PlanJob | EncodeJob | EmbedImagesJob | EmbedClipJob | ClassifyClipJob | RolloutJob | SurpriseJob | CalibrateJob
+Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | SurpriseDone | CalibrateDone
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,11 @@ class PlanRecord:
             return 4096
         start = self.job.start
         latents = (*start.history, self.job.goal, self.done.latent)
-        return 4096 + sum(frame.nbytes for frame in start.frames) + sum(latent.nbytes for latent in latents)
+        return (
+            4096
+            + sum(frame.nbytes for frame in (*start.frames, *start.past_frames))
+            + sum(latent.nbytes for latent in latents)
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def encode(record: PlanRecord, images: bool) -> bytes:
     """The record as JSON. Without `images` the pictures are left out; the observation's latent stays."""
     job = record.job
     if job is not None and not images:
-        job = replace(job, start=replace(job.start, frames=()))
+        job = replace(job, start=replace(job.start, frames=(), past_frames=()))
     content = {
         "version": VERSION,
         "time_ns": record.time_ns,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import dataclass
 
 from presage.values import (
+    ClipClasses,
     ClipEmbedding,
     Embedding,
     Goal,
@@ -23,12 +23,13 @@ from presage.values import (
     Surprise,
 )
 
-from server.engine.messages import EngineSettings, Graphs, Loader, Precision
+from server.config import Settings, server_version
+from server.engine.messages import EngineSettings, Loader
 from server.engine.pool import EnginePool
 from server.errors import invalid
 from server.recording.recorder import Recorder
 from server.service import validation
-from server.service.clips import Clips, ClipSettings
+from server.service.clips import Clips
 from server.service.embedding import EmbeddingCalls, describe
 from server.service.goals import GoalCache
 from server.service.planning import PlanCalls
@@ -36,9 +37,9 @@ from server.service.prediction import PredictionCalls
 from server.service.session import Session
 from server.service.session_table import SessionTable
 from server.service.stages import Stages
-from server.service.validation import SearchLimits
 from server.values.calls import (
     CalibrateRequest,
+    ClassifyClipRequest,
     DistanceReply,
     DistanceRequest,
     EmbedClipRequest,
@@ -52,39 +53,9 @@ from server.values.calls import (
     SurpriseRequest,
 )
 
-MIB = 1024 * 1024
 HOUSEKEEPING_S = 2.0
-
-
-@dataclass(frozen=True)
-class AppSettings:
-    """What the application needs to know; the doors' settings produce it."""
-
-    models: tuple[str, ...] = ("arm",)  # package names or folders, the default first
-    devices: tuple[str, ...] = ("auto",)  # one engine process each: cpu, cuda, cuda:1, mps, or auto
-    engine_threads: int = 0  # CPU threads of an engine; 0: as many as are measured to be fastest
-    precision: Precision = "auto"  # of models: as low as is faster and chooses the same actions, or as said
-    graphs: Graphs = "auto"  # whether engines capture their rollouts as graphs; auto: on devices that have them
-    max_sessions: int = 1024
-    session_ttl_s: float = 600.0
-    max_session_ttl_s: float = 86_400.0
-    goal_cache_bytes: int = 64 * MIB
-    queue_limit: int = 64  # calls in an engine, running or waiting
-    max_batch: int = 64  # searches in one rollout
-    max_rollout_steps: int = 2_000_000  # horizon x samples x iterations of one plan; candidates x horizon of one score
-    max_iteration_steps: int = 65_536  # horizon x samples in one rollout: bounds an engine's memory
-    max_iterations: int = 1_000
-    max_images: int = 256  # in one embedding
-    clip_frames: int = 4_096  # used of one clip
-    clip_pixels: int = 512 * MIB  # of all frames used of one clip
-    clip_timeout_s: float = 60.0  # to decode one clip
-    clip_workers: int = 2  # clips decoded at once
-    engine_nice: int = 5  # added to the niceness of engines: where both want a core, the front has it
-    engine_heartbeat_timeout_s: float = 10.0  # without a sign of life for so long, an engine is ended and started again
-    startup_timeout_s: float = 300.0  # an engine that takes longer to load and warm up is ended and started again
-    reply_margin_s: float = 0.005  # at least this long before a deadline, a plan leaves the engine
-    server_version: str = ""  # named in every plan's provenance
-    loader: Loader | None = None  # another way to load a model; None: model.registry.load
+MAX_BATCH = 64  # searches in one rollout
+REPLY_MARGIN_S = 0.005  # at least this long before a deadline, a plan leaves the engine
 
 
 class Application:
@@ -94,33 +65,41 @@ class Application:
     came in, `decode_ms` what the gateway spent on decoding it.
     """
 
-    def __init__(self, settings: AppSettings, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        recorder: Recorder | None = None,
+        loader: Loader | None = None,
+        max_batch: int = MAX_BATCH,
+        reply_margin_s: float = REPLY_MARGIN_S,
+    ) -> None:
         """Use `start`, which also starts the engines."""
-        self._settings = settings
-        self._limits = SearchLimits(settings.max_rollout_steps, settings.max_iteration_steps, settings.max_iterations)
-        engines = [_engine_settings(settings, device) for device in settings.devices]
-        self._engines = EnginePool(engines, settings.queue_limit, settings.reply_margin_s)
-        self._sessions = SessionTable(settings.max_sessions)
-        self._goals = GoalCache(settings.goal_cache_bytes)
-        self._clips = Clips(
-            ClipSettings(settings.clip_frames, settings.clip_pixels, settings.clip_timeout_s, settings.clip_workers)
-        )
-        self._plans = PlanCalls(
-            self._engines, self._sessions, self._goals, self._limits, settings.server_version, recorder
-        )
-        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, settings.max_images)
-        self._predictions = PredictionCalls(
-            self._engines, self._sessions, self._goals, self._limits, settings.max_images
-        )
+        self._settings, limits = settings, settings.limits
+        engines = [_engine_settings(settings, device, loader, max_batch) for device in settings.devices]
+        self._engines = EnginePool(engines, limits.max_queue, reply_margin_s)
+        self._sessions = SessionTable(limits.sessions)
+        self._goals = GoalCache(limits.goal_cache_bytes)
+        self._clips = Clips(limits)
+        self._plans = PlanCalls(self._engines, self._sessions, self._goals, limits, server_version(), recorder)
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits.images)
+        self._predictions = PredictionCalls(self._engines, self._sessions, self._goals, limits)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, settings: AppSettings, recorder: Recorder | None = None) -> Application:
+    async def start(
+        cls,
+        settings: Settings,
+        recorder: Recorder | None = None,
+        loader: Loader | None = None,
+        max_batch: int = MAX_BATCH,
+        reply_margin_s: float = REPLY_MARGIN_S,
+    ) -> Application:
         """Start the engines and return at once; `ready` follows when every model has warmed up.
 
-        Plans go to the `recorder`, if there is one; closing it is the caller's.
+        Plans go to the `recorder`, if there is one; closing it is the caller's. `loader` is another way to load a model
+        than model.registry's.
         """
-        application = cls(settings, recorder)
+        application = cls(settings, recorder, loader, max_batch, reply_margin_s)
         application._engines.start()
         application._housekeeping = asyncio.create_task(application._keep_house())
         return application
@@ -197,7 +176,7 @@ class Application:
         served = self._engines.model(request.model)
         validation.can_predict(served)
         validation.seed(request.seed)
-        most = self._settings.max_session_ttl_s
+        most = self._settings.limits.session_ttl_s
         if not 0 <= request.ttl_s <= most:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
         validation.stages(request)
@@ -214,6 +193,7 @@ class Application:
             seed=secrets.randbits(53) if request.seed is None else request.seed,
             wall_ns=time.time_ns(),
             stages=Stages(request.stages) if request.stages else None,
+            block=validation.actions_of(served.reply).block if served.past_actions else 1,
             execute=served.reply.execute,
         )
         self._sessions.add(session, time.monotonic())
@@ -277,6 +257,10 @@ class Application:
         """Decode a video file elsewhere and embed it."""
         return await self._embeddings.clip(request, deadline)
 
+    async def classify_clip(self, request: ClassifyClipRequest, deadline: float | None = None) -> ClipClasses:
+        """Decode a video file elsewhere and say what it shows."""
+        return await self._embeddings.classify(request, deadline)
+
     # Within
 
     def _session(self, session_id: str) -> Session:
@@ -288,16 +272,15 @@ class Application:
             self._sessions.expire(time.monotonic())
 
 
-def _engine_settings(settings: AppSettings, device: str) -> EngineSettings:
+def _engine_settings(settings: Settings, device: str, loader: Loader | None, max_batch: int) -> EngineSettings:
     return EngineSettings(
         models=settings.models,
         device=device,
         threads=settings.engine_threads,
         precision=settings.precision,
         graphs=settings.graphs,
-        max_batch=settings.max_batch,
-        max_iteration_steps=settings.max_iteration_steps,
-        loader=settings.loader,
+        max_batch=max_batch,
+        loader=loader,
         nice=settings.engine_nice,
         silence_s=settings.engine_heartbeat_timeout_s,
         startup_timeout_s=settings.startup_timeout_s,

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,29 +14,29 @@ from presage.values import Model
 from model.video.decode import Clip, ClipLimits, VideoDecodeError
 from model.video.decode import FrameSampling as Sampling
 from model.video.decoder_worker import ClipDecoder
+from server.config import MIB, Limits
 from server.errors import Reason, ServiceError, invalid
 from server.values.calls import FrameSampling
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    """What decoding may cost."""
-
-    frames: int  # used of one clip
-    pixels: int  # of all frames used of one clip
-    timeout_s: float
-    workers: int  # clips decoded at once
+PIXELS = 512 * MIB  # of all frames used of one clip
+WORKERS = 2  # clips decoded at once
 
 
 class Clips:
     """Decodes clips for the front. Its processes start with the first clip."""
 
-    def __init__(self, settings: ClipSettings) -> None:
-        self._settings = settings
-        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="clips")
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="clips")
         self._decoder: ClipDecoder | None = None
+
+    @property
+    def most_frames(self) -> int:
+        """Used of one clip."""
+        return self._limits.clip_frames
 
     async def decode(self, path: Path, sampling: FrameSampling, model: Model, left_s: float | None) -> Clip:
         """The frames asked for, scaled to the model's size where it takes no other; `left_s` may shorten the timeout.
@@ -46,8 +45,15 @@ class Clips:
         """
         chosen = self._sampling(sampling)
         size = (model.image.height, model.image.width) if model.image.crop_policy == "exact" else None
-        limits = ClipLimits(max_frames=self._settings.frames, max_output_bytes=3 * self._settings.pixels)
-        timeout_s = self._settings.timeout_s if left_s is None else min(self._settings.timeout_s, left_s)
+        limits = ClipLimits(
+            max_bytes=self._limits.clip_bytes,
+            max_pixels=self._limits.image_pixels,
+            max_seconds=self._limits.clip_duration_s,
+            max_frames=self._limits.clip_frames,
+            max_output_bytes=3 * PIXELS,
+        )
+        most_s = self._limits.clip_decode_timeout_s
+        timeout_s = most_s if left_s is None else min(most_s, left_s)
         if timeout_s <= 0:
             raise ServiceError(Reason.DEADLINE, "there is no time to decode the clip by the deadline")
         return await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
@@ -61,7 +67,7 @@ class Clips:
 
     def _started(self) -> ClipDecoder:
         if self._decoder is None:
-            self._decoder = ClipDecoder(workers=self._settings.workers)
+            self._decoder = ClipDecoder(workers=WORKERS)
         return self._decoder
 
     async def _elsewhere(self, work: Callable[[], T]) -> T:
@@ -77,6 +83,6 @@ class Clips:
             raise invalid("sampling", "must set fps or frames, not both", f"{wanted.fps} and {wanted.frames}")
         if wanted.fps is not None and not (math.isfinite(wanted.fps) and 0 < wanted.fps <= 1000):
             raise invalid("sampling.fps", "must be above 0 and at most 1000", wanted.fps)
-        if wanted.frames is not None and not 1 <= wanted.frames <= self._settings.frames:
-            raise invalid("sampling.frames", f"must be 1 to {self._settings.frames}", wanted.frames)
+        if wanted.frames is not None and not 1 <= wanted.frames <= self._limits.clip_frames:
+            raise invalid("sampling.frames", f"must be 1 to {self._limits.clip_frames}", wanted.frames)
         return Sampling(fps=wanted.fps, frames=wanted.frames)

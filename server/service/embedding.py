@@ -6,16 +6,33 @@ import time
 
 import numpy as np
 from presage import values
-from presage.values import ClipEmbedding, Embedding, Model
+from presage.values import ClassScore, ClipClasses, ClipEmbedding, Embedding, Model
 
-from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EncodeDone, EncodeJob, Floats
+from server.engine.messages import (
+    ClassifyClipJob,
+    ClassifyDone,
+    EmbedClipJob,
+    EmbedDone,
+    EmbedImagesJob,
+    EncodeDone,
+    EncodeJob,
+    Floats,
+)
 from server.engine.pool import EnginePool
 from server.errors import invalid
 from server.service import validation
 from server.service.clips import Clips
 from server.service.goals import Goal, GoalCache, content_id
 from server.service.prediction import require_numbers
-from server.values.calls import Array, EmbedClipRequest, EmbedImagesRequest, Frame, GoalRequest
+from server.values.calls import (
+    Array,
+    ClassifyClipRequest,
+    EmbedClipRequest,
+    EmbedImagesRequest,
+    Frame,
+    FrameSampling,
+    GoalRequest,
+)
 
 
 class EmbeddingCalls:
@@ -38,11 +55,12 @@ class EmbeddingCalls:
             assert request.image is not None
             validation.frame(request.image, model, "image")
             content = request.image
-        goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy)
+        measured = self._measured(request, model)
+        goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy, measured)
         goal = self._goals.find(goal_id)
         if goal is not None:
             return describe(goal, cached=True)
-        latent = await self._encode(request.image, model, deadline) if request.image is not None else content
+        latent = content if request.image is None else await self._encode(request.image, model, deadline, measured)
         goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
         self._goals.put(goal)
         return describe(goal, cached=False)
@@ -70,14 +88,53 @@ class EmbeddingCalls:
         _require_embedding(done)
         times_s = tuple(clip.timestamps_s.tolist())
         return ClipEmbedding(
-            done.embedding, request.kind, model.name, times_s, done.goal_distances, done.step_distances
+            done.embedding,
+            request.kind,
+            model.name,
+            times_s,
+            done.goal_distances,
+            done.step_distances,
+            clip.description.stream,
         )
+
+    async def classify(self, request: ClassifyClipRequest, deadline: float | None) -> ClipClasses:
+        """See `Application.classify_clip`."""
+        model = self._engines.model(request.model).reply
+        if not model.labels:
+            raise invalid("model", "must have labels to classify a clip", f"{model.name}, which has none")
+        if not 1 <= request.top_k <= len(model.labels):
+            raise invalid("top_k", f"must be 1 to the model's {len(model.labels)} classes", request.top_k)
+        sampling = request.sampling
+        if sampling == FrameSampling() and model.clip_frames:  # as many as it was trained on
+            sampling = FrameSampling(frames=min(model.clip_frames, self._clips.most_frames))
+        left_s = None if deadline is None else deadline - time.monotonic()
+        clip = await self._clips.decode(request.path, sampling, model, left_s)
+        done = await self._engines.run(ClassifyClipJob(model.name, clip.frames), deadline)
+        assert isinstance(done, ClassifyDone)
+        require_numbers(done.probabilities)
+        likeliest = np.argsort(-done.probabilities, kind="stable")[: request.top_k]
+        scores = (ClassScore(int(at), model.labels[at], float(done.probabilities[at])) for at in likeliest)
+        return ClipClasses(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
 
     def _toward(self, goal_id: str, model: Model) -> Floats | None:
         return self._goals.toward(goal_id, model.name).latent if goal_id else None
 
-    async def _encode(self, image: Frame, model: Model, deadline: float | None) -> Floats:
-        done = await self._engines.run(EncodeJob(model.name, (image,)), deadline)
+    def _measured(self, request: GoalRequest, model: Model) -> Floats | None:
+        """What a goal says that the robot should measure there. Raises ServiceError where it cannot be said."""
+        if request.proprioception is None:
+            return None
+        if not model.measures_goals or request.image is None:
+            rule = "must be left out but for an image, and a model that predicts what a robot measures"
+            raise invalid("proprioception", rule, f"{request.proprioception.size} numbers for model {model.name}")
+        names = model.proprioception_names
+        if request.proprioception.shape != (len(names),):
+            raise invalid("proprioception", f"must have {len(names)} entries", list(request.proprioception.shape))
+        if not np.isfinite(request.proprioception).all():
+            raise invalid("proprioception", "must be finite", request.proprioception.tolist())
+        return np.ascontiguousarray(request.proprioception, np.float32)
+
+    async def _encode(self, image: Frame, model: Model, deadline: float | None, measured: Floats | None) -> Floats:
+        done = await self._engines.run(EncodeJob(model.name, (image,), measured), deadline)
         assert isinstance(done, EncodeDone)
         require_numbers(done.latents)
         latent: Floats = done.latents[0]

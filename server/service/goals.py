@@ -21,12 +21,19 @@ class Goal:
     create_time_ns: int
 
 
-def content_id(content: Array, model: str, weights_digest: str, crop_policy: str) -> str:
-    """The id of an image (uint8) or a latent (float32) as a goal of one model: the hash of everything that matters."""
+def content_id(
+    content: Array, model: str, weights_digest: str, crop_policy: str, measured: Floats | None = None
+) -> str:
+    """The id of an image (uint8) or a latent (float32) as a goal of one model: the hash of everything that matters.
+
+    `measured` is what the robot should measure there.
+    """
     digest = hashlib.sha256()
     for part in (model, weights_digest, crop_policy, content.dtype.str, str(content.shape)):
         digest.update(part.encode() + b"\0")
     digest.update(content.tobytes())
+    if measured is not None:
+        digest.update(b"measured\0" + measured.tobytes())
     return digest.hexdigest()[:32]
 
 

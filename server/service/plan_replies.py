@@ -14,7 +14,7 @@ from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
 from server.service.validation import actions_of
-from server.values.calls import Observation
+from server.values.calls import UNBOUNDED, Observation
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def _answered(
         device=served.device,
         dtype=served.dtype,
         server_version=version,
+        unbounded_search=size.optimizer in UNBOUNDED,
     )
     reply = replace(
         plan,

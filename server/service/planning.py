@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from presage.values import Plan
 
+from server.config import Limits
 from server.engine.admission import too_late
 from server.engine.messages import Floats, PlanJob, ServedModel, Start
 from server.engine.pool import EnginePool, Planned
@@ -26,7 +27,6 @@ from server.service.plan_replies import RequestContext, found, reply_from_previo
 from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
 from server.service.session_table import SessionTable
 from server.service.stages import GoalChoice
-from server.service.validation import SearchLimits
 from server.values.calls import Observation, PlanRequest
 
 
@@ -38,7 +38,7 @@ class PlanCalls:
         pool: EnginePool,
         sessions: SessionTable,
         goals: GoalCache,
-        limits: SearchLimits,
+        limits: Limits,
         server_version: str,
         recorder: Recorder | None,
     ) -> None:
@@ -79,6 +79,7 @@ class PlanCalls:
         served = self._engines.model(session.model if session is not None else request.model)
         size = validation.search_size(request.planner, served, self._limits)
         validation.observation(request.observation, served.reply)
+        validation.past(request.observation, served, session is not None)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
@@ -95,7 +96,7 @@ class PlanCalls:
         seed = _seed(request, session, sequence)
         job = PlanJob(
             model=served.reply.name,
-            start=start_of(request.observation, session, sequence, served.history),
+            start=start_of(request.observation, session, sequence, served, place),
             goal=goal.latent,
             size=size,
             seed=seed,
@@ -192,8 +193,10 @@ class PlanCalls:
             previous_action=place.previous_action,
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
-        seen = None if planned is None else EncodedObservation(turn.sequence, planned.done.latent, proprioception)
-        session.commit(turn, plan, seen, pursued.stages)
+        seen = None
+        if planned is not None:
+            seen = EncodedObservation(turn.sequence, planned.done.latent, proprioception, place.since_reset)
+        session.commit(turn, plan, seen, pursued.stages, place)
         self._sessions.touch(session, time.monotonic())
 
     def _record(self, request: PlanRequest, reply: Plan, job: PlanJob, planned: Planned | None) -> None:
@@ -204,9 +207,28 @@ class PlanCalls:
         self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done, tracing.current()))
 
 
-def start_of(seen: Observation, session: Session | None, sequence: int, history: int) -> Start:
-    """Where predictions start: what is seen, and what the session saw before it, as far as the model looks back."""
-    earlier = session.earlier(sequence)[-(history - 1) :] if session is not None and history > 1 else ()
+def start_of(
+    seen: Observation,
+    session: Session | None,
+    sequence: int,
+    served: ServedModel,
+    progress: PlanProgress | None = None,
+) -> Start:
+    """Where predictions start: what is seen, and what the session saw before it, as far as the model looks back.
+
+    A model that its past actions matter to looks back on what was seen whole model steps before. Where nobody says how
+    far the robot is by now (`progress`), or a step is not known whole, on nothing beyond.
+    """
+    most = served.history - 1
+    earlier: tuple[EncodedObservation, ...] = ()
+    executed = seen.past_actions
+    if served.past_actions:
+        if session is not None and progress is not None:
+            earlier, executed = session.steps_before(
+                sequence, progress, validation.actions_of(served.reply).block, most
+            )
+    elif session is not None and most:
+        earlier = session.earlier(sequence)[-most:]
     proprioception = None
     if seen.proprioception is not None and seen.proprioception.size:
         before = [past.proprioception for past in earlier if past.proprioception is not None]
@@ -217,6 +239,8 @@ def start_of(seen: Observation, session: Session | None, sequence: int, history:
         tuple(past.latent for past in earlier),
         proprioception,
         0.0 if calibration is None else calibration.angle_rad,
+        past_frames=seen.past_images,
+        past_actions=None if executed is None or not executed.size else executed.astype(np.float32),
     )
 
 

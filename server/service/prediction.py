@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from presage.values import Landscape, Rollout, Score, SessionStatus, Surprise
 
+from server.config import Limits
 from server.engine.messages import (
     CalibrateDone,
     CalibrateJob,
@@ -29,7 +30,6 @@ from server.service.landscape import draw, grid, landscape
 from server.service.planning import start_of
 from server.service.session import Session
 from server.service.session_table import SessionTable
-from server.service.validation import SearchLimits
 from server.values.calls import (
     Array,
     CalibrateRequest,
@@ -44,13 +44,10 @@ from server.values.calls import (
 
 
 class PredictionCalls:
-    """Answers rollouts, scores, distances, surprises, landscapes and calibrations. `max_images`: in one call."""
+    """Answers rollouts, scores, distances, surprises, landscapes and calibrations."""
 
-    def __init__(
-        self, pool: EnginePool, sessions: SessionTable, goals: GoalCache, limits: SearchLimits, max_images: int
-    ) -> None:
-        self._engines, self._sessions, self._goals = pool, sessions, goals
-        self._limits, self._max_images = limits, max_images
+    def __init__(self, pool: EnginePool, sessions: SessionTable, goals: GoalCache, limits: Limits) -> None:
+        self._engines, self._sessions, self._goals, self._limits = pool, sessions, goals, limits
 
     async def rollout(self, request: RolloutRequest, deadline: float | None, now: float) -> Rollout:
         """See `Application.rollout`."""
@@ -80,7 +77,7 @@ class PredictionCalls:
     async def distance(self, request: DistanceRequest, deadline: float | None, now: float) -> DistanceReply:
         """See `Application.distance`."""
         session, served = self._asked(request.session_id, request.model, now)
-        validation.image_count(request.images, self._max_images)
+        validation.image_count(request.images, self._limits.images)
         for index, image in enumerate(request.images):
             validation.frame(image, served.reply, f"images[{index}]")
         goal = self._goal(request.goal_id, session, served)
@@ -95,7 +92,7 @@ class PredictionCalls:
         session, served = self._asked(request.session_id, request.model, now)
         validation.can_predict(served)
         actions = np.asarray(request.actions, np.float32)
-        validation.steps_seen(request.observations, actions, served.reply, self._limits, self._max_images)
+        validation.steps_seen(request.observations, actions, served.reply, self._limits, self._limits.images)
         proprioception = [seen.proprioception for seen in request.observations if seen.proprioception is not None]
         job = SurpriseJob(
             model=served.reply.name,
@@ -139,7 +136,7 @@ class PredictionCalls:
         search = validation.can_predict(served)
         validation.moves(request.moves, served.reply)
         moves = tuple(
-            Move(start_of(move.before, None, 0, 1), move.action.astype(np.float32), move.after.images[0])
+            Move(start_of(move.before, None, 0, served), move.action.astype(np.float32), move.after.images[0])
             for move in request.moves
         )
         done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
@@ -166,7 +163,8 @@ class PredictionCalls:
         costs_only: bool,
         deadline: float | None,
     ) -> RolloutDone:
-        start = start_of(observation, session, observation.sequence, served.history)
+        validation.past(observation, served, session is not None)
+        start = start_of(observation, session, observation.sequence, served)
         job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
         done = await self._engines.run(job, deadline)
         assert isinstance(done, RolloutDone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from presage.values import Calibration, Plan, SessionStatus
@@ -31,6 +31,7 @@ class EncodedObservation:
     sequence: int
     latent: Floats
     proprioception: Floats | None
+    since_reset: int = 0  # actions the robot had executed in its episode when it made it
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,13 @@ class Session:
         seed: int,
         wall_ns: int,
         stages: Stages | None = None,
+        block: int = 1,
         execute: int = 0,
     ) -> None:
-        """With `stages`, the first one's goal is the session's."""
+        """With `stages`, the first one's goal is the session's.
+
+        `history` latents are remembered, or, where a model's are `block` actions apart, as many as may lie between.
+        """
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
         self.execute = execute
@@ -105,7 +110,7 @@ class Session:
         self.epoch = 0
         self.surprises = RunningStatistics()
         self.calibration: Calibration | None = None
-        self._kept = max(history - 1, 0)
+        self._kept = max(history - 1, 0) * block
         self._forget()
 
     def _forget(self) -> None:
@@ -115,6 +120,7 @@ class Session:
         self._used = 0
         self._turns: set[int] = set()
         self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
+        self._executed: OrderedDict[int, Floats] = OrderedDict()  # the latest actions, by their number in the episode
         self._replies: OrderedDict[str, Plan] = OrderedDict()
 
     def reset(self) -> None:
@@ -142,6 +148,28 @@ class Session:
         """What was seen before the observation of this sequence (0: a new one), oldest first."""
         return tuple(seen for seen in self._seen if not sequence or seen.sequence < sequence)
 
+    def steps_before(
+        self, sequence: int, progress: PlanProgress, block: int, most: int
+    ) -> tuple[tuple[EncodedObservation, ...], Floats | None]:
+        """What was seen one, two, ... whole model steps before, oldest first, and the actions executed since then.
+
+        Only as far back as every step was seen at its beginning and all of its actions are known; at most `most` steps.
+        """
+        seen = {earlier.since_reset: earlier for earlier in self.earlier(sequence)}
+        actions = {**self._executed, **_executed_of(progress)}
+        found: list[EncodedObservation] = []
+        taken: list[Floats] = []
+        at = progress.since_reset
+        while len(found) < most and at - block in seen:
+            between = [actions.get(number) for number in range(at - block, at)]
+            known = [action for action in between if action is not None]
+            if len(known) < block:
+                break
+            at -= block
+            found.insert(0, seen[at])
+            taken = known + taken
+        return tuple(found), np.stack(taken) if taken else None
+
     def begin(self, sequence: int) -> ObservationTicket:
         """Take an observation; 0 gives it the next sequence. Raises STALE_OBSERVATION."""
         newest = max(self._used, *self._turns) if self._turns else self._used
@@ -159,9 +187,17 @@ class Session:
             self._turns.discard(turn.sequence)
 
     def commit(
-        self, turn: ObservationTicket, plan: CurrentPlan, seen: EncodedObservation | None, stages: Stages | None = None
+        self,
+        turn: ObservationTicket,
+        plan: CurrentPlan,
+        seen: EncodedObservation | None,
+        stages: Stages | None = None,
+        progress: PlanProgress | None = None,
     ) -> None:
-        """Remember a turn's plan, its stage and observation, unless a reset or a newer observation has overtaken it."""
+        """Remember a turn's plan, its stage and observation, unless a reset or a newer observation has overtaken it.
+
+        `progress` says what the robot had executed by then, which is remembered too.
+        """
         if turn.epoch != self.epoch:
             return
         self._turns.discard(turn.sequence)
@@ -172,6 +208,10 @@ class Session:
         if turn.sequence <= self._used:
             return
         self._used = turn.sequence
+        if progress is not None:
+            self._executed.update(_executed_of(progress))
+            while len(self._executed) > self._kept:
+                self._executed.popitem(last=False)
         if self._stages is not None and stages is not None and stages.at < self._stages.at:
             stages = self._stages  # an earlier observation has ended this stage meanwhile
         self._stages, self.current = stages, plan
@@ -258,17 +298,19 @@ class Session:
         self.surprises = self.surprises.including(errors)
         return scores
 
+    @property
+    def stage(self) -> int | None:
+        """Which of the stages is pursued, counted from 0; None without stages."""
+        return None if self._stages is None else self._stages.at
+
     def describe(self) -> SessionStatus:
-        return SessionStatus(
-            session_id=self.session_id,
-            model=self.model,
-            goal_id=self.goal_id,
-            epoch=self.epoch,
-            plans=self.plans,
-            last_sequence=self.last_sequence,
-            ttl_s=self.ttl_s,
-            create_time_ns=self.create_time_ns,
-            stage=None if self._stages is None else self._stages.at,
-            calibration=self.calibration,
-            execute=self.execute,
-        )
+        """The session as its callers are told of it: every field of a status is one of the session's."""
+        return SessionStatus(**{field.name: getattr(self, field.name) for field in fields(SessionStatus)})
+
+
+def _executed_of(progress: PlanProgress) -> dict[int, Floats]:
+    """The actions of the followed plan that were executed, by their number in the episode."""
+    if progress.followed is None:
+        return {}
+    begins_at = progress.followed.begins_at
+    return {begins_at + index: action for index, action in enumerate(progress.followed.actions[: progress.executed])}

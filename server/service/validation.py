@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from presage.values import ActionSpec, Model, PlannerSettings
 
-from server.engine.messages import Floats, SearchSize, ServedModel, needed_iterations
+from server.config import Limits
+from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
+    METRICS,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    SAMPLING,
     Array,
     CalibrationMove,
     Frame,
@@ -33,15 +36,6 @@ LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
 LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
-
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """How large a search may be."""
-
-    rollout_steps: int  # horizon x samples x iterations
-    iteration_steps: int  # horizon x samples
-    iterations: int
 
 
 def frame(image: Frame, model: Model, field: str) -> None:
@@ -78,6 +72,35 @@ def observation(seen: Observation, model: Model, name: str = "observation") -> N
     if given.shape != (width,):
         raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
     finite(given, field)
+
+
+def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "observation") -> None:
+    """Earlier images a model step apart and the actions between, for models that look back on both."""
+    frames, executed = seen.past_images, seen.past_actions
+    if not frames and (executed is None or not executed.size):
+        return
+    field, model = f"{name}.past_images", served.reply
+    if in_session:
+        raise invalid(field, "must be left out in a session, which remembers by itself", len(frames))
+    if not served.past_actions:
+        raise invalid(field, f"must be empty: model {model.name} does not look back on them", len(frames))
+    if not 1 <= len(frames) <= served.history - 1:
+        raise invalid(field, f"must be 1 to {served.history - 1} for model {model.name}", len(frames))
+    for index, image in enumerate(frames):
+        frame(image, model, f"{field}[{index}]")
+    action = actions_of(model)
+    wanted = (len(frames) * action.block, len(action.names))
+    shape = (0, 0) if executed is None else executed.shape
+    if executed is None or shape != wanted:
+        rule = f"must be {list(wanted)}, {action.block} actions after each of past_images"
+        raise invalid(f"{name}.past_actions", rule, f"shape {list(shape)}", Reason.ACTION_SHAPE)
+    finite(executed, f"{name}.past_actions")
+
+
+def no_past(seen: Observation, name: str) -> None:
+    """Observations that stand in a row already carry none."""
+    if seen.past_images or (seen.past_actions is not None and seen.past_actions.size):
+        raise invalid(f"{name}.past_images", "must be left out here", len(seen.past_images))
 
 
 def finite(values: Array, field: str) -> None:
@@ -148,15 +171,14 @@ def actions_of(model: Model) -> ActionSpec:
     return model.action
 
 
-def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimits) -> SearchSize:
+def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:
     """The settings of a search: the request's where it has any, else the model's; all within the limits.
 
     Where samples are given without elites, the model's share of elites is kept.
     """
     defaults = can_predict(served)
-    samples = defaults.samples if wanted.samples is None else wanted.samples
-    iterations = defaults.iterations if wanted.iterations is None else wanted.iterations
-    horizon = defaults.horizon if wanted.horizon is None else wanted.horizon
+    size = replace(defaults, **{name: value for name, value in vars(wanted).items() if value not in (None, ())})
+    samples, iterations, horizon, optimizer = size.samples, size.iterations, size.horizon, size.optimizer
     if samples < 3:
         raise invalid("planner.samples", "must be >= 3", samples)
     for name, count in (("iterations", iterations), ("horizon", horizon)):
@@ -169,32 +191,38 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: SearchLimi
         raise invalid("planner.elites", f"must be at least 2 and below samples ({samples})", elites)
     if iterations > limits.iterations:
         raise invalid("planner.iterations", f"must be at most {limits.iterations}", iterations, Reason.TOO_LARGE)
-    if horizon * samples > limits.iteration_steps:
-        rule = f"must keep horizon x samples at most {limits.iteration_steps}"
+    if horizon * samples > ITERATION_STEPS:
+        rule = f"must keep horizon x samples at most {ITERATION_STEPS}"
         raise invalid("planner", rule, horizon * samples, Reason.TOO_LARGE)
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    optimizer = defaults.optimizer if wanted.optimizer is None else wanted.optimizer
     if optimizer not in OPTIMIZERS:
         raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
     if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
-        if moved * horizon > limits.iteration_steps:
-            rule = f"must keep horizon x the actions that {optimizer} nudges at most {limits.iteration_steps}"
+        if moved * horizon > ITERATION_STEPS:
+            rule = f"must keep horizon x the actions that {optimizer} nudges at most {ITERATION_STEPS}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimizer == LAST_STEP_ALONE else defaults.discount
+        discount = 1.0 if optimizer in LAST_STEP_ALONE else defaults.discount
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if optimizer == LAST_STEP_ALONE and discount != 1:
+    if optimizer in LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
-    dimensions = wanted.dimensions or defaults.dimensions
+    if wanted.metric is not None and wanted.metric not in METRICS:
+        raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
+    for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
+        share = getattr(wanted, name)
+        if share is not None and optimizer not in who:
+            raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
+        if share is not None and not 0 < share <= 1:
+            raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
     needed = needed_iterations(optimizer, iterations, defaults.iterations)
-    return SearchSize(samples, iterations, elites, horizon, optimizer, dimensions, discount, needed)
+    return replace(size, elites=elites, discount=discount, needed=needed)
 
 
 def action_entries(names: Sequence[str], model: Model, field: str) -> None:
@@ -207,7 +235,7 @@ def action_entries(names: Sequence[str], model: Model, field: str) -> None:
             raise invalid(f"{field}[{index}]", "must not be named twice", name)
 
 
-def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) -> None:
+def candidates(actions: Floats, model: Model, limits: Limits, field: str) -> None:
     """Action sequences [candidates, time, action], time in whole model steps."""
     action = actions_of(model)
     width, block = len(action.names), action.block
@@ -221,22 +249,21 @@ def candidates(actions: Floats, model: Model, limits: SearchLimits, field: str) 
         raise invalid(field, rule, actions.shape[1], Reason.ACTION_SHAPE)
     finite(actions, field)
     steps = actions.shape[1] // block
-    if steps > limits.iteration_steps:
-        raise invalid(field, f"must be at most {limits.iteration_steps} model steps long", steps, Reason.TOO_LARGE)
+    if steps > ITERATION_STEPS:
+        raise invalid(field, f"must be at most {ITERATION_STEPS} model steps long", steps, Reason.TOO_LARGE)
     if len(actions) * steps > limits.rollout_steps:
         rule = f"must keep candidates x model steps at most {limits.rollout_steps}"
         raise invalid(field, rule, len(actions) * steps, Reason.TOO_LARGE)
 
 
-def steps_seen(
-    observations: Sequence[Observation], actions: Floats, model: Model, limits: SearchLimits, most: int
-) -> None:
+def steps_seen(observations: Sequence[Observation], actions: Floats, model: Model, limits: Limits, most: int) -> None:
     """At least two observations, and the actions [time, action] of the model steps between them."""
     if not 2 <= len(observations) <= most:
         reason = Reason.TOO_LARGE if len(observations) > most else Reason.INVALID_FIELD
         raise invalid("observations", f"must be 2 to {most}", len(observations), reason)
     for index, seen in enumerate(observations):
         observation(seen, model, f"observations[{index}]")
+        no_past(seen, f"observations[{index}]")
     candidates(actions[None], model, limits, "actions")
     block = actions_of(model).block
     wanted = (len(observations) - 1) * block
@@ -265,6 +292,8 @@ def moves(asked: Sequence[CalibrationMove], model: Model) -> None:
     for index, move in enumerate(asked):
         observation(move.before, model, f"moves[{index}].before")
         observation(move.after, model, f"moves[{index}].after")
+        no_past(move.before, f"moves[{index}].before")
+        no_past(move.after, f"moves[{index}].after")
         if move.action.shape != (len(names),):
             rule = f"must be [{len(names)}] for model {model.name}"
             raise invalid(f"moves[{index}].action", rule, f"shape {list(move.action.shape)}", Reason.ACTION_SHAPE)

@@ -32,6 +32,7 @@ from server.transport import auth
 from server.transport.gateway import Gateway
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
+from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.routes import create_app
 from server.transport.uploads import Uploads
 
@@ -190,6 +191,7 @@ def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S + 5,  # what a client sends at the last moment it was told of still arrives
         timeout_graceful_shutdown=1,  # calls in progress were waited for before
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=str(settings.tls_key) if settings.tls_key is not None else None,

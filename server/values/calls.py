@@ -18,8 +18,11 @@ Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
 LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-LAST_STEP_ALONE = "vjepa2_ac"  # of OPTIMIZERS
-OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac")
+METRICS = ("l2", "l1", "rms", "cosine")  # of latents
+LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms", "jepa_wms_droid")  # of OPTIMIZERS
+UNBOUNDED = ("lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS: their candidates go beyond the bounds, plans do not
+SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "real_time_iteration", *LAST_STEP_ALONE)  # of OPTIMIZERS
+OPTIMIZERS = ("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", *LAST_STEP_ALONE)
 """Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
@@ -31,6 +34,8 @@ class Observation:
     proprioception: NDArray[np.float32] | None = None
     capture_time_ns: int | None = None
     sequence: int = 0
+    past_images: tuple[Frame, ...] = ()  # oldest first, a model step apart
+    past_actions: NDArray[np.float32] | None = None  # [time, action], executed since the first of them
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class GoalRequest:
     model: str = ""
     image: Frame | None = None
     latent: NDArray[np.float32] | None = None
+    proprioception: NDArray[np.float32] | None = None  # what the robot should measure there
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,16 @@ class EmbedClipRequest:
     kind: EmbeddingKind = "pooled"
     sampling: FrameSampling = field(default_factory=FrameSampling)
     goal_id: str = ""
+
+
+@dataclass(frozen=True)
+class ClassifyClipRequest:
+    """`path` is a spooled upload that the gateway owns and deletes."""
+
+    path: Path
+    model: str = ""
+    sampling: FrameSampling = field(default_factory=FrameSampling)
+    top_k: int = 5
 
 
 @dataclass(frozen=True)

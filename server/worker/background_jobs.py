@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.interface import LoadedModel
+from model.interface import Classifier, LoadedModel
 from model.runtime.memory import to_device
 from server.engine.messages import (
     CalibrateJob,
+    ClassifyClipJob,
+    ClassifyDone,
     Done,
     EmbedClipJob,
     EmbedDone,
@@ -78,6 +80,8 @@ class BackgroundJobs:
                 background_job = embed_images(model, job)
             case EmbedClipJob():
                 background_job = embed_clip(model, job)
+            case ClassifyClipJob():
+                background_job = classify_clip(model, job)
             case RolloutJob():
                 background_job = rollout(model, job, self._max_steps)
             case SurpriseJob():
@@ -123,7 +127,10 @@ def encode(model: LoadedModel, job: EncodeJob) -> BackgroundJob:
     for part in _parts(len(job.frames), FRAMES_AT_ONCE):
         yield WorkItem(("encode", job.model), part.stop - part.start)
         parts.append(model_adapter.encode_frames(model, job.frames[part]))
-    return EncodeDone(model_adapter.to_host(torch.cat(parts)))
+    latents = torch.cat(parts)
+    if job.proprioception is not None:
+        latents = torch.stack([model_adapter.goal_of(model, latent, job.proprioception) for latent in latents])
+    return EncodeDone(model_adapter.to_host(latents))
 
 
 def embed_images(model: LoadedModel, job: EmbedImagesJob) -> BackgroundJob:
@@ -166,12 +173,22 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob) -> BackgroundJob:
     return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
 
 
+def classify_clip(model: LoadedModel, job: ClassifyClipJob) -> BackgroundJob:
+    """What the frames of one clip show; the front asks this of models with labels alone."""
+    if not isinstance(model, Classifier):
+        raise TypeError(f"{job.model} has labels and classifies nothing")
+    yield WorkItem(("classify", job.model), len(job.frames))
+    return ClassifyDone(model_adapter.to_host(model.classify(torch.from_numpy(job.frames))))
+
+
 def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJob:
     """Where candidates lead, and what that costs: a number of them at a time."""
     yield WorkItem(("encode", job.model), 1)
     latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
     context = model_adapter.context_of(model, job.start, latent)
-    goal = None if job.goal is None else model_adapter.to_device(model, job.goal)[None]
+    goal = None
+    if job.goal is not None:
+        goal = model_adapter.seen_part(model, model_adapter.to_device(model, job.goal))[None]
     world = model_adapter.world_model(model)
     candidates = torch.from_numpy(job.candidates)
     horizon = candidates.shape[1] // model.block
@@ -205,7 +222,8 @@ def surprise(model: LoadedModel, job: SurpriseJob) -> BackgroundJob:
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
         proprioception = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
-            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad)
+            done = job.actions[back.start * model.block : step * model.block]
+            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad, done)
             predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
         errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))
@@ -215,7 +233,8 @@ def _to_goal(model: LoadedModel, latents: Tensor, goal: Floats | None) -> tuple[
     if goal is None:
         return ()
     cost = model_adapter.cost_of(model)
-    return tuple(model_adapter.distances(cost, latents, model_adapter.to_device(model, goal)[None]).tolist())
+    near = model_adapter.seen_part(model, model_adapter.to_device(model, goal))
+    return tuple(model_adapter.distances(cost, latents, near[None]).tolist())
 
 
 def _parts(count: int, at_once: int) -> Iterator[slice]:

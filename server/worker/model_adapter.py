@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.camera_yaw import CameraYawWorldModel, rotation, turns
-from model.interface import LoadedModel
+from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
+from model.interface import LoadedModel, MeasuringModel
 from model.runtime import memory
 from planner import registry
+from planner.anytime import Optimizer
 from planner.cost import GoalDistance
 from planner.types import ActionSpace
 from planner.world_model import CostFunction, WorldModel
@@ -30,6 +31,8 @@ def action_space(model: LoadedModel) -> ActionSpace | None:
         low=spec.low,
         high=spec.high,
         rate_hz=spec.rate_hz,
+        mean=spec.mean,
+        std=spec.std,
         stated_rest=spec.at_rest,
     )
 
@@ -52,20 +55,70 @@ def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
 def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
     """Where a rollout starts: the earlier latents, and the one of what is seen now."""
     earlier = [to_device(model, past) for past in start.history]
-    return context(model, [*earlier, latent], start.proprioception, start.turn_rad)
+    if start.past_frames:
+        earlier = [*encode_frames(model, start.past_frames)]
+    return context(model, [*earlier, latent], start.proprioception, start.turn_rad, start.past_actions)
 
 
 def context(
-    model: LoadedModel, latents: Sequence[Tensor], proprioception: Floats | None, turn_rad: float
+    model: LoadedModel,
+    latents: Sequence[Tensor],
+    proprioception: Floats | None,
+    turn_rad: float,
+    past_actions: Floats | None = None,
 ) -> tuple[Tensor, ...]:
-    """Where a rollout of `world_model(model)` starts: latents, oldest first, and what was proprioception at each."""
-    inner = model.context(latents, None if proprioception is None else torch.tensor(proprioception))
+    """Where a rollout of `world_model(model)` starts: latents, oldest first, proprioception at each, actions between.
+
+    The actions are the robot's, and are turned as those of a rollout are.
+    """
+    measured = None if proprioception is None else torch.tensor(proprioception)
+    if past_actions is None or not model.package.config.past_actions:
+        inner = model.context(latents, measured)
+    else:
+        past = to_device(model, past_actions)
+        past = turned_back(past, rotation(turn_rad, model.device)) if _turns(model) else past
+        inner = model.context(latents, measured, past)
     return (rotation(turn_rad, model.device), *inner) if _turns(model) else inner
 
 
 def world_model(model: LoadedModel) -> WorldModel:
     """The model as searches see it, with a camera that may be turned: what `context` makes is for this."""
     return CameraYawWorldModel(model) if _turns(model) else model
+
+
+def measuring_world_model(model: LoadedModel) -> WorldModel:
+    """The same for goals that say what should be measured, which `measures_goals` models have."""
+    assert isinstance(model, MeasuringModel)
+    return CameraYawWorldModel(model.measuring()) if _turns(model) else model.measuring()
+
+
+def measures_goals(model: LoadedModel) -> bool:
+    """Whether a goal may say what the robot should measure there."""
+    return isinstance(model, MeasuringModel) and len(model.goal_groups) > 1
+
+
+def goal_of(model: LoadedModel, latent: Tensor, proprioception: Floats | None) -> Tensor:
+    """A goal's latent and, where that is said, what should be measured there."""
+    if proprioception is None:
+        return latent
+    assert isinstance(model, MeasuringModel)
+    return model.goal(latent, torch.tensor(proprioception))
+
+
+def seen_part(model: LoadedModel, goal: Tensor) -> Tensor:
+    """The latent of a goal [..., *latent], without what should be measured there: what other latents compare with."""
+    return goal[..., : model.package.config.latent_shape[-1]]
+
+
+def says_measurements(model: LoadedModel, goal: Tensor) -> bool:
+    """Whether a goal [*latent] says what should be measured there."""
+    return goal.shape[-1] != model.package.config.latent_shape[-1]
+
+
+def with_measurements(model: LoadedModel, optimizer: Optimizer) -> Optimizer:
+    """The optimizer for a goal that says what should be measured: its distance, of each group of channels."""
+    assert isinstance(model, MeasuringModel)
+    return registry.by_channels(optimizer, model.goal_groups)
 
 
 def _turns(model: LoadedModel) -> bool:

@@ -48,6 +48,7 @@ class Running:
     warnings: tuple[str, ...]
     began: float
     encoded: float
+    measured: bool  # the goal says what should be measured there
     shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
 
     @property
@@ -58,7 +59,7 @@ class Running:
     @property
     def kind(self) -> Hashable:
         """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.chosen.size, self.steps, self.shapes
+        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured
 
     @property
     def limit(self) -> float:
@@ -86,6 +87,8 @@ class PlanScheduler:
         self._models, self._send, self._clock = models, send, clock
         self._max_batch, self._max_steps = max_batch, max_iteration_steps
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
+        measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
+        self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
         spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
         self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
@@ -184,12 +187,14 @@ class PlanScheduler:
         """Raises PlanningError and ObservationError."""
         model, own = self._models[job.model], model_adapter.cost_of(self._models[job.model])
         goal = model_adapter.to_device(model, job.goal)
-        goal_distance = model_adapter.distances(own, latent[None], goal[None]).item()
+        near = model_adapter.seen_part(model, goal)
+        goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
             job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
             goal = model_adapter.to_device(model, job.goal)
-            goal_distance = model_adapter.distances(own, latent[None], goal[None]).item()
+            near = model_adapter.seen_part(model, goal)
+            goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
         space = registry.searched(self._spaces[job.model], job.size.dimensions)
         context = model_adapter.context_of(model, job.start, latent)
         shapes = tuple(tuple(part.shape) for part in context)
@@ -198,13 +203,19 @@ class PlanScheduler:
         optimizer = registry.optimizer(
             size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
         )
+        optimizer = registry.adjusted(optimizer, size.metric or "", size.narrowing, size.sample_decay)
+        measured = model_adapter.says_measurements(model, goal)
+        if measured:
+            optimizer = model_adapter.with_measurements(model, optimizer)
         left = None if job.warm_start is None else torch.tensor(job.warm_start)
         problem = Problem(
             context=context,
             goal=goal,
             space=space,
             seed=job.seed,
-            warm_start=None if left is None else of_length(size.horizon * model.block, left, space),
+            warm_start=None
+            if left is None
+            else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
         )
@@ -223,6 +234,7 @@ class PlanScheduler:
             warnings=model_adapter.observation_warnings(model, job.start),
             began=times[0],
             encoded=times[1],
+            measured=measured,
             shapes=shapes,
         )
 
@@ -253,7 +265,8 @@ class PlanScheduler:
         kind, steps = first.kind, first.steps
         try:
             with self.watchdog.work(self.durations.predict(kind, len(batch))):
-                improved = first.optimizer.improve(self._worlds[first.job.model], [r.search for r in batch])
+                worlds = self._measuring if first.measured else self._worlds
+                improved = first.optimizer.improve(worlds[first.job.model], [r.search for r in batch])
         except Exception as error:
             if len(batch) == 1:
                 del self._running[first.number]
@@ -318,12 +331,15 @@ class PlanScheduler:
 
     def _own_costs(self, running: Running, plan: types.Plan) -> tuple[float, ...]:
         """Each step's share of what the plan costs by the model's own measure, which `RolloutJob` prices by too."""
-        own = model_adapter.cost_of(self._models[running.job.model])
+        model = self._models[running.job.model]
+        own = model_adapter.cost_of(model)
         if running.optimizer.cost == own:
             return plan.step_costs
         world = self._worlds[running.job.model]
         with torch.no_grad(), self.watchdog.work(running.price_s):
-            costs, _ = priced(world, own, stack([running.search], world.block), plan.actions[None, None])
+            batch = stack([running.search], world.block)
+            batch = replace(batch, goal=model_adapter.seen_part(model, batch.goal))  # as `RolloutJob` prices it
+            costs, _ = priced(world, own, batch, plan.actions[None, None])
         return tuple(costs[0, 0].tolist())
 
     def _refuse_late(self, number: int) -> None:

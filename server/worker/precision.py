@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,7 +28,8 @@ from server.engine.messages import SearchSize
 from server.worker import model_adapter
 
 PROBLEMS = 8  # imagined by a model to compare precisions on
-GATE_S = 20.0  # what their plans may take together: a shorter search than the model's own would prove little
+GATE_S = 20.0  # what their plans may take together
+FEWEST_PROBLEMS, FEWEST_ITERATIONS = 4, 5  # where the model's own search takes longer; less would prove little
 WORK_S = 0.5  # the longest piece of work to measure with, where a model leaves a choice
 LEAST_SPEEDUP = 1.2
 LARGEST_GAP = 0.05  # of an action's range, mean over what would be executed; another seed moves `arm` by 0.09
@@ -156,14 +157,21 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
         if not cosine >= LEAST_COSINE:
             return best, f"{name} embeddings have a cosine of {cosine:.5f} to {than}'s"
         return lowered, f"{speedup:.2f} times as fast, cosine of embeddings {cosine:.5f}"
-    needed_s = PROBLEMS * size.iterations * (own_s + lowered_s)
-    if needed_s > GATE_S:
-        return best, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}"
+    problems = PROBLEMS
+    if problems * size.iterations * (own_s + lowered_s) > GATE_S:
+        problems, iterations = FEWEST_PROBLEMS, int(GATE_S / (FEWEST_PROBLEMS * (own_s + lowered_s)))
+        if iterations < FEWEST_ITERATIONS:
+            needed_s = FEWEST_PROBLEMS * FEWEST_ITERATIONS * (own_s + lowered_s)
+            return best, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}"
+        size = replace(size, iterations=min(size.iterations, iterations))
     try:
-        measured = agreement(model, lowered, size, imagined_problems(model, size))
+        measured = agreement(model, lowered, size, imagined_problems(model, size, problems))
     except PlanningError as error:
         return best, f"precisions could not be compared: {error}"
-    text = f"actions differ by {measured.gap:.4f} of their range, {than} cost {1 + measured.excess:.4f} of its plans'"
+    text = (
+        f"{problems} plans of {size.iterations} iterations: actions differ by {measured.gap:.4f} of their range, "
+        f"{than} cost {1 + measured.excess:.4f} of its plans'"
+    )
     if not measured.holds:
         return best, f"{name} does not agree: {text}"
     return lowered, f"{speedup:.2f} times as fast; {text}"

@@ -25,6 +25,7 @@ from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
 from server.engine.ipc import EngineChannel
 from server.engine.messages import (
+    ITERATION_STEPS,
     Cancel,
     Done,
     EngineSettings,
@@ -91,9 +92,7 @@ def _load_and_describe(
         worlds, described = {}, []
         for name, (model, verdict) in verdicts.items():
             size = own_search(model.package.config.planner)
-            worlds[name], told = cuda_graphs.searched(
-                model, size, settings.graphs, settings.max_batch, settings.max_iteration_steps
-            )
+            worlds[name], told = cuda_graphs.searched(model, size, settings.graphs, settings.max_batch, ITERATION_STEPS)
             described.append(describe(name, model, verdict, told))
         return {name: model for name, (model, _) in verdicts.items()}, worlds, tuple(described), threads
     except OSError as error:
@@ -165,10 +164,23 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
+        license=str(config.training.get("license", "")),
+        labels=config.labels,
+        clip_frames=config.clip_frames,
+        measures_goals=model_adapter.measures_goals(model),
     )
     own, space = search if action is not None else None, model_adapter.action_space(model)
-    rest = () if space is None else space.rest
-    return ServedModel(reply, own, config.history, str(model.device), dtype, verdict.why, rest, graphed)
+    return ServedModel(
+        reply,
+        own,
+        config.history,
+        str(model.device),
+        dtype,
+        verdict.why,
+        () if space is None else space.rest,
+        graphed,
+        past_actions=config.past_actions,
+    )
 
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
@@ -194,7 +206,7 @@ class Engine:
         settings: EngineSettings,
     ) -> None:
         self._models, self._channel = models, channel
-        steps = settings.max_iteration_steps
+        steps = ITERATION_STEPS
         self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
         self._background_jobs = BackgroundJobs(models, self._scheduler, steps, self._send, time.monotonic)
 

@@ -19,7 +19,7 @@ from presage.values import Plan
 from torch import Tensor
 
 from model import extras
-from model.interface import ClipEmbedding, LoadedModel
+from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
 from model.package import Package
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
@@ -109,6 +109,10 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if made_by != here:
         why = f"model {job.model} has other weights: {here[:12]}, then {made_by[:12]}"
         return Outcome(record.time_ns, sequence, "failed", why=why)
+    start = job.start
+    if start.past_actions is not None and not (start.history or start.past_frames):
+        why = "it looked back on pictures that were not recorded"
+        return Outcome(record.time_ns, sequence, "failed", why=why)
     now = _planned(job, then, model.to_precision(_DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
@@ -188,8 +192,26 @@ class _Blind:
     def embed_clip(self, frames: Tensor) -> ClipEmbedding:
         raise AssertionError("a plan embeds no clip")
 
-    def context(self, latents: Sequence[Tensor], proprioception: Tensor | None) -> tuple[Tensor, ...]:
-        return self._model.context(latents, proprioception)
+    def context(
+        self, latents: Sequence[Tensor], proprioception: Tensor | None, past_actions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        if past_actions is None:
+            return self._model.context(latents, proprioception)
+        return self._model.context(latents, proprioception, past_actions)
+
+    @property
+    def goal_groups(self) -> tuple[tuple[int, float], ...]:
+        if isinstance(self._model, MeasuringModel):
+            return self._model.goal_groups
+        return ((self.package.config.latent_shape[-1], 1.0),)
+
+    def goal(self, latent: Tensor, proprioception: Tensor | None) -> Tensor:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.goal(latent, proprioception)
+
+    def measuring(self) -> Rollouts:
+        assert isinstance(self._model, MeasuringModel)
+        return self._model.measuring()
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
         return self._model.rollout(context, actions)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.baselines.compact import PlainLoop, load_network
+from benchmarks.baselines.lewm import LeWMLoop
 from benchmarks.baselines.vjepa2_ac import PublishedLoop, poses_after, predict
+from benchmarks.planning import lewm
+from model.lewm.config import from_released
+from model.lewm.network import LeWM
 from model.registry import as_trained, find
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.poses import compose
@@ -20,6 +25,7 @@ from planner.types import Problem
 from planner.vjepa2_ac import vjepa2_ac_space
 from server.worker.model_adapter import action_space
 from simulation.tasks import make
+from tests.support.model.lewm import released_config
 from tests.support.model.tiny_vjepa2 import ENCODER, action_predictor, encoder
 from tests.support.planner.recordings import RecordedNoise
 
@@ -69,7 +75,7 @@ def test_the_plain_loop_and_the_fast_path_choose_the_same_actions(stepwise: bool
         torch.from_numpy(robot.render_state([angle, 0.5, *([0.0] * (len(robot.state) - 2))]).copy())
         for angle in (0.2, 1.0)
     )
-    fast = replace(CEM.lewm_paper(), samples=40, iterations=3, elites=8)
+    fast = replace(CEM.lewm_paper(unbounded=False), samples=40, iterations=3, elites=8)
     space, action = action_space(model), model.package.config.action
     assert space is not None
     assert action is not None
@@ -82,3 +88,27 @@ def test_the_plain_loop_and_the_fast_path_choose_the_same_actions(stepwise: bool
     slow = loop.plan(load_network(model.package), action, image, goal_image, draw)
     assert torch.allclose(fast.plan(model, problem).actions, slow, atol=1e-4)
     assert float(slow.abs().max()) > 0.1
+
+
+def test_the_published_lewm_loop_and_the_fast_path_choose_the_same_actions(tmp_path: Path) -> None:
+    config = from_released(released_config())
+    model = lewm.random_model(config, tmp_path)
+    network = LeWM(config).eval().requires_grad_(False)
+    network.load_state_dict(model.package.weights())
+    image, goal_image = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
+    search = replace(CEM.lewm_paper(), samples=40, iterations=3, elites=8)
+
+    def draw(iteration: int) -> torch.Tensor:
+        return torch.randn(40, 25, 2, generator=Stream(3, iteration).generator(CPU))
+
+    slow = LeWMLoop(40, 3, 8).plan(network, lewm.ACTION, image, goal_image, draw)
+    context = model.context([model.encode(image[None])[0]], None)
+    problem = Problem(context, model.encode(goal_image[None])[0], lewm.SPACE, seed=3)
+    assert torch.allclose(search.plan(model, problem).actions, slow, atol=1e-5)
+
+
+def test_the_table_of_lewm_says_what_was_measured() -> None:
+    search = replace(CEM.lewm_paper(), samples=20, iterations=1, elites=4, horizon=2)
+    table, ratios = lewm.plans(from_released(released_config()), search, repeats=1)
+    assert [row[0] for row in table.rows] == ["as published, float32", "Presage, float32", "Presage, bfloat16"]
+    assert set(ratios) == {"float32", "bfloat16"}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 
 from cli import exit_codes
 from cli.weights import list_published, pull
-from model.checkpoints.published import PUBLISHED
+from model.checkpoints.listing import published
 from model.preprocessing import CROP_POLICIES
 from tests.support.cli.commands import run_command
 from tests.support.paths import ROOT
@@ -61,15 +62,63 @@ def run(*arguments: str) -> int:
 def test_list_names_every_published_model_its_license_and_its_verification(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "--json") == 0
     listed = {value["name"]: value for value in json.loads(capsys.readouterr().out)["models"]}
-    assert list(listed) == [model.name for model in PUBLISHED]
-    for model in PUBLISHED:
-        assert listed[model.name]["address"] == model.address
-        assert listed[model.name]["license"] == model.license
-        assert listed[model.name]["verified"] == model.verified
-    assert [name for name, value in listed.items() if "plans" in value["what"]] == ["vjepa2-ac-vitg"]
+    known = {model.name: model for model in published()}
+    assert list(listed) == list(known)
+    for name, model in known.items():
+        assert [each["address"] for each in listed[name]["files"]] == [each.address for each in model.files]
+        assert listed[name]["license"] == model.license
+        assert listed[name]["verified"] == model.verified
+    plans = [name for name, value in listed.items() if value["what"].endswith("plans") or ": plans (" in value["what"]]
+    assert plans == [
+        "vjepa2-ac-vitg",
+        *(name for name in known if name.startswith(("vjepa2_ac", "lewm", "jepa_wm", "dino_wm"))),
+    ]
     assert run("list") == 0
     shown = capsys.readouterr().out
-    assert all(model.name in shown for model in PUBLISHED)
+    assert all(name in shown for name in known)
+
+
+def test_list_says_of_every_file_of_others_what_an_import_of_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "--json") == 0
+    listed = {value["name"]: value for value in json.loads(capsys.readouterr().out)["models"]}
+    assert listed["jepa_wm_pusht"]["needs"] == "--encoder-weights (the file of dinov2_vits14)"
+    assert listed["jepa_wm_pusht"]["license"].startswith("CC-BY-NC 4.0")
+    assert "dinov3_vitl16 is not run" in listed["jepa_wm_droid"]["refused"]
+    assert "--labels" in listed["vjepa2-vitl-256-ssv2"]["needs"]
+    assert listed["lewm-pusht"]["files"][1]["sha256"].startswith("48938400")
+    assert not listed["vjepa2-vitl-256"]["needs"]
+
+
+def test_every_address_is_official_and_of_one_file_alone() -> None:
+    addresses = [each.address for model in published() for each in model.files]
+    assert len(set(addresses)) == len(addresses)
+    hosts = ("https://dl.fbaipublicfiles.com/", "https://huggingface.co/")
+    assert all(address.startswith(hosts) for address in addresses)
+
+
+def test_pull_of_several_files_checks_their_known_digests_and_puts_them_in_a_folder(
+    mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model.checkpoints import listing
+
+    whole = next(model for model in published() if model.name == "lewm-pusht")
+    files = tuple(replace(each, file="vitl.pt", sha256=DIGEST) for each in whole.files[:1])
+    two = replace(whole, files=(*files, replace(files[0], file="other.pt")))
+    (Path(mirror_folder(tmp_path)) / "other.pt").write_bytes(CONTENT)
+    monkeypatch.setattr(listing, "find", lambda name: two)
+    assert run("pull", "lewm-pusht", "--out", str(tmp_path / "out"), "--mirror", mirror, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(tmp_path / "out" / "lewm-pusht")
+    assert told["sha256_verified"]
+    assert (tmp_path / "out" / "lewm-pusht" / "other.pt").read_bytes() == CONTENT
+    (Path(mirror_folder(tmp_path)) / "other.pt").write_bytes(b"PK" + CONTENT)
+    assert run("pull", "lewm-pusht", "--out", str(tmp_path / "again"), "--mirror", mirror) == 1
+    assert "sha256 must be" in " ".join(capsys.readouterr().err.split())
+
+
+def mirror_folder(tmp_path: Path) -> Path:
+    """Where the mirror's files are."""
+    return tmp_path / "mirror"
 
 
 def test_pull_says_that_a_file_without_digest_is_not_verified(
@@ -94,6 +143,8 @@ def test_pull_verifies_a_digest_and_keeps_what_is_there(
             "was_there": was_there,
             "sha256_verified": True,
             "license": "MIT",
+            "import": f"presage weights import {tmp_path / 'vitl.pt'} --out PACKAGE",
+            "needs": "",
         }
 
 
@@ -118,14 +169,14 @@ def test_pull_tells_what_went_wrong(
 
 def test_the_page_of_models_says_of_every_one_what_the_code_says() -> None:
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
-    table = {row[0]: row for row in rows if row}
-    for model in PUBLISHED:
-        row = table[model.name]
-        assert model.file in row
+    table = {row[0]: row for row in rows if len(row) == 6}
+    for model in published():
+        row = table.pop(model.name)
+        assert model.files[-1].file in row
         assert model.license in row
-        assert row[-1].startswith("not numerically verified") == model.verified.startswith("not numerically verified")
-    known = {name for name in table if name.startswith("vjepa2")}
-    assert known == {model.name for model in PUBLISHED}
+        runs = not model.refused or not model.family
+        assert row[-1].startswith("against the" if runs else "not imported"), row
+    assert set(table) == {"name", "---"}
 
 
 def test_the_page_of_models_names_every_crop_policy() -> None:

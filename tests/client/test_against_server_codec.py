@@ -48,7 +48,8 @@ def test_a_plan_request_arrives_as_the_client_meant_it(image: np.ndarray) -> Non
 def test_every_call_of_the_service_is_one_of_the_clients() -> None:
     known = {value.path for value in vars(methods).values() if isinstance(value, methods.Method)}
     paths = {f"/presage.v1.{method.rpc.replace('.', '/')}" for method in METHODS}
-    assert known == paths | {"/presage.v1.Embeddings/EmbedClip", "/presage.v1.Planning/Control"}
+    streamed = ("Embeddings/EmbedClip", "Embeddings/ClassifyClip", "Planning/Control")
+    assert known == paths | {f"/presage.v1.{name}" for name in streamed}
 
 
 def test_a_control_error_keeps_its_reason() -> None:

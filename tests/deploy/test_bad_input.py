@@ -56,7 +56,6 @@ def load(package: Path, device: str = "cpu") -> None:
         precision="auto",
         graphs="auto",
         max_batch=1,
-        max_iteration_steps=1024,
         loader=None,
     )
     load_all(settings)

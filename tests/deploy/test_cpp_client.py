@@ -163,6 +163,21 @@ def test_a_refusal_is_told_with_reason_field_and_rule(robot: Path, address: str,
     assert re.search(r"^  field: image\n  rule: .*64.*\n  value: .*32", complaints, re.MULTILINE)
 
 
+def test_a_proxy_of_the_environment_is_for_other_machines_and_is_named(
+    robot: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    Image.new("RGB", (32, 32)).save(world.goal)
+    for name in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    _, complaints = start(robot, world, address).communicate(timeout=60)
+    assert "Goals.Create failed: IMAGE_SIZE: " in complaints  # the service itself answered
+    _, complaints = start(robot, world, "192.0.2.1:50051").communicate(timeout=60)
+    assert "through the proxy http://127.0.0.1:9 (http_proxy) failed" in complaints
+    assert "secret" not in complaints
+
+
 def test_what_cannot_be_meant_is_told_before_anything_is_sent(robot: Path) -> None:
     for options in (["--camera", "a.png"], ["--seconds", "0"], ["--stale-ms", "soon"], ["--speed", "1"]):
         done = subprocess.run([robot, *options], capture_output=True, text=True, check=False)

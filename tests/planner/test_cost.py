@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from planner import cost
 from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
 from planner.optimizers.cem import CEM
 from planner.types import PlanningError
-from tests.support.planner.problems import integrator, reach
+from tests.support.planner.every_optimizer import AnyOptimizer, changed, each_optimizer
+from tests.support.planner.problems import LinearWorld, integrator, reach
 
 GENERATOR = torch.Generator().manual_seed(0)
 PREDICTED = torch.randn(2, 3, 4, 5, 6, generator=GENERATOR)  # batch, samples, horizon, tokens, channels
@@ -131,3 +133,47 @@ def test_a_users_own_function_is_a_cost_like_any_other() -> None:
 def test_a_cost_that_says_nothing_is_refused(wrong: object) -> None:
     with pytest.raises(PlanningError, match="cost"):
         wrong()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("metric", ["l1", "l2", "rms", "cosine"])
+@pytest.mark.parametrize("numbers", [1, 192, 4097, 256 * 1408, 576 * 1408])
+def test_sums_over_latents_are_exact_to_two_parts_in_ten_million(numbers: int, metric: Any, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(numbers)
+    latents = torch.randn(1, 2, 1, numbers, generator=generator, dtype=torch.float64).to(dtype)
+    goal = (1.2 * latents[:, 0, 0] + 0.1 * torch.rand(1, numbers, generator=generator)).to(dtype)
+    found = GoalDistance(metric)(latents, goal, ACTIONS)
+    exact, target = latents.double(), goal.double()[:, None, None]
+    wanted = {
+        "l1": (exact - target).abs().mean(-1),
+        "l2": (exact - target).square().mean(-1),
+        "rms": (exact - target).square().mean(-1).sqrt(),
+        "cosine": 1 - torch.cosine_similarity(exact, target, dim=-1),
+    }[metric]
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=1e-12 if metric == "cosine" else 0)
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
+def test_sums_have_the_slopes_of_what_they_sum(metric: Any) -> None:
+    latents = torch.randn(1, 2, 1, 5000, requires_grad=True)
+    goal = torch.randn(1, 5000)
+    (slope,) = torch.autograd.grad(GoalDistance(metric)(latents, goal, ACTIONS).sum(), latents)
+    exact = latents.detach().double().requires_grad_()
+    difference = exact - goal.double()[:, None, None]
+    total = {"l1": difference.abs().mean(-1), "l2": difference.square().mean(-1)}
+    total["rms"] = total["l2"].sqrt()
+    (wanted,) = torch.autograd.grad(total[metric].sum(), exact)
+    torch.testing.assert_close(slope.double(), wanted, rtol=1e-4, atol=1e-8)
+
+
+@each_optimizer
+@pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
+@pytest.mark.parametrize("over", ["sum", "last"])
+def test_every_optimizer_plans_in_float64_by_every_cost(optimizer: AnyOptimizer, metric: Any, over: Any) -> None:
+    world, problem = LinearWorld(torch.eye(2).double(), 0.1 * torch.eye(2).double()), reach((0.3, -0.2))
+    problem = replace(problem, context=tuple(part.double() for part in problem.context), goal=problem.goal.double())
+    priced = GoalDistance(metric, over=over)
+    plan = changed(optimizer, cost=priced).plan(world, problem)
+    start = priced(problem.context[0][:, None, None].expand(1, 1, 4, -1), problem.goal[None], ACTIONS).sum()
+    assert plan.cost < 0.5 * float(start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,14 +38,37 @@ def test_the_published_search_keeps_its_rules() -> None:
     assert registry.cost("vjepa2_ac") == GoalDistance("l1", over="last")
 
 
-@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name != "vjepa2_ac"])
+@pytest.mark.parametrize("name", ["lewm", "dino_wm", "jepa_wms"])
+def test_the_published_searches_of_standardized_actions_keep_theirs(name: str) -> None:
+    chosen = registry.optimizer(name, samples=64, iterations=3, elites=10, horizon=2)
+    paper = registry.PUBLISHED[name]
+    assert chosen == replace(paper, samples=64, iterations=3, elites=10, horizon=2)
+    assert chosen.cost == GoalDistance("l2", over="last")
+    assert (paper.unbounded, paper.initial_std, paper.result, paper.kept_count) == (True, 1.0, "mean", 0)
+    assert registry.tail(name) == "mean"
+
+
+def test_the_published_searches_have_their_published_sizes() -> None:
+    sizes = {name: (s.samples, s.iterations, s.elites, s.horizon) for name, s in registry.PUBLISHED.items()}
+    assert sizes == {
+        "vjepa2_ac": (800, 10, 10, 1),
+        "lewm": (300, 30, 30, 5),
+        "dino_wm": (300, 30, 30, 5),
+        "jepa_wms": (300, 30, 10, 6),
+        "jepa_wms_droid": (300, 15, 10, 3),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name not in registry.PUBLISHED])
 def test_a_discount_weighs_later_steps(name: str) -> None:
     assert registry.optimizer(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
     assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)
     assert registry.optimizer(name, 48, 8, 6, 2).cost == GoalDistance()
 
 
-@pytest.mark.parametrize(("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9)])
+@pytest.mark.parametrize(
+    ("name", "discount"), [("cem", 0.0), ("cem", 11.0), ("mppi", math.nan), ("vjepa2_ac", 0.9), ("lewm", 2.0)]
+)
 def test_a_discount_that_cannot_be_is_refused(name: str, discount: float) -> None:
     with pytest.raises(PlanningError, match=r"planner.discount must be"):
         registry.optimizer(name, 48, 8, 6, 2, discount)
@@ -86,6 +110,51 @@ def test_what_the_space_holds_stays_held() -> None:
 def test_an_unknown_dimension_is_refused() -> None:
     with pytest.raises(PlanningError, match=r"planner.dimensions must be among x, y, grip, got z"):
         registry.searched(SPACE, ("x", "z"))
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+@pytest.mark.parametrize("metric", ["l1", "l2", "rms"])
+def test_every_search_takes_every_distance_over_its_own_steps(name: str, metric: Any) -> None:
+    found = registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), metric)
+    assert found.cost == replace(registry.cost(name), metric=metric)
+
+
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_nothing_asked_for_changes_nothing(name: str) -> None:
+    found = registry.optimizer(name, 48, 8, 6, 2)
+    assert registry.adjusted(found) == found
+
+
+def test_asked_for_all_iterations_of_a_search_roll_out_as_many() -> None:
+    problem = Problem((torch.zeros(1, 2),), torch.ones(2), space(2), seed=0)
+    world = integrator()
+    for name, decay, counts in (("icem", None, [100, 80, 65]), ("icem", 1.0, [100, 100, 100])):
+        search = registry.adjusted(registry.optimizer(name, 100, 3, 6, 1), sample_decay=decay)
+        state, rolled = search.start(problem, 1), []
+        for _ in range(3):
+            rolled.append(search.iteration_steps(state))
+            (state,) = search.improve(world, [state])
+        assert rolled == counts
+    narrow = registry.adjusted(registry.optimizer("mppi", 100, 3, 6, 1), narrowing=1.0)
+    assert narrow == replace(registry.optimizer("mppi", 100, 3, 6, 1), narrowing=1.0)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "field"),
+    [
+        ("cem", {"metric": "l3"}, "planner.metric"),
+        ("cem", {"narrowing": 0.5}, "planner.narrowing"),
+        ("hybrid", {"narrowing": 0.5}, "planner.narrowing"),
+        ("mppi", {"sample_decay": 0.5}, "planner.sample_decay"),
+        ("gradient", {"sample_decay": 0.5}, "planner.sample_decay"),
+        ("mppi", {"narrowing": 0.0}, "narrowing"),
+        ("icem", {"sample_decay": 1.5}, "sample_decay"),
+    ],
+)
+def test_a_setting_that_a_search_does_not_have_is_refused(name: str, settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(PlanningError) as raised:
+        registry.adjusted(registry.optimizer(name, 48, 8, 6, 2), **settings)
+    assert raised.value.field == field
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)

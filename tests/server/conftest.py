@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -12,20 +13,28 @@ import pytest_asyncio
 from model.compact.network import CompactConfig
 from model.compact.world_model import CompactWorldModel
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
-from server.service.application import Application, AppSettings
+from server.config import Limits, Settings
+from server.recording.recorder import Recorder
+from server.service.application import MAX_BATCH, Application
 from tests.support.server import linear
 from tests.support.server.transports import Service, open_service
 
-SETTINGS = AppSettings(
-    models=("linear",),
-    devices=("cpu",),
-    engine_threads=1,
-    precision="float32",
-    reply_margin_s=0.05,
-    clip_workers=1,
-    loader=linear.load,
-)
+SETTINGS = Settings(models=("linear",), devices=("cpu",), engine_threads=1, precision="float32")
+REPLY_MARGIN_S = 0.05
 START_S = 120.0
+
+
+def changed(**fields: Any) -> Settings:
+    """SETTINGS with others in place of some; those of Limits are found by name."""
+    limits = {name: fields.pop(name) for name in list(fields) if name in Limits.model_fields}
+    return SETTINGS.model_copy(update={**fields, "limits": SETTINGS.limits.model_copy(update=limits)})
+
+
+async def start(
+    settings: Settings = SETTINGS, recorder: Recorder | None = None, max_batch: int = MAX_BATCH
+) -> Application:
+    """An application with the models of `linear` beside packages."""
+    return await Application.start(settings, recorder, linear.load, max_batch, REPLY_MARGIN_S)
 
 
 def tiny_compact(folder: Path) -> Path:
@@ -75,7 +84,7 @@ def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def application(compact_folder: Path) -> AsyncIterator[Application]:
     """Every model of `linear` that can warm up, and an untrained compact one; "linear" is the default."""
     models = ("linear", "slow", "nan", "embedder", "historian", "table", str(compact_folder))
-    started = await Application.start(replace(SETTINGS, models=models, max_sessions=4096))
+    started = await start(changed(models=models, sessions=4096))
     await started.wait_ready(START_S)
     yield started
     await started.stop(shutdown_grace_s=0.0)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from server.config import Limits, Settings, SettingsError, load, unknown_variables
-from server.serving import app_settings
 
 
 @pytest.fixture(autouse=True)
@@ -107,14 +106,6 @@ def test_keys_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as caught:
         load(flags={"api_keys": [b"s3cret" * 3, 7], "grpc_port": -1})
     assert "s3cret" not in str(caught.value)
-
-
-def test_limits_reach_the_application() -> None:
-    settings = load(flags={"limits": {"sessions": 3, "rollout_steps": 9, "clip_frames": 5}, "session_ttl_s": 4})
-    application = app_settings(settings)
-    assert (application.max_sessions, application.max_rollout_steps, application.clip_frames) == (3, 9, 5)
-    assert application.session_ttl_s == 4
-    assert application.server_version
 
 
 def test_every_setting_says_what_it_is_for() -> None:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from model.picture import PictureError, decode_picture
-from model.video.probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, starts_clean, upright_turn
+from model.video.probe import ClipLimits, VideoDecodeError, decoded_frames, open_clip, orientation_of, starts_clean
 from training.data.dataset import FRAMES_AT_ONCE, DatasetError
 
 CLIP_LIMITS = ClipLimits(max_bytes=16 * 2**30, max_seconds=24 * 3600, max_frames=10**7)
@@ -219,7 +219,7 @@ class _Pictures:
         if self._last is None or self._last[0] is not frame:
             self._size = self._size or (frame.width, frame.height)
             picture = self._scaler.reformat(frame, *self._size, "rgb24", interpolation="BILINEAR")
-            self._last = frame, np.rot90(picture.to_ndarray(), upright_turn(frame) // 90)
+            self._last = frame, orientation_of(frame).apply(picture.to_ndarray())
         return self._last[1]
 
 

@@ -151,10 +151,12 @@ def run_episode(
     model: LoadedModel, optimizer: Optimizer, robot: Robot, pair: Pair, seed: int, budget_steps: int
 ) -> Episode:
     """Receding horizon from images alone: look, search from the last plan's rest, execute a few actions, look again."""
-    space, execute = action_space(model), model.package.config.planner.execute
+    settings = model.package.config.planner
+    space, execute = action_space(model), settings.execute
     robot.set_state(pair.start_state)
     goal = encode_image(model, robot.render_state(pair.goal_state))
     latents: list[Tensor] = []
+    taken: list[NDArray[np.float32]] = []
     proprioception: list[NDArray[np.float32]] = []
     plan: Plan | None = None
     executed = steps = 0
@@ -164,11 +166,11 @@ def run_episode(
         latents = [*latents, encode_image(model, robot.render())][-model.package.config.history :]
         proprioception = [*proprioception, robot.proprioception][-model.package.config.history :]
         problem = Problem(
-            context=model.context(latents, proprioception_of(model, proprioception)),
+            context=_context(model, latents, proprioception, taken),
             goal=goal,
             space=space,
             seed=plan_seed(seed, len(plan_ms)),
-            warm_start=None if plan is None else warm_start(plan, executed, space),
+            warm_start=None if plan is None else warm_start(plan, executed, space, registry.tail(settings.optimizer)),
             previous_action=None if plan is None else plan.actions[executed - 1],
         )
         began = time.perf_counter()
@@ -177,6 +179,7 @@ def run_episode(
         plan_ms.append((time.perf_counter() - began) * 1000)
         for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):
             robot.act(action)
+            taken.append(action)
             states.append(robot.state)
             if robot.is_success(pair.goal_state):
                 return Episode(pair.index, True, steps + executed, tuple(plan_ms), tuple(states))
@@ -202,6 +205,21 @@ def run_policy(
     return tuple(episodes)
 
 
+def _context(
+    model: LoadedModel,
+    latents: Sequence[Tensor],
+    proprioception: Sequence[NDArray[np.float32]],
+    taken: Sequence[NDArray[np.float32]],
+) -> tuple[Tensor, ...]:
+    """Where rollouts start. Models that look back on past actions get them where images are a model step apart."""
+    config, measured = model.package.config, proprioception_of(model, proprioception)
+    back = (len(latents) - 1) * model.block
+    if not (config.past_actions and config.planner.execute == model.block and back):
+        return model.context(latents, measured)
+    past = torch.from_numpy(np.stack(taken[len(taken) - back :])).to(model.device)
+    return model.context(latents, measured, past)
+
+
 def encode_image(model: LoadedModel, image: NDArray[np.uint8]) -> Float[Tensor, "*latent"]:
     """The latent of one RGB image [height, width, 3]."""
     return model.encode(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))[0]
@@ -221,7 +239,16 @@ def action_space(model: LoadedModel) -> ActionSpace:
     action = model.package.config.action
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
-    space = ActionSpace(action.names, action.units, action.low, action.high, action.rate_hz, stated_rest=action.at_rest)
+    space = ActionSpace(
+        action.names,
+        action.units,
+        action.low,
+        action.high,
+        action.rate_hz,
+        mean=action.mean,
+        std=action.std,
+        stated_rest=action.at_rest,
+    )
     return registry.searched(space, model.package.config.planner.dimensions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from server.transport.uploads import CHUNK_BYTES
 from server.values import calls, images
 
 SERVICES = tuple(str(service.full_name) for service in methods.SERVICES.values())
+
+ClipPart = embeddings_pb2.EmbedClipRequest | embeddings_pb2.ClassifyClipRequest
 
 
 def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
@@ -67,6 +70,11 @@ def add_services(gateway: Gateway, server: Any) -> None:
         embeddings_pb2.EmbedClipRequest.FromString,
         embeddings_pb2.EmbedClipResponse.SerializeToString,
     )
+    handlers[_name("Embeddings")]["ClassifyClip"] = grpc.stream_unary_rpc_method_handler(
+        partial(_classify_clip, gateway),
+        embeddings_pb2.ClassifyClipRequest.FromString,
+        embeddings_pb2.ClassifyClipResponse.SerializeToString,
+    )
     handlers[_name("Planning")]["Control"] = grpc.stream_stream_rpc_method_handler(
         partial(_control, gateway),
         planning_pb2.ControlRequest.FromString,
@@ -105,17 +113,50 @@ async def _control(gateway: Gateway, requests: AsyncIterator[planning_pb2.Contro
 async def _embed_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.EmbedClipRequest], context: Context
 ) -> embeddings_pb2.EmbedClipResponse:
+    header = await _announced(gateway, requests)
+    if header.HasField("top_k"):
+        raise invalid("header.top_k", "must not be set where nothing is classified", header.top_k)
+    asked = READER.value(calls.EmbedClipRequest, header, known={"path": Path()})
+    async with _received(gateway, requests, header) as path:
+        reply = await gateway.application.embed_clip(replace(asked, path=path), deadline(context))
+        response: embeddings_pb2.EmbedClipResponse = WRITER.message(embeddings_pb2.EmbedClipResponse, reply)
+        return response
+
+
+async def _classify_clip(
+    gateway: Gateway, requests: AsyncIterator[embeddings_pb2.ClassifyClipRequest], context: Context
+) -> embeddings_pb2.ClassifyClipResponse:
+    header = await _announced(gateway, requests)
+    for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+        if value:
+            raise invalid(f"header.{field}", "must not be set to classify", value)
+    asked = READER.value(calls.ClassifyClipRequest, header, known={"path": Path()})
+    async with _received(gateway, requests, header) as path:
+        reply = await gateway.application.classify_clip(replace(asked, path=path), deadline(context))
+        response: embeddings_pb2.ClassifyClipResponse = WRITER.message(embeddings_pb2.ClassifyClipResponse, reply)
+        return response
+
+
+async def _announced(gateway: Gateway, requests: AsyncIterator[ClipPart]) -> embeddings_pb2.ClipHeader:
+    """The header that a clip's stream begins with. Raises ServiceError for one that announces nothing possible."""
     first = await anext(requests, None)
     if first is None or first.WhichOneof("part") != "header":
         raise invalid("part", "must be header at first", "another", Reason.INVALID_REQUEST)
     header, limit = first.header, gateway.limits.clip_bytes
-    asked = READER.value(calls.EmbedClipRequest, header, known={"path": Path()})
     if not header.total_bytes >= 1:
         raise invalid("header.total_bytes", "must be at least 1", header.total_bytes)
     if header.total_bytes > limit:
         raise invalid("header.total_bytes", f"must be at most {limit}", header.total_bytes, Reason.TOO_LARGE)
     if len(header.sha256) != 32:
         raise invalid("header.sha256", "must have 32 bytes", len(header.sha256))
+    return header
+
+
+@asynccontextmanager
+async def _received(
+    gateway: Gateway, requests: AsyncIterator[ClipPart], header: embeddings_pb2.ClipHeader
+) -> AsyncIterator[Path]:
+    """The file that the rest of a clip's stream brings, whole and checked, for as long as it is needed."""
     async with gateway.uploads.spool("chunk") as spool:
         async for message in gateway.uploads.steady(requests, "chunk"):
             size = len(message.chunk) if message.WhichOneof("part") == "chunk" else 0
@@ -127,6 +168,4 @@ async def _embed_clip(
                 raise invalid("chunk", rule, spool.received, Reason.CLIP_MISMATCH)
         path = await spool.seal(header.total_bytes, header.sha256)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
-        reply = await gateway.application.embed_clip(replace(asked, path=path), deadline(context))
-        response: embeddings_pb2.EmbedClipResponse = WRITER.message(embeddings_pb2.EmbedClipResponse, reply)
-        return response
+        yield path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from presage.values import Model
 from starlette.datastructures import QueryParams
 
-from server.errors import Reason, invalid
+from server.errors import Reason, ServiceError, invalid
 from server.transport.openpi.codec import Value
 from server.values import images
 from server.values.calls import Frame
@@ -68,6 +68,10 @@ async def frames(values: Mapping[str, Value], asked: Wishes, model: Model, max_p
     """One frame per camera: those the address names, else every image there is."""
     if not asked.cameras:
         found = {key: value for key, value in values.items() if key != "goal" and _is_image(value)}
+        meant = {key: value for key, value in values.items() if key not in (*found, "goal") and _may_be_meant(value)}
+        if len(found) < model.image.cameras and meant:
+            key = next((key for key, value in meant.items() if _has_colors(value)), next(iter(meant)))
+            raise _not_an_image(key, meant[key])
         if len(found) != model.image.cameras:
             rule = f"must hold {model.image.cameras} for model {model.name}, or ?camera= must name them"
             shown = ", ".join(found) or "none"
@@ -89,9 +93,7 @@ async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, .
             pixels = np.asarray(value, np.uint8)
             ready.append(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
         else:
-            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-            rule = "must be uint8 [height, width, 3] or [3, height, width], RGB, or the bytes of an image file"
-            raise invalid(key, rule, got, Reason.INVALID_IMAGE)
+            raise _not_an_image(key, value)
     count = sum(frame.shape[0] * frame.shape[1] for frame in ready)
     if count > max_pixels:
         raise invalid("images", f"must have at most {max_pixels} pixels together", count, Reason.INVALID_IMAGE)
@@ -122,6 +124,25 @@ def _is_image(value: Value) -> bool:
         and value.ndim == 3
         and 3 in (value.shape[2], value.shape[0])
     )
+
+
+def _may_be_meant(value: Value) -> bool:
+    """Whether this may be meant for an image: pixels of another type or shape, or a file."""
+    return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.ndim >= 2)
+
+
+def _has_colors(value: Value) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 3 and bool({3, 4} & {value.shape[0], value.shape[2]})
+
+
+def _not_an_image(key: str, value: Value) -> ServiceError:
+    rule = "must be uint8 [height, width, 3] or [3, height, width], RGB of 0 to 255, or the bytes of an image file"
+    if isinstance(value, bytes):
+        return invalid(
+            key, f"must be named by ?camera={key} to be read as an image file", "bytes", Reason.INVALID_IMAGE
+        )
+    got = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    return invalid(key, rule, got, Reason.INVALID_IMAGE)
 
 
 def flag(values: Mapping[str, Value], name: str) -> bool:

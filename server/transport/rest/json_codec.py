@@ -22,8 +22,10 @@ from presage.protocol.messages import NANOSECONDS, is_repeated, names
 from presage.protocol.pixels import CHANNELS, rgb
 from presage.protocol.schema import FieldType, field_types
 from presage.values import ImageLike
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
+from model.video.containers import kind_of
 from server.errors import Reason, invalid, refuse
 from server.transport.grpc.codec import READER
 from server.transport.rest.tensors import (
@@ -48,6 +50,7 @@ Instant = Annotated[str, Field(max_length=40), WithJsonSchema({"type": "string",
 Name = Annotated[str, Field(max_length=256)]
 
 _TIME, _TENSOR, _IMAGE = "google.protobuf.Timestamp", "presage.v1.Tensor", "presage.v1.Image"
+_OBSERVATION = "presage.v1.Observation"
 _BOUNDED: dict[int, Any] = {
     FieldDescriptor.CPPTYPE_UINT32: Count,
     FieldDescriptor.CPPTYPE_UINT64: Number64,
@@ -63,6 +66,13 @@ _PLAIN: dict[int, Any] = {
     FieldDescriptor.CPPTYPE_BOOL: bool,
     FieldDescriptor.CPPTYPE_STRING: str,
 }
+
+
+IMAGE_EXAMPLE = (
+    '{"encoded": "<base64 of a JPEG, PNG or WebP file>"} or '
+    '{"raw": {"height": 64, "width": 64, "format": "rgb8", "data": "<base64 of the pixels>"}}'
+)
+"""How an image is written in JSON, for whoever wrote it in another way."""
 
 
 class RawImageBody(BaseModel):
@@ -81,6 +91,22 @@ class ImageBody(BaseModel):
     model_config = ConfigDict(**Strict, json_schema_extra={"minProperties": 1, "maxProperties": 1})
     encoded: Base64 | None = None
     raw: RawImageBody | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_encoded_or_raw(cls, value: object) -> object:
+        """Says how an image is written where somebody wrote it in another of the usual ways."""
+        if isinstance(value, dict) and (not value or value.keys() & {"encoded", "raw"}):
+            return value
+        raise PydanticCustomError("image", "{rule}", {"rule": f"must be {IMAGE_EXAMPLE}", "shown": _image_shown(value)})
+
+
+def _image_shown(value: object) -> str:
+    if isinstance(value, str):
+        return f"{kind_of(value[:64].encode('utf-8', 'replace')) or 'text'} in its place"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(str(key)[:20] for key in list(value)[:5])}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 # Bodies
@@ -108,7 +134,55 @@ def body_model(kind: Any, message: Descriptor, without: tuple[str, ...] = ()) ->
     ]
     config = ConfigDict(**Strict, json_schema_extra=choices[0] if choices else None)
     name = message.name if message.name.endswith("Request") else f"{message.name}Body"
-    return create_model(name, __config__=config, __doc__=CONTRACT.get(message.full_name), **fields)
+    made: type[BaseModel] = create_model(name, __config__=config, __doc__=CONTRACT.get(message.full_name), **fields)
+    _EXAMPLES[made] = _example(message, fields)
+    return made
+
+
+_EXAMPLES: dict[type[BaseModel], str] = {}
+
+
+def example_of(body: type[BaseModel] | None) -> str:
+    """How a body with an image in it is written; empty for others."""
+    return _EXAMPLES.get(body, "") if body is not None else ""
+
+
+def _example(message: Descriptor, fields: dict[str, Any]) -> str:
+    entries = {name: _example_entry(message.fields_by_name[name]) for name in fields}
+    shown = {name: entry for name, entry in entries.items() if entry}
+    if not any("encoded" in entry for entry in shown.values()):
+        return ""
+    if any(len(choice.fields) > 1 for choice in message.oneofs):
+        return " or ".join(f'{{"{name}": {entry}}}' for name, entry in shown.items())
+    goal = {"goal_id": '"..."'} if "goal_id" in fields else {}
+    images = {name: entry for name, entry in shown.items() if "encoded" in entry}
+    return "{" + ", ".join(f'"{name}": {entry}' for name, entry in {**images, **goal}.items()) + "}"
+
+
+def _example_entry(described: FieldDescriptor) -> str:
+    kind = described.message_type
+    if kind is None:
+        return ""
+    if kind.full_name == _TENSOR:
+        return "[...]"
+    if kind.full_name == _IMAGE:
+        one = IMAGE_EXAMPLE
+    elif kind.full_name == _OBSERVATION:
+        one = f'{{"images": [{IMAGE_EXAMPLE}]}}'
+    else:
+        return ""
+    return f"[{one}]" if is_repeated(described) else one
+
+
+def check_choices(message: Descriptor, body: BaseModel) -> None:
+    """Of fields that exclude each other exactly one must be set. Raises ServiceError naming the choice."""
+    for choice in message.oneofs:
+        names = [member.name for member in choice.fields]
+        given = [name for name in names if getattr(body, name, None) is not None]
+        if len(names) > 1 and len(given) != 1:
+            example = example_of(type(body))
+            rule = f"must have exactly one of {' and '.join(names)} set" + (f", as in {example}" if example else "")
+            raise invalid(choice.name, rule, "neither" if not given else "both")
 
 
 def _body_type(field: FieldType, described: FieldDescriptor) -> Any:

@@ -11,23 +11,34 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.errors import Reason
 from server.transport.error_replies import PROBLEM_JSON
 from server.transport.rest.json_codec import Count, Name, Real
-from server.transport.rest.middleware import CLIPS
+from server.transport.rest.middleware import CLASSIFICATIONS, CLIPS
 from server.transport.rest.problems import ProblemReply
-from server.values.calls import EmbeddingKind
+from server.values.calls import ClassifyClipRequest, EmbeddingKind
 
 _TEMPLATE = "#/components/schemas/{model}"
 
 
-class ClipForm(BaseModel):
-    """What may stand beside the file in an uploaded form."""
+class UploadForm(BaseModel):
+    """What may stand beside a clip in every uploaded form."""
 
     model_config = ConfigDict(extra="forbid")
     model: Name = ""
-    kind: EmbeddingKind = "pooled"
     fps: Real | None = None
     frames: Count | None = None
-    goal_id: Name = ""
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(default=None, description="Of the file")
+
+
+class ClipForm(UploadForm):
+    """What may stand beside a clip to embed."""
+
+    kind: EmbeddingKind = "pooled"
+    goal_id: Name = ""
+
+
+class ClassifyForm(UploadForm):
+    """What may stand beside a clip to classify."""
+
+    top_k: Count = Field(default=ClassifyClipRequest.top_k, description="Classes to send back, the likeliest first")
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -42,8 +53,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].update(failures)
-    form = {"content": {"multipart/form-data": {"schema": _clip_form()}}, "required": True}
-    made["paths"][CLIPS]["post"]["requestBody"] = form
+    for path, kind in ((CLIPS, ClipForm), (CLASSIFICATIONS, ClassifyForm)):
+        form = {"content": {"multipart/form-data": {"schema": _clip_form(kind)}}, "required": True}
+        made["paths"][path]["post"]["requestBody"] = form
     made["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -61,11 +73,11 @@ def _failures() -> dict[str, Any]:
     return {str(status): {"description": "; ".join(lines), "content": content} for status, lines in titles.items()}
 
 
-def _clip_form() -> dict[str, Any]:
+def _clip_form(kind: type[UploadForm]) -> dict[str, Any]:
     clip = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The video file"}
     return {
         "type": "object",
         "required": ["clip"],
         "additionalProperties": False,
-        "properties": {"clip": clip, **ClipForm.model_json_schema()["properties"]},
+        "properties": {"clip": clip, **kind.model_json_schema()["properties"]},
     }

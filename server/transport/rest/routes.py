@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -25,16 +28,19 @@ from server.transport.rest import json_codec
 from server.transport.rest.formats import ALSO, answer
 from server.transport.rest.json_codec import CONTRACT
 from server.transport.rest.middleware import (
+    CLASSIFICATIONS,
     CLIPS,
     GatewayMiddleware,
     call_of,
     cancel_on_disconnect,
     render_framework_errors,
 )
-from server.transport.rest.openapi import ClipForm, document
+from server.transport.rest.openapi import ClassifyForm, ClipForm, UploadForm, document
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
 from server.values import calls, images
+
+Form = TypeVar("Form", bound=UploadForm)
 
 
 def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
@@ -146,6 +152,8 @@ def _route(method: Method) -> None:
         **named: str,
     ) -> Response:
         arrived = call_in_progress().arrived
+        if body is not None:
+            json_codec.check_choices(asked_as, body)
         asked = method.request(**named) if body is None else json_codec.value(method.request, body, known=dict(named))
         asked = await images.decoded(asked, gateway.limits.image_pixels)
         at = Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3)
@@ -205,20 +213,41 @@ async def embed_clip(
     request: Request, gateway: TheGateway, deadline: Deadline, tensors: Tensors = "base64"
 ) -> Response:
     """Embeds a video file."""
-    async with gateway.uploads.spool("clip") as spool:
-        body = gateway.uploads.steady(request.stream(), "body")
-        form = _clip_form(await receive_form(body, request.headers, "clip", spool))
-        path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
-        gateway.telemetry.uploaded_bytes.inc(spool.received)
-        sampling = calls.FrameSampling(form.fps, form.frames)
+    async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
         asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
         return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
 
 
-def _clip_form(texts: dict[str, str]) -> ClipForm:
+@_routes.post(
+    CLASSIFICATIONS.removeprefix("/v1"),
+    name="Embeddings.ClassifyClip",
+    response_model=json_codec.reply_model(values.ClipClasses, embeddings_pb2.ClassifyClipResponse.DESCRIPTOR),
+)
+async def classify_clip(request: Request, gateway: TheGateway, deadline: Deadline) -> Response:
+    """Names what a video file shows."""
+    async with _uploaded(request, gateway, ClassifyForm) as (form, path, sampling):
+        asked = calls.ClassifyClipRequest(path, form.model, sampling, form.top_k)
+        reply = await cancel_on_disconnect(request, gateway.application.classify_clip(asked, deadline))
+        return _json(json_codec.plain(reply, embeddings_pb2.ClassifyClipResponse.DESCRIPTOR, "base64"))
+
+
+@asynccontextmanager
+async def _uploaded(
+    request: Request, gateway: Gateway, kind: type[Form]
+) -> AsyncIterator[tuple[Form, Path, calls.FrameSampling]]:
+    """A clip's form and its file, whole and checked, for as long as it is needed."""
+    async with gateway.uploads.spool("clip") as spool:
+        body = gateway.uploads.steady(request.stream(), "body")
+        form = _clip_form(await receive_form(body, request.headers, "clip", spool), kind)
+        path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
+        gateway.telemetry.uploaded_bytes.inc(spool.received)
+        yield form, path, calls.FrameSampling(form.fps, form.frames)
+
+
+def _clip_form(texts: dict[str, str], kind: type[Form]) -> Form:
     try:
-        form = ClipForm.model_validate(texts)
+        form = kind.model_validate(texts)
     except ValidationError as error:
         faults = [{**fault, "loc": ("form", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None

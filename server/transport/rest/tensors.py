@@ -77,7 +77,8 @@ def decode_bytes(text: str, field: str, reason: Reason) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid(field, f"must be base64 ({error})", text[:40], reason) from None
+        rule = "must be the base64 of the bytes themselves, in one line, without a heading, a path or an address"
+        raise invalid(field, f"{rule} ({error})", text[:40], reason) from None
 
 
 def _shape(nested: JsonValue, field: str) -> tuple[int, ...]:

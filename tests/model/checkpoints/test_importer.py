@@ -229,7 +229,7 @@ def test_a_file_under_another_name_is_known_by_its_shapes(tmp_path: Path) -> Non
     torch.save(shaped_like("vjepa2-vitl-256"), path)
     assert identify(open_checkpoint(path)).name == "vjepa2-vitl-256"
     torch.save(shaped_like("vjepa2-vitg-384"), path)
-    with pytest.raises(CheckpointError, match="may be any of vjepa2-vitg-256, vjepa2-vitg-384; say which"):
+    with pytest.raises(CheckpointError, match="may be any of vjepa2-vitg-256, vjepa2-vitg-384: say which with --model"):
         identify(open_checkpoint(path))
     cut = shaped_like("vjepa2-vitl-256")
     del cut["target_encoder"]["blocks.23.mlp.fc2.bias"]

@@ -145,5 +145,5 @@ def test_stepping_a_block_through_frames_equals_one_causal_pass() -> None:
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="width: must be heads x an even head size, got width 16 with 3 heads"):
+    with pytest.raises(ValueError, match="width: must be heads x a head size, got width 16 with 3 heads"):
         Attention(16, 3)

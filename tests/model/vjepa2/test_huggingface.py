@@ -75,8 +75,8 @@ def test_import_refuses_hugging_face_folders_that_do_not_fit(tmp_path: Path) -> 
     folder = hugging_face_folder(tmp_path / "vjepa2-tiny")
     path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     whole = load_file(path)
-    save_file({**whole, "classifier.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(CheckpointError, match=r"key classifier\.weight is unknown"):
+    save_file({**whole, "head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(CheckpointError, match=r"key head\.weight is unknown"):
         import_checkpoint(folder, tmp_path / "out")
     save_file({key: value for key, value in whole.items() if "layer.1.attention.key.bias" not in key}, path)
     with pytest.raises(CheckpointError, match=r"layer\.1\.attention\.key\.bias must be there"):

@@ -11,16 +11,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from presage.values import Plan, PlannerSettings
 
+from server.config import Settings
 from server.errors import Reason, ServiceError
-from server.service.application import Application, AppSettings
+from server.service.application import Application
 from server.values.calls import GoalRequest, Observation, PlanRequest
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import SETTINGS, START_S, changed, start
 from tests.support.paths import ROOT
 from tests.support.server.linear import frame
 
@@ -30,8 +30,8 @@ ENDLESS = PlannerSettings(samples=33, iterations=1000, elites=32)  # hardly sele
 
 
 @asynccontextmanager
-async def started(settings: AppSettings) -> AsyncIterator[Application]:
-    application = await Application.start(settings)
+async def started(settings: Settings) -> AsyncIterator[Application]:
+    application = await start(settings)
     try:
         yield application
     finally:
@@ -64,7 +64,7 @@ async def test_calls_before_the_engine_is_warm_are_refused() -> None:
 
 
 async def test_of_two_engines_one_goes_on_while_the_other_restarts() -> None:
-    async with started(replace(SETTINGS, devices=("cpu", "cpu"))) as application:
+    async with started(changed(devices=("cpu", "cpu"))) as application:
         await application.wait_ready(START_S)
         goal = await application.create_goal(GoalRequest(image=frame(0.5, 0.4)))
         request = PlanRequest(HERE, goal_id=goal.goal_id, seed=1)
@@ -82,7 +82,7 @@ async def test_of_two_engines_one_goes_on_while_the_other_restarts() -> None:
 
 @pytest.mark.parametrize("name", ["nowhere/to/be/found", "lost"])
 async def test_a_model_that_cannot_be_used_is_said_at_once_and_not_tried_again(name: str) -> None:
-    async with started(replace(SETTINGS, models=("linear", name))) as application:
+    async with started(changed(models=("linear", name))) as application:
         with pytest.raises(ServiceError) as caught:
             await application.wait_ready(START_S)
         assert caught.value.reason is Reason.NOT_READY
@@ -94,7 +94,7 @@ async def test_a_model_that_cannot_be_used_is_said_at_once_and_not_tried_again(n
 
 
 async def test_stopping_lets_a_plan_end_and_refuses_new_ones() -> None:
-    async with started(replace(SETTINGS, models=("slow",))) as application:
+    async with started(changed(models=("slow",))) as application:
         await application.wait_ready(START_S)
         goal = (await application.create_goal(GoalRequest(image=frame(0.5, 0.4)))).goal_id
         request = PlanRequest(HERE, goal_id=goal, planner=PlannerSettings(samples=16, iterations=5))
@@ -114,7 +114,7 @@ async def test_stopping_lets_a_plan_end_and_refuses_new_ones() -> None:
 async def test_giving_up_on_readiness_leaves_no_failure_that_nobody_looks_at() -> None:
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-    application = await Application.start(SETTINGS)
+    application = await start()
     waiting = asyncio.create_task(application.wait_ready(START_S))
     await until(lambda: bool(application.engine_pids))
     waiting.cancel()
@@ -132,12 +132,10 @@ def test_the_front_needs_no_torch() -> None:
 
 FRONT = """
 import asyncio
-from dataclasses import replace
-from server.service.application import Application
-from tests.server.conftest import SETTINGS
+from tests.server.conftest import start
 
 async def main():
-    application = await Application.start(SETTINGS)
+    application = await start()
     await application.wait_ready(120)
     print(*application.engine_pids, flush=True)
     {end}

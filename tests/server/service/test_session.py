@@ -278,3 +278,47 @@ def test_replies_are_kept_for_repeated_calls_up_to_a_bound() -> None:
         robot.keep_reply(f"call {number}", reply())
     assert robot.reply("call 0") is None
     assert robot.reply(f"call {KEPT_REPLIES}") is not None
+
+
+def moved(at: Session, executed: int) -> PlanProgress:
+    """The robot observes and is given a plan, after so many actions of its last one."""
+    place, turn = at.place(executed), at.begin(0)
+    observed = EncodedObservation(turn.sequence, np.full(2, turn.sequence, np.float32), None, place.since_reset)
+    at.commit(turn, plan(sequence=turn.sequence, at=place), observed, None, place)
+    return at.place(0)
+
+
+def test_whole_steps_before_come_with_the_actions_that_were_executed() -> None:
+    robot = Session("robot", "linear", "goal", history=3, ttl_s=10.0, seed=5, wall_ns=1, block=BLOCK)
+    assert robot.steps_before(0, robot.place(0), BLOCK, 2) == ((), None)  # the first frame of an episode
+    moved(robot, 0)
+    found, actions = robot.steps_before(0, robot.place(2), BLOCK, 2)
+    assert [earlier.sequence for earlier in found] == [1]
+    assert first(actions) == [10.0, 11.0]
+    moved(robot, 2)
+    found, actions = robot.steps_before(0, robot.place(2), BLOCK, 2)
+    assert [earlier.sequence for earlier in found] == [1, 2]
+    assert first(actions) == [10.0, 11.0, 20.0, 21.0]
+    moved(robot, 2)
+    found, actions = robot.steps_before(0, robot.place(2), BLOCK, 2)
+    assert [earlier.sequence for earlier in found] == [2, 3]
+    assert first(actions) == [20.0, 21.0, 30.0, 31.0]
+
+
+def test_observations_between_steps_are_passed_over_and_gaps_end_the_past() -> None:
+    robot = Session("robot", "linear", "goal", history=3, ttl_s=10.0, seed=5, wall_ns=1, block=BLOCK)
+    for executed in (0, 1, 1, 1):  # seen at 0, 1, 2, 3 actions
+        moved(robot, executed)
+    found, actions = robot.steps_before(0, robot.place(1), BLOCK, 2)  # at 4
+    assert [earlier.since_reset for earlier in found] == [0, 2]
+    assert first(actions) == [10.0, 20.0, 30.0, 40.0]
+    assert robot.steps_before(0, robot.place(4), BLOCK, 2) == ((), None)  # at 7: nothing was seen at 5
+    assert robot.steps_before(0, robot.place(9), BLOCK, 2) == ((), None)  # more than the plan had
+
+
+def test_a_reset_forgets_what_was_executed() -> None:
+    robot = Session("robot", "linear", "goal", history=3, ttl_s=10.0, seed=5, wall_ns=1, block=BLOCK)
+    moved(robot, 0)
+    moved(robot, 2)
+    robot.reset()
+    assert robot.steps_before(0, robot.place(2), BLOCK, 2) == ((), None)

@@ -17,7 +17,7 @@ from server.errors import Reason, ServiceError
 from server.service.application import Application
 from server.values.calls import Frame, GoalRequest, LandscapeRequest, Observation, PlanRequest
 from tests.model.vjepa2.test_world_model import write_checkpoint
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.model.tiny_vjepa2 import published
 from tests.support.paths import SHARED
 
@@ -35,7 +35,7 @@ GOAL: Frame = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 async def application(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Application]:
     folder = tmp_path_factory.mktemp("vjepa2")
     import_checkpoint(write_checkpoint(folder, acts=True), folder / "tiny", torch.float32, model=published(acts=True))
-    started = await Application.start(replace(SETTINGS, models=(str(folder / "tiny"),)))
+    started = await start(changed(models=(str(folder / "tiny"),)))
     await started.wait_ready(START_S)
     yield started
     await started.stop(shutdown_grace_s=0.0)
@@ -70,7 +70,7 @@ async def test_rotations_are_searched_where_asked_for(application: Application) 
     assert action[6] == 0
 
 
-def changed(index: int, value: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def with_entry(index: int, value: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     pose = POSE.copy()
     pose[index] = value
     return pose
@@ -79,11 +79,11 @@ def changed(index: int, value: float) -> np.ndarray[tuple[int], np.dtype[np.floa
 @pytest.mark.parametrize(
     ("observation", "reason", "field", "rule"),
     [
-        (seen(changed(5, -109.0)), Reason.INVALID_FIELD, "observation.proprioception", "not in degrees"),
-        (seen(changed(6, 1.4)), Reason.INVALID_FIELD, "observation.proprioception", "gripper in 0 (open) .. 1"),
+        (seen(with_entry(5, -109.0)), Reason.INVALID_FIELD, "observation.proprioception", "not in degrees"),
+        (seen(with_entry(6, 1.4)), Reason.INVALID_FIELD, "observation.proprioception", "gripper in 0 (open) .. 1"),
         (seen(POSE[:6]), Reason.INVALID_FIELD, "observation.proprioception", "must be [7]"),
         (seen(None), Reason.INVALID_FIELD, "observation.proprioception", "must have 7 entries"),
-        (seen(changed(0, np.nan)), Reason.INVALID_TENSOR, "observation.proprioception", "must be finite"),
+        (seen(with_entry(0, np.nan)), Reason.INVALID_TENSOR, "observation.proprioception", "must be finite"),
         (seen(image=np.moveaxis(SEEN, 2, 0)), Reason.INVALID_IMAGE, "observation.images[0]", "[height, width, 3]"),
         (seen(image=SEEN / 255), Reason.INVALID_IMAGE, "observation.images[0]", "must be uint8"),  # type: ignore[arg-type]
         (seen(image=SEEN[:7]), Reason.INVALID_IMAGE, "images", "at least 8 x 8 pixels, a patch"),
@@ -103,8 +103,8 @@ async def test_input_that_cannot_be_meant_is_refused_with_field_rule_and_value(
 @pytest.mark.parametrize(
     ("observation", "warning"),
     [
-        (seen(changed(6, 0.08)), "opening in meters"),
-        (seen(changed(0, 410.0)), "millimeters"),
+        (seen(with_entry(6, 0.08)), "opening in meters"),
+        (seen(with_entry(0, 410.0)), "millimeters"),
         (seen(image=SEEN // 255), "were pixels in 0..1 cast to uint8"),
         (seen(image=SEEN // 32 + 100), "is the camera covered"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,10 +16,11 @@ import structlog
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
 from presage.values import SessionStatus
 
+from server.config import Settings
 from server.errors import Reason, ServiceError
-from server.service.application import Application, AppSettings
+from server.service.application import Application
 from server.transport.error_replies import to_problem, to_status
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.server import linear
 from tests.support.server.transports import (
     Refusal,
@@ -94,7 +94,7 @@ class Refusing(Application):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def refusing() -> AsyncIterator[Service]:
-    async with open_service(Refusing(AppSettings())) as opened:
+    async with open_service(Refusing(Settings())) as opened:
         yield opened
 
 
@@ -296,7 +296,7 @@ async def test_a_deadline_that_cannot_be_kept_is_an_error_not_a_late_plan(servic
 
 
 async def test_requests_before_readiness_are_refused_and_afterwards_served() -> None:
-    application = await Application.start(replace(SETTINGS, models=("linear",)))
+    application = await start(changed(models=("linear",)))
     try:
         async with open_service(application) as service:
             assert not application.ready

@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, p
 
 from server.service.application import Application
 from server.transport.grpc.service import SERVICES
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed
 from tests.server.engine.test_supervisor import started
 from tests.support.model import clips
 from tests.support.server import fuzzing, linear
@@ -65,7 +65,7 @@ class Target:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def target() -> AsyncIterator[Target]:
     models = ("linear", "historian", "embedder")
-    small = replace(SETTINGS, models=models, max_rollout_steps=20_000, max_sessions=32, goal_cache_bytes=1 << 16)
+    small = changed(models=models, rollout_steps=20_000, sessions=32, goal_cache_bytes=1 << 16)
     with tempfile.TemporaryDirectory() as spool:
         async with started(small) as application:
             await application.wait_ready(START_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from server.service.application import Application
 from server.values.calls import GoalRequest, Observation, PlanRequest
 from server.worker import cuda_graphs
 from server.worker.process import own_search
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.server.linear import CONFIGS, Linear
 from tests.support.server.requests import plan
 
@@ -64,7 +63,7 @@ async def test_an_engine_with_graphs_finds_the_plans_of_one_without(
     application: Application, compact_folder: Path
 ) -> None:
     models = ("linear", str(compact_folder))
-    other = await Application.start(replace(SETTINGS, models=models, graphs="on", max_batch=2))
+    other = await start(changed(models=models, graphs="on"), max_batch=2)
     try:
         await other.wait_ready(START_S)
         assert other.model("tiny").computes == "float32 on cpu; graphs of 32 samples for 1, 2 robots"

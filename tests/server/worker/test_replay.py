@@ -18,7 +18,7 @@ from server.recording.recorder import Recorder, RecorderSettings, files
 from server.service.application import Application
 from server.values.calls import GoalRequest, GoalStage, Observation, PlanRequest, SessionRequest
 from server.worker.replay import Recording, read, replay
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.server import linear
 from tests.support.server.linear import SLOW_S, frame
 from tests.support.server.requests import ENDLESS, QUICK, goal_at, plan
@@ -44,7 +44,7 @@ async def recordings(tmp_path_factory: pytest.TempPathFactory, compact_folder: P
             for recorder in (with_pictures, without):
                 recorder.put(record)  # type: ignore[arg-type]
 
-    application = await Application.start(replace(SETTINGS, models=models), Both())
+    application = await start(changed(models=models), Both())
     await application.wait_ready(START_S)
     await fly(application)
     await application.stop(shutdown_grace_s=0.0)

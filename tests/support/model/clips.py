@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from model.video.decode import Clip, ClipLimits, FrameSampling, VideoDecodeError, decode
@@ -61,6 +62,29 @@ def write(
                 frame.pts, frame.time_base = stamps_ms[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_streams(path: Path, *streams: tuple[str, NDArray[np.uint8], int]) -> Path:
+    """Streams of (codec, frames, disposition), 25 frames a second, beside each other in one file."""
+    with av.open(str(path), "w") as container:
+        made = []
+        for codec, frames, disposition in streams:
+            options = {"crf": "12"} if codec == "libx264" else {}
+            stream = container.add_stream(codec, rate=25, options=options)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p" if codec == "libx264" else "yuvj420p" if codec == "mjpeg" else "rgb24"
+            stream.gop_size = 4
+            stream.codec_context.thread_count = 1
+            stream.codec_context.time_base = Fraction(1, 25)
+            stream.disposition = Disposition(disposition)
+            made.append(stream)
+        for stream, (_, frames, _) in zip(made, streams, strict=True):
+            for index, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
     return path
 
 

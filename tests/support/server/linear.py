@@ -88,7 +88,9 @@ class Linear:
         latents = frames[:, 0, 0, :2].float() / 255
         return ClipEmbedding(latents.mean(0), latents, latents[:, None])
 
-    def context(self, latents: Sequence[Tensor], proprioception: Tensor | None) -> tuple[Tensor, ...]:
+    def context(
+        self, latents: Sequence[Tensor], proprioception: Tensor | None, past_actions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         if self.package.config.name == "historian":  # what it was given is what it starts from
             assert proprioception is not None
             assert len(latents) == len(proprioception)

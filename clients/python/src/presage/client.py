@@ -7,18 +7,20 @@ The blocking client may be shared between threads; the asyncio client belongs to
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
 from presage.connection import Connection, in_thread
 from presage.errors import PresageError
-from presage.protocol import requests
+from presage.protocol import methods, requests
 from presage.protocol.memory import SessionWish
 from presage.protocol.requests import Seen
 from presage.protocol.retry import Readiness
-from presage.protocol.transport import TLS, Endpoint, Path
-from presage.protocol.upload import Progress, announce_clip, upload_time_s
+from presage.protocol.transport import TLS, Endpoint
+from presage.protocol.upload import ClipLike, Progress, announce_clip, upload_time_s
 from presage.session import Session
 from presage.values import (
+    ClipClasses,
     ClipEmbedding,
     Embedding,
     Goal,
@@ -47,8 +49,9 @@ class Client:
     the deadline of every call that names none, all its tries included. `affinity` is a name of the robot's own for a
     cluster or a proxy in front of several servers: goals and sessions live in one of them, and all calls with the same
     name, from whichever client, reach the same one; 1 to 128 letters, digits, `. _ : -`.
-    Images are uint8 arrays [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file. A model name of ""
-    means the server's default model. Every call raises a PresageError.
+    Images are uint8 arrays [height, width, 3] in RGB, PIL pictures, or JPEG, PNG or WebP files as their bytes or their
+    path. A model name of "" means the server's default model. No proxy of the environment
+    is used to reach this machine itself. Every call raises a PresageError.
     """
 
     def __init__(
@@ -93,11 +96,15 @@ class Client:
         image: ImageLike | None = None,
         *,
         latent: ArrayLike | None = None,
+        proprioception: Sequence[float] = (),
         model: str = "",
         timeout_s: float | None = None,
     ) -> Goal:
-        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal."""
-        call = requests.create_goal(image, latent, model)
+        """Embeds a goal: what the scene should look like, or a latent. The same content gives the same goal.
+
+        `proprioception`: what the robot should measure there, beside an image, for models with `measures_goals`.
+        """
+        call = requests.create_goal(image, latent, model, proprioception)
         return self._connection.goals.keep(self._connection.send(call, timeout_s), call)
 
     def get_goal(self, goal: Goal | str, *, timeout_s: float | None = None) -> Goal:
@@ -248,7 +255,7 @@ class Client:
 
     def embed_clip(
         self,
-        path: Path,
+        clip: ClipLike,
         kind: str = "pooled",
         *,
         fps: float | None = None,
@@ -264,9 +271,31 @@ class Client:
         bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
         second for each MiB. Raises OSError for a file that cannot be read.
         """
-        clip = in_thread(lambda: announce_clip(path, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
-        limit = upload_time_s(clip.size, self._connection.timeout_s) if timeout_s is None else timeout_s
-        return self._connection.upload(clip, kind, progress, limit)
+        upload = in_thread(lambda: announce_clip(clip, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
+        limit = upload_time_s(upload.size, self._connection.timeout_s) if timeout_s is None else timeout_s
+        read = partial(requests.clip_embedding, kind=kind)
+        return self._connection.upload(upload, methods.EMBED_CLIP, read, progress, limit)
+
+    def classify(
+        self,
+        clip: ClipLike,
+        top_k: int = 5,
+        *,
+        fps: float | None = None,
+        frames: int | None = None,
+        model: str = "",
+        progress: Progress | None = None,
+        timeout_s: float | None = None,
+    ) -> ClipClasses:
+        """Uploads a video file in chunks and says what it shows: the `top_k` likeliest of the model's labels.
+
+        `fps` or `frames` (evenly spaced) says which frames are used; neither means as many as the model was trained on,
+        or all where that is not known. `progress` and `timeout_s` as for `embed_clip`. Raises OSError for a file that
+        cannot be read.
+        """
+        upload = in_thread(lambda: announce_clip(clip, top_k=top_k, fps=fps, frames=frames, model=model))
+        limit = upload_time_s(upload.size, self._connection.timeout_s) if timeout_s is None else timeout_s
+        return self._connection.upload(upload, methods.CLASSIFY_CLIP, requests.clip_classes, progress, limit)
 
     def close(self) -> None:
         """Ends every call and control loop, and their threads. Open sessions stay until the server forgets them."""

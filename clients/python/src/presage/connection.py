@@ -10,15 +10,14 @@ import grpc
 
 from presage.control import ControlLoop
 from presage.errors import Cancelled, ServerError
-from presage.protocol import methods, requests
+from presage.protocol import arguments, methods
 from presage.protocol.conversation import ControlSettings
 from presage.protocol.memory import Calls, GoalMemory, SessionMemory
-from presage.protocol.methods import Call
+from presage.protocol.methods import Call, Method
 from presage.protocol.retry import Attempts
 from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint, Metadata
 from presage.protocol.upload import ClipUpload, Progress
-from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")
 
@@ -27,7 +26,7 @@ class Connection:
     """One server, reached from any thread. `timeout_s` is for calls that name none."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.endpoint, self.timeout_s = endpoint, arguments.number("timeout_s", timeout_s)
         self.goals = GoalMemory()
         self._channel = endpoint.open_channel()
         self._senders: dict[str, Callable[..., bytes]] = {}
@@ -57,9 +56,16 @@ class Connection:
                 return result
             reply = self.send(call)
 
-    def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
+    def upload(
+        self,
+        clip: ClipUpload,
+        method: Method[Any, Any],
+        read: Callable[[bytes], Value],
+        progress: Progress | None,
+        timeout_s: float,
+    ) -> Value:
         """Sends a clip. Raises a PresageError, or what reading the file or `progress` raised."""
-        sender: Any = self._channel.stream_unary(methods.EMBED_CLIP.path)
+        sender: Any = self._channel.stream_unary(method.path)
 
         def attempt(remaining_s: float, metadata: Metadata) -> bytes:
             feed = _Feed(clip.messages(progress))
@@ -71,8 +77,8 @@ class Connection:
             return reply
 
         request_id = methods.new_request_id()
-        reply = self._repeat(attempt, methods.EMBED_CLIP.repeatable, timeout_s, request_id)
-        return read_reply(lambda data: requests.clip_embedding(data, kind), reply, request_id)
+        reply = self._repeat(attempt, method.repeatable, timeout_s, request_id)
+        return read_reply(read, reply, request_id)
 
     def control(self, settings: ControlSettings, memory: SessionMemory, sequences: SequenceCounter) -> ControlLoop:
         """A control loop that ends with this connection at the latest."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence
 import grpc
 
 from presage.errors import PresageError, Unavailable
-from presage.protocol import codec, methods
+from presage.protocol import arguments, codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
 from presage.protocol.memory import SessionMemory
 from presage.protocol.requests import Seen
@@ -89,7 +89,7 @@ class ControlLoop:
 
         None after `timeout_s`. Raises the error of that observation if it got no plan, or the one that ended the loop.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + arguments.number("timeout_s", timeout_s)
         with self._changed:
             wanted = self._conversation.newest if sequence is None else sequence
             while not self._closing:

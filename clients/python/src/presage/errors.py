@@ -147,6 +147,8 @@ def from_status(
     reason = details.reason or BARE_REASON.get(code, code)
     if code == "UNAVAILABLE" and not details.reason:
         message = f"cannot reach {address}: {message}"
+    if code == "DEADLINE_EXCEEDED" and not details.reason and " through the proxy " in address:
+        message = f"{message} at {address}"
     if code == "RESOURCE_EXHAUSTED" and not details.reason and "larger than max" in message:
         reason = "TOO_LARGE"  # gRPC's own message limit, on either side
     echoed = metadata.get("x-request-id", "")

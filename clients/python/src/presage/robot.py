@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 import numpy as np
 
 from presage.errors import PresageError, Unavailable, invalid
+from presage.protocol import arguments
 from presage.protocol.requests import Seen
 from presage.values import ControlPlan, FailedObservation, ImageLike
 
@@ -179,10 +180,9 @@ class Runner:
         max_outage_s: float,
         clock: Callable[[], float],
     ) -> None:
-        if not 0 < rate_hz < float("inf"):
-            raise invalid("rate_hz", "must be above 0 and finite", rate_hz)
-        if max_open_loop is not None and max_open_loop < 1:
-            raise invalid("max_open_loop", "must be at least 1", max_open_loop)
+        rate_hz = arguments.positive("rate_hz", rate_hz)
+        if max_open_loop is not None:
+            max_open_loop = arguments.whole("max_open_loop", max_open_loop, least=1)
         if not max_outage_s >= 0:
             raise invalid("max_outage_s", "must be at least 0", max_outage_s)
         self._loop, self._robot, self._clock, self._period = loop, robot, clock, 1.0 / rate_hz

@@ -7,13 +7,15 @@ identity.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 
 from presage.errors import PresageError, invalid
+from presage.protocol import arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray  # numpy 1.21
@@ -21,11 +23,22 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Floats = NDArray[np.float32]
     Pixels = NDArray[np.uint8]
+    PathLike = os.PathLike[str]
 else:
+    PathLike = os.PathLike
     Array = Floats = Pixels = np.ndarray
 
-# uint8 [height, width, 3] in RGB, or the bytes of a JPEG, PNG or WebP file.
-ImageLike = Union["Pixels", bytes]
+
+class ArrayInterface(Protocol):
+    """An array of another library's, such as a PIL picture."""
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]: ...
+
+
+# uint8 [height, width, 3] in RGB; the bytes or the path of a JPEG, PNG or WebP file; a PIL picture, which is taken
+# upright.
+ImageLike = Union["Pixels", bytes, str, PathLike, ArrayInterface]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,23 +47,24 @@ class Observation:
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
-    the server count.
+    the server count. `past_images` and `past_actions` [time, action] are what was seen before, oldest first and a model
+    step apart, and what was executed between: for models that look back on both, without a session.
     """
 
     images: Sequence[ImageLike]
     proprioception: Optional[Sequence[float]] = None
     capture_time_ns: Optional[int] = None
     sequence: int = 0
+    past_images: Sequence[ImageLike] = ()
+    past_actions: Optional[Sequence[Sequence[float]]] = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, (bytes, np.ndarray)):
-            raise invalid(
-                "observation.images", "must be a sequence with one image per camera", type(self.images).__name__
-            )
-        if self.sequence < 0:
-            raise invalid("observation.sequence", "must be at least 0", self.sequence)
-        if self.capture_time_ns is not None and self.capture_time_ns < 0:
-            raise invalid("observation.capture_time_ns", "must be at least 0", self.capture_time_ns)
+        if arguments.is_one_image(self.images) or isinstance(self.images, dict) or not hasattr(self.images, "__iter__"):
+            rule = "must be a sequence with one image per camera"
+            raise invalid("observation.images", rule, arguments.shown(self.images))
+        arguments.whole("observation.sequence", self.sequence, 1 << 64)
+        if self.capture_time_ns is not None:
+            arguments.whole("observation.capture_time_ns", self.capture_time_ns, 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,12 @@ class PlannerSettings:
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: Optional[float] = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
+    metric: Optional[str] = None
+    """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
+    narrowing: Optional[float] = None
+    """Of "mppi": share of the spread that is left one iteration later."""
+    sample_decay: Optional[float] = None
+    """Of searches by samples: share of the samples that is left one iteration later; 1 rolls out as many in all."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,10 @@ class Model:
     """What a robot must know before it asks for a plan. `action` is None for a model that only embeds.
 
     `execute`: actions of a plan to carry out before planning again, as the model was measured. `computes`: in which
-    precision and on which device the server computes, and which of its rollouts are replayed as graphs.
+    precision and on which device the server computes, and which of its rollouts are replayed as graphs. `license`: of
+    the weights, as far as known. `labels`: of the classes of clips, empty for a model that classifies nothing;
+    `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known. `measures_goals`:
+    whether a goal may say what the robot should measure there.
     """
 
     name: str
@@ -123,6 +146,10 @@ class Model:
     server_version: str = ""
     execute: int = 0
     computes: str = ""
+    license: str = ""
+    labels: Tuple[str, ...] = ()
+    clip_frames: int = 0
+    measures_goals: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,10 +175,8 @@ class GoalStage:
     max_actions: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.switch_below < float("inf"):
-            raise invalid("stage.switch_below", "must be at least 0 and finite", self.switch_below)
-        if not 0 <= self.max_actions < 1 << 32:
-            raise invalid("stage.max_actions", "must be at least 0 and fit in 32 bits", self.max_actions)
+        arguments.not_negative("stage.switch_below", self.switch_below)
+        arguments.whole("stage.max_actions", self.max_actions)
 
 
 @dataclass(frozen=True)
@@ -221,6 +246,7 @@ class Provenance:
     device: str = ""
     dtype: str = ""
     server_version: str = ""
+    unbounded_search: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,14 +283,12 @@ class Plan:
 
     def __str__(self) -> str:
         """A few lines to read; the fields hold everything."""
-        steps = (
-            f"{len(self.actions)} actions of {self.actions.shape[-1]} entries, the first {_numbers(self.actions[0])}"
-        )
+        size = f"{len(self.actions)} actions of {self.actions.shape[-1]} entries"
         ends = f", predicted {self.step_costs[-1]:.4g} after the last step" if self.step_costs else ""
         stop = f"stopped by {self.stop_reason} after {self.iterations_done} iterations, {self.timings.total_ms:.0f} ms"
         made = [f"seed {self.seed}", *(["warm start"] if self.warm_started else []), *(["DEGRADED"] * self.degraded)]
         lines = [
-            f"plan: {steps}",
+            f"plan: {size}, the first {_numbers(self.actions[0])}",
             f"  cost {self.cost:.4g}; goal distance {self.goal_distance:.4g} now{ends}",
             f"  {stop}; {', '.join(made)}",
             *(f"  warning: {warning}" for warning in self.warnings),
@@ -332,12 +356,31 @@ class Embedding:
     goal_distances: Tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class ClassScore:
+    """How likely one of a model's classes is; `index` is its place among the model's labels."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClipClasses:
+    """What a clip shows, the likeliest class first. `frame_times_s`: when each used frame is shown, from the start."""
+
+    classes: Tuple[ClassScore, ...]
+    model: str
+    frame_times_s: Tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class ClipEmbedding:
     """Latents of a clip, float32: [width], [tubelets, width] or [time, tokens, width] by `kind`.
 
     `frame_times_s`: when each used frame is shown, seconds from the start. `goal_distances`: each frame's, empty
-    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1].
+    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1]. `stream`: which of the
+    file's streams was read, counted from 0.
     """
 
     embedding: Floats
@@ -346,6 +389,7 @@ class ClipEmbedding:
     frame_times_s: Tuple[float, ...] = ()
     goal_distances: Tuple[float, ...] = ()
     step_distances: Tuple[float, ...] = ()
+    stream: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -168,7 +168,10 @@ async def test_the_address_names_cameras_and_state(application: Application, ser
 
 
 BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
-    "floats as an image": ({"camera": HERE.astype(np.float32)}, "images"),
+    "floats as an image": ({"state": np.zeros(3), "camera": HERE.astype(np.float32)}, "camera"),
+    "colors and opacity": ({"camera": np.zeros((64, 64, 4), np.uint8)}, "camera"),
+    "a file nobody named": ({"camera": b"\x89PNG"}, "camera"),
+    "no image": ({"state": np.zeros(3)}, "images"),
     "two images": ({"a": HERE, "b": HERE}, "images"),
     "an image of another size": ({"a": np.zeros((8, 8, 3), np.uint8)}, "observation.images[0]"),
     "a goal that is a number": ({"a": HERE, "goal": 3}, "goal"),

@@ -34,6 +34,16 @@ async def test_an_uploaded_clip_is_embedded_and_leaves_nothing_behind(service: S
     assert service.gateway.uploads.active == 0
 
 
+async def test_the_answer_says_which_stream_of_the_file_was_read(service: Service, tmp_path: Path) -> None:
+    film, thumbnail = ("libx264", clips.SOURCE, 1), ("mjpeg", clips.SOURCE[:1], 0)
+    content = clips.write_streams(tmp_path / "clip.mkv", thumbnail, film).read_bytes()
+    for form in ({}, {"frames": "3"}):
+        reply = await service.rest.post("/v1/embeddings/clips", data=form, files={"clip": ("clip.mkv", content)})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["stream"] == 1
+        assert len(reply.json()["frame_times_s"]) == int(form.get("frames", clips.COUNT))
+
+
 @pytest.mark.parametrize(
     ("form", "reason", "field"),
     [

@@ -11,14 +11,14 @@ import grpc.aio
 from presage.aio.control import AsyncControlLoop
 from presage.connection import Connection, read_reply
 from presage.errors import Cancelled
+from presage.protocol import arguments
 from presage.protocol.conversation import ControlSettings
 from presage.protocol.memory import Calls, GoalMemory, SessionMemory
-from presage.protocol.methods import Call
+from presage.protocol.methods import Call, Method
 from presage.protocol.retry import Attempts
 from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint, Metadata
 from presage.protocol.upload import ClipUpload, Progress
-from presage.values import ClipEmbedding
 
 Value = TypeVar("Value")
 
@@ -27,7 +27,7 @@ class AsyncConnection:
     """One server. The channel belongs to the event loop of the first call."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self.endpoint, self.timeout_s = endpoint, timeout_s
+        self.endpoint, self.timeout_s = endpoint, arguments.number("timeout_s", timeout_s)
         self.goals = GoalMemory()
         self._opened: grpc.aio.Channel | None = None
         self._senders: dict[str, Any] = {}
@@ -60,7 +60,14 @@ class AsyncConnection:
                 return result
             reply = await self.send(call)
 
-    async def upload(self, clip: ClipUpload, kind: str, progress: Progress | None, timeout_s: float) -> ClipEmbedding:
+    async def upload(
+        self,
+        clip: ClipUpload,
+        method: Method[Any, Any],
+        read: Callable[[bytes], Value],
+        progress: Progress | None,
+        timeout_s: float,
+    ) -> Value:
         """Sends a clip from a thread. Raises a PresageError, or what reading the file or `progress` raised.
 
         Over a blocking channel: grpc.aio (1.70, for one) loses the status of a call that the server ends while a
@@ -70,7 +77,7 @@ class AsyncConnection:
         blocking = Connection(self.endpoint, self.timeout_s)
         self._uploads.add(blocking)
         try:
-            return await in_thread(lambda: blocking.upload(clip, kind, progress, timeout_s))
+            return await in_thread(lambda: blocking.upload(clip, method, read, progress, timeout_s))
         finally:
             blocking.close()  # which also ends the thread where this task was cancelled
             self._uploads.discard(blocking)

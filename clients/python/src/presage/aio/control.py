@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping, Sequence
 import grpc.aio
 
 from presage.errors import PresageError, Unavailable
-from presage.protocol import codec, methods
+from presage.protocol import arguments, codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
 from presage.protocol.memory import SessionMemory
 from presage.protocol.requests import Seen
@@ -74,7 +74,7 @@ class AsyncControlLoop:
 
     async def wait(self, timeout_s: float, sequence: int | None = None) -> ControlPlan | None:
         """As `ControlLoop.wait`."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + arguments.number("timeout_s", timeout_s)
         wanted = self._conversation.newest if sequence is None else sequence
         while not self._closing:
             plan = self._conversation.outcome(wanted)

@@ -5,13 +5,15 @@ Fields are carried by messages.py; which call carries which message is requests.
 
 from __future__ import annotations
 
-import math
+import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
 from presage import values
 from presage.errors import ServerError, invalid
+from presage.protocol import arguments
 from presage.protocol.messages import Reader, Writer, names
 from presage.protocol.wire import fields
 from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, tensor_pb2
@@ -50,8 +52,8 @@ def latent_tensor(latent: ArrayLike) -> tensor_pb2.Tensor:
 
 
 def image_message(image: values.ImageLike, name: str = "image") -> observation_pb2.Image:
-    """An RGB array goes raw, bytes go as the file they are. Raises InvalidRequest naming `name`."""
-    return WRITER.image(image, name)
+    """Pixels go raw, files go as the bytes they are. Raises InvalidRequest naming `name`."""
+    return WRITER.image(arguments.image_content(name, image), name)
 
 
 def as_observation(
@@ -63,13 +65,23 @@ def as_observation(
         if proprioception is not None:
             raise invalid("proprioception", "must be part of the observation where one is given", "both")
         return seen
-    if isinstance(seen, (bytes, np.ndarray)):
-        return values.Observation((seen,), proprioception)
-    return values.Observation(tuple(seen), proprioception)
+    if arguments.is_one_image(seen):
+        return values.Observation((seen,), proprioception)  # type: ignore[arg-type]
+    if isinstance(seen, dict) or not hasattr(seen, "__iter__"):
+        rule = "must be an image, one image per camera in the model's order, or an Observation"
+        raise invalid("observation", rule, arguments.shown(seen))
+    return values.Observation(tuple(seen), proprioception)  # type: ignore[arg-type]
 
 
 def observation_message(observation: values.Observation) -> observation_pb2.Observation:
-    message: observation_pb2.Observation = WRITER.message(observation_pb2.Observation, observation, "observation")
+    images = enumerate(arguments.images("observation.images", observation.images))
+    sent = replace(
+        observation,
+        images=tuple(arguments.image_content(f"observation.images[{at}]", image) for at, image in images),
+        capture_time_ns=None if observation.capture_time_ns is None else operator.index(observation.capture_time_ns),
+        sequence=operator.index(observation.sequence),
+    )
+    message: observation_pb2.Observation = WRITER.message(observation_pb2.Observation, sent, "observation")
     if observation.proprioception is not None and len(message.proprioception.shape) != 1:
         shape = list(message.proprioception.shape)
         raise invalid("observation.proprioception", "must have the shape [entries]", shape, "INVALID_TENSOR")
@@ -77,38 +89,65 @@ def observation_message(observation: values.Observation) -> observation_pb2.Obse
 
 
 def planner_message(settings: values.PlannerSettings | None) -> models_pb2.PlannerSettings:
-    message: models_pb2.PlannerSettings = WRITER.message(
-        models_pb2.PlannerSettings, settings or values.PlannerSettings(), "settings"
+    if settings is not None and not isinstance(settings, values.PlannerSettings):
+        raise invalid("settings", "must be PlannerSettings", arguments.shown(settings))
+    chosen = settings or values.PlannerSettings()
+
+    def count(name: str) -> int | None:
+        value = getattr(chosen, name)
+        return None if value is None else arguments.whole(f"settings.{name}", value)
+
+    sent = replace(
+        chosen,
+        samples=count("samples"),
+        iterations=count("iterations"),
+        elites=count("elites"),
+        horizon=count("horizon"),
+        optimizer=None if chosen.optimizer is None else arguments.text("settings.optimizer", chosen.optimizer),
+        dimensions=arguments.names("settings.dimensions", chosen.dimensions),
+        discount=None if chosen.discount is None else arguments.number("settings.discount", chosen.discount),
     )
+    message: models_pb2.PlannerSettings = WRITER.message(models_pb2.PlannerSettings, sent, "settings")
     return message
 
 
 def kind_number(kind: str) -> embeddings_pb2.EmbeddingKind.ValueType:
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise invalid("kind", f"must be one of {', '.join(KINDS)}", kind)
     return embeddings_pb2.EmbeddingKind.ValueType(KINDS[kind])
 
 
 def goal_id(goal: values.Goal | str | None) -> str:
-    """The id of a goal, given as the goal or as its id; empty for None."""
-    return goal.goal_id if isinstance(goal, values.Goal) else goal or ""
+    """The id of a goal, given as the goal or as its id; empty for None. Raises InvalidRequest."""
+    if isinstance(goal, values.Goal):
+        return goal.goal_id
+    if goal is not None and not isinstance(goal, str):
+        rule = "must be a Goal or its id: client.goal(image) makes one of an image"
+        raise invalid("goal", rule, arguments.shown(goal))
+    return goal or ""
 
 
-def whole(name: str, number: int, limit: int = 1 << 32) -> int:
-    """A number that fits its unsigned field. Raises InvalidRequest naming `name`."""
-    if not 0 <= number < limit:
-        raise invalid(name, f"must be at least 0 and below {limit}", number)
-    return number
+def model_name(model: values.Model | str | None) -> str:
+    """The name of a model, given as the model or as its name; empty for None. Raises InvalidRequest."""
+    return model.name if isinstance(model, values.Model) else arguments.text("model", model)
+
+
+def plan_sequence(plan: values.Plan | values.ControlPlan | None) -> int:
+    """The observation that a plan was made from; 0 for None. Raises InvalidRequest."""
+    found = plan.plan if isinstance(plan, values.ControlPlan) else plan
+    if found is None:
+        return 0
+    if not isinstance(found, values.Plan):
+        raise invalid("follows", "must be a Plan", arguments.shown(found))
+    return found.observation_sequence
 
 
 def seed_number(seed: int | None) -> int | None:
-    return None if seed is None else whole("seed", seed, 1 << 64)
+    return None if seed is None else arguments.whole("seed", seed, 1 << 64)
 
 
 def budget(budget_ms: float | None) -> float | None:
-    if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
-        raise invalid("budget_ms", "must be above 0 and finite", budget_ms)
-    return budget_ms
+    return None if budget_ms is None else arguments.positive("budget_ms", budget_ms)
 
 
 # What is answered

@@ -29,7 +29,7 @@ from presage.errors import (
     from_reason,
     invalid,
 )
-from presage.protocol import codec, methods
+from presage.protocol import arguments, codec, methods
 from presage.protocol.sequences import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
@@ -58,9 +58,8 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         codec.budget(self.budget_ms)
-        if not 0 < self.heartbeat_s < float("inf"):
-            raise invalid("heartbeat_s", "must be above 0 and finite", self.heartbeat_s)
-        if not self.heartbeat_s < self.stall_s < float("inf"):
+        arguments.positive("heartbeat_s", self.heartbeat_s)
+        if not self.heartbeat_s < arguments.number("stall_s", self.stall_s) < float("inf"):
             raise invalid("stall_s", f"must be above heartbeat_s = {self.heartbeat_s} and finite", self.stall_s)
 
 
@@ -126,8 +125,8 @@ class Conversation:
             raise self.fatal.with_traceback(None)
         message = planning_pb2.ControlObservation(
             observation=codec.observation_message(observation),
-            executed=codec.whole("executed", executed),
-            committed=codec.whole("committed", committed),
+            executed=arguments.whole("executed", executed),
+            committed=arguments.whole("committed", committed),
             seed=codec.seed_number(seed),
         )
         followed = self.latest if plan is None else plan

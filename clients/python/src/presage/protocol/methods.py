@@ -84,6 +84,12 @@ EMBED_CLIP = Method(
     embeddings_pb2.EmbedClipResponse,
     repeatable=True,
 )
+CLASSIFY_CLIP = Method(
+    "/presage.v1.Embeddings/ClassifyClip",
+    embeddings_pb2.ClassifyClipRequest,
+    embeddings_pb2.ClassifyClipResponse,
+    repeatable=True,
+)
 # A goal is named by its content: making it twice finds it the second time.
 CREATE_GOAL = Method(
     "/presage.v1.Goals/Create", goals_pb2.GoalsCreateRequest, goals_pb2.GoalsCreateResponse, repeatable=True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Sequence, Union
 
 from presage import values
 from presage.errors import invalid
-from presage.protocol import codec, methods
+from presage.protocol import arguments, codec, methods
 from presage.protocol.codec import READER
 from presage.protocol.methods import Call, call
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, observation_pb2, planning_pb2, sessions_pb2
@@ -31,12 +31,18 @@ def list_models() -> Call[tuple[values.Model, ...]]:
 
 def get_model(name: str) -> Call[values.Model]:
     return call(
-        methods.GET_MODEL, models_pb2.ModelsGetRequest(name=name), lambda reply: READER.value(values.Model, reply.model)
+        methods.GET_MODEL,
+        models_pb2.ModelsGetRequest(name=codec.model_name(name)),
+        lambda reply: READER.value(values.Model, reply.model),
     )
 
 
-def create_goal(image: ImageLike | None, latent: ArrayLike | None, model: str) -> Call[Goal]:
-    request = goals_pb2.GoalsCreateRequest(model=model)
+def create_goal(
+    image: ImageLike | None, latent: ArrayLike | None, model: str, proprioception: Sequence[float] = ()
+) -> Call[Goal]:
+    request = goals_pb2.GoalsCreateRequest(model=codec.model_name(model))
+    if len(proprioception):
+        request.proprioception.CopyFrom(codec.float_tensor("proprioception", proprioception, ["entries"]))
     if image is not None and latent is None:
         request.image.CopyFrom(codec.image_message(image))
     elif latent is not None and image is None:
@@ -60,36 +66,39 @@ def delete_goal(goal: Goal | str) -> Call[None]:
 def create_session(
     model: str, goal: Goal | str | None, ttl_s: float, seed: int | None, stages: Sequence[GoalStage]
 ) -> Call[values.SessionStatus]:
-    if not 0 <= ttl_s < float("inf"):
-        raise invalid("ttl_s", "must be at least 0 and finite", ttl_s)
     request = sessions_pb2.SessionsCreateRequest(
-        model=model, goal_id=codec.goal_id(goal), ttl_s=ttl_s, seed=codec.seed_number(seed)
+        model=codec.model_name(model),
+        goal_id=codec.goal_id(goal),
+        ttl_s=arguments.not_negative("ttl_s", ttl_s),
+        seed=codec.seed_number(seed),
     )
-    for stage in stages:
+    for stage in arguments.sequence("stages", stages, GoalStage, "GoalStage"):
         request.stages.add(
-            goal_id=codec.goal_id(stage.goal), switch_below=stage.switch_below, max_actions=stage.max_actions
+            goal_id=codec.goal_id(stage.goal),
+            switch_below=float(stage.switch_below),
+            max_actions=int(stage.max_actions),
         )
     return call(methods.CREATE_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def get_session(session_id: str) -> Call[values.SessionStatus]:
-    request = sessions_pb2.SessionsGetRequest(session_id=session_id)
+    request = sessions_pb2.SessionsGetRequest(session_id=arguments.text("session_id", session_id))
     return call(methods.GET_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def reset_session(session_id: str) -> Call[values.SessionStatus]:
-    request = sessions_pb2.SessionsResetRequest(session_id=session_id)
+    request = sessions_pb2.SessionsResetRequest(session_id=arguments.text("session_id", session_id))
     return call(methods.RESET_SESSION, request, lambda reply: READER.value(values.SessionStatus, reply.session))
 
 
 def delete_session(session_id: str) -> Call[None]:
-    request = sessions_pb2.SessionsDeleteRequest(session_id=session_id)
+    request = sessions_pb2.SessionsDeleteRequest(session_id=arguments.text("session_id", session_id))
     return call(methods.DELETE_SESSION, request, lambda reply: None)
 
 
 def calibrate_session(session_id: str, moves: Sequence[values.CalibrationMove]) -> Call[values.SessionStatus]:
-    request = sessions_pb2.SessionsCalibrateRequest(session_id=session_id)
-    for at, move in enumerate(moves):
+    request = sessions_pb2.SessionsCalibrateRequest(session_id=arguments.text("session_id", session_id))
+    for at, move in enumerate(arguments.sequence("moves", moves, values.CalibrationMove, "CalibrationMove")):
         request.moves.add(
             before=codec.observation_message(move.before),
             action=codec.float_tensor(f"moves[{at}].action", move.action, ("action",)),
@@ -115,16 +124,16 @@ def plan(
     request_id = methods.new_request_id()
     request = planning_pb2.PlanRequest(
         session_id=session_id,
-        model=model,
+        model=codec.model_name(model),
         observation=codec.observation_message(codec.as_observation(seen, proprioception)),
         goal_id=codec.goal_id(goal),
         planner=codec.planner_message(settings),
         seed=codec.seed_number(seed),
         budget_ms=codec.budget(budget_ms),
-        executed=codec.whole("executed", executed),
-        committed=codec.whole("committed", committed),
+        executed=arguments.whole("executed", executed),
+        committed=arguments.whole("committed", committed),
         request_id=request_id,
-        plan_sequence=0 if follows is None else follows.observation_sequence,
+        plan_sequence=codec.plan_sequence(follows),
     )
     return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
 
@@ -140,7 +149,7 @@ def rollout(
 ) -> Call[values.Rollout]:
     request = planning_pb2.RolloutRequest(
         session_id=session_id,
-        model=model,
+        model=codec.model_name(model),
         observation=codec.observation_message(codec.as_observation(seen, proprioception)),
         actions=codec.float_tensor("actions", actions, ("time", "action")),
         goal_id=codec.goal_id(goal),
@@ -163,7 +172,7 @@ def score(
 ) -> Call[values.Score]:
     request = planning_pb2.ScoreRequest(
         session_id=session_id,
-        model=model,
+        model=codec.model_name(model),
         observation=codec.observation_message(codec.as_observation(seen, proprioception)),
         goal_id=codec.goal_id(goal),
         candidates=codec.float_tensor("candidates", candidates, ("candidates", "time", "action")),
@@ -179,17 +188,20 @@ def distance(
     images: Sequence[ImageLike], *, session_id: str, model: str, goal: Goal | str | None
 ) -> Call[tuple[float, ...]]:
     request = planning_pb2.DistanceRequest(
-        session_id=session_id, model=model, images=_image_messages(images), goal_id=codec.goal_id(goal)
+        session_id=session_id,
+        model=codec.model_name(model),
+        images=_image_messages(images),
+        goal_id=codec.goal_id(goal),
     )
     return call(methods.DISTANCE, request, lambda reply: tuple(reply.distances))
 
 
 def surprise(seen: Sequence[Seen], actions: ArrayLike, *, session_id: str, model: str) -> Call[values.Surprise]:
-    if isinstance(seen, (bytes, Observation)):
-        raise invalid("seen", "must be a sequence of at least two observations", type(seen).__name__)
+    if isinstance(seen, (Observation, dict)) or arguments.is_one_image(seen) or not hasattr(seen, "__iter__"):
+        raise invalid("seen", "must be a sequence of at least two observations", arguments.shown(seen))
     request = planning_pb2.SurpriseRequest(
         session_id=session_id,
-        model=model,
+        model=codec.model_name(model),
         observations=[codec.observation_message(codec.as_observation(each)) for each in seen],
         actions=codec.float_tensor("actions", actions, ("time", "action")),
     )
@@ -214,26 +226,25 @@ def landscape(
 ) -> Call[values.Landscape]:
     request = planning_pb2.LandscapeRequest(
         session_id=session_id,
-        model=model,
+        model=codec.model_name(model),
         observation=codec.observation_message(codec.as_observation(seen, proprioception)),
         goal_id=codec.goal_id(goal),
-        dimensions=dimensions,
-        points=codec.whole("points", points),
-        extent=extent,
-        plot=plot,
+        dimensions=arguments.names("dimensions", dimensions),
+        points=arguments.whole("points", points),
+        extent=arguments.number("extent", extent),
+        plot=bool(plot),
     )
     return call(methods.LANDSCAPE, request, lambda reply: READER.value(values.Landscape, reply))
 
 
 def _image_messages(images: Sequence[ImageLike]) -> list[observation_pb2.Image]:
-    if isinstance(images, bytes):
-        raise invalid("images", "must be a sequence of images", "bytes")
-    return [codec.image_message(image, f"images[{at}]") for at, image in enumerate(images)]
+    found = arguments.images("images", images)
+    return [codec.image_message(image, f"images[{at}]") for at, image in enumerate(found)]
 
 
 def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None, model: str) -> Call[values.Embedding]:
     request = embeddings_pb2.EmbedImagesRequest(
-        model=model,
+        model=codec.model_name(model),
         images=_image_messages(images),
         kind=codec.kind_number(kind),
         goal_id=codec.goal_id(goal),
@@ -243,6 +254,10 @@ def embed_images(images: Sequence[ImageLike], kind: str, goal: Goal | str | None
         request,
         lambda reply: READER.value(values.Embedding, reply, known={"kind": kind}),
     )
+
+
+def clip_classes(reply: bytes) -> values.ClipClasses:
+    return READER.value(values.ClipClasses, methods.CLASSIFY_CLIP.parse(reply))
 
 
 def clip_embedding(reply: bytes, kind: str) -> values.ClipEmbedding:

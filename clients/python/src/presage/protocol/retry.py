@@ -10,7 +10,8 @@ import random
 import time
 from typing import Callable
 
-from presage.errors import DeadlineExceeded, Overloaded, PresageError, Unavailable, invalid
+from presage.errors import DeadlineExceeded, Overloaded, PresageError, Unavailable
+from presage.protocol import arguments
 from presage.values import Health
 
 ATTEMPTS = 4
@@ -28,9 +29,7 @@ class Attempts:
         clock: Callable[[], float] = time.monotonic,
         random_unit: Callable[[], float] = random.random,
     ) -> None:
-        if not 0 < timeout_s < float("inf"):
-            raise invalid("timeout_s", "must be above 0 and finite", timeout_s)
-        self._deadline = clock() + timeout_s
+        self._deadline = clock() + arguments.positive("timeout_s", timeout_s)
         self._repeatable, self._clock, self._random_unit = repeatable, clock, random_unit
         self._failed = 0
 
@@ -58,8 +57,8 @@ class Readiness:
     """A wait for a server that may still be starting: asks again after a pause that grows to half a second."""
 
     def __init__(self, address: str, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._address, self._timeout_s, self._clock = address, timeout_s, clock
-        self._deadline = clock() + timeout_s
+        self._address, self._timeout_s, self._clock = address, arguments.number("timeout_s", timeout_s), clock
+        self._deadline = clock() + self._timeout_s
         self._pause = FIRST_PAUSE_S
 
     def ask_within_s(self, longest_s: float) -> float:

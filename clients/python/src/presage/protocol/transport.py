@@ -6,6 +6,7 @@ and `open_async_channel`.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import warnings
@@ -16,6 +17,7 @@ import grpc
 import grpc.aio
 
 from presage.errors import PresageError, from_status, invalid
+from presage.protocol import arguments
 from presage.version import __version__
 
 RECEIVE_BYTES = 256 << 20  # a long clip's token grid; gRPC's own limit of 4 MiB holds three ViT-g tubelets
@@ -85,8 +87,18 @@ class Endpoint:
     affinity: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, str):
+            raise invalid("address", "must be host:port", arguments.shown(self.address))
         if not self.address:
             raise invalid("address", "must be host:port", "nothing")
+        if "://" in self.address.replace("dns://", "", 1):
+            raise invalid("address", "must be host:port without a scheme in front", self.address)
+        if self.tls is not None and not isinstance(self.tls, TLS):
+            raise invalid("tls", "must be TLS(...) or None", arguments.shown(self.tls))
+        if self.affinity is not None and not isinstance(self.affinity, str):
+            raise invalid("affinity", "must be text", arguments.shown(self.affinity))
+        if self.api_key is not None and not isinstance(self.api_key, str):
+            raise invalid("api_key", "must be text", f"a {type(self.api_key).__name__} (not shown)")
         if self.affinity is not None and not _AFFINITY.fullmatch(self.affinity):
             raise invalid("affinity", "must be 1 to 128 of A-Z a-z 0-9 . _ : -", self.affinity)
         if self.api_key is None:
@@ -98,8 +110,28 @@ class Endpoint:
 
     def is_local(self) -> bool:
         """Whether nothing leaves this machine."""
-        host = self.address.rsplit(":", 1)[0].strip("[]")
-        return self.address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
+        if self.address.startswith(("unix:", "unix-abstract:", "vsock:")):
+            return True
+        host = _host(self.address)
+        if host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
+            return True
+        try:
+            found = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        mapped = getattr(found, "ipv4_mapped", None)
+        return (mapped or found).is_loopback or (mapped or found).is_unspecified
+
+    def proxy(self) -> str | None:
+        """The proxy that gRPC goes through, without its password, and who names it; None where it goes directly."""
+        if self.is_local():
+            return None
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):  # as gRPC looks for it
+            address = os.environ.get(name, "")
+            if address:
+                is_used = address.startswith("http://") and not _is_excepted(_host(self.address))
+                return f"{_without_password(address)} ({name})" if is_used else None
+        return None
 
     def metadata(self, request_id: str, timeout_s: float | None = None) -> Metadata:
         """What goes with a call that may take so long."""
@@ -130,13 +162,14 @@ class Endpoint:
         """Our error for gRPC's."""
         status: Any = failed  # every RpcError of a call tells these, which its type does not say
         code = status.code()
+        proxy = self.proxy()
         return from_status(
             # grpc.aio 1.70 mixes up the parts of an error of its own making.
             code.name if isinstance(code, grpc.StatusCode) else "INTERNAL",
             str(status.details() or ""),
             [(entry[0], entry[1]) for entry in status.trailing_metadata() or ()],
             request_id=request_id,
-            address=self.address,
+            address=self.address if proxy is None else f"{self.address} through the proxy {proxy}",
         )
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
@@ -146,4 +179,27 @@ class Endpoint:
 
     def _options(self) -> list[tuple[str, str | int]]:
         override = self.tls.server_name if self.tls is not None else ""
-        return [*_OPTIONS, *([("grpc.ssl_target_name_override", override)] if override else [])]
+        options = [*_OPTIONS, *([("grpc.ssl_target_name_override", override)] if override else [])]
+        return [*options, ("grpc.enable_http_proxy", 0)] if self.is_local() else options
+
+
+def _host(address: str) -> str:
+    """The host of a gRPC address, however that is written."""
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        if address.startswith(scheme):
+            address = address[len(scheme) :]
+            break
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.rpartition(":")[0] if address.count(":") == 1 else address
+
+
+def _is_excepted(host: str) -> bool:
+    """Whether the environment excepts this host from its proxy, by gRPC's rule: a name ends with one that is listed."""
+    listed = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112 (gRPC's spelling)
+    return any(host.endswith(entry.strip()) for entry in listed.split(",") if entry.strip())
+
+
+def _without_password(address: str) -> str:
+    scheme, found, rest = address.rpartition("://")
+    return f"{scheme}{found}{rest.rpartition('@')[2]}"

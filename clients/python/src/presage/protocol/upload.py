@@ -6,25 +6,28 @@ Not a transport: the clients pull the messages and send them.
 from __future__ import annotations
 
 import hashlib
-import math
+import io
 import os
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import BinaryIO, Callable, Iterator, Union
 
 from presage.errors import invalid
-from presage.protocol import codec
+from presage.protocol import arguments, codec
 from presage.v1 import embeddings_pb2
 from presage.values import Goal
 
 CHUNK_BYTES = 1 << 20  # the contract's limit
 Progress = Callable[[int, int], None]  # bytes handed to the transport, bytes in all
 
+ClipLike = Union[str, "os.PathLike[str]", bytes, BinaryIO]  # a path, the content of a file, or a file open for reading
+Source = Union[str, "os.PathLike[str]", bytes]
+
 
 @dataclass(frozen=True)
 class ClipUpload:
-    """A file and its announcement. `size` is in bytes."""
+    """A file, or its content, and its announcement, the same whether it is embedded or classified. `size`: bytes."""
 
-    path: str | "os.PathLike[str]"
+    source: Source
     size: int
     header: bytes
 
@@ -32,7 +35,7 @@ class ClipUpload:
         """The serialized messages, header first. `progress` is called after each, once more than there are chunks."""
         yield self.header
         sent = 0
-        with open(self.path, "rb") as file:
+        with _opened(self.source) as file:
             while sent < self.size:
                 # A file that grew since it was announced is cut; one that shrank is the server's to refuse.
                 chunk = file.read(min(CHUNK_BYTES, self.size - sent))
@@ -47,31 +50,35 @@ class ClipUpload:
 
 
 def announce_clip(
-    path: str | "os.PathLike[str]",
+    clip: ClipLike,
     *,
-    kind: str,
-    fps: float | None,
-    frames: int | None,
-    goal: Goal | str | None,
-    model: str,
+    kind: str | None = None,
+    fps: float | None = None,
+    frames: int | None = None,
+    goal: Goal | str | None = None,
+    model: str = "",
+    top_k: int | None = None,
 ) -> ClipUpload:
-    """Reads the file once for its size and digest.
+    """Reads the clip once for its size and digest. `kind` and `goal` are for a clip to embed, `top_k` to classify.
 
     Raises OSError for a file that cannot be read, InvalidRequest for an argument that breaks its rule.
     """
-    header = embeddings_pb2.ClipHeader(model=model, kind=codec.kind_number(kind), goal_id=codec.goal_id(goal))
+    source = _source(clip)
+    header = embeddings_pb2.ClipHeader(model=codec.model_name(model), goal_id=codec.goal_id(goal))
+    if kind is not None:
+        header.kind = codec.kind_number(kind)
+    if top_k is not None:
+        if not 1 <= top_k < 1 << 32:
+            raise invalid("top_k", "must be at least 1", top_k)
+        header.top_k = top_k
     if fps is not None and frames is not None:
         raise invalid("frames", "must not be given together with fps", frames)
     if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise invalid("fps", "must be above 0 and finite", fps)
-        header.sampling.fps = fps
+        header.sampling.fps = arguments.positive("fps", fps)
     if frames is not None:
-        if not 1 <= frames < 1 << 32:
-            raise invalid("frames", "must be at least 1", frames)
-        header.sampling.frames = frames
+        header.sampling.frames = arguments.whole("frames", frames, least=1)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with _opened(source) as file:
         while True:
             chunk = file.read(CHUNK_BYTES)
             if not chunk:
@@ -79,9 +86,29 @@ def announce_clip(
             digest.update(chunk)
             header.total_bytes += len(chunk)
     if not header.total_bytes:
-        raise invalid("clip", "must hold a video file", f"the empty file {path}", "INVALID_CLIP")
+        raise invalid(
+            "clip", "must hold a video file", f"the empty file {source!r}" if source else "no bytes", "INVALID_CLIP"
+        )
     header.sha256 = digest.digest()
-    return ClipUpload(path, header.total_bytes, embeddings_pb2.EmbedClipRequest(header=header).SerializeToString())
+    return ClipUpload(source, header.total_bytes, embeddings_pb2.EmbedClipRequest(header=header).SerializeToString())
+
+
+def _source(clip: object) -> Source:
+    """What is sent, by its path or as its bytes. Raises InvalidRequest."""
+    if isinstance(clip, (str, os.PathLike)):
+        return clip
+    if isinstance(clip, (bytes, bytearray, memoryview)):
+        return bytes(clip)
+    read = getattr(clip, "read", None)
+    content = read() if callable(read) else None
+    if not isinstance(content, bytes):
+        rule = "must be the path of a video file, its bytes, or the file opened in binary mode"
+        raise invalid("clip", rule, arguments.shown(clip), "INVALID_CLIP")
+    return content
+
+
+def _opened(source: Source) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def upload_time_s(size: int, timeout_s: float) -> float:

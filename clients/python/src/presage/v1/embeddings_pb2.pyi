@@ -141,6 +141,7 @@ class ClipHeader(google.protobuf.message.Message):
     KIND_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
     GOAL_ID_FIELD_NUMBER: builtins.int
+    TOP_K_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     total_bytes: builtins.int
@@ -150,6 +151,8 @@ class ClipHeader(google.protobuf.message.Message):
     """Unspecified means pooled."""
     goal_id: builtins.str
     """When set, each frame's distance to this goal is sent too."""
+    top_k: builtins.int
+    """Of a clip to classify: how many classes to send back, the likeliest first. Unset means 5."""
     @property
     def sampling(self) -> global___FrameSampling: ...
     def __init__(
@@ -161,9 +164,11 @@ class ClipHeader(google.protobuf.message.Message):
         kind: global___EmbeddingKind.ValueType = ...,
         sampling: global___FrameSampling | None = ...,
         goal_id: builtins.str = ...,
+        top_k: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["goal_id", b"goal_id", "kind", b"kind", "model", b"model", "sampling", b"sampling", "sha256", b"sha256", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_top_k", b"_top_k", "sampling", b"sampling", "top_k", b"top_k"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_top_k", b"_top_k", "goal_id", b"goal_id", "kind", b"kind", "model", b"model", "sampling", b"sampling", "sha256", b"sha256", "top_k", b"top_k", "total_bytes", b"total_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_top_k", b"_top_k"]) -> typing.Literal["top_k"] | None: ...
 
 global___ClipHeader = ClipHeader
 
@@ -202,7 +207,12 @@ class EmbedClipResponse(google.protobuf.message.Message):
     GOAL_DISTANCES_FIELD_NUMBER: builtins.int
     STEP_DISTANCES_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
     model: builtins.str
+    stream: builtins.int
+    """Which of the file's streams was read, counted from 0: the first video stream that is marked default, else the first.
+    Pictures beside the film do not count.
+    """
     @property
     def embedding(self) -> presage.v1.tensor_pb2.Tensor: ...
     @property
@@ -225,8 +235,85 @@ class EmbedClipResponse(google.protobuf.message.Message):
         goal_distances: collections.abc.Iterable[builtins.float] | None = ...,
         step_distances: collections.abc.Iterable[builtins.float] | None = ...,
         model: builtins.str = ...,
+        stream: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["embedding", b"embedding"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "frame_times_s", b"frame_times_s", "goal_distances", b"goal_distances", "model", b"model", "step_distances", b"step_distances"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embedding", b"embedding", "frame_times_s", b"frame_times_s", "goal_distances", b"goal_distances", "model", b"model", "step_distances", b"step_distances", "stream", b"stream"]) -> None: ...
 
 global___EmbedClipResponse = EmbedClipResponse
+
+@typing.final
+class ClassifyClipRequest(google.protobuf.message.Message):
+    """One message of a clip to classify: the header first, without kind and goal, then chunks in order."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    """At most 1 MiB of the file."""
+    @property
+    def header(self) -> global___ClipHeader: ...
+    def __init__(
+        self,
+        *,
+        header: global___ClipHeader | None = ...,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk"] | None: ...
+
+global___ClassifyClipRequest = ClassifyClipRequest
+
+@typing.final
+class ClassifyClipResponse(google.protobuf.message.Message):
+    """What a clip shows, the likeliest first."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASSES_FIELD_NUMBER: builtins.int
+    FRAME_TIMES_S_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassScore]: ...
+    @property
+    def frame_times_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """When each used frame is shown, in seconds from the start; [frames]."""
+
+    def __init__(
+        self,
+        *,
+        classes: collections.abc.Iterable[global___ClassScore] | None = ...,
+        frame_times_s: collections.abc.Iterable[builtins.float] | None = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "frame_times_s", b"frame_times_s", "model", b"model"]) -> None: ...
+
+global___ClassifyClipResponse = ClassifyClipResponse
+
+@typing.final
+class ClassScore(google.protobuf.message.Message):
+    """How likely one of a model's classes is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Its place among the model's labels."""
+    label: builtins.str
+    probability: builtins.float
+    """0 to 1; all of a model's classes add up to 1."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        label: builtins.str = ...,
+        probability: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "label", b"label", "probability", b"probability"]) -> None: ...
+
+global___ClassScore = ClassScore

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EmbeddingsStub(object):
-    """Images and clips as latents.
+    """Images and clips as latents, and what a classifier says of a clip.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,15 @@ class EmbeddingsStub(object):
                 request_serializer=presage_dot_v1_dot_embeddings__pb2.EmbedClipRequest.SerializeToString,
                 response_deserializer=presage_dot_v1_dot_embeddings__pb2.EmbedClipResponse.FromString,
                 _registered_method=True)
+        self.ClassifyClip = channel.stream_unary(
+                '/presage.v1.Embeddings/ClassifyClip',
+                request_serializer=presage_dot_v1_dot_embeddings__pb2.ClassifyClipRequest.SerializeToString,
+                response_deserializer=presage_dot_v1_dot_embeddings__pb2.ClassifyClipResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingsServicer(object):
-    """Images and clips as latents.
+    """Images and clips as latents, and what a classifier says of a clip.
     """
 
     def EmbedImages(self, request, context):
@@ -60,6 +65,13 @@ class EmbeddingsServicer(object):
 
     def EmbedClip(self, request_iterator, context):
         """Embeds a video file sent as a header followed by chunks of at most 1 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyClip(self, request_iterator, context):
+        """Names what a video file shows, for a model with labels; sent like a clip to embed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +90,11 @@ def add_EmbeddingsServicer_to_server(servicer, server):
                     request_deserializer=presage_dot_v1_dot_embeddings__pb2.EmbedClipRequest.FromString,
                     response_serializer=presage_dot_v1_dot_embeddings__pb2.EmbedClipResponse.SerializeToString,
             ),
+            'ClassifyClip': grpc.stream_unary_rpc_method_handler(
+                    servicer.ClassifyClip,
+                    request_deserializer=presage_dot_v1_dot_embeddings__pb2.ClassifyClipRequest.FromString,
+                    response_serializer=presage_dot_v1_dot_embeddings__pb2.ClassifyClipResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'presage.v1.Embeddings', rpc_method_handlers)
@@ -87,7 +104,7 @@ def add_EmbeddingsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Embeddings(object):
-    """Images and clips as latents.
+    """Images and clips as latents, and what a classifier says of a clip.
     """
 
     @staticmethod
@@ -134,6 +151,33 @@ class Embeddings(object):
             '/presage.v1.Embeddings/EmbedClip',
             presage_dot_v1_dot_embeddings__pb2.EmbedClipRequest.SerializeToString,
             presage_dot_v1_dot_embeddings__pb2.EmbedClipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyClip(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/presage.v1.Embeddings/ClassifyClip',
+            presage_dot_v1_dot_embeddings__pb2.ClassifyClipRequest.SerializeToString,
+            presage_dot_v1_dot_embeddings__pb2.ClassifyClipResponse.FromString,
             options,
             channel_credentials,
             insecure,

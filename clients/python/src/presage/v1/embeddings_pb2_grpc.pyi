@@ -18,7 +18,7 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class EmbeddingsStub:
-    """Images and clips as latents."""
+    """Images and clips as latents, and what a classifier says of a clip."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     EmbedImages: grpc.UnaryUnaryMultiCallable[
@@ -33,8 +33,14 @@ class EmbeddingsStub:
     ]
     """Embeds a video file sent as a header followed by chunks of at most 1 MiB."""
 
+    ClassifyClip: grpc.StreamUnaryMultiCallable[
+        presage.v1.embeddings_pb2.ClassifyClipRequest,
+        presage.v1.embeddings_pb2.ClassifyClipResponse,
+    ]
+    """Names what a video file shows, for a model with labels; sent like a clip to embed."""
+
 class EmbeddingsAsyncStub:
-    """Images and clips as latents."""
+    """Images and clips as latents, and what a classifier says of a clip."""
 
     EmbedImages: grpc.aio.UnaryUnaryMultiCallable[
         presage.v1.embeddings_pb2.EmbedImagesRequest,
@@ -48,8 +54,14 @@ class EmbeddingsAsyncStub:
     ]
     """Embeds a video file sent as a header followed by chunks of at most 1 MiB."""
 
+    ClassifyClip: grpc.aio.StreamUnaryMultiCallable[
+        presage.v1.embeddings_pb2.ClassifyClipRequest,
+        presage.v1.embeddings_pb2.ClassifyClipResponse,
+    ]
+    """Names what a video file shows, for a model with labels; sent like a clip to embed."""
+
 class EmbeddingsServicer(metaclass=abc.ABCMeta):
-    """Images and clips as latents."""
+    """Images and clips as latents, and what a classifier says of a clip."""
 
     @abc.abstractmethod
     def EmbedImages(
@@ -66,5 +78,13 @@ class EmbeddingsServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[presage.v1.embeddings_pb2.EmbedClipResponse, collections.abc.Awaitable[presage.v1.embeddings_pb2.EmbedClipResponse]]:
         """Embeds a video file sent as a header followed by chunks of at most 1 MiB."""
+
+    @abc.abstractmethod
+    def ClassifyClip(
+        self,
+        request_iterator: _MaybeAsyncIterator[presage.v1.embeddings_pb2.ClassifyClipRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[presage.v1.embeddings_pb2.ClassifyClipResponse, collections.abc.Awaitable[presage.v1.embeddings_pb2.ClassifyClipResponse]]:
+        """Names what a video file shows, for a model with labels; sent like a clip to embed."""
 
 def add_EmbeddingsServicer_to_server(servicer: EmbeddingsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

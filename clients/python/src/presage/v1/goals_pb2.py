@@ -27,27 +27,27 @@ from presage.v1 import observation_pb2 as presage_dot_v1_dot_observation__pb2
 from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16presage/v1/goals.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"w\n\x12GoalsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.presage.v1.ImageH\x00\x12$\n\x06latent\x18\x03 \x01(\x0b\x32\x12.presage.v1.TensorH\x00\x42\x08\n\x06source\"5\n\x13GoalsCreateResponse\x12\x1e\n\x04goal\x18\x01 \x01(\x0b\x32\x10.presage.v1.Goal\"\"\n\x0fGoalsGetRequest\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"2\n\x10GoalsGetResponse\x12\x1e\n\x04goal\x18\x01 \x01(\x0b\x32\x10.presage.v1.Goal\"%\n\x12GoalsDeleteRequest\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"\x15\n\x13GoalsDeleteResponse\"g\n\x04Goal\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xdf\x01\n\x05Goals\x12I\n\x06\x43reate\x12\x1e.presage.v1.GoalsCreateRequest\x1a\x1f.presage.v1.GoalsCreateResponse\x12@\n\x03Get\x12\x1b.presage.v1.GoalsGetRequest\x1a\x1c.presage.v1.GoalsGetResponse\x12I\n\x06\x44\x65lete\x12\x1e.presage.v1.GoalsDeleteRequest\x1a\x1f.presage.v1.GoalsDeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16presage/v1/goals.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\xa3\x01\n\x12GoalsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.presage.v1.ImageH\x00\x12$\n\x06latent\x18\x03 \x01(\x0b\x32\x12.presage.v1.TensorH\x00\x12*\n\x0eproprioception\x18\x04 \x01(\x0b\x32\x12.presage.v1.TensorB\x08\n\x06source\"5\n\x13GoalsCreateResponse\x12\x1e\n\x04goal\x18\x01 \x01(\x0b\x32\x10.presage.v1.Goal\"\"\n\x0fGoalsGetRequest\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"2\n\x10GoalsGetResponse\x12\x1e\n\x04goal\x18\x01 \x01(\x0b\x32\x10.presage.v1.Goal\"%\n\x12GoalsDeleteRequest\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"\x15\n\x13GoalsDeleteResponse\"g\n\x04Goal\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xdf\x01\n\x05Goals\x12I\n\x06\x43reate\x12\x1e.presage.v1.GoalsCreateRequest\x1a\x1f.presage.v1.GoalsCreateResponse\x12@\n\x03Get\x12\x1b.presage.v1.GoalsGetRequest\x1a\x1c.presage.v1.GoalsGetResponse\x12I\n\x06\x44\x65lete\x12\x1e.presage.v1.GoalsDeleteRequest\x1a\x1f.presage.v1.GoalsDeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.goals_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GOALSCREATEREQUEST']._serialized_start=126
-  _globals['_GOALSCREATEREQUEST']._serialized_end=245
-  _globals['_GOALSCREATERESPONSE']._serialized_start=247
-  _globals['_GOALSCREATERESPONSE']._serialized_end=300
-  _globals['_GOALSGETREQUEST']._serialized_start=302
-  _globals['_GOALSGETREQUEST']._serialized_end=336
-  _globals['_GOALSGETRESPONSE']._serialized_start=338
-  _globals['_GOALSGETRESPONSE']._serialized_end=388
-  _globals['_GOALSDELETEREQUEST']._serialized_start=390
-  _globals['_GOALSDELETEREQUEST']._serialized_end=427
-  _globals['_GOALSDELETERESPONSE']._serialized_start=429
-  _globals['_GOALSDELETERESPONSE']._serialized_end=450
-  _globals['_GOAL']._serialized_start=452
-  _globals['_GOAL']._serialized_end=555
-  _globals['_GOALS']._serialized_start=558
-  _globals['_GOALS']._serialized_end=781
+  _globals['_GOALSCREATEREQUEST']._serialized_start=127
+  _globals['_GOALSCREATEREQUEST']._serialized_end=290
+  _globals['_GOALSCREATERESPONSE']._serialized_start=292
+  _globals['_GOALSCREATERESPONSE']._serialized_end=345
+  _globals['_GOALSGETREQUEST']._serialized_start=347
+  _globals['_GOALSGETREQUEST']._serialized_end=381
+  _globals['_GOALSGETRESPONSE']._serialized_start=383
+  _globals['_GOALSGETRESPONSE']._serialized_end=433
+  _globals['_GOALSDELETEREQUEST']._serialized_start=435
+  _globals['_GOALSDELETEREQUEST']._serialized_end=472
+  _globals['_GOALSDELETERESPONSE']._serialized_start=474
+  _globals['_GOALSDELETERESPONSE']._serialized_end=495
+  _globals['_GOAL']._serialized_start=497
+  _globals['_GOAL']._serialized_end=600
+  _globals['_GOALS']._serialized_start=603
+  _globals['_GOALS']._serialized_end=826
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,7 @@ class GoalsCreateRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     LATENT_FIELD_NUMBER: builtins.int
+    PROPRIOCEPTION_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     @property
@@ -32,15 +33,22 @@ class GoalsCreateRequest(google.protobuf.message.Message):
     def latent(self) -> presage.v1.tensor_pb2.Tensor:
         """A latent of this model, for example from Embeddings."""
 
+    @property
+    def proprioception(self) -> presage.v1.tensor_pb2.Tensor:
+        """What the robot should measure of itself there, beside an image, for a model that predicts it; see
+        Model.measures_goals. Unset says nothing of it. float32 [entries].
+        """
+
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         image: presage.v1.observation_pb2.Image | None = ...,
         latent: presage.v1.tensor_pb2.Tensor | None = ...,
+        proprioception: presage.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "model", b"model", "source", b"source"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "proprioception", b"proprioception", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "latent", b"latent", "model", b"model", "proprioception", b"proprioception", "source", b"source"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["image", "latent"] | None: ...
 
 global___GoalsCreateRequest = GoalsCreateRequest

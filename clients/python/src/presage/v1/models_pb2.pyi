@@ -98,9 +98,13 @@ class Model(google.protobuf.message.Message):
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     EXECUTE_FIELD_NUMBER: builtins.int
     COMPUTES_FIELD_NUMBER: builtins.int
+    LICENSE_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    CLIP_FRAMES_FIELD_NUMBER: builtins.int
+    MEASURES_GOALS_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
-    """"compact" or "vjepa2"."""
+    """"compact", "vjepa2", "lewm" or "dino_wm"."""
     weights_digest: builtins.str
     """sha256 of the weights, hexadecimal."""
     card: builtins.str
@@ -110,6 +114,12 @@ class Model(google.protobuf.message.Message):
     """Robot actions of a plan to carry out before planning again, as the model was measured."""
     computes: builtins.str
     """How this server computes with it: precision, device, and which rollouts are replayed as graphs, or why none."""
+    license: builtins.str
+    """License of the weights, as far as known; empty where nothing is."""
+    clip_frames: builtins.int
+    """Frames of a clip that the classifier was trained on; 0 where that is not known."""
+    measures_goals: builtins.bool
+    """Whether a goal may say what the robot should measure there."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -130,6 +140,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def limits(self) -> global___Limits: ...
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the classes that clips are classified into; empty for a model that classifies nothing."""
+
     def __init__(
         self,
         *,
@@ -146,9 +160,13 @@ class Model(google.protobuf.message.Message):
         server_version: builtins.str = ...,
         execute: builtins.int = ...,
         computes: builtins.str = ...,
+        license: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        clip_frames: builtins.int = ...,
+        measures_goals: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "latent_shape", b"latent_shape", "limits", b"limits", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "clip_frames", b"clip_frames", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "labels", b"labels", "latent_shape", b"latent_shape", "license", b"license", "limits", b"limits", "measures_goals", b"measures_goals", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
@@ -230,6 +248,9 @@ class PlannerSettings(google.protobuf.message.Message):
     OPTIMIZER_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
     DISCOUNT_FIELD_NUMBER: builtins.int
+    METRIC_FIELD_NUMBER: builtins.int
+    NARROWING_FIELD_NUMBER: builtins.int
+    SAMPLE_DECAY_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -239,11 +260,21 @@ class PlannerSettings(google.protobuf.message.Message):
     """Model steps to look ahead."""
     optimizer: builtins.str
     """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration" (for control loops: a
-    step or two of Gauss-Newton from the plan under way), or "vjepa2_ac" (the published V-JEPA 2-AC rules).
+    step or two of Gauss-Newton from the plan under way), or a published search: "vjepa2_ac", "lewm", "dino_wm",
+    "jepa_wms". The last three draw candidates around the mean of the actions that the model was trained on, in units of
+    their spread and beyond the bounds; the plan is within them.
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
-    plan ends counts more than the way there. "vjepa2_ac" counts the last step alone, and takes 1.
+    plan ends counts more than the way there. A published search counts the last step alone, and takes 1.
+    """
+    metric: builtins.str
+    """Distance of latents: "l2" (mean square), "l1" (mean absolute), "rms" (root of the mean square) or "cosine"."""
+    narrowing: builtins.float
+    """Of "mppi": share of the spread that is left one iteration later, above 0 and at most 1."""
+    sample_decay: builtins.float
+    """Of searches by samples: share of the samples that is left one iteration later, above 0 and at most 1, which rolls out
+    as many in all iterations ("icem" leaves 0.8 where nothing is said).
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -259,9 +290,12 @@ class PlannerSettings(google.protobuf.message.Message):
         optimizer: builtins.str | None = ...,
         dimensions: collections.abc.Iterable[builtins.str] | None = ...,
         discount: builtins.float | None = ...,
+        metric: builtins.str | None = ...,
+        narrowing: builtins.float | None = ...,
+        sample_decay: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_optimizer", b"_optimizer", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "optimizer", b"optimizer", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload
@@ -271,7 +305,13 @@ class PlannerSettings(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_iterations", b"_iterations"]) -> typing.Literal["iterations"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_metric", b"_metric"]) -> typing.Literal["metric"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_narrowing", b"_narrowing"]) -> typing.Literal["narrowing"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_optimizer", b"_optimizer"]) -> typing.Literal["optimizer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sample_decay", b"_sample_decay"]) -> typing.Literal["sample_decay"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_samples", b"_samples"]) -> typing.Literal["samples"] | None: ...
 

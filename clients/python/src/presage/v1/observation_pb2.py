@@ -26,19 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpresage/v1/observation.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17presage/v1/tensor.proto\"`\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.presage.v1.PixelFormat\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"I\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12#\n\x03raw\x18\x02 \x01(\x0b\x32\x14.presage.v1.RawImageH\x00\x42\x08\n\x06source\"\xa0\x01\n\x0bObservation\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.presage.v1.Image\x12*\n\x0eproprioception\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x04 \x01(\x04*q\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11PIXEL_FORMAT_RGB8\x10\x01\x12\x15\n\x11PIXEL_FORMAT_BGR8\x10\x02\x12\x16\n\x12PIXEL_FORMAT_MONO8\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpresage/v1/observation.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17presage/v1/tensor.proto\"`\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.presage.v1.PixelFormat\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"I\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12#\n\x03raw\x18\x02 \x01(\x0b\x32\x14.presage.v1.RawImageH\x00\x42\x08\n\x06source\"\xf2\x01\n\x0bObservation\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.presage.v1.Image\x12*\n\x0eproprioception\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x30\n\x0c\x63\x61pture_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12&\n\x0bpast_images\x18\x05 \x03(\x0b\x32\x11.presage.v1.Image\x12(\n\x0cpast_actions\x18\x06 \x01(\x0b\x32\x12.presage.v1.Tensor*q\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11PIXEL_FORMAT_RGB8\x10\x01\x12\x15\n\x11PIXEL_FORMAT_BGR8\x10\x02\x12\x16\n\x12PIXEL_FORMAT_MONO8\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.observation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PIXELFORMAT']._serialized_start=438
-  _globals['_PIXELFORMAT']._serialized_end=551
+  _globals['_PIXELFORMAT']._serialized_start=520
+  _globals['_PIXELFORMAT']._serialized_end=633
   _globals['_RAWIMAGE']._serialized_start=102
   _globals['_RAWIMAGE']._serialized_end=198
   _globals['_IMAGE']._serialized_start=200
   _globals['_IMAGE']._serialized_end=273
   _globals['_OBSERVATION']._serialized_start=276
-  _globals['_OBSERVATION']._serialized_end=436
+  _globals['_OBSERVATION']._serialized_end=518
 # @@protoc_insertion_point(module_scope)

@@ -101,6 +101,8 @@ class Observation(google.protobuf.message.Message):
     PROPRIOCEPTION_FIELD_NUMBER: builtins.int
     CAPTURE_TIME_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    PAST_IMAGES_FIELD_NUMBER: builtins.int
+    PAST_ACTIONS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Counts up within a session; a plan names the observation it used. 0 lets the server count."""
     @property
@@ -115,6 +117,16 @@ class Observation(google.protobuf.message.Message):
     def capture_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the robot's camera saw it, on the robot's clock. Echoed untouched, never compared with the server's clock."""
 
+    @property
+    def past_images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Image]:
+        """What was seen before, oldest first, each one model step (block actions) before the next and the last one before
+        images. For models with past_actions, without a session: a session remembers by itself. At most history - 1.
+        """
+
+    @property
+    def past_actions(self) -> presage.v1.tensor_pb2.Tensor:
+        """float32 [past_images x block, action], robot units: the actions executed between them and up to now."""
+
     def __init__(
         self,
         *,
@@ -122,8 +134,10 @@ class Observation(google.protobuf.message.Message):
         proprioception: presage.v1.tensor_pb2.Tensor | None = ...,
         capture_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         sequence: builtins.int = ...,
+        past_images: collections.abc.Iterable[global___Image] | None = ...,
+        past_actions: presage.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["capture_time", b"capture_time", "proprioception", b"proprioception"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capture_time", b"capture_time", "images", b"images", "proprioception", b"proprioception", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["capture_time", b"capture_time", "past_actions", b"past_actions", "proprioception", b"proprioception"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["capture_time", b"capture_time", "images", b"images", "past_actions", b"past_actions", "past_images", b"past_images", "proprioception", b"proprioception", "sequence", b"sequence"]) -> None: ...
 
 global___Observation = Observation

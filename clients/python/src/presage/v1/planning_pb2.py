@@ -28,15 +28,15 @@ from presage.v1 import observation_pb2 as presage_dot_v1_dot_observation__pb2
 from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/planning.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17presage/v1/models.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\xaf\x02\n\x0bPlanRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12,\n\x07planner\x18\x05 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbudget_ms\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08\x65xecuted\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x15\n\rplan_sequence\x18\n \x01(\x04\x12\x11\n\tcommitted\x18\x0b \x01(\rB\x07\n\x05_seedB\x0c\n\n_budget_ms\".\n\x0cPlanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.presage.v1.Plan\"\x8a\x04\n\x04Plan\x12#\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x12\n\nstep_costs\x18\x02 \x03(\x01\x12\x0c\n\x04\x63ost\x18\x03 \x01(\x01\x12\x15\n\rgoal_distance\x18\x04 \x01(\x01\x12\x17\n\x0fiteration_costs\x18\x05 \x03(\x01\x12\x14\n\x0c\x65lite_spread\x18\x06 \x03(\x01\x12\x17\n\x0fiterations_done\x18\x07 \x01(\r\x12+\n\x0bstop_reason\x18\x08 \x01(\x0e\x32\x16.presage.v1.StopReason\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x10\n\x08\x64\x65graded\x18\n \x01(\x08\x12\x14\n\x0cwarm_started\x18\x0b \x01(\x08\x12\x1c\n\x14observation_sequence\x18\x0c \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x0e \x01(\x04\x12$\n\x07timings\x18\x0f \x01(\x0b\x32\x13.presage.v1.Timings\x12*\n\nprovenance\x18\x10 \x01(\x0b\x32\x16.presage.v1.Provenance\x12\x10\n\x08warnings\x18\x11 \x03(\t\x12\x16\n\tobjective\x18\x12 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08shortage\x18\x13 \x03(\tB\x0c\n\n_objective\"d\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tdecode_ms\x18\x02 \x01(\x01\x12\x11\n\tencode_ms\x18\x03 \x01(\x01\x12\x0f\n\x07plan_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"\xbe\x01\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x13\n\x0b\x63rop_policy\x18\x03 \x01(\t\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12,\n\x07planner\x18\x05 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\"\xd9\x01\n\x0e\x43ontrolRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.presage.v1.ControlStartH\x00\x12\x35\n\x0bobservation\x18\x02 \x01(\x0b\x32\x1e.presage.v1.ControlObservationH\x00\x12\'\n\x04goal\x18\x03 \x01(\x0b\x32\x17.presage.v1.ControlGoalH\x00\x12\x31\n\theartbeat\x18\x04 \x01(\x0b\x32\x1c.presage.v1.ControlHeartbeatH\x00\x42\t\n\x07message\"\x87\x01\n\x0c\x43ontrolStart\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12,\n\x07planner\x18\x03 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x16\n\tbudget_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_budget_ms\"\x9a\x01\n\x12\x43ontrolObservation\x12,\n\x0bobservation\x18\x01 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x10\n\x08\x65xecuted\x18\x02 \x01(\r\x12\x11\n\tcommitted\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rplan_sequence\x18\x05 \x01(\x04\x42\x07\n\x05_seed\"\x1e\n\x0b\x43ontrolGoal\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"!\n\x10\x43ontrolHeartbeat\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xa3\x01\n\x0f\x43ontrolResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.presage.v1.ControlPlanH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.presage.v1.ControlHeartbeatH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.presage.v1.ControlErrorH\x00\x42\t\n\x07message\"H\n\x0b\x43ontrolPlan\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.presage.v1.Plan\x12\x19\n\x11skipped_sequences\x18\x02 \x03(\x04\"M\n\x0c\x43ontrolError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1c\n\x14observation_sequence\x18\x03 \x01(\x04\"\x97\x01\n\x0eRolloutRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12#\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x0f\n\x07goal_id\x18\x05 \x01(\t\"N\n\x0fRolloutResponse\x12#\n\x07latents\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x16\n\x0egoal_distances\x18\x02 \x03(\x01\"\x98\x01\n\x0cScoreRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12&\n\ncandidates\x18\x05 \x01(\x0b\x32\x12.presage.v1.Tensor\"F\n\rScoreResponse\x12\r\n\x05\x63osts\x18\x01 \x03(\x01\x12&\n\nstep_costs\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\"\xc6\x01\n\x10LandscapeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12\x12\n\ndimensions\x18\x05 \x03(\t\x12\x0e\n\x06points\x18\x06 \x01(\r\x12\x13\n\x06\x65xtent\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04plot\x18\x08 \x01(\x08\x42\t\n\x07_extent\"\xcb\x01\n\x11LandscapeResponse\x12\x12\n\ndimensions\x18\x01 \x03(\t\x12\"\n\x06values\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12!\n\x05\x63osts\x18\x03 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\'\n\x0b\x62\x65st_action\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x11\n\tbest_cost\x18\x05 \x01(\x01\x12\x11\n\trest_cost\x18\x06 \x01(\x01\x12\x0c\n\x04plot\x18\x07 \x01(\x0c\"h\n\x0f\x44istanceRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.presage.v1.Image\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\"%\n\x10\x44istanceResponse\x12\x11\n\tdistances\x18\x01 \x03(\x01\"\x88\x01\n\x0fSurpriseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\x0cobservations\x18\x03 \x03(\x0b\x32\x17.presage.v1.Observation\x12#\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\"G\n\x10SurpriseResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x01\x12\x0e\n\x06scores\x18\x02 \x03(\x01\x12\x13\n\x0bsteps_known\x18\x03 \x01(\x04*\x92\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CONVERGED\x10\x01\x12\x16\n\x12STOP_REASON_BUDGET\x10\x02\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x03\x12\x1a\n\x16STOP_REASON_ITERATIONS\x10\x04\x32\xe7\x03\n\x08Planning\x12\x39\n\x04Plan\x12\x17.presage.v1.PlanRequest\x1a\x18.presage.v1.PlanResponse\x12\x46\n\x07\x43ontrol\x12\x1a.presage.v1.ControlRequest\x1a\x1b.presage.v1.ControlResponse(\x01\x30\x01\x12\x42\n\x07Rollout\x12\x1a.presage.v1.RolloutRequest\x1a\x1b.presage.v1.RolloutResponse\x12<\n\x05Score\x12\x18.presage.v1.ScoreRequest\x1a\x19.presage.v1.ScoreResponse\x12H\n\tLandscape\x12\x1c.presage.v1.LandscapeRequest\x1a\x1d.presage.v1.LandscapeResponse\x12\x45\n\x08\x44istance\x12\x1b.presage.v1.DistanceRequest\x1a\x1c.presage.v1.DistanceResponse\x12\x45\n\x08Surprise\x12\x1b.presage.v1.SurpriseRequest\x1a\x1c.presage.v1.SurpriseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/planning.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17presage/v1/models.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\xaf\x02\n\x0bPlanRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12,\n\x07planner\x18\x05 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tbudget_ms\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08\x65xecuted\x18\x08 \x01(\r\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x15\n\rplan_sequence\x18\n \x01(\x04\x12\x11\n\tcommitted\x18\x0b \x01(\rB\x07\n\x05_seedB\x0c\n\n_budget_ms\".\n\x0cPlanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.presage.v1.Plan\"\x8a\x04\n\x04Plan\x12#\n\x07\x61\x63tions\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x12\n\nstep_costs\x18\x02 \x03(\x01\x12\x0c\n\x04\x63ost\x18\x03 \x01(\x01\x12\x15\n\rgoal_distance\x18\x04 \x01(\x01\x12\x17\n\x0fiteration_costs\x18\x05 \x03(\x01\x12\x14\n\x0c\x65lite_spread\x18\x06 \x03(\x01\x12\x17\n\x0fiterations_done\x18\x07 \x01(\r\x12+\n\x0bstop_reason\x18\x08 \x01(\x0e\x32\x16.presage.v1.StopReason\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x10\n\x08\x64\x65graded\x18\n \x01(\x08\x12\x14\n\x0cwarm_started\x18\x0b \x01(\x08\x12\x1c\n\x14observation_sequence\x18\x0c \x01(\x04\x12\x30\n\x0c\x63\x61pture_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x0e \x01(\x04\x12$\n\x07timings\x18\x0f \x01(\x0b\x32\x13.presage.v1.Timings\x12*\n\nprovenance\x18\x10 \x01(\x0b\x32\x16.presage.v1.Provenance\x12\x10\n\x08warnings\x18\x11 \x03(\t\x12\x16\n\tobjective\x18\x12 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08shortage\x18\x13 \x03(\tB\x0c\n\n_objective\"d\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x11\n\tdecode_ms\x18\x02 \x01(\x01\x12\x11\n\tencode_ms\x18\x03 \x01(\x01\x12\x0f\n\x07plan_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"\xd8\x01\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\x13\n\x0b\x63rop_policy\x18\x03 \x01(\t\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12,\n\x07planner\x18\x05 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\x12\x18\n\x10unbounded_search\x18\t \x01(\x08\"\xd9\x01\n\x0e\x43ontrolRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.presage.v1.ControlStartH\x00\x12\x35\n\x0bobservation\x18\x02 \x01(\x0b\x32\x1e.presage.v1.ControlObservationH\x00\x12\'\n\x04goal\x18\x03 \x01(\x0b\x32\x17.presage.v1.ControlGoalH\x00\x12\x31\n\theartbeat\x18\x04 \x01(\x0b\x32\x1c.presage.v1.ControlHeartbeatH\x00\x42\t\n\x07message\"\x87\x01\n\x0c\x43ontrolStart\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12,\n\x07planner\x18\x03 \x01(\x0b\x32\x1b.presage.v1.PlannerSettings\x12\x16\n\tbudget_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_budget_ms\"\x9a\x01\n\x12\x43ontrolObservation\x12,\n\x0bobservation\x18\x01 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x10\n\x08\x65xecuted\x18\x02 \x01(\r\x12\x11\n\tcommitted\x18\x03 \x01(\r\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rplan_sequence\x18\x05 \x01(\x04\x42\x07\n\x05_seed\"\x1e\n\x0b\x43ontrolGoal\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\"!\n\x10\x43ontrolHeartbeat\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xa3\x01\n\x0f\x43ontrolResponse\x12\'\n\x04plan\x18\x01 \x01(\x0b\x32\x17.presage.v1.ControlPlanH\x00\x12\x31\n\theartbeat\x18\x02 \x01(\x0b\x32\x1c.presage.v1.ControlHeartbeatH\x00\x12)\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x18.presage.v1.ControlErrorH\x00\x42\t\n\x07message\"H\n\x0b\x43ontrolPlan\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.presage.v1.Plan\x12\x19\n\x11skipped_sequences\x18\x02 \x03(\x04\"M\n\x0c\x43ontrolError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1c\n\x14observation_sequence\x18\x03 \x01(\x04\"\x97\x01\n\x0eRolloutRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12#\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x0f\n\x07goal_id\x18\x05 \x01(\t\"N\n\x0fRolloutResponse\x12#\n\x07latents\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x16\n\x0egoal_distances\x18\x02 \x03(\x01\"\x98\x01\n\x0cScoreRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12&\n\ncandidates\x18\x05 \x01(\x0b\x32\x12.presage.v1.Tensor\"F\n\rScoreResponse\x12\r\n\x05\x63osts\x18\x01 \x03(\x01\x12&\n\nstep_costs\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\"\xc6\x01\n\x10LandscapeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x0bobservation\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\x12\x12\n\ndimensions\x18\x05 \x03(\t\x12\x0e\n\x06points\x18\x06 \x01(\r\x12\x13\n\x06\x65xtent\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04plot\x18\x08 \x01(\x08\x42\t\n\x07_extent\"\xcb\x01\n\x11LandscapeResponse\x12\x12\n\ndimensions\x18\x01 \x03(\t\x12\"\n\x06values\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12!\n\x05\x63osts\x18\x03 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\'\n\x0b\x62\x65st_action\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x11\n\tbest_cost\x18\x05 \x01(\x01\x12\x11\n\trest_cost\x18\x06 \x01(\x01\x12\x0c\n\x04plot\x18\x07 \x01(\x0c\"h\n\x0f\x44istanceRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x06images\x18\x03 \x03(\x0b\x32\x11.presage.v1.Image\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\"%\n\x10\x44istanceResponse\x12\x11\n\tdistances\x18\x01 \x03(\x01\"\x88\x01\n\x0fSurpriseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\x0cobservations\x18\x03 \x03(\x0b\x32\x17.presage.v1.Observation\x12#\n\x07\x61\x63tions\x18\x04 \x01(\x0b\x32\x12.presage.v1.Tensor\"G\n\x10SurpriseResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x01\x12\x0e\n\x06scores\x18\x02 \x03(\x01\x12\x13\n\x0bsteps_known\x18\x03 \x01(\x04*\x92\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_CONVERGED\x10\x01\x12\x16\n\x12STOP_REASON_BUDGET\x10\x02\x12\x18\n\x14STOP_REASON_DEADLINE\x10\x03\x12\x1a\n\x16STOP_REASON_ITERATIONS\x10\x04\x32\xe7\x03\n\x08Planning\x12\x39\n\x04Plan\x12\x17.presage.v1.PlanRequest\x1a\x18.presage.v1.PlanResponse\x12\x46\n\x07\x43ontrol\x12\x1a.presage.v1.ControlRequest\x1a\x1b.presage.v1.ControlResponse(\x01\x30\x01\x12\x42\n\x07Rollout\x12\x1a.presage.v1.RolloutRequest\x1a\x1b.presage.v1.RolloutResponse\x12<\n\x05Score\x12\x18.presage.v1.ScoreRequest\x1a\x19.presage.v1.ScoreResponse\x12H\n\tLandscape\x12\x1c.presage.v1.LandscapeRequest\x1a\x1d.presage.v1.LandscapeResponse\x12\x45\n\x08\x44istance\x12\x1b.presage.v1.DistanceRequest\x1a\x1c.presage.v1.DistanceResponse\x12\x45\n\x08Surprise\x12\x1b.presage.v1.SurpriseRequest\x1a\x1c.presage.v1.SurpriseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.planning_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOPREASON']._serialized_start=3455
-  _globals['_STOPREASON']._serialized_end=3601
+  _globals['_STOPREASON']._serialized_start=3481
+  _globals['_STOPREASON']._serialized_end=3627
   _globals['_PLANREQUEST']._serialized_start=155
   _globals['_PLANREQUEST']._serialized_end=458
   _globals['_PLANRESPONSE']._serialized_start=460
@@ -46,43 +46,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=1033
   _globals['_TIMINGS']._serialized_end=1133
   _globals['_PROVENANCE']._serialized_start=1136
-  _globals['_PROVENANCE']._serialized_end=1326
-  _globals['_CONTROLREQUEST']._serialized_start=1329
-  _globals['_CONTROLREQUEST']._serialized_end=1546
-  _globals['_CONTROLSTART']._serialized_start=1549
-  _globals['_CONTROLSTART']._serialized_end=1684
-  _globals['_CONTROLOBSERVATION']._serialized_start=1687
-  _globals['_CONTROLOBSERVATION']._serialized_end=1841
-  _globals['_CONTROLGOAL']._serialized_start=1843
-  _globals['_CONTROLGOAL']._serialized_end=1873
-  _globals['_CONTROLHEARTBEAT']._serialized_start=1875
-  _globals['_CONTROLHEARTBEAT']._serialized_end=1908
-  _globals['_CONTROLRESPONSE']._serialized_start=1911
-  _globals['_CONTROLRESPONSE']._serialized_end=2074
-  _globals['_CONTROLPLAN']._serialized_start=2076
-  _globals['_CONTROLPLAN']._serialized_end=2148
-  _globals['_CONTROLERROR']._serialized_start=2150
-  _globals['_CONTROLERROR']._serialized_end=2227
-  _globals['_ROLLOUTREQUEST']._serialized_start=2230
-  _globals['_ROLLOUTREQUEST']._serialized_end=2381
-  _globals['_ROLLOUTRESPONSE']._serialized_start=2383
-  _globals['_ROLLOUTRESPONSE']._serialized_end=2461
-  _globals['_SCOREREQUEST']._serialized_start=2464
-  _globals['_SCOREREQUEST']._serialized_end=2616
-  _globals['_SCORERESPONSE']._serialized_start=2618
-  _globals['_SCORERESPONSE']._serialized_end=2688
-  _globals['_LANDSCAPEREQUEST']._serialized_start=2691
-  _globals['_LANDSCAPEREQUEST']._serialized_end=2889
-  _globals['_LANDSCAPERESPONSE']._serialized_start=2892
-  _globals['_LANDSCAPERESPONSE']._serialized_end=3095
-  _globals['_DISTANCEREQUEST']._serialized_start=3097
-  _globals['_DISTANCEREQUEST']._serialized_end=3201
-  _globals['_DISTANCERESPONSE']._serialized_start=3203
-  _globals['_DISTANCERESPONSE']._serialized_end=3240
-  _globals['_SURPRISEREQUEST']._serialized_start=3243
-  _globals['_SURPRISEREQUEST']._serialized_end=3379
-  _globals['_SURPRISERESPONSE']._serialized_start=3381
-  _globals['_SURPRISERESPONSE']._serialized_end=3452
-  _globals['_PLANNING']._serialized_start=3604
-  _globals['_PLANNING']._serialized_end=4091
+  _globals['_PROVENANCE']._serialized_end=1352
+  _globals['_CONTROLREQUEST']._serialized_start=1355
+  _globals['_CONTROLREQUEST']._serialized_end=1572
+  _globals['_CONTROLSTART']._serialized_start=1575
+  _globals['_CONTROLSTART']._serialized_end=1710
+  _globals['_CONTROLOBSERVATION']._serialized_start=1713
+  _globals['_CONTROLOBSERVATION']._serialized_end=1867
+  _globals['_CONTROLGOAL']._serialized_start=1869
+  _globals['_CONTROLGOAL']._serialized_end=1899
+  _globals['_CONTROLHEARTBEAT']._serialized_start=1901
+  _globals['_CONTROLHEARTBEAT']._serialized_end=1934
+  _globals['_CONTROLRESPONSE']._serialized_start=1937
+  _globals['_CONTROLRESPONSE']._serialized_end=2100
+  _globals['_CONTROLPLAN']._serialized_start=2102
+  _globals['_CONTROLPLAN']._serialized_end=2174
+  _globals['_CONTROLERROR']._serialized_start=2176
+  _globals['_CONTROLERROR']._serialized_end=2253
+  _globals['_ROLLOUTREQUEST']._serialized_start=2256
+  _globals['_ROLLOUTREQUEST']._serialized_end=2407
+  _globals['_ROLLOUTRESPONSE']._serialized_start=2409
+  _globals['_ROLLOUTRESPONSE']._serialized_end=2487
+  _globals['_SCOREREQUEST']._serialized_start=2490
+  _globals['_SCOREREQUEST']._serialized_end=2642
+  _globals['_SCORERESPONSE']._serialized_start=2644
+  _globals['_SCORERESPONSE']._serialized_end=2714
+  _globals['_LANDSCAPEREQUEST']._serialized_start=2717
+  _globals['_LANDSCAPEREQUEST']._serialized_end=2915
+  _globals['_LANDSCAPERESPONSE']._serialized_start=2918
+  _globals['_LANDSCAPERESPONSE']._serialized_end=3121
+  _globals['_DISTANCEREQUEST']._serialized_start=3123
+  _globals['_DISTANCEREQUEST']._serialized_end=3227
+  _globals['_DISTANCERESPONSE']._serialized_start=3229
+  _globals['_DISTANCERESPONSE']._serialized_end=3266
+  _globals['_SURPRISEREQUEST']._serialized_start=3269
+  _globals['_SURPRISEREQUEST']._serialized_end=3405
+  _globals['_SURPRISERESPONSE']._serialized_start=3407
+  _globals['_SURPRISERESPONSE']._serialized_end=3478
+  _globals['_PLANNING']._serialized_start=3630
+  _globals['_PLANNING']._serialized_end=4117
 # @@protoc_insertion_point(module_scope)

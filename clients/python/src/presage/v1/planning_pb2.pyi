@@ -282,6 +282,7 @@ class Provenance(google.protobuf.message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
+    UNBOUNDED_SEARCH_FIELD_NUMBER: builtins.int
     model: builtins.str
     weights_digest: builtins.str
     crop_policy: builtins.str
@@ -289,6 +290,8 @@ class Provenance(google.protobuf.message.Message):
     device: builtins.str
     dtype: builtins.str
     server_version: builtins.str
+    unbounded_search: builtins.bool
+    """The search drew candidates beyond the action bounds, as the published one does; the plan was brought within them."""
     @property
     def planner(self) -> presage.v1.models_pb2.PlannerSettings: ...
     def __init__(
@@ -302,9 +305,10 @@ class Provenance(google.protobuf.message.Message):
         device: builtins.str = ...,
         dtype: builtins.str = ...,
         server_version: builtins.str = ...,
+        unbounded_search: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "model", b"model", "planner", b"planner", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "model", b"model", "planner", b"planner", "server_version", b"server_version", "unbounded_search", b"unbounded_search", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Provenance = Provenance
 
