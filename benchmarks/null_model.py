@@ -50,6 +50,7 @@ class NullModel:
         self.device = torch.device("cpu")
         self.block = 1
         self.dtype = torch.float32
+        self.proposer = None
 
     def to_precision(self, dtype: torch.dtype) -> NullModel:
         return self

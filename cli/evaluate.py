@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from model.interface import LoadedModel
     from model.package import PackageConfig, PlannerDefaults
     from simulation.tasks import RobotTask
-    from training.evaluation.closed_loop import Episode, Evaluation
+    from training.evaluation.closed_loop import Episode, Evaluation, Rule
 
 DIAGNOSED = 64  # episodes of open-loop prediction
 
@@ -59,6 +59,14 @@ def evaluate(
     horizon: Annotated[
         int | None, typer.Option("--horizon", min=1, help="Model steps; instead of the package's.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict/--no-strict", help="Go on after a success, to judge by the task's other rules too."),
+    ] = True,
+    ceiling: Annotated[
+        int,
+        typer.Option("--ceiling", min=0, help="Also try so many pairs with the true dynamics in the model's place."),
+    ] = 0,
     result_file: Annotated[
         Path | None, typer.Option("--result", metavar="FILE", help="Also write the figures there, as JSON.")
     ] = None,
@@ -76,6 +84,7 @@ def evaluate(
 
     from model.registry import load
     from simulation.manifest import Manifest
+    from simulation.rules import rules as success_rules
     from training.model_card import record_score
 
     if threads:
@@ -89,8 +98,12 @@ def evaluate(
     settings = with_settings(own, {name: value for name, value in wanted.items() if value is not None})
     if record and settings != own:
         raise CommandError("--record keeps scores of the package's own planner: leave the planner's options out")
-    evaluation = _run(output, loaded, settings, task, pairs, seed, budget)
+    rules = success_rules(task) if strict else ()
+    evaluation = _run(output, loaded, settings, task, pairs, seed, budget, rules)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
+    value |= by_rule(evaluation, rules)
+    if ceiling:
+        value |= _ceiling(output, loaded, settings, task, pairs[:ceiling], seed, budget)
     value |= {"offset": offset, "budget_steps": budget, "planner": asdict(settings), **_open_loop(loaded, task)}
     if destination is not None:
         destination.write_text(json.dumps(value, indent=2) + "\n")
@@ -122,6 +135,65 @@ def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: 
         "plan_ms_p50": median and round(median, 3),
         "plan_ms_p95": slow and round(slow, 3),
     }
+
+
+def by_rule(evaluation: Evaluation, rules: Sequence[Rule]) -> dict[str, Any]:
+    """Success under each other rule: the model's, with Wilson's interval, and the baselines' on the same pairs."""
+    from training.evaluation.statistics import wilson_interval
+
+    def share(episodes: Sequence[Episode] | None, name: str) -> float | None:
+        return None if episodes is None else sum(name in each.met for each in episodes) / len(episodes)
+
+    told = {}
+    for rule in rules:
+        met = sum(rule.name in each.met for each in evaluation.episodes)
+        low, high = wilson_interval(met, len(evaluation.episodes))
+        told[rule.name] = {
+            "success_rate": met / len(evaluation.episodes),
+            "ci95_low": low,
+            "ci95_high": high,
+            "random_success_rate": share(evaluation.random, rule.name),
+            "oracle_success_rate": share(evaluation.oracle, rule.name),
+        }
+    return {"rules": told}
+
+
+def _ceiling(
+    output: Output,
+    model: LoadedModel,
+    settings: PlannerDefaults,
+    task: str,
+    pairs: list[Any],
+    seed: int,
+    budget_steps: int,
+) -> dict[str, Any]:
+    """The same search with the true dynamics and the true state, on these pairs."""
+    from planner import registry
+    from planner.optimizers.policy import Policy
+    from simulation.rules import features
+    from simulation.tasks import make
+    from training.evaluation.closed_loop import action_space
+    from training.evaluation.statistics import episode_seed, wilson_interval
+    from training.evaluation.true_dynamics import TrueDynamics, run_ceiling
+
+    compared, optimizer = features(task), registry.configured(settings)
+    if compared is None:
+        raise CommandError(f"--ceiling: nobody has said what states of {task} are compared by")
+    if isinstance(optimizer, Policy):
+        raise CommandError("--ceiling: a policy searches nothing, and has no ceiling")
+    robot = make(task, 16)
+    dynamics = TrueDynamics(make(task, 16), compared, model.block)
+    reached = 0
+    with output.progress() as bars:
+        bar = bars.add_task("true dynamics", total=len(pairs))
+        for pair in pairs:
+            own = episode_seed(seed, pair.index)
+            tried = run_ceiling(dynamics, optimizer, settings, action_space(model), robot, pair, own, budget_steps)
+            reached += tried.success
+            bars.update(bar, advance=1)
+    low, high = wilson_interval(reached, len(pairs))
+    told = {"episodes": len(pairs), "success_rate": reached / len(pairs), "ci95_low": low, "ci95_high": high}
+    return {"ceiling": told}
 
 
 def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
@@ -174,6 +246,7 @@ def _run(
     pairs: list[Any],
     seed: int,
     budget_steps: int,
+    rules: Sequence[Rule],
 ) -> Evaluation:
     from rich.progress import TextColumn
 
@@ -184,14 +257,7 @@ def _run(
 
     config = model.package.config
     _check_suits(config, make(task, config.image.height))
-    optimizer = registry.optimizer(
-        settings.optimizer,
-        settings.samples,
-        settings.iterations,
-        settings.elites,
-        settings.horizon,
-        settings.discount,
-    )
+    optimizer = registry.configured(settings)
     with output.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
         solved = 0
@@ -210,6 +276,7 @@ def _run(
             random_policy=random_policy,
             oracle_policy=oracle_policy,
             budget_steps=budget_steps,
+            rules=rules,
             progress=advance,
         )
 
@@ -230,10 +297,21 @@ def _table(value: dict[str, Any]) -> Table:
     table.add_column("success", justify="right")
     table.add_column("95 % interval", justify="right")
     interval = f"{value['ci95_low']:.1%} to {value['ci95_high']:.1%}"
-    table.add_row(f"[bold]{value['model']}[/bold]", f"[bold]{value['success_rate']:.1%}[/bold]", interval)
-    table.add_row("random", f"{value['random_success_rate']:.1%}", "")
+    other = value.get("rules", {})
+    for name in other:
+        table.add_column(name, justify="right")
+
+    def others(policy: str) -> list[str]:
+        rates = [rule[f"{policy}success_rate"] for rule in other.values()]
+        return ["" if rate is None else f"{rate:.1%}" for rate in rates]
+
+    table.add_row(f"[bold]{value['model']}[/bold]", f"[bold]{value['success_rate']:.1%}[/bold]", interval, *others(""))
+    if (most := value.get("ceiling")) is not None:
+        between = f"{most['ci95_low']:.1%} to {most['ci95_high']:.1%}"
+        table.add_row(f"true dynamics, {most['episodes']} pairs", f"{most['success_rate']:.1%}", between)
+    table.add_row("random", f"{value['random_success_rate']:.1%}", "", *others("random_"))
     oracle = value["oracle_success_rate"]
-    table.add_row("oracle", "none" if oracle is None else f"{oracle:.1%}", "")
+    table.add_row("oracle", "none" if oracle is None else f"{oracle:.1%}", "", *others("oracle_"))
     if value["plan_ms_p50"] is not None:
         goals = f"goals {value['offset']} steps ahead, budget {value['budget_steps']}"
         times = f"one plan: p50 {value['plan_ms_p50']:.0f} ms, p95 {value['plan_ms_p95']:.0f} ms"

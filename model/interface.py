@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.package import Package
+from model.proposer import PackageProposer
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class LoadedModel(Protocol):
     @property
     def block(self) -> int:
         """Robot actions per model step."""
+        ...
+
+    @property
+    def proposer(self) -> PackageProposer | None:
+        """What suggests actions to searches with this model; None where its package has none."""
         ...
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:

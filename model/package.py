@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from presage.user_error import UserError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -77,6 +78,8 @@ class PlannerDefaults:
     optimizer: str = "cem"  # one of planner.registry.OPTIMIZERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
     discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
+    cost: str = ""  # the steps that count, one of planner.registry.COSTS; empty: the optimizer's own choice
+    replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to take its place
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class PackageConfig:
     clip_frames: int = 0  # frames of a clip that its classifier was trained on; 0: not known
     training: dict[str, Any] = field(default_factory=dict)  # command, data, seeds, minutes, machine
     scores: dict[str, Any] = field(default_factory=dict)  # measured, with intervals
+    proposer: dict[str, Any] | None = None  # shapes of the network in proposer.safetensors; None: it has none
 
     def __post_init__(self) -> None:
         known = self.action.names if self.action is not None else ()
@@ -140,6 +144,21 @@ def read_package(folder: Path) -> Package:
     if not weights.exists():
         raise PackageError(f"{folder} has no {WEIGHTS}")
     return Package(config, folder, file_digest(weights))
+
+
+PREDICTS = ("predictor.", "stepper.", "action_predictor.", "masked_predictor.")
+"""Beginnings of the names of weights that predict latents and make none."""
+
+
+def latent_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256, hexadecimal, of the weights that latents depend on: the same for packages of one encoder."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if not name.startswith(PREDICTS):
+            flat = weights[name].detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{name} {tuple(weights[name].shape)} {flat.dtype}".encode())
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:

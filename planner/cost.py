@@ -35,14 +35,38 @@ class SumOfSquares(Protocol):
         ...
 
 
-def residuals_of(cost: CostFunction, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
+@runtime_checkable
+class GroupedResiduals(SumOfSquares, Protocol):
+    """One that counts some steps of a candidate and not others, and can be told to count those of another candidate."""
+
+    def grouped_residuals(self, predicted: Latents, goal: Tensor, actions: Actions, groups: int) -> Residuals:
+        """`residuals` of `groups` groups of as many candidates each, all counting what the first of a group counts."""
+        ...
+
+
+def residuals_of(
+    cost: CostFunction, predicted: Latents, goal: Tensor, actions: Actions, groups: int | None = None
+) -> Residuals:
     """What a cost is the sum of squares of: its own answer, or else the root of each step's share (negative ones as 0).
 
-    The roots serve any cost, but one number a step says little of where to go; NaN where a share is NaN.
+    The roots serve any cost, but one number a step says little of where to go; NaN where a share is NaN. With `groups`,
+    candidates come in so many groups, and residuals of one are comparable with those of the first of its group.
     """
+    if groups is not None and isinstance(cost, GroupedResiduals):
+        return cost.grouped_residuals(predicted, goal, actions, groups)
     if isinstance(cost, SumOfSquares):
         return cost.residuals(predicted, goal, actions)
     return _roots(cost(predicted, goal, actions))
+
+
+def arrival_step(cost: CostFunction, step_costs: Sequence[float]) -> int:
+    """The model step, counted from 1, at which a plan with these shares means to be at its goal.
+
+    The one that counts, under a `GoalDistance` over "least"; the last one under every other cost.
+    """
+    if isinstance(cost, GoalDistance) and cost.over == "least":
+        return max(range(len(step_costs)), key=lambda step: step_costs[step]) + 1
+    return len(step_costs)
 
 
 @dataclass(frozen=True)
@@ -53,17 +77,22 @@ class GoalDistance:
     the root of the mean squared difference (the Euclidean distance, alike for latents of any width), "cosine" one minus
     the cosine of the two flattened latents. `over`: "sum" adds every step of the horizon, which rewards arriving early;
     "last" counts the last step alone (the published setting), under which a plan that is redone after its first steps
-    keeps postponing its arrival; "discounted" weighs step k = 0, 1, ... by discount^k (above 1, later ones more).
+    keeps postponing its arrival; "discounted" weighs step k = 0, 1, ... by discount^k (above 1, later ones more);
+    "least" counts the cheapest step alone, step k at 1 + `rise` k times its distance, so that a plan may leave a pose
+    that is nearly the goal's, and of two ways there takes the shorter one.
     """
 
     metric: Metric = "l2"
-    over: Literal["sum", "last", "discounted"] = "sum"
+    over: Literal["sum", "last", "discounted", "least"] = "sum"
     discount: float = 1.0
+    rise: float = 0.1  # of "least": what each model step later adds to a distance, as a share of it
 
     def __post_init__(self) -> None:
         check_metric("cost.metric", self.metric)
-        if self.over not in ("sum", "last", "discounted"):
-            raise PlanningError("cost.over", "must be sum, last or discounted", self.over)
+        if self.over not in ("sum", "last", "discounted", "least"):
+            raise PlanningError("cost.over", "must be sum, last, discounted or least", self.over)
+        if not (math.isfinite(self.rise) and self.rise >= 0):
+            raise PlanningError("cost.rise", "must be finite and >= 0", self.rise)
         if not (math.isfinite(self.discount) and self.discount > 0):
             raise PlanningError("cost.discount", "must be finite and > 0", self.discount)
         if self.discount != 1 and self.over != "discounted":
@@ -77,10 +106,40 @@ class GoalDistance:
         distance = latent_distance(self.metric, predicted, goal)
         if self.over == "discounted":
             distance = distance * self.discount ** torch.arange(horizon, device=distance.device)
+        if self.over == "least":
+            distance = distance * self._weights(horizon, distance)
+            lowest, step = distance.min(dim=-1, keepdim=True)  # NaN where any is: then nothing of the candidate counts
+            counted = torch.arange(horizon, device=distance.device) == step
+            # Not quite 0 at a perfect step: which one counts is told from the shares.
+            return torch.where(counted, lowest.clamp(min=torch.finfo(distance.dtype).tiny), 0.0)
         return distance
 
     def residuals(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> Residuals:  # noqa: F821  # a shape
         """Scaled differences of latents: as they are ("l2"), of unit length ("cosine"), or signed roots ("l1")."""
+        return self.grouped_residuals(predicted, goal, actions, predicted.shape[1])
+
+    def grouped_residuals(self, predicted: Latents, goal: Tensor, actions: Actions, groups: int) -> Residuals:
+        """The same of candidates in groups; over "least", the step that is cheapest for the first of a group counts."""
+        if self.over == "least":
+            return self._cheapest(predicted, goal, groups)
+        return self._residuals(predicted, goal)
+
+    def _weights(self, horizon: int, like: Tensor) -> Float[Tensor, " horizon"]:
+        return 1 + self.rise * torch.arange(horizon, device=like.device, dtype=like.dtype)
+
+    def _cheapest(self, predicted: Latents, goal: Tensor, groups: int) -> Residuals:
+        """Residuals of one step of each candidate, the one that counts for the first of its group."""
+        batch, samples, horizon = predicted.shape[:3]
+        firsts = predicted.unflatten(1, (groups, -1))[:, :, 0]
+        distance = latent_distance(self.metric, firsts, goal)
+        weights = self._weights(horizon, distance)
+        step = (distance * weights).nan_to_num(torch.inf, torch.inf).argmin(dim=-1)  # [batch, groups]
+        step = step.repeat_interleave(samples // groups, dim=1)
+        index = step.view(batch, samples, *(1 for _ in predicted.shape[2:]))
+        chosen = torch.take_along_dim(predicted, index, dim=2)
+        return self._residuals(chosen, goal) * weights.sqrt()[step].unsqueeze(-1)
+
+    def _residuals(self, predicted: Latents, goal: Tensor) -> Residuals:
         if self.over == "last":
             predicted = predicted[:, :, -1:]
         found, wanted = _side_by_side(predicted, goal)
@@ -221,9 +280,15 @@ class WeightedSum:
 
     def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
         """Those of its terms; with a weight below 0, which no square has, the root of each step's sum."""
+        return self.grouped_residuals(predicted, goal, actions, predicted.shape[1])
+
+    def grouped_residuals(self, predicted: Latents, goal: Tensor, actions: Actions, groups: int) -> Residuals:
+        """The same of candidates in groups."""
         if any(weight < 0 for weight, _ in self.terms):
             return _roots(self(predicted, goal, actions))
-        parts = [math.sqrt(weight) * residuals_of(cost, predicted, goal, actions) for weight, cost in self.terms]
+        parts = [
+            math.sqrt(weight) * residuals_of(cost, predicted, goal, actions, groups) for weight, cost in self.terms
+        ]
         return torch.cat(parts, dim=-1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from planner.anytime import Optimizer
 from planner.channels import ChannelDistance
@@ -18,6 +18,7 @@ from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
+from planner.optimizers.policy import Policy
 from planner.receding import Tail
 from planner.types import ActionSpace, PlanningError
 
@@ -34,13 +35,18 @@ OptimizerName = Literal[
     "dino_wm",
     "jepa_wms",
     "jepa_wms_droid",
+    "policy",
 ]
 """Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
 last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
 bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds).
 `real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
-Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first."""
+Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first. `policy`
+is what a package's proposer says, in one pass and without a search."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+CostName = Literal["sum", "last", "least"]
+"""What of a plan's steps counts (`planner.cost.GoalDistance`)."""
+COSTS: tuple[str, ...] = get_args(CostName)
 PUBLISHED: Mapping[str, CEM] = {
     "vjepa2_ac": CEM.vjepa2_ac_paper(),
     "lewm": CEM.lewm_paper(),
@@ -54,13 +60,16 @@ EXPLORED = 3  # of so many plans of real-time iteration one samples first, to le
 STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
 
 
-def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0) -> Optimizer:
+def optimizer(
+    name: str, samples: int, iterations: int, elites: int, horizon: int, discount: float = 1.0, over: str = ""
+) -> Optimizer:
     """The named optimizer at that size; `samples` are the starts of `gradient`, and only CEMs have elites.
 
-    `discount` is the weight of each model step's distance to the goal, relative to the step before. Raises
-    PlanningError for an unknown name, or a size or a discount that its class refuses.
+    `over` names the steps that count, empty for the optimizer's own choice, and `discount` is the weight of each model
+    step's distance to the goal, relative to the step before. Raises PlanningError for an unknown name, or a size or a
+    discount that its class refuses.
     """
-    priced = cost(name, discount)
+    priced = cost(name, discount, over)
     sampling = partial(CEM, samples=samples, elites=elites, horizon=horizon, cost=priced)
     match name:
         case "cem":
@@ -78,6 +87,8 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
                 horizon=horizon,
                 cost=priced,
             )
+        case "policy":
+            return Policy(horizon=horizon, cost=priced)
         case "mppi":
             return MPPI(samples=samples, iterations=iterations, horizon=horizon, cost=priced)
         case "gradient":
@@ -98,6 +109,44 @@ def optimizer(name: str, samples: int, iterations: int, elites: int, horizon: in
             raise AssertionError(name)  # refused above
 
 
+class Settings(Protocol):
+    """A search's settings as plain values: of a package (`model.package.PlannerDefaults`) or of a request."""
+
+    @property
+    def optimizer(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def iterations(self) -> int: ...
+
+    @property
+    def elites(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def discount(self) -> float: ...
+
+    @property
+    def cost(self) -> str: ...
+
+
+def configured(settings: Settings) -> Optimizer:
+    """The optimizer that settings name. Raises PlanningError as `optimizer` does."""
+    return optimizer(
+        settings.optimizer,
+        settings.samples,
+        settings.iterations,
+        settings.elites,
+        settings.horizon,
+        settings.discount,
+        settings.cost,
+    )
+
+
 def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: int) -> Hybrid:
     """One iteration samples (two of `long` or more), all others polish, from no more starts than there are elites."""
     if iterations < 2:
@@ -109,18 +158,30 @@ def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: 
     )
 
 
-def cost(name: str, discount: float = 1.0) -> GoalDistance:
+def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
     """What the named optimizer makes small. Raises PlanningError for a name or a discount that there is not."""
     if name not in OPTIMIZERS:
         raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
+    if over and over not in COSTS:
+        raise PlanningError("planner.cost", f"must be one of {', '.join(COSTS)}", over)
+    if over in ("last", "least") and discount != 1:
+        raise PlanningError(
+            "planner.discount", f"must be 1 with the cost {over}, which counts one step alone", discount
+        )
     if name in PUBLISHED:
+        if over not in ("", "last"):
+            raise PlanningError("planner.cost", f"must be last for {name}, which counts the last step alone", over)
         if discount != 1:
             raise PlanningError("planner.discount", f"must be 1 for {name}, which counts the last step alone", discount)
         published = PUBLISHED[name].cost
         assert isinstance(published, GoalDistance)
         return published
+    if over == "last":
+        return GoalDistance(over="last")
+    if over == "least":
+        return GoalDistance(over="least")
     return GoalDistance() if discount == 1 else GoalDistance(over="discounted", discount=discount)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planner.constraints import limits_of
+from planner.cost import arrival_step
 from planner.limits import Limits, project_within, stack_limits, without_bounds
 from planner.noise import Noise, NoiseShape, Stream
 from planner.transfer import to_device
@@ -39,6 +40,8 @@ class Search:
     memory: tuple[Tensor, ...] = ()  # what else its optimizer carries from one iteration to the next
     result: tuple[Tensor, Tensor] | None = None  # actions and step costs of an evaluated mean, once the search is over
     first_share: float = 1.0  # of its samples that the first iteration draws
+    warm_step_costs: Float[Tensor, " horizon"] | None = None  # of its warm start, once that was evaluated
+    proposed: float = 0.0  # share of proposals among the candidates that its first iteration went on from
     sent: Limits | None = None  # of its plan, where candidates may go beyond them; None: `limits` are for both
 
     @property
@@ -111,6 +114,11 @@ def begin(
     if problem.warm_start is not None:
         start = to_device(_checked_warm_start(problem.warm_start, (time, space.dimensions)).to(dtype), device)
     start = project_within(limits, start)
+    if problem.proposals is not None:
+        shape = (len(problem.proposals), time, space.dimensions)
+        given = tuple(problem.proposals.shape)
+        if given != shape or not shape[0]:
+            raise PlanningError("proposals", f"must be {shape} [1 or more, time, action]", given)
     free = limits.low < limits.high
     half_range = ((high - low) / 2) * free
     if problem.warm_start is not None and warm_std is not None:
@@ -196,6 +204,80 @@ def priced(
     return torch.where(finite, step_costs, torch.inf), predicted
 
 
+def proposal_count(search: Search) -> int:
+    """Proposals that compete in its next iteration: those of its problem, in its first."""
+    proposals = search.problem.proposals
+    return 0 if proposals is None or search.iterations else len(proposals)
+
+
+def beside_proposals(
+    batch: SearchBatch, searches: Sequence[Search], candidates: Actions
+) -> tuple[Actions, Float[Tensor, "batch samples"] | None]:
+    """Candidates with the proposals of searches in their first iteration after them, and what to add to their costs.
+
+    Proposals take no candidate's place: where they are bad, a search goes on from what it would have without. What is
+    added is infinite for the rows that stand in where another search of the batch has more proposals; None: nothing.
+    """
+    counts = [proposal_count(search) for search in searches]
+    most = max(counts)
+    if not most:
+        return candidates, None
+    rows = []
+    for search, count, own in zip(searches, counts, candidates, strict=True):
+        proposals = search.problem.proposals
+        given = own[:0] if proposals is None or not count else to_device(proposals.to(own.dtype), own.device)
+        rows.append(torch.cat([given, own[:1].expand(most - count, -1, -1)]))
+    proposed = project_within(batch.limits, torch.stack(rows))
+    place = torch.arange(most, device=candidates.device)
+    missing = place >= to_device(torch.tensor(counts), candidates.device).unsqueeze(-1)
+    added = torch.zeros(missing.shape, device=candidates.device).masked_fill(missing, torch.inf)
+    return torch.cat([candidates, proposed], dim=1), torch.nn.functional.pad(added, (candidates.shape[1], 0))
+
+
+def first_pricing(search: Search) -> int:
+    """Candidates that a descent prices before its first iteration: starts and proposals, where there are any."""
+    count = proposal_count(search)
+    return count + search.memory[0].shape[0] if count else 0
+
+
+@torch.no_grad()
+def with_proposed_starts(world_model: WorldModel, cost: CostFunction, searches: Sequence[Search]) -> list[Search]:
+    """Searches that descend from a few starts (the first entry of their memory), before their first iteration: the
+    cheapest of starts and proposals in their place. The first of several starts, which is the warm one, stays."""
+    rows = [row for row, search in enumerate(searches) if proposal_count(search)]
+    if not rows:
+        return list(searches)
+    seeded = [searches[row] for row in rows]
+    batch = stack(seeded, world_model.block)
+    starts = batch.memory[0]
+    candidates, missing = beside_proposals(batch, seeded, starts)
+    step_costs = evaluate(world_model, cost, batch, candidates)
+    if missing is not None:
+        step_costs = step_costs + missing.unsqueeze(-1)
+    best_actions, best_step_costs = keep_best(batch, candidates, step_costs)
+    costs, count = step_costs.sum(-1), starts.shape[1]
+    if count > 1:
+        costs[:, 0] = -torch.inf
+    chosen = costs.topk(count, largest=False).indices.sort(dim=-1).values  # those that stay keep their places
+    kept = torch.take_along_dim(candidates, chosen[:, :, None, None], dim=1)
+    shares = (chosen >= count).float().mean(-1).tolist()
+    result = list(searches)
+    for place, row in enumerate(rows):
+        result[row] = replace(
+            searches[row],
+            memory=(kept[place], *searches[row].memory[1:]),
+            best_actions=best_actions[place],
+            best_step_costs=best_step_costs[place],
+            proposed=shares[place],
+        )
+    return result
+
+
+def proposed_of(searches: Sequence[Search]) -> Float[Tensor, " batch"]:
+    """The share of proposals among the starts of searches that descend."""
+    return to_device(torch.tensor([search.proposed for search in searches]), searches[0].best_actions.device)
+
+
 def keep_best(batch: SearchBatch, candidates: Actions, step_costs: StepCosts) -> tuple[Tensor, Tensor]:
     """Actions and step costs of the best candidate so far: these ones' best, or the one a search already had."""
     lowest, index = step_costs.sum(-1).min(dim=1)
@@ -219,14 +301,21 @@ def advance(
     best: tuple[Tensor, Tensor],
     spread: Float[Tensor, " batch"],
     memory: tuple[Tensor, ...] = (),
+    warm: StepCosts | None = None,
+    proposed: Float[Tensor, " batch"] | None = None,
 ) -> list[Search]:
     """The searches after one iteration. The one place where an iteration waits for the device.
 
     `distribution` is mean and std [batch, time, action], `best` what `keep_best` returned; each `memory` tensor has a
-    leading batch axis.
+    leading batch axis. `warm` are the step costs [batch, horizon] of a first iteration's candidate 0, where that is the
+    mean, and `proposed` the share of proposals among the candidates it goes on from.
     """
     best_actions, best_step_costs = best
-    told = torch.stack([best_step_costs.sum(-1), spread], dim=-1).tolist()
+    shares = torch.zeros_like(spread) if proposed is None else proposed
+    told = torch.stack([best_step_costs.sum(-1), spread, shares.to(spread.dtype)], dim=-1).tolist()
+    starts_warm = [
+        not s.iterations and s.problem.warm_start is not None and s.warm_step_costs is None for s in searches
+    ]
     return [
         replace(
             search,
@@ -237,6 +326,8 @@ def advance(
             iteration_costs=(*search.iteration_costs, told[row][0]),
             elite_spread=(*search.elite_spread, told[row][1]),
             memory=tuple(tensor[row] for tensor in memory),
+            warm_step_costs=warm[row] if warm is not None and starts_warm[row] else search.warm_step_costs,
+            proposed=search.proposed if search.iterations else told[row][2],
         )
         for row, search in enumerate(searches)
     ]
@@ -254,8 +345,10 @@ def why_over(search: Search, iterations: int, converged_below: float) -> StopRea
     return None
 
 
-def finished_plan(search: Search, reason: StopReason) -> Plan:
+def finished_plan(search: Search, reason: StopReason, cost: CostFunction) -> Plan:
     """The plan of a search that stops here: its evaluated result if it has one, else the best candidate so far.
+
+    Where the problem asks for more than that to give a plan up (`replace_margin`), the warm start instead.
 
     A search stopped before its first iteration answers with its warm start, or with the committed actions alone, which
     the robot executes anyway; cost NaN and no iterations. Without either there is nothing worth executing, and
@@ -276,7 +369,13 @@ def finished_plan(search: Search, reason: StopReason) -> Plan:
         actions, step_costs = search.result
     else:
         actions, step_costs = search.best_actions, search.best_step_costs
+    kept = search.iterations > 0 and _keeps_warm_start(search, float(step_costs.sum()))
+    if kept and search.warm_step_costs is not None:
+        actions, step_costs = _warm_start(search), search.warm_step_costs
     shares = tuple(step_costs.tolist())
+    arrival = search.problem.arrival
+    if search.iterations and not (kept and arrival is not None):
+        arrival = arrival_step(cost, shares) * search.block
     return Plan(
         actions=actions,
         cost=math.fsum(shares) if search.iterations else math.nan,
@@ -288,7 +387,26 @@ def finished_plan(search: Search, reason: StopReason) -> Plan:
         seed=search.problem.seed,
         distribution=ActionDistribution(actions, search.distribution.std[: actions.shape[0]]),
         first_share=search.first_share,
+        arrival=arrival,
+        kept=kept,
+        proposed=search.proposed,
     )
+
+
+def _keeps_warm_start(search: Search, found: float) -> bool:
+    """Whether what was found is not better enough than the warm start to take its place."""
+    margin = search.problem.replace_margin
+    if not margin or search.warm_step_costs is None:
+        return False
+    left = float(search.warm_step_costs.sum())
+    return math.isfinite(left) and found > left * (1 - margin)
+
+
+def _warm_start(search: Search) -> Tensor:
+    """The warm start as it was evaluated: within the search's limits."""
+    assert search.problem.warm_start is not None
+    warm = to_device(search.problem.warm_start.float(), search.best_actions.device)
+    return project_within(search.limits, warm)
 
 
 def per_dimension(field: str, setting: float | tuple[float, ...], like: Tensor) -> float | Tensor:

@@ -134,6 +134,15 @@ class Problem:
     previous_action: Float[Tensor, " action"] | None = None  # last action executed: where slew limit and dwell start
     held: tuple[float, ...] | None = None  # actions for which each of its dimensions was kept; needed for a dwell
     committed: Float[Tensor, "steps action"] | None = None  # actions under way: frozen at the head of every candidate
+    proposals: Float[Tensor, "proposals time action"] | None = None  # candidates of the first iteration beside its own
+    arrival: int | None = None  # actions after which the plan that the warm start is left of means to be there
+    replace_margin: float = 0.0  # of its cost by which a plan must beat the warm start to take its place, below 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replace_margin < 1:
+            raise PlanningError("replace_margin", "must be at least 0 and below 1", self.replace_margin)
+        if self.arrival is not None and self.arrival < 1:
+            raise PlanningError("arrival", "must be >= 1 action", self.arrival)
 
 
 @dataclass(frozen=True)
@@ -150,3 +159,10 @@ class Plan:
     seed: int
     distribution: ActionDistribution
     first_share: float = 1.0  # of its samples that the first iteration drew; below 1 where time had no room for all
+    arrival: int | None = None  # the action after which it means to be at its goal; None where that is not known
+    kept: bool = False  # it is the warm start: nothing found was better by the problem's `replace_margin`
+    proposed: float = 0.0  # share of proposals among the candidates that the first iteration went on from
+
+    def arrival_after(self, executed: int) -> int | None:
+        """The next problem's `arrival`, once so many of its actions are executed; None once it is over."""
+        return None if self.arrival is None or executed >= self.arrival else self.arrival - executed

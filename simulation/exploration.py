@@ -105,9 +105,9 @@ def explore_arm_push(seed: int, indices: Sequence[int], steps: int, image_size: 
     return Group(frames.reshape(*states.shape[:2], *frames.shape[1:]), actions, proprioception, states)
 
 
-def _unfilled(robot: pusht.PushT | reacher.Reacher, episodes: int, steps: int) -> Group:
+def _unfilled(robot: pusht.PushT | reacher.Reacher, episodes: int, steps: int, drawn: bool) -> Group:
     """Room for episodes of a robot that is simulated alone, one episode after another."""
-    size = robot.image_size
+    size = robot.image_size if drawn else 0
     return Group(
         np.empty((episodes, steps + 1, size, size, 3), dtype=np.uint8),
         np.empty((episodes, steps, len(robot.action_names)), dtype=np.float32),
@@ -117,8 +117,9 @@ def _unfilled(robot: pusht.PushT | reacher.Reacher, episodes: int, steps: int) -
 
 
 def _note(group: Group, number: int, step: int, robot: pusht.PushT | reacher.Reacher) -> NDArray[np.float64]:
-    """Write down what a robot shows, feels and is at a step of an episode; its state."""
-    group.frames[number, step] = robot.render()
+    """Write down what a robot shows, measures and is at a step of an episode; its state."""
+    if group.frames.size:
+        group.frames[number, step] = robot.render()
     group.proprioception[number, step] = robot.proprioception
     group.states[number, step] = state = robot.state
     return state
@@ -131,10 +132,10 @@ _BLOCK_STYLE = PushingStyle(
 _BLOCK_OUTWARDS = 190.0  # of the block's center from the table's middle, along either axis: a corner is at the wall
 
 
-def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int, drawn: bool = True) -> Group:
     """Episodes of Push-T in which the pusher pushes the block from every side, or moves about freely."""
     robot = pusht.PushT(image_size)
-    group = _unfilled(robot, len(indices), steps)
+    group = _unfilled(robot, len(indices), steps, drawn)
     for number, rng in enumerate(episode_generators(seed, indices)):
         robot.set_state(pusht.random_state(rng))
         explorer = PushExplorer(_BLOCK_STYLE, [rng], steps)
@@ -157,10 +158,10 @@ def explore_pusht(seed: int, indices: Sequence[int], steps: int, image_size: int
     return group
 
 
-def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: int) -> Group:
+def explore_reacher(seed: int, indices: Sequence[int], steps: int, image_size: int, drawn: bool = True) -> Group:
     """Episodes of Reacher under smooth random torques, starting at rest anywhere in its joint space."""
     robot = reacher.Reacher(image_size)
-    group = _unfilled(robot, len(indices), steps)
+    group = _unfilled(robot, len(indices), steps, drawn)
     for number, rng in enumerate(episode_generators(seed, indices)):
         robot.set_state(reacher.random_state(rng))
         torques = smooth_commands(rng, steps, 2) * reacher.MAX_TORQUE
@@ -286,3 +287,22 @@ def explore(task: str, seed: int, indices: Sequence[int], steps: int, image_size
             return explore_tworoom(seed, indices, steps, image_size)
         case _:
             raise ValueError(f"task: no exploring policy for {task!r}")
+
+
+def explore_unseen(
+    task: str, seed: int, indices: Sequence[int], steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Actions, proprioception and states of the same episodes; pictures only where drawing them costs next to nothing.
+
+    For those who look at some of the frames and draw them from the states, which a picture is a function of.
+    """
+    match task:
+        case "cube":
+            return explore_cube_unseen(seed, indices, steps)
+        case "pusht":
+            group = explore_pusht(seed, indices, steps, 16, drawn=False)
+        case "reacher":
+            group = explore_reacher(seed, indices, steps, 16, drawn=False)
+        case _:
+            group = explore(task, seed, indices, steps, 16)
+    return group.actions, group.proprioception, group.states

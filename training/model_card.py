@@ -73,6 +73,24 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
             f"| {'none' if oracle is None else f'{oracle:.1%}'} "
             f"| {score['plan_ms_p50']:.0f} / {score['plan_ms_p95']:.0f} ms |"
         )
+    rows = [
+        f"| {task} | {rule} | {met['success_rate']:.1%} | {met['ci95_low']:.1%} to {met['ci95_high']:.1%} "
+        f"| {met['random_success_rate']:.1%} |"
+        for task, score in scores.items()
+        for rule, met in score.get("rules", {}).items()
+    ]
+    if rows:
+        lines += [
+            "",
+            "The same tries under other rules (`simulation/rules.py`); they go on after a first success:",
+            "",
+        ]
+        lines += ["| task | rule | success | 95 % interval | random |", "|---|---|---|---|---|", *rows]
+    for task, score in scores.items():
+        if (most := score.get("ceiling")) is not None:
+            between = f"{most['ci95_low']:.1%} to {most['ci95_high']:.1%}"
+            told = f"{most['success_rate']:.1%} ({between}) of {most['episodes']} of the pairs"
+            lines += ["", f"The same search with the true dynamics and the true state: {told} ({task})."]
     return [*lines, ""]
 
 
@@ -81,6 +99,10 @@ def _use(config: PackageConfig) -> list[str]:
     weighed = ""
     if planner.discount != 1:
         weighed = f", each step's distance {planner.discount:g} times as heavy as that of the step before"
+    if planner.cost == "least":
+        weighed = ", the distance of the cheapest step alone counted"
+    if planner.cost == "last":
+        weighed = ", the distance of the last step alone counted"
     return [
         "## Use",
         "",

@@ -145,6 +145,11 @@ def _train_otherwise(
         from cli.train.masked import train_masked
 
         train_masked(output, config, out, data, steps, seed, device)
+    elif family in ("proposer", "step-predictor"):
+        from cli.train.frozen import FrozenFamily, train_frozen
+
+        kind: FrozenFamily = "proposer" if family == "proposer" else "step-predictor"
+        train_frozen(output, kind, config, out, data, steps, seed, device)
     else:
         from cli.train.action_conditioned import train_action_conditioned
 

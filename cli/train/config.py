@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
-FAMILIES = ("compact", "masked", "action-conditioned")
+FAMILIES = ("compact", "masked", "action-conditioned", "proposer", "step-predictor")
 
 
 @dataclass(frozen=True)

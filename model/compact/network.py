@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.compact.predictor import Predictor
 from model.compact.stem import ConvStem
+from model.compact.step_predictor import StepPredictor
 from model.vjepa2.encoder import Encoder, EncoderConfig
 
 
@@ -35,6 +36,15 @@ class CompactConfig:
     proprioception: int = 0  # numbers a robot measures of itself, given beside the latent that a prediction starts from
     normed_stem: bool = False  # a batch norm after each of the encoder's convolutions
     placed_tokens: int = 0  # a frame's tokens, which the head then reads each in its place; 0: it reads their mean
+    step_width: int = 0  # of a predictor beside the other that goes one block at a time; 0: there is none
+    step_depth: int = 3  # its hidden layers
+    step_products: bool = False  # whether it reads products of a latent's numbers and of those and actions, too
+    step_share: float = 0.5  # how far from the other's answer towards its own a prediction lies; 1: there is no other
+
+    @property
+    def at_once(self) -> bool:
+        """Whether there is a predictor that tells a horizon in one call."""
+        return not self.step_width or self.step_share < 1
 
 
 class CompactNetwork(nn.Module):
@@ -65,16 +75,18 @@ class CompactNetwork(nn.Module):
             nn.GELU(),
             nn.Linear(4 * width, config.latent),
         )
-        self.predictor = Predictor(
-            config.latent,
-            config.action_width,
-            width=config.predictor_width,
-            depth=config.predictor_depth,
-            heads=config.predictor_heads,
-            mlp_hidden=4 * config.predictor_width,
-            horizon=config.horizon,
-            residual=config.residual,
-            proprioception=config.proprioception,
+        self.predictor = _predictor(config) if config.at_once else None
+        self.stepper = (
+            StepPredictor(
+                config.latent,
+                config.action_width,
+                width=config.step_width,
+                depth=config.step_depth,
+                proprioception=config.proprioception,
+                products=config.step_products,
+            )
+            if config.step_width
+            else None
         )
 
     def tokens(self, frames: Float[Tensor, "batch 3 height w"]) -> Float[Tensor, "batch tokens width"]:
@@ -101,11 +113,40 @@ class CompactNetwork(nn.Module):
 
         Past `horizon` steps, the last prediction starts the next call, at which nothing is measured.
         """
+        stepped: Tensor | None = None if self.stepper is None else self.stepper(latent, actions, proprioception)
+        if self.predictor is None:
+            assert stepped is not None
+            return stepped
+        return self.between(self.predict_at_once(latent, actions, proprioception), stepped)
+
+    def between(self, at_once: Tensor, stepped: Tensor | None) -> Tensor:
+        """One prediction of what the two predictors say; the first alone where there is no second."""
+        return at_once if stepped is None else torch.lerp(at_once, stepped.to(at_once.dtype), self.config.step_share)
+
+    def predict_at_once(
+        self, latent: Tensor, actions: Tensor, proprioception: Tensor | None
+    ) -> Float[Tensor, "batch steps latent"]:
+        """What the one-call predictor says alone."""
+        assert self.predictor is not None
         predicted: list[Tensor] = []
         for part in torch.split(actions, self.config.horizon, dim=1):
             predicted.append(self.predictor(latent, part, proprioception))
             latent, proprioception = predicted[-1][:, -1], None
         return predicted[0] if len(predicted) == 1 else torch.cat(predicted, dim=1)
+
+
+def _predictor(config: CompactConfig) -> Predictor:
+    return Predictor(
+        config.latent,
+        config.action_width,
+        width=config.predictor_width,
+        depth=config.predictor_depth,
+        heads=config.predictor_heads,
+        mlp_hidden=4 * config.predictor_width,
+        horizon=config.horizon,
+        residual=config.residual,
+        proprioception=config.proprioception,
+    )
 
 
 def to_network_input(frames: Tensor) -> Float[Tensor, "batch 3 height w"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,6 +17,7 @@ from model.interface import ClipEmbedding
 from model.normalizer import ActionNormalizer
 from model.package import Package, PackageConfig, PackageError, read_package, write_package
 from model.preprocessing import CROP_POLICIES, CropPolicy, fit, observation_warnings
+from model.proposer import load_proposer
 from model.runtime.memory import to_device
 
 FRAMES_AT_ONCE = 256  # encoded together: bounds memory for long clips
@@ -57,8 +59,10 @@ class CompactWorldModel:
         self._size = (image.height, image.width)
         self.block = action.block
         self._network = network.to(device).eval().requires_grad_(False)
-        self._network.predictor.lower(dtype)
+        if self._network.predictor is not None:
+            self._network.predictor.lower(dtype)
         self._normalizer = ActionNormalizer(action).to(device)
+        self.proposer = load_proposer(package, device)
 
     @classmethod
     def from_package(
@@ -155,15 +159,18 @@ class CompactWorldModel:
 
         What samples share up to where they part is computed once, within the steps that one call predicts.
         """
-        blocks = self._blocks(actions)
-        if blocks.shape[2] > self._network.config.horizon:
+        blocks, network = self._blocks(actions), self._network
+        if network.predictor is None or blocks.shape[2] > network.config.horizon:
             return self.rollout(context, actions)
         latent, *measured = context
         proprioception = measured[0] if measured else None
-        predicted: Tensor = self._network.predictor.forward_shared(
-            latent, blocks, proprioception, sharing(alike, latent.device)
-        )
-        return predicted
+        predicted = network.predictor.forward_shared(latent, blocks, proprioception, sharing(alike, latent.device))
+        if network.stepper is None:
+            return predicted
+        samples = blocks.shape[1]
+        repeated = None if proprioception is None else proprioception.repeat_interleave(samples, dim=0)
+        stepped = network.stepper(latent.repeat_interleave(samples, dim=0), blocks.flatten(0, 1), repeated)
+        return network.between(predicted, stepped.view_as(predicted))
 
     def _blocks(self, actions: Tensor) -> Float[Tensor, "batch samples steps block"]:
         """Network units, the actions of a model step side by side."""
@@ -185,7 +192,7 @@ def read_config(config: PackageConfig) -> CompactConfig:
         raise PackageError(f"{config.name}: network: {error}") from error
 
 
-def network_settings(config: CompactConfig) -> dict[str, int]:
+def network_settings(config: CompactConfig) -> dict[str, Any]:
     """The inverse of `read_config`."""
     return asdict(config)
 

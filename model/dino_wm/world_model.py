@@ -30,6 +30,7 @@ from model.preprocessing import (
     observation_warnings,
     prepare,
 )
+from model.proposer import load_proposer
 from model.runtime.cuda_graphs import being_captured
 from model.runtime.memory import free_memory, to_device
 
@@ -83,6 +84,7 @@ class DinoWorldModel:
         action = package.config.action
         assert action is not None
         self.package, self.device, self.dtype, self.block, self.chunk = package, device, dtype, action.block, chunk
+        self.proposer = load_proposer(package, device)
         self._size = (package.config.image.height, package.config.image.width)
         self._policy: CropPolicy = package.config.image.crop_policy  # type: ignore[assignment]  # checked above
         self.standards = standards

@@ -16,6 +16,7 @@ from model.lewm.rollout import Rollout
 from model.normalizer import ActionNormalizer
 from model.package import Package, PackageError
 from model.preprocessing import CROP_POLICIES, CropPolicy, ObservationError, observation_warnings, prepare
+from model.proposer import load_proposer
 from model.runtime.memory import to_device
 
 FRAMES_AT_ONCE = 64  # encoded together: bounds memory for long clips
@@ -48,6 +49,7 @@ class LeWMWorldModel:
         if config.image.crop_policy not in CROP_POLICIES:
             raise PackageError(f"{config.name}: image.crop_policy must be one of {CROP_POLICIES}")
         self.package, self.device, self.dtype, self.block = package, device, dtype, action.block
+        self.proposer = load_proposer(package, device)
         self._policy: CropPolicy = config.image.crop_policy  # type: ignore[assignment]  # checked above
         self._size = (config.image.height, config.image.width)
         self._precise = torch.float64 if dtype == torch.float64 else torch.float32

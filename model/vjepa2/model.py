@@ -16,6 +16,7 @@ from model.layers import float8, int8
 from model.layers.prepacked_linear import pack_linears
 from model.package import Package, PackageConfig, PackageError
 from model.preprocessing import CROP_POLICIES, CropPolicy, observation_warnings
+from model.proposer import load_proposer
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.encoder import Encoder
@@ -41,6 +42,7 @@ class VJepa2Model:
         self.package = package
         self.device = device
         self.block = 1
+        self.proposer = load_proposer(package, device)
         image = package.config.image
         if image.crop_policy not in CROP_POLICIES:
             raise PackageError(f"{package.folder}: image.crop_policy must be one of {CROP_POLICIES}")

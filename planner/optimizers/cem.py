@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from planner.anytime import plan_in_time
@@ -25,11 +25,13 @@ from planner.search import (
     SearchBatch,
     advance,
     begin,
+    beside_proposals,
     check_settings,
     evaluate,
     finished_plan,
     keep_best,
     per_dimension,
+    proposal_count,
     spread_of,
     stack,
     why_over,
@@ -209,27 +211,33 @@ class CEM:
         """One iteration for all searches, in one rollout."""
         with torch.no_grad():
             batch = stack(searches, world_model.block)
-            candidates = self._sample(batch, searches)
+            sampled = self._sample(batch, searches)
+            candidates, missing = beside_proposals(batch, searches, sampled)
             count = candidates.shape[1]
             if batch.sent is not None:  # what could be sent is priced beside them: the mean, within the bounds
                 candidates = torch.cat([candidates, project_within(batch.sent, batch.mean.unsqueeze(1))], dim=1)
             step_costs = evaluate(world_model, self.cost, batch, candidates)
+            priced, sendable = step_costs[:, :count], step_costs[:, count:]
+            priced = self._without_padding(priced, searches, sampled.shape[1])
+            if missing is not None:
+                priced = priced + missing.unsqueeze(-1)
             if batch.sent is None:
-                step_costs = self._without_padding(step_costs, searches)
-                best = keep_best(batch, candidates, step_costs)
+                best = keep_best(batch, candidates, priced)
             else:
-                best = keep_best(batch, candidates[:, count:], step_costs[:, count:])
-                candidates, step_costs = candidates[:, :count], self._without_padding(step_costs[:, :count], searches)
-            elites, costs = self._elites(batch, candidates, step_costs.sum(-1))
+                best = keep_best(batch, candidates[:, count:], sendable)
+            candidates, step_costs = candidates[:, :count], priced
+            elites, costs, winners = self._elites(batch, candidates, step_costs.sum(-1))
             mean, std, spread = self._refit(batch, elites, costs)
             kept = self.kept_count
             memory = (elites[:, :kept], costs[:, :kept]) if kept else ()
-            improved = advance(searches, (mean, std), best, spread, memory)
+            warm = step_costs[:, 0] if self.include_mean else None
+            proposed = ((winners >= sampled.shape[1]) & (winners < candidates.shape[1])).float().mean(-1)
+            improved = advance(searches, (mean, std), best, spread, memory, warm, proposed)
             return self._with_means_evaluated(world_model, improved) if self.result == "mean" else improved
 
     def iteration_steps(self, search: Search) -> int:
         """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
-        return self._samples_of(search) * self.horizon
+        return (self._samples_of(search) + proposal_count(search)) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`."""
@@ -237,7 +245,7 @@ class CEM:
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate ever evaluated, or the evaluated last mean where `result` says so and the search ended."""
-        return finished_plan(search, reason)
+        return finished_plan(search, reason, self.cost)
 
     def _sample(self, batch: SearchBatch, searches: Sequence[Search]) -> Actions:
         """Candidates [batch, samples, time, action] inside each search's limits; candidate 0 is the mean."""
@@ -260,24 +268,28 @@ class CEM:
             left *= search.elite_spread[-1] / self.full_above
         return max(math.ceil(self.samples * left), min(2 * self.elites, self.samples))
 
-    def _without_padding(self, step_costs: StepCosts, searches: Sequence[Search]) -> StepCosts:
-        """Rule out what a search was given beyond its own number of samples, because its company takes more."""
+    def _without_padding(self, step_costs: StepCosts, searches: Sequence[Search], sampled: int) -> StepCosts:
+        """Rule out what a search was given beyond its own number of samples, because its company takes more.
+
+        Candidates past the `sampled` ones are not samples.
+        """
         counts = [self._samples_of(search) for search in searches]
-        if min(counts) == step_costs.shape[1]:
+        if min(counts) == sampled:
             return step_costs
         place = torch.arange(step_costs.shape[1], device=step_costs.device)
-        padding = place >= to_device(torch.tensor(counts), step_costs.device).unsqueeze(-1)
+        padding = (place >= to_device(torch.tensor(counts), step_costs.device).unsqueeze(-1)) & (place < sampled)
         return step_costs.masked_fill(padding.unsqueeze(-1), torch.inf)
 
     def _elites(
         self, batch: SearchBatch, candidates: Actions, costs: Float[Tensor, "batch samples"]
-    ) -> tuple[Actions, Float[Tensor, "batch elites"]]:
-        """The best candidates of this iteration and of those kept from the last, best first, and what they cost."""
+    ) -> tuple[Actions, Float[Tensor, "batch elites"], Int[Tensor, "batch elites"]]:
+        """The best candidates of this iteration and of those kept from the last, best first, what they cost, and which
+        they are."""
         if batch.memory:
             kept, kept_costs = batch.memory
             candidates, costs = torch.cat([candidates, kept], dim=1), torch.cat([costs, kept_costs], dim=1)
         elite_costs, index = costs.topk(self.elites, largest=False)  # [batch, elites]
-        return torch.take_along_dim(candidates, index[:, :, None, None], dim=1), elite_costs
+        return torch.take_along_dim(candidates, index[:, :, None, None], dim=1), elite_costs, index
 
     def _refit(
         self, batch: SearchBatch, elites: Actions, costs: Float[Tensor, "batch elites"]

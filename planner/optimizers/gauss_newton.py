@@ -29,11 +29,14 @@ from planner.search import (
     check_spreads,
     drawn_starts,
     finished_plan,
+    first_pricing,
     keep_best,
     priced,
+    proposed_of,
     spread_of,
     stack,
     why_over,
+    with_proposed_starts,
 )
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
@@ -49,7 +52,9 @@ class GaussNewton:
 
     Each iteration rolls out every sequence with one thing changed at a time, and then the step to take per damping. In
     its opening it changes the actions of a model step together, which is soon done; then the best sequence goes on
-    alone, action by action. The elite spread of its plans is the mean size of the best step tried last.
+    alone, action by action. Under a cost that counts the cheapest step alone, a sequence is stepped towards the goal at
+    the step that counts for it, and keeps it. The elite spread of its plans is the mean size of the best step tried
+    last.
     """
 
     starts: int = 2
@@ -86,6 +91,7 @@ class GaussNewton:
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
         """One iteration for all searches: two rollouts for those in their opening, and two for all others."""
+        searches = with_proposed_starts(world_model, self.cost, searches)
         improved: dict[int, Search] = {}
         for opening in (True, False):
             rows = [row for row, search in enumerate(searches) if self._is_opening(search) == opening]
@@ -97,7 +103,7 @@ class GaussNewton:
     def iteration_steps(self, search: Search) -> int:
         """Model steps that its next iteration evaluates."""
         moves = sum(_free(self._is_opening(search), [search]))
-        return search.memory[0].shape[0] * (1 + moves + len(self.damping)) * self.horizon
+        return (search.memory[0].shape[0] * (1 + moves + len(self.damping)) + first_pricing(search)) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`."""
@@ -105,7 +111,7 @@ class GaussNewton:
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best sequence ever evaluated."""
-        return finished_plan(search, reason)
+        return finished_plan(search, reason, self.cost)
 
     def _is_opening(self, search: Search) -> bool:
         return search.iterations < self.opening
@@ -130,7 +136,8 @@ class GaussNewton:
         better = lowest < before
         caution = torch.where(better, 1.0, (caution * MORE_CAUTIOUS).clamp(max=MOST_DAMPED))
         points = torch.where(better[:, :, None, None], chosen, points)
-        improved = advance(searches, (best[0], batch.std), best, size, (points, caution))
+        warm, proposed = told[:, 0], proposed_of(searches)
+        improved = advance(searches, (best[0], batch.std), best, size, (points, caution), warm, proposed)
         cheapest = torch.minimum(lowest, before).argmin(dim=1, keepdim=True)  # [batch, 1]
         return [
             _alone(search, row) if together and not self._is_opening(search) else search
@@ -168,7 +175,7 @@ class GaussNewton:
         starts = points.shape[1]
         candidates = torch.cat([points.unsqueeze(2), nudged], dim=2).flatten(1, 2)
         step_costs, predicted = priced(world_model, self.cost, batch, candidates, alike)
-        residuals = residuals_of(self.cost, predicted, batch.goal, candidates)
+        residuals = residuals_of(self.cost, predicted, batch.goal, candidates, groups=starts)
         residuals = residuals.view(len(points), starts, -1, residuals.shape[-1])
         here = residuals[:, :, 0].nan_to_num(0.0, 0.0, 0.0)
         added = (residuals[:, :, 1:] - residuals[:, :, :1]).nan_to_num(0.0, 0.0, 0.0)

@@ -28,10 +28,13 @@ from planner.search import (
     drawn_starts,
     evaluate,
     finished_plan,
+    first_pricing,
     keep_best,
+    proposed_of,
     spread_of,
     stack,
     why_over,
+    with_proposed_starts,
 )
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
@@ -78,6 +81,7 @@ class Gradient:
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:
         """Price every sequence of every search in one rollout, then take one step down each one's gradient."""
+        searches = with_proposed_starts(world_model, self.cost, searches)
         batch = stack(searches, world_model.block)
         actions, _, _ = batch.memory
         step_costs, slope = self._slope(world_model, batch, actions)
@@ -85,11 +89,12 @@ class Gradient:
             best = keep_best(batch, actions, step_costs)
             moved, first, second = self._step(batch, slope, [search.iterations for search in searches])
             size = spread_of((moved - actions).abs().mean(1), batch.half_range)
-            return advance(searches, (best[0], batch.std), best, size, (moved, first, second))
+            memory = (moved, first, second)
+            return advance(searches, (best[0], batch.std), best, size, memory, step_costs[:, 0], proposed_of(searches))
 
     def iteration_steps(self, search: Search) -> int:
         """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
-        return 3 * self.starts * self.horizon
+        return (3 * self.starts + first_pricing(search)) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`."""
@@ -97,7 +102,7 @@ class Gradient:
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best sequence ever evaluated."""
-        return finished_plan(search, reason)
+        return finished_plan(search, reason, self.cost)
 
     def _slope(self, world_model: WorldModel, batch: SearchBatch, actions: Actions) -> tuple[StepCosts, Actions]:
         """Step costs and the gradient of each sequence's own total; zero where either is not finite."""

@@ -100,7 +100,7 @@ class Hybrid:
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate or descended sequence ever evaluated."""
-        return finished_plan(search, reason)
+        return finished_plan(search, reason, self.cost)
 
     def _is_polishing(self, search: Search) -> bool:
         return search.iterations >= self._sampled(search.problem)
@@ -134,8 +134,14 @@ class Hybrid:
     def _descend(self, world_model: WorldModel, searches: list[Search]) -> list[Search]:
         """One iteration of the second half, which counts its own from 0."""
         improved = self.polish.improve(world_model, [self._own(search) for search in searches])
-        return [replace(search, iterations=search.iterations + self._sampled(search.problem)) for search in improved]
+        return [
+            replace(after, iterations=before.iterations + 1, problem=before.problem)
+            for before, after in zip(searches, improved, strict=True)
+        ]
 
     def _own(self, search: Search) -> Search:
-        """The search as the second half sees it."""
-        return replace(search, iterations=search.iterations - self._sampled(search.problem))
+        """The search as the second half sees it; what was proposed has been among the elites."""
+        sampled, problem = self._sampled(search.problem), search.problem
+        if sampled and problem.proposals is not None:
+            problem = replace(problem, proposals=None)
+        return replace(search, iterations=search.iterations - sampled, problem=problem)

@@ -19,11 +19,13 @@ from planner.search import (
     Search,
     advance,
     begin,
+    beside_proposals,
     check_settings,
     check_spreads,
     evaluate,
     finished_plan,
     keep_best,
+    proposal_count,
     spread_of,
     stack,
     why_over,
@@ -73,16 +75,21 @@ class MPPI:
             candidates = torch.addcmul(batch.mean.unsqueeze(1), batch.std.unsqueeze(1), noise)
             candidates[:, 0] = batch.mean
             candidates = project_within(batch.limits, candidates)
+            sampled = candidates.shape[1]
+            candidates, missing = beside_proposals(batch, searches, candidates)
             step_costs = evaluate(world_model, self.cost, batch, candidates)
+            if missing is not None:
+                step_costs = step_costs + missing.unsqueeze(-1)
             best = keep_best(batch, candidates, step_costs)
-            weights = self._weights(step_costs.sum(-1))
+            weights = self._weights(step_costs.sum(-1), sampled)
             mean = torch.einsum("bs,bsta->bta", weights, candidates)
             std = batch.std * self.narrowing
-            return advance(searches, (mean, std), best, spread_of(std, batch.half_range))
+            spread, proposed = spread_of(std, batch.half_range), weights[:, sampled:].sum(-1)
+            return advance(searches, (mean, std), best, spread, warm=step_costs[:, 0], proposed=proposed)
 
     def iteration_steps(self, search: Search) -> int:
         """Model steps that its next iteration evaluates; one that is also differentiated counts three."""
-        return self.samples * self.horizon
+        return (self.samples + proposal_count(search)) * self.horizon
 
     def stopped(self, search: Search) -> StopReason | None:
         """Why the search is over, if it is; see `why_over`."""
@@ -90,15 +97,20 @@ class MPPI:
 
     def finish(self, search: Search, reason: StopReason) -> Plan:
         """The best candidate ever evaluated."""
-        return finished_plan(search, reason)
+        return finished_plan(search, reason, self.cost)
 
-    def _weights(self, costs: torch.Tensor) -> torch.Tensor:
-        """Softmax of minus the costs [batch, samples]; an infinite cost weighs nothing, and rows sum to 1."""
+    def _weights(self, costs: torch.Tensor, sampled: int) -> torch.Tensor:
+        """Softmax of minus the costs [batch, samples]; an infinite cost weighs nothing, and rows sum to 1.
+
+        The spread of costs is that of the `sampled` first: bad proposals must not make good samples look alike.
+        """
         finite = costs.isfinite()
-        count = finite.sum(-1, keepdim=True).clamp(min=1)
+        drawn = finite & (torch.arange(costs.shape[-1], device=costs.device) < sampled)
+        count = drawn.sum(-1, keepdim=True).clamp(min=1)
         settled = torch.where(finite, costs, 0.0)
-        mean = settled.sum(-1, keepdim=True) / count
-        variance = torch.where(finite, costs - mean, 0.0).square().sum(-1, keepdim=True) / count
+        mean = torch.where(drawn, settled, 0.0).sum(-1, keepdim=True) / count
+        variance = torch.where(drawn, costs - mean, 0.0).square().sum(-1, keepdim=True) / count
         scale = self.temperature * variance.sqrt() + torch.finfo(costs.dtype).tiny
-        exponents = torch.where(finite, -(settled - settled.amin(-1, keepdim=True)) / scale, -torch.inf)
+        lowest = torch.where(finite, costs, torch.inf).amin(-1, keepdim=True)
+        exponents = torch.where(finite, -(settled - lowest.nan_to_num(0.0, 0.0, 0.0)) / scale, -torch.inf)
         return torch.softmax(exponents, dim=-1).nan_to_num(nan=1 / costs.shape[-1])

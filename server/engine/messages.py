@@ -58,6 +58,8 @@ class SearchSize(PlannerSettings):
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
+    cost: str = ""  # the steps that count, one of `planner.registry.COSTS`; empty: the optimizer's own choice
+    replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to replace it
     needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 
     @property
@@ -68,7 +70,8 @@ class SearchSize(PlannerSettings):
     @property
     def settings(self) -> PlannerSettings:
         """As a request would name them."""
-        return PlannerSettings(**{each.name: getattr(self, each.name) for each in fields(PlannerSettings)})
+        told = {each.name: getattr(self, each.name) for each in fields(PlannerSettings)}
+        return PlannerSettings(**{**told, "cost": self.cost or None})
 
 
 def needed_iterations(optimizer: str, iterations: int, of_model: int) -> int:
@@ -92,6 +95,7 @@ class ServedModel:
     why_dtype: str  # how it came to be that
     rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
+    proposes: bool = False  # whether its package has a proposer
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class PlanJob:
     next_goal: Floats | None = None  # [*latent]: searched for instead where the observation is near enough the goal
     switch_below: float = 0.0  # a goal_distance that is near enough
     stop_after: int | None = None  # iterations: where a search that time ended is repeated
+    arrival: int | None = None  # actions after which the plan that `warm_start` is left of means to be there
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ def reply_from_previous_plan(
         degraded=True,
         shortage=("unsearched",),
         warm_started=True,
+        arrival=rest.arrival,
+        kept=True,
         warnings=("no time to search by the deadline: this is what is left of the last plan",),
     )
     timings = Timings(

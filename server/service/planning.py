@@ -86,7 +86,7 @@ class PlanCalls:
             pursued = session.pursuit(request.goal_id, place)
         goal = self._goals.toward(pursued.goal_id, served.reply.name)
         if session is not None:
-            follows = session.continuation(place, request.committed, goal.goal_id)
+            follows = session.continuation(place, request.committed, goal.goal_id, size.optimizer)
         length = size.horizon * validation.actions_of(served.reply).block
         if request.committed > length:
             raise invalid("committed", f"must fit into the plan, {length} actions", request.committed)
@@ -103,6 +103,7 @@ class PlanCalls:
             warm_start=follows.warm_start,
             previous_action=follows.previous_action,
             committed=follows.committed,
+            arrival=follows.arrival,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
             next_goal=next_goal,
             switch_below=switch_below,
@@ -191,6 +192,8 @@ class PlanCalls:
             sequence=turn.sequence,
             begins_at=place.since_reset,
             previous_action=place.previous_action,
+            arrival=reply.arrival,
+            optimizer=reply.provenance.planner.optimizer or "",
         )
         proprioception = request.observation.proprioception if served.reply.proprioception_names else None
         seen = None

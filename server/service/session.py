@@ -46,6 +46,8 @@ class CurrentPlan:
     sequence: int  # of that observation
     begins_at: int  # actions the robot had executed in its episode when it made that observation
     previous_action: Floats | None = None  # the last of them
+    arrival: int | None = None  # its action after which it means to be at the goal; None where that is not known
+    optimizer: str = ""  # that it was found by
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class WarmStart:
     previous_action: Floats | None = None  # [action]
     committed: Floats | None = None  # [steps, action]
     warnings: tuple[str, ...] = ()
+    arrival: int | None = None  # actions that the plan has left until it means to be at the goal
 
 
 @dataclass(frozen=True)
@@ -252,11 +255,12 @@ class Session:
         """What to pursue from this place: the goal `wanted`, or the session's where it is empty."""
         return pursuit(self._stages, self.goal_id, wanted, place.since_reset)
 
-    def continuation(self, place: PlanProgress, committed: int, goal_id: str) -> WarmStart:
+    def continuation(self, place: PlanProgress, committed: int, goal_id: str, optimizer: str = "") -> WarmStart:
         """What the next search starts from at this place, with `committed` more actions of the followed plan under way.
 
         The warm start is what is left of the session's last plan, which need not be the one the robot follows; a plan
-        toward another goal is none. Raises INVALID_FIELD where the followed plan has not that many actions left.
+        toward another goal is none, and where another `optimizer` goes on, it chooses its own time of arrival. Raises
+        INVALID_FIELD where the followed plan has not that many actions left.
         """
         executed, followed, plan = place.executed, place.followed, self.current
         if plan is None or followed is None:
@@ -270,9 +274,16 @@ class Session:
         under_way = followed.actions[min(executed, time) :]
         if committed > len(under_way):
             raise invalid("committed", f"must be at most the {len(under_way)} actions left of {which}", committed)
-        left = plan.actions[max(0, place.since_reset - plan.begins_at) :]
+        done = max(0, place.since_reset - plan.begins_at)
+        left = plan.actions[done:]
+        same = goal_id == plan.goal_id
+        onward = same and plan.arrival is not None and plan.arrival > done
+        if onward and plan.optimizer and optimizer and plan.optimizer != optimizer:
+            onward = False
+            warnings += (f"the last plan is of {plan.optimizer}, and {optimizer} chooses its own time of arrival",)
         return WarmStart(
-            warm_start=left if len(left) and goal_id == plan.goal_id else None,
+            warm_start=left if len(left) and same else None,
+            arrival=plan.arrival - done if onward and plan.arrival is not None else None,
             previous_action=place.previous_action,
             committed=under_way[:committed] if committed else None,
             warnings=warnings,
@@ -283,11 +294,13 @@ class Session:
         plan = self.current
         if plan is None or plan.goal_id != goal_id:
             return None
-        left = plan.actions[max(0, place.since_reset - plan.begins_at) :]
+        done = max(0, place.since_reset - plan.begins_at)
+        left = plan.actions[done:]
         if not len(left):
             return None
         steps = -(-len(left) // plan.block)  # a block in the middle of which the robot stands still counts
-        return replace(plan, actions=left, step_costs=plan.step_costs[-steps:])
+        arrival = None if plan.arrival is None or plan.arrival <= done else plan.arrival - done
+        return replace(plan, actions=left, step_costs=plan.step_costs[-steps:], arrival=arrival)
 
     def judge(self, errors: Sequence[float]) -> tuple[float, ...]:
         """Errors of predictions, each as deviations above the mean of those before this call, which they then join.

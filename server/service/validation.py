@@ -17,11 +17,13 @@ from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedMo
 from server.errors import Reason, ServiceError, invalid
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
+    COSTS,
     LAST_STEP_ALONE,
     LEAST_DISCOUNT,
     METRICS,
     MOST_DISCOUNT,
     OPTIMIZERS,
+    PROPOSER_ALONE,
     SAMPLING,
     Array,
     CalibrationMove,
@@ -205,13 +207,24 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
         if moved * horizon > ITERATION_STEPS:
             rule = f"must keep horizon x the actions that {optimizer} nudges at most {ITERATION_STEPS}"
             raise invalid("planner.horizon", rule, moved * horizon, Reason.TOO_LARGE)
+    if optimizer == PROPOSER_ALONE and not served.proposes:
+        rule = f"must not be {optimizer}: model {served.reply.name} has no proposer"
+        raise invalid("planner.optimizer", rule, optimizer)
+    one_step = wanted.cost in ("last", "least")
+    if wanted.cost is not None and wanted.cost not in COSTS:
+        raise invalid("planner.cost", f"must be one of {', '.join(COSTS)}", wanted.cost)
+    if optimizer in LAST_STEP_ALONE and wanted.cost not in (None, "last"):
+        rule = f"must be last for {optimizer}, which counts the last step alone"
+        raise invalid("planner.cost", rule, wanted.cost)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimizer in LAST_STEP_ALONE else defaults.discount
+        discount = 1.0 if optimizer in LAST_STEP_ALONE or one_step else defaults.discount
     if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
         raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
     if optimizer in LAST_STEP_ALONE and discount != 1:
         raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
+    if one_step and discount != 1:
+        raise invalid("planner.discount", f"must be 1 with the cost {wanted.cost}, which counts one step", discount)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
     if wanted.metric is not None and wanted.metric not in METRICS:
         raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
@@ -221,8 +234,11 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
             raise invalid(f"planner.{name}", f"must be left out but for {', '.join(who)}", share)
         if share is not None and not 0 < share <= 1:
             raise invalid(f"planner.{name}", "must be above 0 and at most 1", share)
-    needed = needed_iterations(optimizer, iterations, defaults.iterations)
-    return replace(size, elites=elites, discount=discount, needed=needed)
+    needed = 1 if optimizer == PROPOSER_ALONE else needed_iterations(optimizer, iterations, defaults.iterations)
+    # A discount is of a sum over all steps, and so asks for one where the model's own cost counts one step alone.
+    own = "" if optimizer in LAST_STEP_ALONE or discount != 1 else defaults.cost
+    cost = own if wanted.cost is None else wanted.cost
+    return replace(size, elites=elites, discount=discount, needed=needed, cost=cost)
 
 
 def action_entries(names: Sequence[str], model: Model, field: str) -> None:

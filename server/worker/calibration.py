@@ -19,6 +19,7 @@ from planner import registry
 from planner.types import Problem
 from server.engine.messages import CalibrateDone, CalibrateJob, Move, SearchSize
 from server.errors import Reason, invalid
+from server.values.calls import PROPOSER_ALONE
 from server.worker import model_adapter
 from server.worker.job import BackgroundJob, WorkItem
 
@@ -30,9 +31,8 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Backgrou
     for first in range(0, len(job.moves), at_once):
         moves = job.moves[first : first + at_once]
         yield WorkItem(("encode", job.model), 2 * len(moves))
-        optimizer = registry.optimizer(
-            job.size.optimizer, job.size.samples, job.size.iterations, job.size.elites, horizon=1
-        )
+        named = "cem" if job.size.optimizer == PROPOSER_ALONE else job.size.optimizer  # nothing is proposed for a frame
+        optimizer = registry.optimizer(named, job.size.samples, job.size.iterations, job.size.elites, horizon=1)
         world = model_adapter.world_model(model)
         searches = [optimizer.start(problem, model.block) for problem in _problems(model, moves, job.size)]
         running = dict(enumerate(searches))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
 from model.interface import LoadedModel, MeasuringModel
+from model.proposer import PackageProposer
 from model.runtime import memory
 from planner import registry
 from planner.anytime import Optimizer
 from planner.cost import GoalDistance
+from planner.proposals import Proposer
 from planner.types import ActionSpace
 from planner.world_model import CostFunction, WorldModel
 from server.engine.messages import Floats, Start
@@ -86,6 +89,28 @@ def world_model(model: LoadedModel) -> WorldModel:
     return CameraYawWorldModel(model) if _turns(model) else model
 
 
+def proposer(model: LoadedModel, own: PackageProposer) -> Proposer:
+    """The package's proposer for contexts that `context` makes."""
+    return _BehindRotation(own) if _turns(model) else own
+
+
+@dataclass(frozen=True)
+class _BehindRotation:
+    """A proposer for contexts whose first entry is the camera's rotation, which is none here."""
+
+    inner: PackageProposer
+
+    @property
+    def longest(self) -> int:
+        return self.inner.longest
+
+    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        return self.inner.propose(context[1:], goal, steps_to_go)
+
+    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        return self.inner.propose_from(latents, goal, steps_to_go)
+
+
 def measuring_world_model(model: LoadedModel) -> WorldModel:
     """The same for goals that say what should be measured, which `measures_goals` models have."""
     assert isinstance(model, MeasuringModel)
@@ -135,7 +160,7 @@ def observation_warnings(model: LoadedModel, start: Start) -> tuple[str, ...]:
 def cost_of(model: LoadedModel) -> GoalDistance:
     """What the model's own search makes small."""
     planner = model.package.config.planner
-    return registry.cost(planner.optimizer, planner.discount)
+    return registry.cost(planner.optimizer, planner.discount, planner.cost)
 
 
 def distances(cost: CostFunction, latents: Tensor, goals: Tensor) -> Tensor:

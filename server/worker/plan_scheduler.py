@@ -18,6 +18,7 @@ from torch import Tensor
 from model.interface import LoadedModel
 from planner import registry, types
 from planner.anytime import IterationClock, Optimizer
+from planner.proposals import with_proposals
 from planner.receding import of_length
 from planner.search import Search, priced, stack
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
@@ -191,7 +192,7 @@ class PlanScheduler:
         goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
         goal_reached = job.next_goal is not None and goal_distance <= job.switch_below
         if job.next_goal is not None and goal_reached:
-            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None)
+            job = replace(job, goal=job.next_goal, next_goal=None, warm_start=None, arrival=None)
             goal = model_adapter.to_device(model, job.goal)
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
@@ -200,9 +201,7 @@ class PlanScheduler:
         shapes = tuple(tuple(part.shape) for part in context)
         chosen = self._fitted(job, space, shapes)
         size = chosen.size
-        optimizer = registry.optimizer(
-            size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
-        )
+        optimizer = registry.configured(size)
         optimizer = registry.adjusted(optimizer, size.metric or "", size.narrowing, size.sample_decay)
         measured = model_adapter.says_measurements(model, goal)
         if measured:
@@ -218,7 +217,13 @@ class PlanScheduler:
             else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
             committed=None if job.committed is None else torch.tensor(job.committed),
+            arrival=job.arrival,
+            replace_margin=size.replace_margin,
         )
+        # A proposer knows no camera but the one it was trained on, and no goal but what is seen.
+        if model.proposer is not None and not job.start.turn_rad and not measured:
+            world = model_adapter.world_model(model)
+            problem = with_proposals(problem, model_adapter.proposer(model, model.proposer), world, optimizer)
         search = optimizer.start(problem, model.block)
         return Running(
             number=number,
@@ -315,6 +320,9 @@ class PlanScheduler:
             seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
             warnings=running.warnings,
+            arrival=plan.arrival,
+            kept=plan.kept,
+            proposal_share=plan.proposed,
         )
         done = PlanDone(
             plan=found,

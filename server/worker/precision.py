@@ -179,9 +179,7 @@ def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: Se
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
     """Plan each problem with both, and price both plans with `model`."""
-    optimizer = registry.optimizer(
-        size.optimizer, size.samples, size.iterations, size.elites, size.horizon, size.discount
-    )
+    optimizer = registry.configured(size)
     gaps, costs, lowered_costs = [], 0.0, 0.0
     for problem in problems:
         own, other = (plan_in_time(optimizer, each, problem).actions for each in (model, lowered))

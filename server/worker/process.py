@@ -180,6 +180,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         () if space is None else space.rest,
         graphed,
         past_actions=config.past_actions,
+        proposes=model.proposer is not None,
     )
 
 

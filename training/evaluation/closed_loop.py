@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from model.interface import LoadedModel
 from model.package import PackageError
 from planner import registry
 from planner.anytime import Optimizer, plan_in_time
+from planner.proposals import with_proposals
 from planner.receding import warm_start
 from planner.types import ActionSpace, Plan, Problem
 from training.evaluation.statistics import episode_seed, percentile, plan_seed, wilson_interval
@@ -54,6 +55,17 @@ class Robot(Protocol):
     def is_success(self, goal_state: State, /) -> bool: ...
 
 
+class Rule(Protocol):
+    """Another rule of success; `simulation.rules.Rule` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def met(self, states: NDArray[np.float64], goal: State, /) -> bool:
+        """Whether it was met at some time; `states` [T, S] are those after each action."""
+        ...
+
+
 class Pair(Protocol):
     """A start and a goal; `index` names the pair, and its episode's seeds follow from it."""
 
@@ -81,6 +93,7 @@ class Episode:
     steps: int  # robot actions taken
     plan_ms: tuple[float, ...] = ()  # search time of each plan, without encoding
     states: tuple[State, ...] = field(default=(), compare=False, repr=False)  # where it began, and after each action
+    met: frozenset[str] = frozenset()  # names of the other rules that it met
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,36 @@ class Evaluation:
         return percentile([ms for episode in self.episodes for ms in episode.plan_ms], percent)
 
 
+class Track:
+    """One try under way: where it has been, and which rules it has met. It is over once it has met them all."""
+
+    def __init__(self, pair: Pair, states: list[State], rules: Sequence[Rule]) -> None:
+        self._pair, self._states = pair, states
+        self._unmet = list(rules)
+        self._met: set[str] = set()
+        self._solved_at: int | None = None
+
+    @property
+    def over(self) -> bool:
+        return self._solved_at is not None and not self._unmet
+
+    def note(self, robot: Robot) -> None:
+        """The robot has taken one more action."""
+        self._states.append(robot.state)
+        if self._solved_at is None and robot.is_success(self._pair.goal_state):
+            self._solved_at = len(self._states) - 1
+        after = np.stack(self._states[1:])
+        for rule in [rule for rule in self._unmet if rule.met(after, self._pair.goal_state)]:
+            self._unmet.remove(rule)
+            self._met.add(rule.name)
+
+    def episode(self, steps: int, plan_ms: tuple[float, ...] = ()) -> Episode:
+        """The try as it ended; its steps are those up to its success, where there was one."""
+        solved = self._solved_at is not None
+        taken = steps if self._solved_at is None else self._solved_at
+        return Episode(self._pair.index, solved, taken, plan_ms, tuple(self._states), frozenset(self._met))
+
+
 def success_rate(episodes: Sequence[Episode]) -> float:
     """The share of episodes that reached their goal; ValueError without any."""
     if not episodes:
@@ -123,12 +166,14 @@ def evaluate(
     random_policy: PolicyMaker[AnyRobot],
     oracle_policy: PolicyMaker[AnyRobot],
     budget_steps: int = 50,
+    rules: Sequence[Rule] = (),
     progress: Callable[[Episode], None] = lambda episode: None,
 ) -> Evaluation:
     """Drive a robot from every pair's start towards the image of its goal, and let the baselines try the same pairs.
 
-    Seeds belong to pairs: outcomes depend neither on the order of pairs nor on how many there are. `progress` is called
-    after each episode of the model. Raises ValueError for no pairs left or a budget below 1, PackageError for a model
+    Seeds belong to pairs: outcomes depend neither on the order of pairs nor on how many there are. With `rules`, a try
+    goes on after its success until they are met too, or the budget is spent. `progress` is called after each episode of
+    the model. Raises ValueError for no pairs left or a budget below 1, PackageError for a model
     that has no actions.
     """
     if budget_steps < 1:
@@ -139,16 +184,23 @@ def evaluate(
         raise ValueError(f"pairs must hold one that is not solved at its start, got {len(pairs)} pairs")
     episodes = []
     for pair in unsolved:
-        episodes.append(run_episode(model, optimizer, robot, pair, episode_seed(seed, pair.index), budget_steps))
+        own = episode_seed(seed, pair.index)
+        episodes.append(run_episode(model, optimizer, robot, pair, own, budget_steps, rules))
         progress(episodes[-1])
-    random = run_policy(robot, random_policy, unsolved, seed, budget_steps)
+    random = run_policy(robot, random_policy, unsolved, seed, budget_steps, rules)
     assert random is not None
-    oracle = run_policy(robot, oracle_policy, unsolved, seed, budget_steps)
+    oracle = run_policy(robot, oracle_policy, unsolved, seed, budget_steps, rules)
     return Evaluation(tuple(episodes), random, oracle, len(pairs) - len(unsolved))
 
 
 def run_episode(
-    model: LoadedModel, optimizer: Optimizer, robot: Robot, pair: Pair, seed: int, budget_steps: int
+    model: LoadedModel,
+    optimizer: Optimizer,
+    robot: Robot,
+    pair: Pair,
+    seed: int,
+    budget_steps: int,
+    rules: Sequence[Rule] = (),
 ) -> Episode:
     """Receding horizon from images alone: look, search from the last plan's rest, execute a few actions, look again."""
     settings = model.package.config.planner
@@ -161,8 +213,8 @@ def run_episode(
     plan: Plan | None = None
     executed = steps = 0
     plan_ms: list[float] = []
-    states = [robot.state]
-    while steps < budget_steps:
+    track = Track(pair, [robot.state], rules)
+    while steps < budget_steps and not track.over:
         latents = [*latents, encode_image(model, robot.render())][-model.package.config.history :]
         proprioception = [*proprioception, robot.proprioception][-model.package.config.history :]
         problem = Problem(
@@ -172,23 +224,32 @@ def run_episode(
             seed=plan_seed(seed, len(plan_ms)),
             warm_start=None if plan is None else warm_start(plan, executed, space, registry.tail(settings.optimizer)),
             previous_action=None if plan is None else plan.actions[executed - 1],
+            arrival=None if plan is None else plan.arrival_after(executed),
+            replace_margin=model.package.config.planner.replace_margin,
         )
         began = time.perf_counter()
+        if model.proposer is not None:
+            problem = with_proposals(problem, model.proposer, model, optimizer)
         plan = plan_in_time(optimizer, model, problem)
         actions = plan.actions.cpu().numpy()
         plan_ms.append((time.perf_counter() - began) * 1000)
-        for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):
+        for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):  # noqa: B007  # used below
             robot.act(action)
             taken.append(action)
-            states.append(robot.state)
-            if robot.is_success(pair.goal_state):
-                return Episode(pair.index, True, steps + executed, tuple(plan_ms), tuple(states))
+            track.note(robot)
+            if track.over:
+                break
         steps += executed
-    return Episode(pair.index, False, steps, tuple(plan_ms), tuple(states))
+    return track.episode(steps, tuple(plan_ms))
 
 
 def run_policy(
-    robot: AnyRobot, make_policy: PolicyMaker[AnyRobot], pairs: Sequence[Pair], seed: int, budget_steps: int
+    robot: AnyRobot,
+    make_policy: PolicyMaker[AnyRobot],
+    pairs: Sequence[Pair],
+    seed: int,
+    budget_steps: int,
+    rules: Sequence[Rule] = (),
 ) -> tuple[Episode, ...] | None:
     """A policy that needs no model on every pair, or None where the task has none. Each pair has its own generator."""
     episodes = []
@@ -197,11 +258,12 @@ def run_policy(
         policy = make_policy(robot, np.random.default_rng([seed, pair.index]))
         if policy is None:
             return None
-        success, steps = False, 0
-        while not success and steps < budget_steps:
+        track, steps = Track(pair, [robot.state], rules), 0
+        while not track.over and steps < budget_steps:
             robot.act(policy(robot.state, pair.goal_state))
-            success, steps = robot.is_success(pair.goal_state), steps + 1
-        episodes.append(Episode(pair.index, success, steps))
+            track.note(robot)
+            steps += 1
+        episodes.append(replace(track.episode(steps), states=()))
     return tuple(episodes)
 
 

@@ -11,7 +11,16 @@ from presage.values import Plan, PlannerSettings
 
 from planner import registry
 from server.service.application import Application
-from server.values.calls import LEAST_DISCOUNT, MOST_DISCOUNT, OPTIMIZERS, GoalRequest, Observation, PlanRequest
+from server.values.calls import (
+    COSTS,
+    LEAST_DISCOUNT,
+    MOST_DISCOUNT,
+    OPTIMIZERS,
+    PROPOSER_ALONE,
+    GoalRequest,
+    Observation,
+    PlanRequest,
+)
 from tests.support.server.linear import frame, latent
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,11 +35,11 @@ async def plan(application: Application, settings: PlannerSettings, model: str =
 
 
 async def test_the_service_offers_the_planners_names() -> None:
-    assert OPTIMIZERS == registry.OPTIMIZERS
+    assert (OPTIMIZERS, COSTS) == (registry.OPTIMIZERS, registry.COSTS)
     assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (registry.LEAST_DISCOUNT, registry.MOST_DISCOUNT)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != PROPOSER_ALONE])
 async def test_every_optimizer_plans_toward_the_goal_and_is_named(application: Application, name: str) -> None:
     reply = await plan(application, PlannerSettings(samples=24, iterations=6, elites=6, optimizer=name))
     assert reply.provenance.planner.optimizer == name

@@ -20,6 +20,7 @@ from server.service.application import Application
 from server.values.calls import (
     LAST_STEP_ALONE,
     OPTIMIZERS,
+    PROPOSER_ALONE,
     DistanceRequest,
     GoalRequest,
     Observation,
@@ -223,6 +224,11 @@ async def test_the_service_plans_as_the_planner_does(application: Application, c
         ({"planner": PlannerSettings(samples=1 << 31)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(samples=20_000, iterations=200, horizon=1)}, Reason.TOO_LARGE, "planner"),
         ({"planner": PlannerSettings(optimizer="annealing")}, Reason.INVALID_FIELD, "planner.optimizer"),
+        ({"planner": PlannerSettings(optimizer="policy")}, Reason.INVALID_FIELD, "planner.optimizer"),
+        ({"planner": PlannerSettings(cost="mean")}, Reason.INVALID_FIELD, "planner.cost"),
+        ({"planner": PlannerSettings(cost="")}, Reason.INVALID_FIELD, "planner.cost"),
+        ({"planner": PlannerSettings(cost="least", discount=2.0)}, Reason.INVALID_FIELD, "planner.discount"),
+        ({"planner": PlannerSettings(cost="least", optimizer="vjepa2_ac")}, Reason.INVALID_FIELD, "planner.cost"),
         ({"planner": PlannerSettings(discount=0.0)}, Reason.INVALID_FIELD, "planner.discount"),
         ({"planner": PlannerSettings(discount=float("nan"))}, Reason.INVALID_FIELD, "planner.discount"),
         (
@@ -278,7 +284,7 @@ async def test_predictions_that_are_no_numbers_are_no_plan(application: Applicat
     assert (await plan(application, PlanRequest(HERE, model="nan", goal_id=goal))).iterations_done == 6
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != PROPOSER_ALONE])
 async def test_the_cost_of_a_plan_is_what_a_score_of_its_actions_says(application: Application, optimizer: str) -> None:
     goal = await goal_at(application, 0.45)
     discount = 1.0 if optimizer in LAST_STEP_ALONE else 1.5

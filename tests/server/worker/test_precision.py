@@ -46,7 +46,7 @@ class Coarse:
         self.model, self.noise = model, noise
         self.package, self.device, self.block, self.dtype = model.package, model.device, model.block, model.dtype
         self.encode, self.embed_clip, self.context = model.encode, model.embed_clip, model.context
-        self.rollout = model.rollout
+        self.rollout, self.proposer = model.rollout, model.proposer
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         lowered = CompactWorldModel.from_package(self.package, self.device, dtype)

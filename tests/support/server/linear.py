@@ -2,7 +2,7 @@
 
 `load` takes "linear", or a variant: "slow" sleeps through every rollout, "ponderous" for far longer, "nan" predicts NaN
 from the right edge, "lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels,
-"table" has horizontal axes. Other names are packages.
+"guided" has a proposer, "table" has horizontal axes. Other names are packages.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ CONFIGS = {
     "lost": replace(CONFIG, name="lost"),
     "embedder": replace(CONFIG, name="embedder", action=None),
     "table": replace(CONFIG, name="table", action=replace(ACTION, names=("x", "y"))),
+    "guided": replace(CONFIG, name="guided", planner=replace(CONFIG.planner, cost="least", replace_margin=0.2)),
     "historian": replace(CONFIG, name="historian", history=3, proprioception_names=("elbow",)),
 }
 
@@ -66,6 +67,21 @@ def latent(right: float, down: float) -> np.ndarray[tuple[int], np.dtype[np.floa
     return np.array([round(255 * right), round(255 * down)], np.float32) / 255
 
 
+class Guide:
+    """A proposer for this world: equal pushes that are at the goal in time."""
+
+    longest = 8
+
+    def propose(self, context: tuple[Tensor, ...], goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        return self.propose_from(context[0].unsqueeze(1).expand(-1, steps_to_go.shape[1], -1), goal, steps_to_go)
+
+    def propose_from(self, latents: Tensor, goal: Tensor, steps_to_go: Tensor) -> Tensor:
+        push = (goal.unsqueeze(1) - latents) / (GAIN * steps_to_go.clamp(min=1).unsqueeze(-1))
+        pushes = push.unsqueeze(2).expand(-1, -1, self.longest, -1)
+        under_way = torch.arange(self.longest) < steps_to_go.unsqueeze(-1)
+        return torch.where(under_way.unsqueeze(-1), pushes, 0.0)
+
+
 class Linear:
     """latent' = latent + GAIN * (sum of the block's actions). Satisfies `model.interface.LoadedModel`."""
 
@@ -74,6 +90,7 @@ class Linear:
         self.device = torch.device("cpu")
         self.block = ACTION.block
         self.dtype = torch.float32
+        self.proposer = Guide() if config.name == "guided" else None
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         return self

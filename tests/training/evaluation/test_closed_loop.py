@@ -60,6 +60,7 @@ class JointModel:
     package: Package = PACKAGE
     sight: float = 1.0
     device: torch.device = CPU
+    proposer: None = None
     block: int = 5
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -172,3 +173,29 @@ def test_a_model_that_only_embeds_is_refused(pairs: list[Pair]) -> None:
     model = JointModel(package=Package(replace(CONFIG, action=None), Path(), ""))
     with pytest.raises(PackageError, match="joints only embeds"):
         evaluated(model, pairs[:1])
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A rule that wants a success for two steps in a row."""
+
+    name: str = "twice"
+
+    def met(self, states: NDArray[np.float64], goal: NDArray[np.float64]) -> bool:
+        robot, held = ArmInFigures(16), 0
+        for state in states:
+            robot.set_state(state)
+            held = held + 1 if robot.is_success(goal) else 0
+            if held == 2:
+                return True
+        return False
+
+
+def test_a_try_goes_on_for_the_other_rules_and_counts_its_first_success() -> None:
+    pair = Manifest.load("arm").pairs(1, seed=3)[0]
+    first = run_episode(JointModel(), SEARCH, ArmInFigures(16), pair, 1, 50)
+    longer = run_episode(JointModel(), SEARCH, ArmInFigures(16), pair, 1, 50, rules=(Twice(),))
+    assert first.success
+    assert (longer.success, longer.steps) == (True, first.steps)
+    assert "twice" in longer.met
+    assert len(longer.states) > len(first.states)

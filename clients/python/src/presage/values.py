@@ -80,6 +80,8 @@ class PlannerSettings:
     """Names of the action entries to search over; the others stay at rest. Empty takes the model's own."""
     discount: Optional[float] = None
     """Weight of each model step's distance to the goal, relative to the step before; above 1, later ones count more."""
+    cost: Optional[str] = None
+    """What of a plan's steps counts: "sum", "last" or "least" (the cheapest one)."""
     metric: Optional[str] = None
     """Distance of latents: "l2" (mean square), "l1", "rms" or "cosine"."""
     narrowing: Optional[float] = None
@@ -258,7 +260,10 @@ class Plan:
     None where there was no search; `iteration_costs` are of it, and never rise. `elite_spread` is a fraction of the
     action range. `stop_reason`: "converged", "budget", "deadline" or "iterations". `degraded`: for want of time the
     search was made smaller, cut below what it needs, or found nothing better than what it began with; `shortage` names
-    what is lacking and `warnings` give the numbers, beside legal but suspicious things about the request.
+    what is lacking and `warnings` give the numbers, beside legal but suspicious things about the request. `arrival`:
+    the action after which the plan means to be at the goal, where that is known. `kept`: it is what was left of the
+    last plan, which nothing found beat by the model's own margin. `proposal_share`: of a proposer's candidates among
+    those that the search went on from.
     """
 
     actions: Floats
@@ -280,6 +285,9 @@ class Plan:
     warnings: Tuple[str, ...] = ()
     objective: Optional[float] = None
     shortage: Tuple[str, ...] = ()
+    arrival: Optional[int] = None
+    kept: bool = False
+    proposal_share: float = 0.0
 
     def __str__(self) -> str:
         """A few lines to read; the fields hold everything."""

@@ -251,6 +251,7 @@ class PlannerSettings(google.protobuf.message.Message):
     METRIC_FIELD_NUMBER: builtins.int
     NARROWING_FIELD_NUMBER: builtins.int
     SAMPLE_DECAY_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     samples: builtins.int
     """Candidates per iteration."""
     iterations: builtins.int
@@ -260,9 +261,10 @@ class PlannerSettings(google.protobuf.message.Message):
     """Model steps to look ahead."""
     optimizer: builtins.str
     """How to search: "cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration" (for control loops: a
-    step or two of Gauss-Newton from the plan under way), or a published search: "vjepa2_ac", "lewm", "dino_wm",
-    "jepa_wms". The last three draw candidates around the mean of the actions that the model was trained on, in units of
-    their spread and beyond the bounds; the plan is within them.
+    step or two of Gauss-Newton from the plan under way), "policy" (no search: what the model's proposer says, in one
+    pass), or a published search: "vjepa2_ac", "lewm", "dino_wm", "jepa_wms". The last three draw candidates around the
+    mean of the actions that the model was trained on, in units of their spread and beyond the bounds; the plan is within
+    them.
     """
     discount: builtins.float
     """Weight of each model step's distance to the goal, relative to the step before, within 0.1 and 10: above 1, where a
@@ -275,6 +277,10 @@ class PlannerSettings(google.protobuf.message.Message):
     sample_decay: builtins.float
     """Of searches by samples: share of the samples that is left one iteration later, above 0 and at most 1, which rolls out
     as many in all iterations ("icem" leaves 0.8 where nothing is said).
+    """
+    cost: builtins.str
+    """What of a plan's steps counts: "sum" (all of them), "last", or "least" (the cheapest one, each step a tenth dearer
+    than the one before, so that a plan may leave a pose that is nearly the goal's). A discount other than 1 is of a sum.
     """
     @property
     def dimensions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -293,9 +299,12 @@ class PlannerSettings(google.protobuf.message.Message):
         metric: builtins.str | None = ...,
         narrowing: builtins.float | None = ...,
         sample_decay: builtins.float | None = ...,
+        cost: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "cost", b"cost", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_discount", b"_discount", "_elites", b"_elites", "_horizon", b"_horizon", "_iterations", b"_iterations", "_metric", b"_metric", "_narrowing", b"_narrowing", "_optimizer", b"_optimizer", "_sample_decay", b"_sample_decay", "_samples", b"_samples", "cost", b"cost", "dimensions", b"dimensions", "discount", b"discount", "elites", b"elites", "horizon", b"horizon", "iterations", b"iterations", "metric", b"metric", "narrowing", b"narrowing", "optimizer", b"optimizer", "sample_decay", b"sample_decay", "samples", b"samples"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_discount", b"_discount"]) -> typing.Literal["discount"] | None: ...
     @typing.overload

@@ -159,6 +159,9 @@ class Plan(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     OBJECTIVE_FIELD_NUMBER: builtins.int
     SHORTAGE_FIELD_NUMBER: builtins.int
+    ARRIVAL_FIELD_NUMBER: builtins.int
+    KEPT_FIELD_NUMBER: builtins.int
+    PROPOSAL_SHARE_FIELD_NUMBER: builtins.int
     cost: builtins.float
     """The model's own cost, whatever the search made small: what Score says of these actions."""
     goal_distance: builtins.float
@@ -178,6 +181,12 @@ class Plan(google.protobuf.message.Message):
     """What the search made small, for these actions: the cost, unless the request names an optimizer or a discount with
     another. Unset where there was no search.
     """
+    arrival: builtins.int
+    """The action of this plan after which it means to be at the goal. Unset where that is not known."""
+    kept: builtins.bool
+    """It is what was left of the last plan: nothing found was better by the model's own margin."""
+    proposal_share: builtins.float
+    """Share of the proposer's candidates among those that the search went on from after its first iteration."""
     @property
     def actions(self) -> presage.v1.tensor_pb2.Tensor:
         """float32 [time, action], robot units, within the bounds of the model's ActionSpec."""
@@ -232,9 +241,15 @@ class Plan(google.protobuf.message.Message):
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         objective: builtins.float | None = ...,
         shortage: collections.abc.Iterable[builtins.str] | None = ...,
+        arrival: builtins.int | None = ...,
+        kept: builtins.bool = ...,
+        proposal_share: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_objective", b"_objective", "actions", b"actions", "capture_time", b"capture_time", "objective", b"objective", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_objective", b"_objective", "actions", b"actions", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "objective", b"objective", "observation_sequence", b"observation_sequence", "provenance", b"provenance", "seed", b"seed", "shortage", b"shortage", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrival", b"_arrival", "_objective", b"_objective", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "objective", b"objective", "provenance", b"provenance", "timings", b"timings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrival", b"_arrival", "_objective", b"_objective", "actions", b"actions", "arrival", b"arrival", "capture_time", b"capture_time", "cost", b"cost", "degraded", b"degraded", "elite_spread", b"elite_spread", "epoch", b"epoch", "goal_distance", b"goal_distance", "iteration_costs", b"iteration_costs", "iterations_done", b"iterations_done", "kept", b"kept", "objective", b"objective", "observation_sequence", b"observation_sequence", "proposal_share", b"proposal_share", "provenance", b"provenance", "seed", b"seed", "shortage", b"shortage", "step_costs", b"step_costs", "stop_reason", b"stop_reason", "timings", b"timings", "warm_started", b"warm_started", "warnings", b"warnings"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_arrival", b"_arrival"]) -> typing.Literal["arrival"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_objective", b"_objective"]) -> typing.Literal["objective"] | None: ...
 
 global___Plan = Plan
