@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.interface import ClipEmbedding, LoadedModel
 from model.package import Package
+from model.proposer import PackageProposer
 
 Actions = Float[Tensor, "batch samples time action"]
 Latents = Float[Tensor, "batch samples horizon *latent"]
@@ -59,6 +60,10 @@ class OffsetFreeModel:
     @property
     def block(self) -> int:
         return self.model.block
+
+    @property
+    def proposer(self) -> PackageProposer | None:
+        return self.model.proposer
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         lowered = self.model.to_precision(dtype)
