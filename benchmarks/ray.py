@@ -1,8 +1,8 @@
 """What Ray Serve adds to a call: the same small plan from one process and from a Ray beside it, in one run.
 
-`python -m benchmarks.ray` prints a table: unary calls over both doors, messages of a control stream, and calls from
-eight callers at once. Calls of both sides alternate, so that whatever else the machine does hits both alike. Both sides
-serve the same model with one engine of one thread. Needs `ray[serve]`; runs itself in a namespace where it can.
+`python -m benchmarks.ray` prints a table: unary calls over both transports, messages of a control stream, and calls
+from eight callers at once. Calls of both sides alternate, so that whatever else the machine does hits both alike. Both
+sides serve the same model with one engine of one thread. Needs `ray[serve]`; runs itself in a namespace where it can.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def serve(
         str | None, typer.Option("--graphs", help="on, off, or auto: rollouts as graphs on CUDA devices.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Address both doors listen on. By default 127.0.0.1.")
+        str | None, typer.Option("--host", help="Address both transports listen on. By default 127.0.0.1.")
     ] = None,
     grpc_port: Annotated[
         int | None, typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one. By default 50051.")
@@ -116,7 +116,7 @@ def serve(
 
 
 def _run(settings: Settings, json_: bool) -> None:
-    """Serve until stopped, and say where once the doors are open."""
+    """Serve until stopped, and say where once the transports are open."""
     import asyncio
 
     from server.observability.logging import configure_logging, wrap_plain_lines

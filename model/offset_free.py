@@ -86,7 +86,8 @@ class OffsetFreeModel:
         proprioception: Float[Tensor, "history p"] | None,
         past_actions: Float[Tensor, "past action"] | None = None,
     ) -> tuple[Tensor, ...]:
-        return self.model.context(latents, proprioception, past_actions)
+        inner = self.model.context(latents, proprioception, past_actions)
+        return (latents[-1].to(inner[0].device).unsqueeze(0), *inner)
 
     def rollout(self, context: tuple[Tensor, ...], actions: Actions) -> Latents:
         """What the model predicts, less what it predicts of rest that is not seen now."""

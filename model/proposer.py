@@ -93,7 +93,7 @@ class ProposerNetwork(nn.Module):
         if self.config.proprioception:
             told += self._measured(proprioception, seen)
         actions: Tensor = self.layers(torch.cat(told, dim=-1))
-        return actions.unflatten(-1, (self.config.blocks, self.config.action_width))
+        return actions.reshape(*actions.shape[:-1], self.config.blocks, self.config.action_width)
 
     def read(self, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch seen"]:
         """What the layers see of a latent."""

@@ -27,14 +27,14 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
     Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
     """
     package = find(name_or_path)
-    model, action = _built(package, device), package.config.action
+    model, action = as_trained(package, device), package.config.action
     if action is None or not action.rest_holds:
         return model
     return OffsetFreeModel(model, torch.tensor(action.at_rest, device=model.device))
 
 
-def _built(package: Package, device: torch.device) -> LoadedModel:
-    """The model of a package's family, as it was trained."""
+def as_trained(package: Package, device: torch.device) -> LoadedModel:
+    """The model of a package as it was trained, without the correction that the package may ask for."""
     match package.config.family:
         case "compact":
             from model.compact.world_model import CompactWorldModel

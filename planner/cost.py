@@ -130,7 +130,7 @@ class GoalDistance:
     def _cheapest(self, predicted: Latents, goal: Tensor, groups: int) -> Residuals:
         """Residuals of one step of each candidate, the one that counts for the first of its group."""
         batch, samples, horizon = predicted.shape[:3]
-        firsts = predicted.unflatten(1, (groups, -1))[:, :, 0]
+        firsts = predicted.reshape(batch, groups, -1, *predicted.shape[2:])[:, :, 0]
         distance = latent_distance(self.metric, firsts, goal)
         weights = self._weights(horizon, distance)
         step = (distance * weights).nan_to_num(torch.inf, torch.inf).argmin(dim=-1)  # [batch, groups]

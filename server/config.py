@@ -51,7 +51,7 @@ class Limits(BaseModel):
     max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
     concurrent_calls: int = Field(
-        default=256, ge=1, description="calls and control streams in progress, over both doors"
+        default=256, ge=1, description="calls and control streams in progress, over both transports"
     )
     session_ttl_s: float = Field(default=86_400.0, gt=0, description="longest time-to-live a session may ask for")
     sessions: int = Field(default=1024, ge=1, description="open sessions")
@@ -96,12 +96,14 @@ class Settings(BaseSettings):
     graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
     )
-    engine_nice: int = Field(default=5, ge=0, le=19, description="niceness of engines: the doors go before them")
+    engine_nice: int = Field(
+        default=5, ge=0, le=19, description="niceness of engines, so that the front runs before them"
+    )
     engine_heartbeat_timeout_s: float = Field(
         default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"
     )
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="address both doors listen on")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address both transports listen on")
     grpc_port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
     http_port: int = Field(default=8080, ge=0, le=65535, description="0 takes a free port")
 

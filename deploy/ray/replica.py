@@ -1,4 +1,4 @@
-"""One replica: the application with its engines, and both doors' code, called by Ray Serve instead of by sockets.
+"""One replica: the application with its engines, and both transports' code, called by Ray Serve instead of by sockets.
 
 Keys, limits, metrics, logs and errors are those of `server`: every call passes the same interceptor and middleware.
 What Ray needs to know of it is in application.py.

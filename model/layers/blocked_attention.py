@@ -31,12 +31,12 @@ def favors_pieces(tokens: int, *parts: Tensor) -> bool:
 
 
 def rotate_in_pieces(
-    lanes: Float[Tensor, "lanes tokens head_dim"],
+    flat: Float[Tensor, "flat tokens head_dim"],
     cos: Float[Tensor, "tokens head_dim"],
     sin: Float[Tensor, "tokens head_dim"],
 ) -> None:
     """Rotate contiguous queries or keys in bfloat16 where they lie, by the rows of a `RotaryTable`, rounding once."""
-    for part in torch.split(lanes, max(1, ROTATED // cos.numel())):
+    for part in torch.split(flat, max(1, ROTATED // cos.numel())):
         pairs = part.view(torch.int32)  # both channels of a pair, which change places
         swapped = (pairs >> 16).bitwise_and_(0xFFFF).add_(pairs, alpha=1 << 16).view(part.dtype)
         torch.addcmul(part * cos, swapped, sin, out=part)
@@ -53,16 +53,16 @@ def attention_in_pieces(
     """
     batch, heads, length, head_dim = queries.shape
     # contiguous: oneDNN copies views for every piece anew
-    lanes = [part.reshape(batch * heads, -1, head_dim).contiguous() for part in (queries, keys, values)]
-    mixed, sums = torch.empty_like(lanes[0]), queries.new_empty(batch * heads, length, 1)
+    flat = [part.reshape(batch * heads, -1, head_dim).contiguous() for part in (queries, keys, values)]
+    mixed, sums = torch.empty_like(flat[0]), queries.new_empty(batch * heads, length, 1)
     # The softmax without looking for every row's largest score first, which would take a fifth of all the time.
-    for piece, given, answer, total in _scored([*lanes, mixed, sums], factor=math.log2(math.e)):
+    for piece, given, answer, total in _scored([*flat, mixed, sums], factor=math.log2(math.e)):
         torch.exp2(piece, out=piece)
         torch.sum(piece, dim=-1, keepdim=True, out=total)
         torch.bmm(piece, given, out=answer)
     tame = ((sums > 1 / LARGEST_SUM) & (sums < LARGEST_SUM)).flatten(1).all(dim=1)  # not where a sum is a NaN
-    for lane in (~tame).nonzero().flatten().tolist():
-        alone = [part[lane : lane + 1] for part in (*lanes, mixed, sums)]
+    for row in (~tame).nonzero().flatten().tolist():
+        alone = [part[row : row + 1] for part in (*flat, mixed, sums)]
         for piece, given, answer, total in _scored(alone, factor=1.0):
             torch.bmm(piece.softmax(dim=-1), given, out=answer)
             total.fill_(1.0)
@@ -70,16 +70,16 @@ def attention_in_pieces(
     return torch.div(mixed.view(answers.shape), sums.view(*answers.shape[:3], 1), out=answers)
 
 
-def _scored(lanes: Sequence[Tensor], *, factor: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _scored(flat: Sequence[Tensor], *, factor: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Scores times a factor, piece by piece in one buffer, each with its values and its rows of answers and sums.
 
-    `lanes` are queries, keys, values, answers and sums, `[lanes, queries or keys, ...]`.
+    `flat` are queries, keys, values, answers and sums, `[flat, queries or keys, ...]`.
     """
-    queries, keys = lanes[:2]
+    queries, keys = flat[:2]
     (length, head_dim), count = queries.shape[1:], keys.shape[1]
     at_once, rows = max(1, SCORES // (length * count)), max(1, SCORES // count)
     scores = queries.new_empty(min(at_once, len(queries)), min(rows, length), count)
-    for asking, looked_at, given, *places in zip(*(torch.split(part, at_once) for part in lanes), strict=True):
+    for asking, looked_at, given, *places in zip(*(torch.split(part, at_once) for part in flat), strict=True):
         for asked, answer, total in zip(*(torch.split(part, rows, dim=1) for part in (asking, *places)), strict=True):
             piece = scores[: len(asked), : asked.shape[1]]
             torch.baddbmm(piece, asked, looked_at.transpose(1, 2), beta=0, alpha=factor * head_dim**-0.5, out=piece)

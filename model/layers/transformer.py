@@ -40,10 +40,10 @@ class RotaryTable:
         """The rows of the given tokens; a `[batch, kept]` index gives a table per sample."""
         return RotaryTable(self.cos[tokens], self.sin[tokens])
 
-    def rotate(self, heads: Float[Tensor, "batch tokens *lanes head_dim"]) -> Tensor:
+    def rotate(self, heads: Float[Tensor, "batch tokens *heads head_dim"]) -> Tensor:
         """Rotate queries or keys `[batch, tokens, ..., head_dim]`; computed in the table's precision or better."""
-        lanes = heads.ndim - 3
-        shape = (*self.cos.shape[:-1], *(1,) * lanes, self.cos.shape[-1])
+        extra = heads.ndim - 3
+        shape = (*self.cos.shape[:-1], *(1,) * extra, self.cos.shape[-1])
         odd = heads.shape[-1] % 2  # then the last channel is one that is left over
         pairs: Tensor = heads[..., : heads.shape[-1] - odd]
         swapped = pairs.reshape(*pairs.shape[:-1], -1, 2).flip(-1).flatten(-2)
@@ -128,8 +128,8 @@ class Attention(nn.Module):
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         elif self.fused and rotary.cos.ndim == 2 and self.head_dim % 2 == 0 and favors_pieces(qkv.shape[1], qkv):
             queries, keys, values = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-            for lanes in (queries, keys):
-                rotate_in_pieces(lanes.flatten(0, 1), rotary.cos, rotary.sin)
+            for part in (queries, keys):
+                rotate_in_pieces(part.flatten(0, 1), rotary.cos, rotary.sin)
         else:
             queries, keys = rotary.rotate(qkv[:, :, :2]).permute(2, 0, 3, 1, 4).unbind(0)
             values = qkv[:, :, 2].transpose(1, 2)

@@ -266,7 +266,9 @@ class Session:
         if plan is None or followed is None:
             if committed:
                 raise invalid("committed", "must be 0 while the session has no plan", committed)
-            warnings = (f"executed is {executed}, but the session has no plan yet",) if executed else ()
+            warnings: tuple[str, ...] = (
+                (f"executed is {executed}, but the session has no plan yet",) if executed else ()
+            )
             return WarmStart(warnings=warnings)
         time = len(followed.actions)
         which = "the last plan" if followed is plan else f"plan {followed.sequence}"

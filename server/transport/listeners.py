@@ -46,7 +46,7 @@ class StartError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the doors are, with the ports that were given."""
+    """Where the transports are, with the ports that were given."""
 
     grpc: str  # host:port
     rest: str  # http://host:port or https://host:port
@@ -56,7 +56,7 @@ class Addresses:
 def create_gateway(
     application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
 ) -> Gateway:
-    """What both doors share. Raises SettingsError for keys that cannot be read."""
+    """What both transports share. Raises SettingsError for keys that cannot be read."""
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
     telemetry.build.info({"version": server_version()})
@@ -94,7 +94,7 @@ def _engine_memory(application: Application, number: int) -> float:
 
 @asynccontextmanager
 async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.socket) -> AsyncIterator[Addresses]:
-    """Open both doors; leaving says NOT_SERVING, lets calls in progress end within `shutdown_grace_s`, and closes them.
+    """Open both transports; leaving says NOT_SERVING, lets calls end within `shutdown_grace_s`, and closes them.
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """

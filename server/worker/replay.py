@@ -21,6 +21,7 @@ from torch import Tensor
 from model import extras
 from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
 from model.package import Package
+from model.proposer import PackageProposer
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.recording import records
@@ -179,6 +180,10 @@ class _Blind:
     @property
     def block(self) -> int:
         return self._model.block
+
+    @property
+    def proposer(self) -> PackageProposer | None:
+        return self._model.proposer
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         return _Blind(self._model.to_precision(dtype), self._latent.cpu().numpy())

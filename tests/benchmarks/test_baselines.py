@@ -14,7 +14,7 @@ from benchmarks.baselines.vjepa2_ac import PublishedLoop, poses_after, predict
 from benchmarks.planning import lewm
 from model.lewm.config import from_released
 from model.lewm.network import LeWM
-from model.registry import load
+from model.registry import as_trained, find
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.poses import compose
 from model.vjepa2.rollout import normalize
@@ -69,7 +69,7 @@ def test_the_published_loop_and_the_fast_path_choose_the_same_actions(horizon: i
 
 @pytest.mark.parametrize("stepwise", [True, False])
 def test_the_plain_loop_and_the_fast_path_choose_the_same_actions(stepwise: bool) -> None:
-    model = load("arm", CPU)
+    model = as_trained(find("arm"), CPU)
     robot = make("arm")
     image, goal_image = (
         torch.from_numpy(robot.render_state([angle, 0.5, *([0.0] * (len(robot.state) - 2))]).copy())

@@ -258,8 +258,8 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         ports = [free_port(), free_port()]
         for listener, port in zip(listeners, ports, strict=True):
             listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
-        doors = ([one.grpc for one in services], [one.rest.removeprefix("http://") for one in services])
-        for cluster, addresses in zip(content["static_resources"]["clusters"], doors, strict=True):
+        transports = ([one.grpc for one in services], [one.rest.removeprefix("http://") for one in services])
+        for cluster, addresses in zip(content["static_resources"]["clusters"], transports, strict=True):
             cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
                 {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
                 for host, port in (address.rsplit(":", 1) for address in addresses)

@@ -365,12 +365,12 @@ def test_settings_that_cannot_be_meant_are_refused(ros: Any, parameters: dict[st
 def test_every_setting_of_a_search_is_a_parameter(ros: Any) -> None:
     fake_ros.Node.parameters = {
         "samples": 64, "iterations": 3, "elites": 8, "horizon": 2, "optimizer": "icem", "dimensions": "x, gripper",
-        "discount": 1.5,
+        "discount": 1.5, "metric": "l1", "narrowing": 0.9, "sample_decay": 0.8,
     }  # fmt: skip
     node = ros.PresageNode()
     node.close()
     planner = node.bridge.settings.planner
-    assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5)
+    assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5, "l1", 0.9, 0.8)
     unset = {name for name, value in vars(planner).items() if value in (None, ())}
     assert unset == set(), "a setting is not tried here"
 

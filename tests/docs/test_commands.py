@@ -39,8 +39,8 @@ NOT_RUN = {
     r"kubectl ": "needs a cluster; tests/deploy renders the manifests",
     r"deploy/compose/make-secrets": "writes into the checkout; tests/deploy/test_compose.py runs it",
     r"openssl rand": "writes a key into the checkout",
-    r"\.venv/bin/presage weights (?:pull|inspect|import) .*vjepa2": "downloads; tests/cli/test_weights.py has it",
-    r"\.venv/bin/presage serve --model packages/": "serves what was downloaded",
+    r"\.venv/bin/presage weights .*(?:downloads|packages)": "downloads; tests/cli/test_weights.py does it locally",
+    r"\.venv/bin/presage (?:serve|classify)\b.*--model packages/": "uses what was downloaded",
     r"\.venv/bin/presage eval --model runs/tiny": "takes minutes; tests/cli/test_evaluate.py evaluates",
 }
 """Why a command is not run here, by how it begins."""

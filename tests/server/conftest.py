@@ -1,4 +1,4 @@
-"""An application with a real engine process, shared by all tests of a run, and both doors open in front of it."""
+"""An application with a real engine process, shared by all tests of a run, and both transports open in front of it."""
 
 from __future__ import annotations
 
@@ -92,6 +92,6 @@ async def application(compact_folder: Path) -> AsyncIterator[Application]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def service(application: Application) -> AsyncIterator[Service]:
-    """Doors with the default settings; a module that needs others opens its own."""
+    """Transports with the default settings; a module that needs others opens its own."""
     async with open_service(application) as opened:
         yield opened

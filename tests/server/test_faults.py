@@ -69,7 +69,7 @@ def kill(application: Application) -> int:
 # Engines
 
 
-async def test_an_engine_killed_in_the_middle_of_plans_is_told_on_both_doors_and_by_health() -> None:
+async def test_an_engine_killed_in_the_middle_of_plans_is_told_on_both_transports_and_by_health() -> None:
     async with served(changed(models=("slow",))) as (application, service):
         goal_id = await goal(service, 0.5, 0.4, model="slow")
         session_id = await session(service, goal_id, model="slow")

@@ -1,4 +1,4 @@
-"""The demo end to end: real service, real robot process, both doors, and nothing left running."""
+"""The demo end to end: real service, real robot process, both transports, and nothing left running."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_demo(model: str, transport: str, report: Path) -> tuple[dict[str, Any], 
 
 @pytest.fixture(scope="module")
 def demos(package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The untrained package over both doors: folder and JSON."""
+    """The untrained package over both transports: folder and JSON."""
     found = {}
     for transport in ("grpc", "rest"):
         folder = tmp_path_factory.mktemp(transport)
@@ -74,7 +74,7 @@ def test_a_demo_that_fails_its_goals_still_reports(
         assert gif.n_frames >= len(clip.frames)  # type: ignore[attr-defined]
 
 
-def test_both_doors_lead_to_the_same_outcome(demos: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+def test_both_transports_lead_to_the_same_outcome(demos: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     clips = [decode(folder / "episode.mp4").frames for folder, _ in demos.values()]
     assert clips[0].shape == clips[1].shape
     assert (clips[0] == clips[1]).all()

@@ -59,11 +59,11 @@ def test_an_imported_planner_is_the_networks_of_its_files(tmp_path: Path) -> Non
         task.measured_std
     )
     start = latents[:1].expand(3, -1, -1), predictor.measured(numbers).expand(3, -1, -1)
-    seen, felt = rollout(predictor, start, standard[0].reshape(3, 3, 10))
+    seen, proprioception = rollout(predictor, start, standard[0].reshape(3, 3, 10))
     torch.testing.assert_close(predicted[0], seen, rtol=1e-5, atol=1e-5)
     whole = model.measuring().rollout(context, actions)
-    assert felt is not None
-    torch.testing.assert_close(whole[0, ..., 64:], felt, rtol=1e-5, atol=1e-5)
+    assert proprioception is not None
+    torch.testing.assert_close(whole[0, ..., 64:], proprioception, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(whole[..., :64], predicted)
 
 
@@ -282,7 +282,7 @@ def test_weights_in_lower_precision_predict_nearly_the_same(tmp_path: Path) -> N
     assert model.to_precision(torch.float32) is model
     assert model.to_precision(torch.float8_e4m3fn).dtype == torch.bfloat16
     latent = model.encode(torch.randint(256, (1, 28, 28, 3), dtype=torch.uint8))[0]
-    felt, actions = torch.tensor([[230.0, 260.0, 0.0, 1.0]]), torch.randn(1, 5, 10, 2) * 0.2
-    exact = model.rollout(model.context([latent], felt), actions)
-    rough = lower.rollout(lower.context([latent], felt), actions).float()
+    proprioception, actions = torch.tensor([[230.0, 260.0, 0.0, 1.0]]), torch.randn(1, 5, 10, 2) * 0.2
+    exact = model.rollout(model.context([latent], proprioception), actions)
+    rough = lower.rollout(lower.context([latent], proprioception), actions).float()
     assert float((rough - exact).abs().mean()) < 0.05 * float(exact.abs().mean())

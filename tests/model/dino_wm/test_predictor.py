@@ -67,10 +67,10 @@ def test_windows_of_frames_are_predicted_as_published(name: str, dtype: torch.dt
         case.agrees(measured, "proprio_feature")
     for frames in (1, 2, 3, 4) if dtype == torch.float32 else (1, 2, 3):
         beside = None if measured is None else measured[:, :frames]
-        seen, felt = case.network(patches[:, :frames], actions[:, :frames], beside)
+        seen, proprioception = case.network(patches[:, :frames], actions[:, :frames], beside)
         case.agrees(seen, f"predict.T{frames}.visual")
-        if felt is not None:
-            case.agrees(felt, f"predict.T{frames}.proprio")
+        if proprioception is not None:
+            case.agrees(proprioception, f"predict.T{frames}.proprio")
 
 
 @pytest.mark.parametrize("dtype", GATES)
@@ -137,13 +137,13 @@ def test_the_published_search_finds_the_same_plan_draw_by_draw(name: str) -> Non
         bounds = space(model, limit)
     inputs = reference["inputs"]
     start = inputs["context.visual"].flatten(2, 4)[0, 0]
-    felt = inputs["context.proprio"][0] if config.proprioception else None
+    proprioception = inputs["context.proprio"][0] if config.proprioception else None
     goal = model.goal(
         inputs["goal.visual"].flatten(2, 4)[0, 0], inputs["goal.proprio"][0, 0] if config.proprioception else None
     )
     watched = Watched(model.measuring())
     search = published_search(model, settings, inputs["plan.noise"])
-    plan = search.plan(watched, Problem(model.context([start], felt), goal, bounds, seed=0))
+    plan = search.plan(watched, Problem(model.context([start], proprioception), goal, bounds, seed=0))
     flat = plan.actions.reshape(search.horizon, -1)
     assert worst(flat, outputs["plan.actions"]) <= 1e-6
     for index, ((actions, predicted), costs) in enumerate(zip(watched.asked, outputs["plan.costs"], strict=False)):

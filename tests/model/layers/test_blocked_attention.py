@@ -65,11 +65,11 @@ def test_what_is_not_a_number_spoils_its_own_queries_alone(wrong: float) -> None
 @pytest.mark.parametrize("style", ["tiled", "interleaved"])
 def test_rotation_in_pieces_is_rotation_to_the_last_bit(monkeypatch: pytest.MonkeyPatch, style: str) -> None:
     table = rotary_table(grid_positions((2, 5, 7)), 64, style, torch.float32)  # type: ignore[arg-type]
-    lanes = torch.randn(5, 70, 64).to(torch.bfloat16)
-    expected = table.rotate(lanes.transpose(0, 1).unsqueeze(0))[0].transpose(0, 1)
+    heads = torch.randn(5, 70, 64).to(torch.bfloat16)
+    expected = table.rotate(heads.transpose(0, 1).unsqueeze(0))[0].transpose(0, 1)
     monkeypatch.setattr(blocked_attention, "ROTATED", 2 * 70 * 64)
-    rotate_in_pieces(lanes, table.cos, table.sin)
-    assert torch.equal(lanes, expected)
+    rotate_in_pieces(heads, table.cos, table.sin)
+    assert torch.equal(heads, expected)
 
 
 @pytest.mark.parametrize("tokens", [8, 72])

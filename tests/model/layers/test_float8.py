@@ -8,8 +8,7 @@ from torch import nn
 
 from model.compact.world_model import CompactWorldModel
 from model.layers.float8 import E4M3, Float8Linear, has_units, quantize, quantize_linears
-from model.offset_free import OffsetFreeModel
-from model.registry import load
+from model.registry import as_trained, find
 
 CPU = torch.device("cpu")
 
@@ -82,9 +81,7 @@ def test_only_large_layers_whose_sides_fit_are_quantized() -> None:
 
 
 def test_a_model_in_8_bit_floats_predicts_nearly_the_same_and_embeds_the_same() -> None:
-    loaded = load("arm", CPU)
-    assert isinstance(loaded, OffsetFreeModel)
-    arm = loaded.model
+    arm = as_trained(find("arm"), CPU)
     lowered = arm.to_precision(E4M3)
     assert isinstance(lowered, CompactWorldModel)
     assert lowered.dtype == E4M3

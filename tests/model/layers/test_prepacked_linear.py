@@ -11,7 +11,7 @@ from model.compact import CompactWorldModel
 from model.layers import prepacked_linear
 from model.layers.prepacked_linear import PackedLinear, can_pack, pack_linears
 from model.layers.transformer import Block
-from model.registry import load
+from model.registry import as_trained, find
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor has no bfloat16 products to pack weights for")
@@ -70,7 +70,7 @@ def test_only_bfloat16_layers_are_packed_and_blocks_go_on_as_before() -> None:
 
 
 def test_a_served_model_plans_on_packed_layers_as_on_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = load("arm", CPU)
+    exact = as_trained(find("arm"), CPU)
     assert isinstance(exact, CompactWorldModel)
     fast = exact.to_precision(torch.bfloat16)
     monkeypatch.setattr(prepacked_linear, "can_pack", lambda: False)

@@ -38,8 +38,10 @@ def test_rotary_tables_rotate_each_axis_by_its_position(style: str, head_dim: in
     part = 2 * (head_dim // 3 // 2)
     expected = x.clone()
     for axis in range(3):
-        lanes = slice(axis * part, (axis + 1) * part)
-        expected[..., lanes] = rotate_one_axis(x[..., lanes].transpose(1, 2), positions[axis], style).transpose(1, 2)
+        channels = slice(axis * part, (axis + 1) * part)
+        expected[..., channels] = rotate_one_axis(x[..., channels].transpose(1, 2), positions[axis], style).transpose(
+            1, 2
+        )
     assert worst(table.rotate(x), expected) <= 1e-12
 
 

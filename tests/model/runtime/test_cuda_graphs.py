@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation
 from model.layers.transformer import RotaryCache
-from model.registry import load
+from model.registry import as_trained, find
 from model.runtime.cuda_graphs import Captured, CudaGraphs, Graphed, WorldModel, outside, rehearsed
 from model.vjepa2.action_predictor import ActionPredictorConfig
 from model.vjepa2.rollout import normalize
@@ -25,7 +25,7 @@ Question = tuple[tuple[Tensor, ...], Tensor]
 
 
 def compact(device: torch.device = CPU) -> tuple[WorldModel, Callable[[int, int, int], Question]]:
-    arm = load("arm", device)
+    arm = as_trained(find("arm"), device)
 
     def ask(batch: int, samples: int, seed: int) -> Question:
         generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ import torch
 
 from model.camera_yaw import CameraYawWorldModel
 from model.compact.world_model import CompactWorldModel
-from model.registry import load
+from model.registry import as_trained, find
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from model.vjepa2.encoder import Encoder
 from model.vjepa2.world_model import VJepa2WorldModel
@@ -24,7 +24,7 @@ SHAPE = ActionPredictorConfig(latent_width=32, width=24, depth=2, heads=2, mlp_h
 def test_a_compact_rollout_waits_for_nothing(
     dtype: torch.dtype, differentiated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = load("arm", torch.device("cpu")).to_precision(dtype)
+    world = as_trained(find("arm"), torch.device("cpu")).to_precision(dtype)
     assert isinstance(world, CompactWorldModel)
     shape = world.package.config.latent_shape
     with pretended_device(monkeypatch) as waits, torch.device(DEVICE):

@@ -70,8 +70,8 @@ def test_a_rollout_sees_a_window_whose_first_frame_is_always_number_0(
                 done.append(actions[robot, sample, time])
                 newest = slice(-min(window, len(frames)), None)
                 seen = (torch.stack(part[newest]).unsqueeze(0) for part in (frames, done, states))
-                x, given, felt = seen
-                predicted = normalize(network(x.flatten(1, 2), given, felt))[0, -4:]
+                x, given, proprioception = seen
+                predicted = normalize(network(x.flatten(1, 2), given, proprioception))[0, -4:]
                 assert worst(found[robot, sample, time], predicted) <= 1e-10
                 frames.append(predicted)
                 states.append(compose(states[-1], done[-1]))

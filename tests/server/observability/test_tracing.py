@@ -1,4 +1,4 @@
-"""Trace context: read as the standard says, told on both doors, named in logs, and sent as spans where wanted."""
+"""Trace context: read as the standard says, told on both transports, named in logs, and sent as spans where wanted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_header_that_breaks_the_standard_begins_a_trace_of_its_own(header: str
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_both_doors_tell_the_span_and_every_log_line_names_it(application: Application) -> None:
+async def test_both_transports_tell_the_span_and_every_log_line_names_it(application: Application) -> None:
     async with open_service(application) as service:
         with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
             gone = await service.rest.get("/v1/sessions/none", headers={"traceparent": PARENT})

@@ -107,7 +107,7 @@ def _is_cell(line: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
     return bool((np.ptp(line, axis=-1) > 40).any())
 
 
-async def test_both_doors_and_the_client_say_the_same(service: Service) -> None:
+async def test_both_transports_and_the_client_say_the_same(service: Service) -> None:
     application = service.gateway.application
     request = replace(await asked(application, 0.44, 0.38), plot=True)
     direct = await application.landscape(request)

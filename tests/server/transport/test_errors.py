@@ -1,4 +1,4 @@
-"""What goes wrong, told alike on both doors: the whole table, bad input of every kind, and what was not foreseen."""
+"""Errors are told alike on both transports: the whole table, bad input of every kind, and what was not foreseen."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def service(application: Application) -> AsyncIterator[Service]:
 
 
 async def both(by_grpc: Awaitable[Any], by_rest: Awaitable[httpx.Response]) -> Refusal:
-    """The refusal of a request, which both doors must tell in the same words."""
+    """The refusal of a request, which both transports must tell in the same words."""
     one, other = await grpc_refusal(by_grpc), await rest_refusal(by_rest)
     reason = Reason[one.reason]
     assert (one.status, other.status) == (reason.fault.grpc_code, reason.fault.http_status)
@@ -104,7 +104,7 @@ def look(service: Service, session_id: str) -> tuple[Awaitable[Any], Awaitable[h
 
 
 @pytest.mark.parametrize("reason", Reason)
-async def test_every_reason_comes_through_both_doors_alike(refusing: Service, reason: Reason) -> None:
+async def test_every_reason_comes_through_both_transports_alike(refusing: Service, reason: Reason) -> None:
     refused = await both(*look(refusing, reason.name))
     assert refused.reason == reason.name
     assert (refused.field, refused.rule, refused.value) == ("field", "must rule", "value")
@@ -141,7 +141,7 @@ async def test_what_was_not_foreseen_leaves_as_an_id_alone_and_is_logged_whole(r
             assert isinstance(logged["exc_info"], ZeroDivisionError)
 
 
-# Bad input, on both doors
+# Bad input, on both transports
 
 Asks = Callable[[Service], tuple[Awaitable[Any], Awaitable[httpx.Response]]]
 
@@ -229,7 +229,7 @@ async def test_bad_input_is_refused_by_field_rule_and_value_and_the_service_goes
     await still_serves(service)
 
 
-async def test_bytes_of_another_kind_are_refused_on_both_doors(service: Service) -> None:
+async def test_bytes_of_another_kind_are_refused_on_both_transports(service: Service) -> None:
     garbage = b"\xff\xfe{[not a request"
     by_grpc = service.channel.unary_unary("/presage.v1.Planning/Plan")(garbage)
     by_rest = service.rest.post("/v1/plans", content=garbage, headers={"content-type": "application/json"})
@@ -261,7 +261,7 @@ async def test_a_message_far_past_the_limit_is_refused_before_it_is_read(service
     await still_serves(service)
 
 
-async def test_an_oversize_clip_is_refused_on_both_doors(service: Service) -> None:
+async def test_an_oversize_clip_is_refused_on_both_transports(service: Service) -> None:
     content = bytes(SMALL_LIMITS["clip_bytes"] + 100_000)
     by_grpc, by_rest = clips_of(content)(service)
     for refused in (await grpc_refusal(by_grpc), await rest_refusal(by_rest)):
@@ -271,14 +271,14 @@ async def test_an_oversize_clip_is_refused_on_both_doors(service: Service) -> No
     await still_serves(service)
 
 
-async def test_an_unknown_call_is_refused_on_both_doors(service: Service) -> None:
+async def test_an_unknown_call_is_refused_on_both_transports(service: Service) -> None:
     by_grpc = service.channel.unary_unary("/presage.v1.Planning/Reboot")(b"")
     by_rest = service.rest.post("/v1/reboot")
     for refused in (await grpc_refusal(by_grpc), await rest_refusal(by_rest)):
         assert refused.reason == "UNKNOWN_ROUTE"
 
 
-async def test_a_model_that_only_embeds_says_so_on_both_doors(service: Service) -> None:
+async def test_a_model_that_only_embeds_says_so_on_both_transports(service: Service) -> None:
     refused = await both(
         service.sessions.Create(sessions_pb2.SessionsCreateRequest(model="embedder")),
         service.rest.post("/v1/sessions", json={"model": "embedder"}),

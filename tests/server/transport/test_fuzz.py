@@ -1,4 +1,4 @@
-"""Both doors under requests nobody means: every one is answered or refused by name, in time, and nothing grows.
+"""Both transports under requests nobody means: every one is answered or refused by name, in time, and nothing grows.
 
 `PRESAGE_FUZZ_CASES=5000 pytest tests/server -k fuzz` is the size for a release.
 """
@@ -45,7 +45,9 @@ on_one_loop = pytest.mark.asyncio(loop_scope="module")
 PATIENCE_S = 60.0  # nothing these requests may ask for takes longer on a busy machine
 PICTURE = linear.frame(0.2, 0.4)
 SEEN = proto_observation(PICTURE)
-FELT = observation_pb2.Observation(images=[proto_image(PICTURE)], proprioception=proto_tensor(np.zeros(1, np.float32)))
+WITH_PROPRIOCEPTION = observation_pb2.Observation(
+    images=[proto_image(PICTURE)], proprioception=proto_tensor(np.zeros(1, np.float32))
+)
 ACTIONS = proto_tensor(np.full((4, 2), 0.1, np.float32))
 # Bytes: caches fill. What makes the cases lives in this process too, and keeps 25 KiB of each; a service in a process
 # of its own grew by 0.6 MiB in 3977 cases.
@@ -109,7 +111,7 @@ def templates(known: Known, clip: bytes) -> dict[str, tuple[Message, ...]]:
         ),
         planning_pb2.PlanRequest(session_id=session_id, observation=SEEN, budget_ms=50.0),
         planning_pb2.PlanRequest(goal_id=goal_id, observation=SEEN, planner=models_pb2.PlannerSettings(samples=16)),
-        planning_pb2.PlanRequest(model="historian", observation=FELT, goal_id=goal_id),
+        planning_pb2.PlanRequest(model="historian", observation=WITH_PROPRIOCEPTION, goal_id=goal_id),
         planning_pb2.ControlRequest(start=start),
         planning_pb2.ControlRequest(observation=control),
         planning_pb2.ControlRequest(heartbeat=planning_pb2.ControlHeartbeat(nonce=1)),

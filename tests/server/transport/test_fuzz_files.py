@@ -1,4 +1,4 @@
-"""Broken files and forged bytes at both doors: each is answered rightly or refused by name, soon and without growth."""
+"""Broken files and forged bytes at both transports: each is answered rightly or refused by name, without growth."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [*RIGHT, *REFUSED, *EITHER])
 @on_the_shared_loop
-async def test_a_strange_clip_is_answered_or_refused_by_name_on_both_doors(
+async def test_a_strange_clip_is_answered_or_refused_by_name_on_both_transports(
     service: Service, folder: Path, name: str
 ) -> None:
     content = make(folder, name)

@@ -121,7 +121,7 @@ async def test_a_model_without_horizontal_axes_is_not_calibrated(application: Ap
     assert "has no x and y" in error.message
 
 
-async def test_both_doors_say_the_same(service: Service) -> None:
+async def test_both_transports_say_the_same(service: Service) -> None:
     application = service.gateway.application
     direct = (await application.calibrate(CalibrateRequest(await session(application), moves()))).calibration
     assert direct is not None

@@ -76,7 +76,7 @@ def engine_calls(affinity: str) -> float:
         return float(re.findall(r"^presage_engine_calls (\S+)", gateway.get("/metrics").text, re.MULTILINE)[0])
 
 
-def test_both_doors_and_every_replica_give_the_same_plan(image: np.ndarray, goal_image: np.ndarray) -> None:
+def test_both_transports_and_every_replica_give_the_same_plan(image: np.ndarray, goal_image: np.ndarray) -> None:
     with connected("robot-0") as client, rest("robot-0") as gateway:
         client.wait_ready(10.0)
         goal = client.goal(goal_image)
@@ -93,7 +93,7 @@ def test_both_doors_and_every_replica_give_the_same_plan(image: np.ndarray, goal
     np.testing.assert_allclose(reply.json()["actions"]["data"], plan.actions, atol=1e-6)
 
 
-def test_errors_keep_their_details_on_both_doors(image: np.ndarray) -> None:
+def test_errors_keep_their_details_on_both_transports(image: np.ndarray) -> None:
     with connected("robot-0") as client, rest("robot-0") as gateway:
         with pytest.raises(presage.InvalidRequest) as caught:
             client.goal(image[:32, :32])

@@ -1,4 +1,4 @@
-"""Both doors open on loopback in front of an application, and ways to ask them the same thing."""
+"""Both transports open on loopback in front of an application, and ways to ask them the same thing."""
 
 from __future__ import annotations
 

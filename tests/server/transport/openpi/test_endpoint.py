@@ -240,7 +240,7 @@ async def test_an_unknown_model_is_refused_on_connecting(service: Service) -> No
 
 
 @on_the_shared_loop
-async def test_the_door_can_be_closed(application: Application) -> None:
+async def test_the_transport_can_be_closed(application: Application) -> None:
     async with open_service(application, openpi=False) as service:
         with pytest.raises(InvalidStatus):
             async with connect(address(service), proxy=None):
