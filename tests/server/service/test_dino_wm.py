@@ -33,7 +33,7 @@ from server.values.calls import (
     RolloutRequest,
 )
 from server.worker.replay import _planned as planned
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.model.dino_files import TINY, files
 from tests.support.server.requests import refused
 from tests.support.server.transports import json_image, open_service, proto_image, proto_tensor
@@ -57,7 +57,7 @@ async def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def application(package: Path) -> AsyncIterator[Application]:
-    started = await Application.start(replace(SETTINGS, models=(str(package),)))
+    started = await start(changed(models=(str(package),)))
     await started.wait_ready(START_S)
     yield started
     await started.stop(shutdown_grace_s=0.0)

@@ -29,7 +29,7 @@ from server.values.calls import (
     SessionRequest,
     SurpriseRequest,
 )
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.model.lewm import write_folder
 from tests.support.server.transports import json_image, open_service
 
@@ -47,7 +47,7 @@ async def application(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     folder = tmp_path_factory.mktemp("lewm")
     statistics = ActionStatistics(mean=(0.1, -0.2), std=(0.4, 0.5), source="a test")
     import_weights(write_folder(folder / "downloaded"), folder / "tiny", ImportOptions(statistics=statistics))
-    started = await Application.start(replace(SETTINGS, models=(str(folder / "tiny"),)))
+    started = await start(changed(models=(str(folder / "tiny"),)))
     await started.wait_ready(START_S)
     yield started
     await started.stop(shutdown_grace_s=0.0)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from model.checkpoints.families import ImportOptions, import_weights
 from model.registry import load
 from model.video.decode import ClipLimits, FrameSampling, decode
 from model.vjepa2.model import VJepa2Model
-from server.service.application import Application
 from tests.model.vjepa2.test_classify import LABELS, probe, probe_file
 from tests.model.vjepa2.test_huggingface import hugging_face_folder
-from tests.server.conftest import SETTINGS, START_S
+from tests.server.conftest import START_S, changed, start
 from tests.support.cli.commands import run_command
 from tests.support.model.clips import moving_square, write
 from tests.support.server.transports import Service, grpc_refusal, open_service
@@ -58,7 +57,7 @@ async def case(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Case]:
     model = load(str(package), torch.device("cpu"))
     assert isinstance(model, VJepa2Model)
     clip = write(folder / "clip.mp4", moving_square(9))
-    application = await Application.start(replace(SETTINGS, models=(str(package), "linear"), precision="float32"))
+    application = await start(changed(models=(str(package), "linear"), precision="float32"))
     try:
         await application.wait_ready(START_S)
         async with open_service(application) as service:
@@ -71,8 +70,8 @@ def messages(clip: Path, **header: Any) -> Iterator[embeddings_pb2.ClassifyClipR
     content = clip.read_bytes()
     announced: dict[str, Any] = {"total_bytes": len(content), "sha256": hashlib.sha256(content).digest(), **header}
     yield embeddings_pb2.ClassifyClipRequest(header=embeddings_pb2.ClipHeader(**announced))
-    for start in range(0, len(content), 1000):
-        yield embeddings_pb2.ClassifyClipRequest(chunk=content[start : start + 1000])
+    for first in range(0, len(content), 1000):
+        yield embeddings_pb2.ClassifyClipRequest(chunk=content[first : first + 1000])
 
 
 async def test_the_likeliest_labels_come_back_over_grpc(case: Case) -> None:
