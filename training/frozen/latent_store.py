@@ -39,18 +39,18 @@ def latents_of(
     folder.mkdir(parents=True, exist_ok=True)
     about, array = folder / "latents.json", folder / "latents.npy"
     rows, times = episodes.frames.shape[:2]
+    shape = (rows, (times - 1) // every + 1, pooled(model.encode(_frames(episodes, 0, slice(0, 1)))).shape[-1])
     wanted = {
         "weights": model.package.weights_digest,
         "episodes": _digest(episodes),
-        "shape": [rows, (times - 1) // every + 1, pooled(model.encode(_frames(episodes, 0, slice(0, 1)))).shape[-1]],
+        "shape": list(shape),
         "every": every,
         "bfloat16": bfloat16,
     }
     found = json.loads(about.read_text()) if about.exists() and array.exists() else {}
     done = int(found.pop("done", 0)) if {key: found.get(key) for key in wanted} == wanted else 0
     mode = "r+" if done else "w+"
-    shape = tuple(wanted["shape"])  # type: ignore[arg-type]
-    store = np.lib.format.open_memmap(array, mode=mode, dtype=np.float32, shape=shape)  # type: ignore[no-untyped-call]
+    store = np.lib.format.open_memmap(array, mode=mode, dtype=np.float32, shape=shape)
     for row in range(done, rows):
         shown = _frames(episodes, row, slice(0, episodes.steps_of(row) + 1, every))
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):

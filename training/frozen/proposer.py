@@ -150,7 +150,8 @@ def hindsight_loss(
     found = network.of_read(pairs.latent, pairs.goal, pairs.steps_to_go, measured).float().view_as(wanted)
     counted = torch.arange(wanted.shape[1]) < pairs.steps_to_go.unsqueeze(-1)
     errors = (found - wanted).square().mean(dim=-1)
-    return (errors * counted).sum() / counted.sum()
+    mean: Tensor = (errors * counted).sum() / counted.sum()
+    return mean
 
 
 @torch.no_grad()

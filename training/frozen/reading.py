@@ -71,7 +71,7 @@ def told_latents(
     """What the folded head would say of frames with these labels [episodes, frames, labels], which nobody encodes: the
     labels in units of `scale`, and noise as large as the line is `off`."""
     noise = np.random.default_rng(seed).standard_normal(labels.shape, dtype=np.float32)
-    told: NDArray[np.float32] = labels / np.float32(scale) + noise * np.float32(off)
+    told: NDArray[np.float32] = labels / np.asarray(scale, np.float32) + noise * np.asarray(off, np.float32)
     return told
 
 

@@ -308,4 +308,5 @@ def _reading(episodes: EncodedEpisodes, block: int) -> Float[Tensor, "latent lab
     latents, labels = seen.latents.flatten(0, 1).double(), seen.labels.flatten(0, 1).double()
     latents, labels = latents - latents.mean(dim=0), labels - labels.mean(dim=0)
     ridge = 1e-6 * len(latents) * torch.eye(latents.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(latents.T @ latents + ridge, latents.T @ labels).float()
+    line: Tensor = torch.linalg.solve(latents.T @ latents + ridge, latents.T @ labels)
+    return line.float()
