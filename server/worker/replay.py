@@ -21,7 +21,7 @@ from torch import Tensor
 from model import extras
 from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
 from model.package import Package
-from model.proposer import PackageProposer
+from model.proposer import AnyProposer
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.recording import records
@@ -182,7 +182,7 @@ class _Blind:
         return self._model.block
 
     @property
-    def proposer(self) -> PackageProposer | None:
+    def proposer(self) -> AnyProposer | None:
         return self._model.proposer
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:

@@ -41,19 +41,25 @@ async def test_the_service_offers_the_planners_names() -> None:
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != PROPOSER_ALONE])
 async def test_every_optimizer_plans_toward_the_goal_and_is_named(application: Application, name: str) -> None:
-    reply = await plan(application, PlannerSettings(samples=24, iterations=6, elites=6, optimizer=name))
+    iterations = 40 if name == "jepa_wms_droid" else 6  # its samples are drawn within a tenth of a std
+    reply = await plan(application, PlannerSettings(samples=24, iterations=iterations, elites=6, optimizer=name))
     assert reply.provenance.planner.optimizer == name
     assert reply.step_costs[-1] < reply.goal_distance / 2
 
 
-async def test_the_goals_distance_is_measured_as_the_search_does(application: Application) -> None:
+async def test_costs_and_the_goals_distance_are_the_models_own_whatever_the_search_minimized(
+    application: Application,
+) -> None:
     quick = PlannerSettings(samples=8, iterations=1)
     squared = await plan(application, quick)
     absolute = await plan(application, replace(quick, optimizer="vjepa2_ac"))
     away = latent(0.2, 0.4) - latent(0.5, 0.3)
     assert squared.goal_distance == pytest.approx(float(np.square(away).mean()))
-    assert absolute.goal_distance == pytest.approx(float(np.abs(away).mean()))
-    assert absolute.step_costs[:-1] == (0.0, 0.0)
+    assert absolute.goal_distance == pytest.approx(squared.goal_distance)
+    assert sum(absolute.step_costs) == pytest.approx(absolute.cost)
+    assert min(absolute.step_costs) > 0  # of every step, though the search counts the last alone
+    assert absolute.objective is not None
+    assert absolute.objective < float(np.abs(away).mean())  # its own: mean absolute difference after the last step
 
 
 async def test_a_discount_weighs_later_steps_and_is_named(application: Application) -> None:
