@@ -129,7 +129,7 @@ def _run(settings: Settings, json_: bool) -> None:
 
     def announce(addresses: Addresses) -> None:
         computes = dict(addresses.models)
-        value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": [*computes], "computes": computes}
+        value = {"grpc": addresses.grpc, "rest": addresses.rest, "models": list(settings.models), "computes": computes}
         models = "".join(f"\n  {name}: {how}" for name, how in computes.items())
         output.result(value, f"ready: gRPC on {addresses.grpc}, REST on {addresses.rest}{models}")
 

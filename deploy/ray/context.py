@@ -33,6 +33,10 @@ class ReplicaContext:
     def invocation_metadata(self) -> Any:
         return self._told.invocation_metadata()
 
+    def peer(self) -> str:
+        """Empty: the caller speaks to Ray's proxy, and a replica does not learn its address."""
+        return ""
+
     def trailing_metadata(self) -> Any:
         return tuple((name, value) for name, value in self._told.trailing_metadata())
 

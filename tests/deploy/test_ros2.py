@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import time
+import urllib.request
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,6 +149,13 @@ def stopping(robot: Robot) -> Callable[[], bool]:
     return lambda: len(robot.heard) >= before + 3 and all(map(is_stop, robot.heard[-3:]))
 
 
+def plans_made(address: str) -> float:
+    """How many plans the service at that address has made."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=5.0) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("presage_plans_total{"))
+
+
 @needs_arm
 def test_a_goal_set_by_service_is_approached_and_stamps_are_honored(ros: Any, address: str) -> None:
     with driven(ros, address) as (node, robot):
@@ -214,7 +222,7 @@ def test_a_service_that_was_restarted_is_told_the_goal_again(ros: Any, address: 
         with private_service("arm", device="cpu", threads=1) as another:
             network.lead_to(another.grpc)
             network.cut()
-            eventually(stopping(robot))  # there is no such session
+            eventually(lambda: plans_made(another.rest) > 0)  # in a session that was made again there
             eventually(planning(robot))
             set_goal(node, b"")
 
@@ -365,12 +373,12 @@ def test_settings_that_cannot_be_meant_are_refused(ros: Any, parameters: dict[st
 def test_every_setting_of_a_search_is_a_parameter(ros: Any) -> None:
     fake_ros.Node.parameters = {
         "samples": 64, "iterations": 3, "elites": 8, "horizon": 2, "optimizer": "icem", "dimensions": "x, gripper",
-        "discount": 1.5, "metric": "l1", "narrowing": 0.9, "sample_decay": 0.8,
+        "discount": 1.5, "cost": "least", "metric": "l1", "narrowing": 0.9, "sample_decay": 0.8,
     }  # fmt: skip
     node = ros.PresageNode()
     node.close()
     planner = node.bridge.settings.planner
-    assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5, "l1", 0.9, 0.8)
+    assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5, "least", "l1", 0.9, 0.8)
     unset = {name for name, value in vars(planner).items() if value in (None, ())}
     assert unset == set(), "a setting is not tried here"
 
