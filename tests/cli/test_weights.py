@@ -192,3 +192,22 @@ def test_a_checkpoint_is_told_with_its_digest(tmp_path: Path, capsys: pytest.Cap
     assert told["sha256"] == {"some.pt": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert told["sections"]["encoder"] == {"tensors": 1, "parameters": 3, "dtypes": ["float32"]}
     assert told["misfit"]
+
+
+def test_an_import_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "package"
+    there.mkdir()
+    (there / "notes.txt").write_text("mine")
+    assert run_command("weights", "import", str(tmp_path / "file.pt"), "--out", str(there)) == 1
+    assert f"--out {there} is there already and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in there.iterdir()] == ["notes.txt"]
+
+
+def test_a_digest_is_shown_short_to_people_and_whole_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("weights", "inspect", "arm") == 0
+    shown = capsys.readouterr().out
+    assert run_command("weights", "inspect", "arm", "--json") == 0
+    digest = json.loads(capsys.readouterr().out)["weights_digest"]
+    assert len(digest) == 64
+    assert digest not in shown
+    assert f"{digest[:16]}..." in shown

@@ -74,3 +74,16 @@ def test_resuming_what_was_never_begun_is_an_error(tmp_path: Path) -> None:
     _, told = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "nothing to resume" in told
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(CONFIG.replace("steps: 60", "steps: 6000"))
+    process = start(tmp_path, "stopped")
+    checkpoint = tmp_path / "stopped" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == f"presage: interrupted: {checkpoint} is kept; the same command goes on from it"
+    assert torch.load(checkpoint, weights_only=True)["step"] >= 5
