@@ -331,8 +331,8 @@ def _not_readable(path: Path) -> VideoDecodeError:
     cut = containers.how_cut(path)
     if cut is not None:
         return VideoDecodeError("truncated", f"the file is {kind} that is cut short: {cut}")
-    named = f"the file is {kind}" if kind else "the file"
-    return VideoDecodeError("not_a_video", f"{named}, not a video that can be read; {_READABLE} is expected")
+    named = f"the file is {kind}, not a video" if kind else "the file is not a video"
+    return VideoDecodeError("not_a_video", f"{named} that can be read; {_READABLE} is expected")
 
 
 def _films(container: InputContainer) -> list[VideoStream]:
