@@ -39,7 +39,7 @@ _log = structlog.get_logger()
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 30.0
 SOCKET_BYTES = 4 * 1024 * 1024
-LOOKS_IN_SILENCE = 10  # how often the front looks for signs of life in the time that an engine may be silent
+LOOKS_IN_SILENCE = 10  # how often the front looks for heartbeats within the time that an engine may be silent
 
 
 class _TimeIsUpError(Exception):

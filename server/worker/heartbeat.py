@@ -58,7 +58,7 @@ def heartbeat_thread(watchdog: Watchdog, send: Callable[[Heartbeat], None], ever
                 except OSError:  # the front has gone
                     return
             elif was_well:
-                log.error("a piece of work is far overdue: no more signs of life")
+                log.error("a step is far overdue: heartbeats are withheld")
             was_well = watchdog.is_well
 
     thread = threading.Thread(target=beat, name="watchdog", daemon=True)

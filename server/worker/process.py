@@ -52,7 +52,7 @@ from server.worker.precision import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
-BEATS_IN_SILENCE = 8  # signs of life in the time after which a silent engine is taken for stuck
+BEATS_IN_SILENCE = 8  # heartbeats per heartbeat timeout
 
 
 def run(end: socket.socket, settings: EngineSettings) -> None:
