@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -103,10 +104,14 @@ def test_the_control_loop_reaches_its_goal_and_stays_there(address: str) -> None
 
 @needs_arm
 def test_the_control_loop_outlasts_a_service_that_is_killed_and_started_again(tmp_path: Path) -> None:
-    with served(tmp_path / "first.log") as (address, process):
+    with served(tmp_path / "first.log") as (address, metrics, process):
         command = [sys.executable, EXAMPLES / "control_loop.py", "--address", address, "--ticks", "900"]
         loop = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(4.0)  # it is on its way
+        until = time.monotonic() + 120
+        while plans_made(metrics) < 5:  # then it is on its way
+            assert loop.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
         process.kill()
         process.wait()
     with served(tmp_path / "second.log", port=address.rpartition(":")[2]):
@@ -119,9 +124,16 @@ def test_the_control_loop_outlasts_a_service_that_is_killed_and_started_again(tm
     assert report["held"] >= report["lost"] - 5
 
 
+def plans_made(metrics: str) -> float:
+    """How many plans a service has made, as its metrics say."""
+    with urllib.request.urlopen(metrics, timeout=10.0) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("presage_plans_total{"))
+
+
 @contextmanager
-def served(log: Path, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The service with the arm on a port, once it is ready: its address, and its process, which a test may kill."""
+def served(log: Path, port: str = "0") -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """The service with the arm on a port, once it is ready: its addresses, and its process, which a test may kill."""
     flags = ["--json", "--model", "arm", "--device", "cpu", "--threads", "1", "--grpc-port", port, "--http-port", "0"]
     with log.open("w") as errors:
         command = [sys.executable, "-m", "cli", "serve", *flags]
@@ -130,7 +142,8 @@ def served(log: Path, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[s
         assert process.stdout is not None
         ready = process.stdout.readline()
         assert ready, log.read_text()
-        yield json.loads(ready)["grpc"], process
+        addresses = json.loads(ready)
+        yield addresses["grpc"], f"{addresses['rest']}/metrics", process
     finally:
         process.terminate()
         process.wait(30)
