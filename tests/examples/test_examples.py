@@ -97,7 +97,7 @@ def test_the_control_loop_reaches_its_goal_and_stays_there(address: str) -> None
     told = run(EXAMPLES / "control_loop.py", "--address", address, "--goals", "3")
     assert "3 of 3 goals reached, " in told
     settled = numbers(r"at most (\S+) rad off at the end", told)
-    assert min(settled) < 0.1
+    assert sorted(settled)[1] < 0.1  # two of the three pairs, at the least
     assert max(settled) < EXCURSION_RAD
     report = dict(re.findall(r"(\w+)=(\d+)", told))
     assert int(report["plans"]) >= 1
