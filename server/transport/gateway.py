@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -23,10 +24,14 @@ from server.observability import tracing
 from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink, TraceContext
 from server.service.application import Application
+from server.transport import parsers
 from server.transport.auth import Keys
 from server.transport.health import Lifecycle
+from server.transport.parsers import Parsers
 from server.transport.uploads import Uploads
+from server.values import images
 
+Request = TypeVar("Request")
 Transport = Literal["grpc", "rest", "openpi"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -44,7 +49,19 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    parsers: Parsers | None = None  # read what takes long; without, all is read where it arrived
     spans: SpanSink | None = None  # told of every call but probes
+
+    async def decoded(self, asked: Request, deadline: float | None) -> Request:
+        """A request with its images decoded, judged first by what its model takes. Raises ServiceError."""
+        if next(images.sources_of(asked), None) is None:
+            return asked
+        judge = self.application.judge_images(asked)
+        return await images.decoded(asked, self.limits.image_pixels, self.decoder(deadline), judge)
+
+    def decoder(self, deadline: float | None) -> images.Elsewhere | None:
+        """What decodes pictures that take long, until then."""
+        return None if self.parsers is None else partial(parsers.pictures, self.parsers, deadline)
 
 
 @dataclass

@@ -32,6 +32,7 @@ from server.transport import auth
 from server.transport.gateway import Gateway
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
+from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.routes import create_app
 from server.transport.uploads import Uploads
@@ -78,6 +79,7 @@ def create_gateway(
         lifecycle=lifecycle,
         uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.max_concurrent_uploads, limits.upload_idle_s),
         server_version=server_version(),
+        parsers=Parsers(),
         spans=spans,
     )
 
@@ -104,6 +106,8 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
     serving = asyncio.create_task(rest_server.serve([rest_socket]))
+    if gateway.parsers is not None:
+        await gateway.parsers.start()
     scheme = "https" if settings.tls_cert is not None else "http"
     host = _bracketed(settings.host)
     try:
@@ -111,6 +115,8 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     finally:
         await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
         await asyncio.gather(serving, return_exceptions=True)
+        if gateway.parsers is not None:
+            await gateway.parsers.close()
 
 
 def _is_offered(settings: Settings, name: Literal["openpi", "reflection"]) -> bool:

@@ -17,7 +17,7 @@ from presage.values import Plan
 from server.errors import Reason, ServiceError, invalid
 from server.transport.gateway import Gateway, explain
 from server.transport.grpc import codec
-from server.values import calls, images
+from server.values import calls
 
 Send = Callable[[planning_pb2.ControlResponse], Awaitable[None]]
 
@@ -165,7 +165,7 @@ class _Loop:
             "plan_sequence": waiting.plan_sequence,
         }
         asked = codec.READER.value(calls.PlanRequest, waiting.message, known=about)
-        request = await images.decoded(asked, self._gateway.limits.image_pixels)
+        request = await self._gateway.decoded(asked, self._deadline)
         decode_ms = (time.monotonic() - started) * 1e3
         plan = await self._gateway.application.plan(request, self._deadline, waiting.received, decode_ms)
         self._gateway.telemetry.observe_plan(plan)

@@ -25,7 +25,7 @@ from server.transport.grpc.interceptor import Context, GatewayInterceptor, Handl
 from server.transport.health import Health
 from server.transport.methods import METHODS, Arrival, Method
 from server.transport.uploads import CHUNK_BYTES
-from server.values import calls, images
+from server.values import calls
 
 SERVICES = tuple(str(service.full_name) for service in methods.SERVICES.values())
 
@@ -96,7 +96,7 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
 
     async def serve(message: Message, context: Context) -> Message:
         call = call_in_progress()
-        asked = await images.decoded(READER.value(method.request, message), gateway.limits.image_pixels)
+        asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
         reply, answer = await method.work(gateway, asked, at), response()
         if reply is not None:

@@ -154,7 +154,8 @@ class _Robot:
         timeout_ms = positive(values, "timeout_ms", self._asked.timeout_ms)
         call.deadline = None if timeout_ms is None else call.received + timeout_ms / 1e3
         self._goal_id = await self._goal(values, call.deadline)
-        seen = await frames(values, self._asked, self._model, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(call.deadline)
+        seen = await frames(values, self._asked, self._model, pixels, elsewhere)
         request = calls.PlanRequest(
             calls.Observation(seen, proprioception(values, self._asked, self._model)),
             session_id=self._session_id,
@@ -195,7 +196,8 @@ class _Robot:
             return named
         if shown is None:
             return self._goal_id
-        (frame,) = await decoded({"goal": shown}, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(deadline)
+        (frame,) = await decoded({"goal": shown}, self._model, pixels, elsewhere)
         made = await self._gateway.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
         return made.goal_id
 
