@@ -58,6 +58,16 @@ class Limits(BaseModel):
     clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
     max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
+    upload_s: float = Field(default=900.0, gt=0, description="longest time that one upload may take")
+    upload_bytes_per_s: float = Field(
+        default=4096.0, ge=0, description="least rate of an upload, over `upload_idle_s` seconds"
+    )
+    message_s: float = Field(
+        default=60.0, gt=0, description="longest time that a request of one message, or a stream's first, may take"
+    )
+    stream_idle_s: float = Field(
+        default=3600.0, gt=0, description="longest silence of a caller in a control stream or an openpi connection"
+    )
     concurrent_calls: int = Field(
         default=256, ge=1, description="calls and control streams in progress, over both transports"
     )

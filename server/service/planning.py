@@ -134,9 +134,7 @@ class PlanCalls:
         self._record(request, reply, job, planned)
         return reply
 
-    def _onward(
-        self, pursued: GoalChoice, served: ServedModel, session: Session | None
-    ) -> tuple[Floats | None, float]:
+    def _onward(self, pursued: GoalChoice, served: ServedModel, session: Session | None) -> tuple[Floats | None, float]:
         """The goal of the next stage, and how near the present one's leads on to it."""
         stages = pursued.stages
         if stages is None or stages.next is None or not stages.current.switch_below:
