@@ -127,8 +127,11 @@ class KeyRing:
 
     async def watch(self, file: Path | None) -> None:
         """Reload whenever the key file has changed, for as long as this is awaited."""
+        if file is None:
+            return
         seen = await asyncio.to_thread(_state, file)
-        while file is not None:
+        self.reload()  # it may have changed since it was first read
+        while True:
             await asyncio.sleep(LOOK_S)
             now = await asyncio.to_thread(_state, file)
             if now != seen:
