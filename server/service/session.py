@@ -18,6 +18,7 @@ from server.engine.messages import Floats
 from server.errors import Reason, invalid
 from server.service.stages import GoalChoice, Stages, pursuit
 from server.service.surprise import RunningStatistics
+from server.values.caller import EVERYONE, Caller
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
 JUDGED_FROM = 8  # errors of predictions that must be known before another is judged
@@ -101,14 +102,15 @@ class Session:
         stages: Stages | None = None,
         block: int = 1,
         execute: int = 0,
+        caller: Caller = EVERYONE,
     ) -> None:
-        """With `stages`, the first one's goal is the session's.
+        """With `stages`, the first one's goal is the session's. It belongs to the `caller`.
 
         `history` latents are remembered, or, where a model's are `block` actions apart, as many as may lie between.
         """
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
-        self.execute = execute
+        self.execute, self.caller = execute, caller
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
@@ -136,6 +138,12 @@ class Session:
             self._stages = self._stages.restarted()
             self.goal_id = self._stages.current.goal_id
         self._forget()
+
+    @property
+    def goal_ids(self) -> frozenset[str]:
+        """The goals that the session needs: those of its stages, and the one it pursues."""
+        staged = () if self._stages is None else (stage.goal_id for stage in self._stages.goals)
+        return frozenset((self.goal_id, *staged)) - {""}
 
     @property
     def busy(self) -> bool:

@@ -25,11 +25,13 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink, TraceContext
 from server.service.application import Application
 from server.transport import parsers
-from server.transport.auth import Keys
+from server.transport.auth import KeyRing
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
+from server.transport.shares import Kind, Shares
 from server.transport.uploads import Uploads
 from server.values import images
+from server.values.caller import Caller, calling, working_for
 
 Request = TypeVar("Request")
 Transport = Literal["grpc", "rest", "openpi"]
@@ -44,7 +46,8 @@ class Gateway:
 
     application: Application
     limits: Limits
-    keys: Keys
+    keys: KeyRing
+    shares: Shares
     telemetry: Telemetry
     lifecycle: Lifecycle
     uploads: Uploads
@@ -75,6 +78,7 @@ class Call:
     deadline: float | None = None
     code: str = "OK"
     peer: str = ""  # the caller's address, as its transport writes it; told in the log where a call is refused
+    is_revoked: bool = False  # its key was revoked while it was in progress
     trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
 
 
@@ -129,6 +133,38 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
             if gateway.spans is not None:
                 about = {"presage.code": call.code, "presage.transport": via, "presage.request_id": call.request_id}
                 gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
+
+
+@contextmanager
+def admitted(gateway: Gateway, call: Call, caller: Caller) -> Iterator[None]:
+    """What is done inside is the caller's call, within its share, and ends where its key is revoked.
+
+    Raises OVERLOADED, and UNAUTHENTICATED once the key is revoked.
+    """
+    task = asyncio.current_task()
+
+    def end() -> None:
+        call.is_revoked = True
+        if task is not None:
+            task.cancel()
+
+    with gateway.shares.holding("calls", caller.name), working_for(caller), gateway.keys.ending(caller, end):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not call.is_revoked:
+                raise
+            rule = "must be an accepted one for as long as the call lasts"
+            raise ServiceError(
+                Reason.UNAUTHENTICATED, f"the API key {rule}: it was revoked", field="authorization", rule=rule
+            ) from None
+
+
+@contextmanager
+def share_of_caller(gateway: Gateway, kind: Kind) -> Iterator[None]:
+    """One more of this kind for the caller of the call in progress, while this lasts. Raises OVERLOADED."""
+    with gateway.shares.holding(kind, calling().name):
+        yield
 
 
 def explain(error: Exception, request_id: str) -> ServiceError:

@@ -28,13 +28,14 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
-from server.transport import auth
+from server.transport import auth, tls
 from server.transport.gateway import Gateway
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.routes import create_app
+from server.transport.shares import Shares
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
@@ -71,13 +72,18 @@ def create_gateway(
         telemetry.totals.read("presage_records", lambda: recorder.written)
         telemetry.totals.read("presage_records_dropped", lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
+    keys = auth.KeyRing(auth.load_keys(settings), lambda: auth.load_keys(settings), application.forget)
+    for line in auth.key_warnings(settings, keys.current):
+        _log.warning("keys", why=line)
+    shares = Shares(limits, lambda: keys.parties)
     return Gateway(
         application=application,
         limits=limits,
-        keys=auth.load_keys(settings),
+        keys=keys,
+        shares=shares,
         telemetry=telemetry,
         lifecycle=lifecycle,
-        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.max_concurrent_uploads, limits.upload_idle_s),
+        uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
         parsers=Parsers(),
         spans=spans,
@@ -100,12 +106,14 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """
-    credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
+    await asyncio.to_thread(gateway.uploads.sweep)
+    credentials = tls.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
     grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
     rest_server = _rest_server(gateway, settings)
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
     serving = asyncio.create_task(rest_server.serve([rest_socket]))
+    watching = asyncio.create_task(gateway.keys.watch(settings.api_keys_file))
     if gateway.parsers is not None:
         await gateway.parsers.start()
     scheme = "https" if settings.tls_cert is not None else "http"
@@ -113,8 +121,10 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     try:
         yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
     finally:
+        watching.cancel()
         await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
-        await asyncio.gather(serving, return_exceptions=True)
+        await asyncio.gather(serving, watching, return_exceptions=True)
+        gateway.uploads.close()
         if gateway.parsers is not None:
             await gateway.parsers.close()
 

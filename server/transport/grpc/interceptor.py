@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
@@ -17,8 +18,11 @@ from grpc_status import rpc_status
 
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
+from server.transport.arrivals import Patience
+from server.transport.auth import party_of
 from server.transport.error_replies import to_status
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call
+from server.values.caller import Caller, calling
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -51,7 +55,7 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
         if service in PUBLIC_SERVICES and handler is not None:
             return handler
         try:
-            self.gateway.keys.check(headers.get)
+            caller = self.gateway.keys.check(headers.get)
         except ServiceError as error:
             return _refusing(self.gateway, call if handler is not None else replace(call, rpc="unknown"), error)
         if handler is None:
@@ -59,7 +63,7 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
             return _refusing(self.gateway, replace(call, rpc="unknown"), unknown)
         if service in INFRASTRUCTURE:
             return handler
-        return _served(self.gateway, call, handler)
+        return _served(self.gateway, call, handler, caller if caller.name else None)
 
 
 def deadline(context: Context) -> float | None:
@@ -73,33 +77,32 @@ def request_id_of(context: Context) -> str:
     return str(dict(context.trailing_metadata())[REQUEST_ID])
 
 
-def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
-    """`handler` with everything around it; requests reach it parsed."""
+def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
+    """`handler` with everything around it; requests reach it parsed. A caller not known by a key is by its address."""
     parse = _parser(handler)
     behavior: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
 
-    async def one(request: bytes, context: Context) -> Any:
+    # Also a call of one message is begun before the message is here: whoever never sends it holds a place of his own.
+    async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
+                request = await _only(requests, gateway)
                 call.arrived = time.monotonic()
-                _prepare(gateway, call, context)
-                _check_size(gateway, request)
-                return await behavior(parse(request), context)
+                with gateway.shares.holding("bytes", calling().name, len(request)):
+                    return await behavior(parse(request), context)
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
-                _prepare(gateway, call, context)
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
                 return await behavior(_parsed(requests, parse), context)
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def conversed(requests: AsyncIterator[bytes], context: Context) -> None:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
-                _prepare(gateway, call, context)
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
                 await behavior(_parsed(requests, parse), context)
         except ServiceError as error:
             await _abort(error, call, context)
@@ -109,7 +112,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(collected, None, handler.response_serializer)
     assert not handler.response_streaming, "no service of ours answers one request with a stream"
-    return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
 
 def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
@@ -126,10 +129,13 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 
 
-def _prepare(gateway: Gateway, call: Call, context: Context) -> None:
+@contextmanager
+def _prepared(gateway: Gateway, call: Call, context: Context, known: Caller | None) -> Iterator[None]:
     context.set_trailing_metadata(_told(call))
     call.deadline, call.peer = deadline(context), context.peer()
     gateway.lifecycle.check()
+    with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
+        yield
 
 
 def _told(call: Call) -> tuple[tuple[str, str], ...]:
@@ -137,11 +143,20 @@ def _told(call: Call) -> tuple[tuple[str, str], ...]:
     return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
 
 
-def _check_size(gateway: Gateway, request: bytes) -> None:
-    """Refuse by name what is little over the limit; the transport itself refuses more than twice as much."""
+async def _only(requests: AsyncIterator[bytes], gateway: Gateway) -> bytes:
+    """The one message of a call. Raises ServiceError where none comes.
+
+    Refuses by name what is little over the limit; the transport itself refuses more than twice as much.
+    """
+    patience = Patience("message", gateway.limits.message_s, gateway.limits.message_s)
+    try:
+        request = await patience.wait(requests.__anext__())
+    except StopAsyncIteration:
+        raise invalid("message", "must be sent", "the end of the call", Reason.INVALID_REQUEST) from None
     limit = gateway.limits.message_bytes
     if len(request) > limit:
         raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
+    return request
 
 
 def _parser(handler: Handler) -> Callable[[bytes], Any]:

@@ -18,7 +18,8 @@ from presage.v1 import embeddings_pb2, planning_pb2
 
 from server.errors import Reason, invalid
 from server.transport import methods
-from server.transport.gateway import Gateway, call_in_progress
+from server.transport.arrivals import conversation, timely
+from server.transport.gateway import Gateway, call_in_progress, share_of_caller
 from server.transport.grpc.codec import READER, WRITER
 from server.transport.grpc.control_stream import control
 from server.transport.grpc.interceptor import Context, GatewayInterceptor, Handler, deadline, request_id_of
@@ -26,6 +27,7 @@ from server.transport.health import Health
 from server.transport.methods import METHODS, Arrival, Method
 from server.transport.uploads import CHUNK_BYTES
 from server.values import calls
+from server.values.caller import require_robot
 
 SERVICES = tuple(str(service.full_name) for service in methods.SERVICES.values())
 
@@ -98,7 +100,7 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
         call = call_in_progress()
         asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
-        reply, answer = await method.work(gateway, asked, at), response()
+        reply, answer = await method.answered(gateway, asked, at), response()
         if reply is not None:
             WRITER.fill(getattr(answer, method.reply_field) if method.reply_field else answer, reply)
         return answer
@@ -107,12 +109,17 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
 
 
 async def _control(gateway: Gateway, requests: AsyncIterator[planning_pb2.ControlRequest], context: Any) -> None:
-    await control(gateway, requests, context.write, deadline(context), request_id_of(context))
+    require_robot()
+    with share_of_caller(gateway, "streams"):
+        heard = conversation(requests, gateway.limits.message_s, gateway.limits.stream_idle_s)
+        await control(gateway, heard, context.write, deadline(context), request_id_of(context))
 
 
 async def _embed_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.EmbedClipRequest], context: Context
 ) -> embeddings_pb2.EmbedClipResponse:
+    require_robot()
+    requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
     if header.HasField("top_k"):
         raise invalid("header.top_k", "must not be set where nothing is classified", header.top_k)
@@ -126,6 +133,8 @@ async def _embed_clip(
 async def _classify_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.ClassifyClipRequest], context: Context
 ) -> embeddings_pb2.ClassifyClipResponse:
+    require_robot()
+    requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
     for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
         if value:
@@ -158,7 +167,7 @@ async def _received(
 ) -> AsyncIterator[Path]:
     """The file that the rest of a clip's stream brings, whole and checked, for as long as it is needed."""
     async with gateway.uploads.spool("chunk") as spool:
-        async for message in gateway.uploads.steady(requests, "chunk"):
+        async for message in requests:
             size = len(message.chunk) if message.WhichOneof("part") == "chunk" else 0
             if not 1 <= size <= CHUNK_BYTES:
                 raise invalid("chunk", f"must have 1 to {CHUNK_BYTES} bytes", size)

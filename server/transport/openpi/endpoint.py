@@ -17,15 +17,18 @@ from starlette.websockets import WebSocket
 
 from server.errors import Reason, ServiceError, invalid
 from server.service.validation import actions_of
+from server.transport.arrivals import Patience
 from server.transport.error_replies import to_problem
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call, share_of_caller
 from server.transport.openpi.codec import Value, pack, unpack
 from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
 from server.transport.rest.middleware import peer_of, problem
 from server.values import calls
+from server.values.caller import require_robot
 
 PATHS = ("/", "/v1/openpi")
-GOING_AWAY = 1001  # a WebSocket's closing code
+GOING_AWAY, REFUSED = 1001, 1008  # a WebSocket's closing codes
+REASON_BYTES = 120  # of the words beside it
 
 
 async def openpi(websocket: WebSocket) -> None:
@@ -35,19 +38,23 @@ async def openpi(websocket: WebSocket) -> None:
     call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect", peer=peer)
     try:
         with instrumented_call(gateway, "openpi", call, is_public=False):
-            robot = await _admit(gateway, websocket)
-            try:
-                await robot.run()
-            finally:
-                await robot.leave()
+            caller = gateway.keys.check(websocket.headers.get, peer)
+            with admitted(gateway, call, caller), share_of_caller(gateway, "streams"):
+                robot = await _admit(gateway, websocket)
+                try:
+                    await robot.run()
+                finally:
+                    await robot.leave()
     except ServiceError as error:
         if websocket.application_state.name == "CONNECTING":
             await websocket.send_denial_response(problem(error, call))
+        elif websocket.application_state.name == "CONNECTED":
+            await websocket.close(REFUSED, error.message[:REASON_BYTES])
 
 
 async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
     """Accept the connection, if it may come in, and say whom it reached."""
-    gateway.keys.check(websocket.headers.get)
+    require_robot()
     origin = websocket.headers.get("origin")
     if origin is not None:  # a page in somebody's browser could otherwise reach a service on loopback
         raise invalid("Origin", "must be absent: pages in browsers are not served", origin, Reason.INVALID_REQUEST)
@@ -129,7 +136,7 @@ class _Robot:
 
     async def _received(self) -> bytes | None:
         """The next message; None once the robot is gone."""
-        message = await self._websocket.receive()
+        message = await Patience("message", self._gateway.limits.stream_idle_s).wait(self._websocket.receive())
         if message["type"] == "websocket.disconnect":
             return None
         content: bytes = message.get("bytes") or str(message.get("text", "")).encode()

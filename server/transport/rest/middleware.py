@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -20,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Faults, Reason, ServiceError, invalid
 from server.observability import tracing
+from server.transport.arrivals import Patience
 from server.transport.error_replies import PROBLEM_JSON, to_problem
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call
 from server.transport.rest.faults import found
+from server.values.caller import calling
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 """Served to everyone. Every other path asks for a key."""
@@ -101,9 +104,11 @@ class GatewayMiddleware:
         try:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
                 try:
-                    self._admit(scope["path"], headers)
-                    limited = _limited(receive, self._max_body(scope["path"]), headers, call)
-                    await self.app(scope, limited, reply)
+                    with (
+                        self._admitted(scope["path"], headers, call),
+                        self._limited(receive, scope["path"], headers, call) as limited,
+                    ):
+                        await self.app(scope, limited, reply)
                 finally:
                     route = scope.get("route")
                     call.rpc = route.name if route is not None else call.rpc
@@ -112,43 +117,73 @@ class GatewayMiddleware:
                 raise  # half an answer is out: the server closes the connection
             await problem(error, call)(scope, receive, reply)
 
-    def _admit(self, path: str, headers: Headers) -> None:
-        if path not in PUBLIC_PATHS:
-            self.gateway.keys.check(headers.get)
+    @contextmanager
+    def _admitted(self, path: str, headers: Headers, call: Call) -> Iterator[None]:
+        if path in PUBLIC_PATHS:
+            yield
+            return
+        caller = self.gateway.keys.check(headers.get, call.peer)
         if path.startswith(WORK):
             self.gateway.lifecycle.check()
+        with admitted(self.gateway, call, caller):
+            yield
 
-    def _max_body(self, path: str) -> int:
-        limits = self.gateway.limits
-        return limits.clip_bytes + FORM_BYTES if path in (CLIPS, CLASSIFICATIONS) else limits.message_bytes
+    @contextmanager
+    def _limited(self, receive: Receive, path: str, headers: Headers, call: Call) -> Iterator[Receive]:
+        """`receive`, refusing a body that is announced or found to be too long, too slow, or beyond the caller's share.
+
+        Notes when the body is whole.
+        """
+        limits, shares, name = self.gateway.limits, self.gateway.shares, calling().name
+        is_upload = path in (CLIPS, CLASSIFICATIONS)
+        max_bytes = limits.clip_bytes + FORM_BYTES if is_upload else limits.message_bytes
+        patience = self.gateway.uploads.patience("body")
+        if not is_upload:
+            patience = Patience("body", limits.message_s, limits.message_s)
+        length = headers.get("content-length", "")
+        announced = int(length) if length.isdecimal() and len(length) < 20 else 0
+        received = held = 0
+        is_whole = False
+
+        async def limited() -> Message:
+            nonlocal received, held, is_whole
+            if announced > max_bytes:
+                raise _too_large(max_bytes, announced)
+            if is_whole:
+                return await receive()
+            message = await patience.wait(receive())
+            size = len(message.get("body", b""))
+            received += size
+            if received > max_bytes:
+                raise _too_large(max_bytes, received)
+            patience.took(size)
+            if not is_upload and size:  # those go to the disk
+                shares.take("bytes", name, size)
+                held += size
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                is_whole = True
+                call.arrived = time.monotonic()
+            return message
+
+        async def told() -> Message:
+            try:
+                return await limited()
+            except ServiceError as error:
+                raise _refused(error) from error
+
+        try:
+            yield told
+        finally:
+            shares.give_back("bytes", name, held)
 
 
-def _limited(receive: Receive, max_bytes: int, headers: Headers, call: Call) -> Receive:
-    """`receive`, refusing a body as soon as it is announced or found to be too long, and noting when it is whole."""
-    length = headers.get("content-length", "")
-    announced = int(length) if length.isdecimal() and len(length) < 20 else 0
-    received = 0
-
-    async def limited() -> Message:
-        nonlocal received
-        if announced > max_bytes:
-            raise _refused(max_bytes, announced)
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > max_bytes:
-            raise _refused(max_bytes, received)
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            call.arrived = time.monotonic()
-        return message
-
-    return limited
+def _too_large(max_bytes: int, found: int) -> ServiceError:
+    return invalid("body", f"must have at most {max_bytes} bytes", f"{found} bytes", Reason.TOO_LARGE)
 
 
-def _refused(max_bytes: int, found: int) -> HTTPException:
+def _refused(error: ServiceError) -> HTTPException:
     """Body readers let an HTTPException through, and turn everything else into one of their own."""
-    refused = HTTPException(413)
-    refused.__cause__ = invalid("body", f"must have at most {max_bytes} bytes", f"{found} bytes", Reason.TOO_LARGE)
-    return refused
+    return HTTPException(error.reason.fault.http_status)
 
 
 # Rendering

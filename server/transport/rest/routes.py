@@ -40,6 +40,7 @@ from server.transport.rest.openapi import ClassifyForm, ClipForm, UploadForm, do
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
 from server.values import calls
+from server.values.caller import require_robot
 
 Form = TypeVar("Form", bound=UploadForm)
 
@@ -165,7 +166,7 @@ def _route(method: Method) -> None:
                 asked = method.request(**named)
             else:
                 asked = await _read(gateway, body, content, deadline, dict(named))
-            return await method.work(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
+            return await method.answered(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
 
         reply = await (work() if body is None else cancel_on_disconnect(request, work()))
         if reply is None:
@@ -267,9 +268,9 @@ async def _uploaded(
     request: Request, gateway: Gateway, kind: type[Form]
 ) -> AsyncIterator[tuple[Form, Path, calls.FrameSampling]]:
     """A clip's form and its file, whole and checked, for as long as it is needed."""
+    require_robot()
     async with gateway.uploads.spool("clip") as spool:
-        body = gateway.uploads.steady(request.stream(), "body")
-        form = _clip_form(await receive_form(body, request.headers, "clip", spool), kind)
+        form = _clip_form(await receive_form(request.stream(), request.headers, "clip", spool), kind)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
         yield form, path, calls.FrameSampling(form.fps, form.frames)
