@@ -41,6 +41,8 @@ class Reason(Enum):
     GOAL_REQUIRED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "There is no goal yet")
     STALE_OBSERVATION = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "A newer observation was already used")
     UNSUPPORTED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "The model cannot do this")
+    FOREIGN_SITE = Fault(grpc.StatusCode.PERMISSION_DENIED, 403, "A page or a name that is not served")
+    HEAD_TOO_LARGE = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 431, "The request's headers are larger than the limit")
     TOO_LARGE = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, "The request is larger than the limit")
     TOO_MANY_SESSIONS = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "All sessions are taken")
     TOO_MANY_GOALS = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "Open sessions hold all goals there is room for")

@@ -37,6 +37,7 @@ MOST_MOVES = 64
 LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
+LARGEST_SEQUENCE = 2**63 - 1  # those that the service counts on from it still fit the 64 bits of the contract
 LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
 
 
@@ -83,8 +84,7 @@ def observation(seen: Observation, model: Model, name: str = "observation") -> N
     cameras(seen, model, name)
     for index, image in enumerate(seen.images):
         frame(image, model, f"{name}.images[{index}]")
-    if seen.sequence < 0:
-        raise invalid(f"{name}.sequence", "must be >= 0", seen.sequence)
+    sequence(seen.sequence, f"{name}.sequence")
     given, width = seen.proprioception, len(model.proprioception_names)
     field = f"{name}.proprioception"
     if given is None or given.size == 0:
@@ -96,6 +96,12 @@ def observation(seen: Observation, model: Model, name: str = "observation") -> N
     if given.shape != (width,):
         raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
     finite(given, field)
+
+
+def sequence(number: int, field: str) -> None:
+    """A place in the order of observations that leaves room for later ones."""
+    if not 0 <= number <= LARGEST_SEQUENCE:
+        raise invalid(field, "must be at least 0 and below 2^63", number)
 
 
 def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "observation") -> None:

@@ -28,7 +28,9 @@ from server.transport import parsers
 from server.transport.auth import KeyRing
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
+from server.transport.places import Strangers
 from server.transport.shares import Kind, Shares
+from server.transport.sites import Sites
 from server.transport.uploads import Uploads
 from server.values import images
 from server.values.caller import Caller, calling, working_for
@@ -52,6 +54,8 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    sites: Sites = field(default_factory=Sites)
+    places: Strangers = field(default_factory=Strangers)
     parsers: Parsers | None = None  # read what takes long; without, all is read where it arrived
     spans: SpanSink | None = None  # told of every call but probes
 
@@ -165,6 +169,12 @@ def share_of_caller(gateway: Gateway, kind: Kind) -> Iterator[None]:
     """One more of this kind for the caller of the call in progress, while this lasts. Raises OVERLOADED."""
     with gateway.shares.holding(kind, calling().name):
         yield
+
+
+def in_time(deadline: float | None) -> None:
+    """The last look at the clock, before a reply leaves. Raises DEADLINE."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise ServiceError(Reason.DEADLINE, "the answer was not ready by the deadline")
 
 
 def explain(error: Exception, request_id: str) -> ServiceError:

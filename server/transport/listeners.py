@@ -36,6 +36,7 @@ from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.routes import create_app
 from server.transport.shares import Shares
+from server.transport.sites import sites_of
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
@@ -85,6 +86,7 @@ def create_gateway(
         lifecycle=lifecycle,
         uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
+        sites=sites_of(settings),
         parsers=Parsers(),
         spans=spans,
     )

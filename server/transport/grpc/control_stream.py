@@ -15,6 +15,7 @@ from presage.v1 import planning_pb2
 from presage.values import Plan
 
 from server.errors import Reason, ServiceError, invalid
+from server.service.validation import LARGEST_SEQUENCE
 from server.transport.gateway import Gateway, explain
 from server.transport.grpc import codec
 from server.values import calls
@@ -122,7 +123,8 @@ class _Loop:
             self._skipped.append(self._waiting.sequence)
             self._gateway.telemetry.skipped_observations.inc()
         sequence = message.observation.sequence or self._sequence + 1
-        self._sequence = max(self._sequence, sequence)
+        if sequence <= LARGEST_SEQUENCE:  # what is refused does not count
+            self._sequence = max(self._sequence, sequence)
         self._waiting = _Waiting(
             message, sequence, self._goal_id, message.plan_sequence or self._told, time.monotonic()
         )

@@ -55,9 +55,7 @@ async def openpi(websocket: WebSocket) -> None:
 async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
     """Accept the connection, if it may come in, and say whom it reached."""
     require_robot()
-    origin = websocket.headers.get("origin")
-    if origin is not None:  # a page in somebody's browser could otherwise reach a service on loopback
-        raise invalid("Origin", "must be absent: pages in browsers are not served", origin, Reason.INVALID_REQUEST)
+    gateway.sites.check(websocket.headers.get)  # a page in somebody's browser could otherwise reach one on loopback
     gateway.lifecycle.check()
     asked = wishes(websocket.query_params)
     robot = _Robot(gateway, websocket, asked, gateway.application.model(asked.model))

@@ -23,7 +23,7 @@ from server.errors import Faults, Reason, ServiceError, invalid
 from server.observability import tracing
 from server.transport.arrivals import Patience
 from server.transport.error_replies import PROBLEM_JSON, to_problem
-from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
 from server.transport.rest.faults import found
 from server.values.caller import calling
 
@@ -94,6 +94,8 @@ class GatewayMiddleware:
         async def reply(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
+                if message["status"] < 400:
+                    in_time(call.deadline)
                 has_started = True
                 told = MutableHeaders(scope=message)
                 told["X-Request-Id"], told[tracing.HEADER] = call.request_id, trace.header
@@ -103,6 +105,7 @@ class GatewayMiddleware:
 
         try:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
+                self.gateway.sites.check(headers.get)
                 try:
                     with (
                         self._admitted(scope["path"], headers, call),

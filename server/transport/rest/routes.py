@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 from presage import values
@@ -65,6 +66,9 @@ def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
         for path in PATHS:
             app.router.add_websocket_route(path, openpi)
     app.add_middleware(GatewayMiddleware, gateway=gateway)
+    if gateway.sites.origins:
+        origins = sorted(gateway.sites.origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     render_framework_errors(app)
     made = document(app, _BODIES)  # now: it takes a moment in which no health check would be answered
     app.openapi = lambda: made  # type: ignore[method-assign]
