@@ -26,6 +26,7 @@ from server.observability.tracing import SpanSink, TraceContext
 from server.service.application import Application
 from server.transport import parsers
 from server.transport.auth import KeyRing
+from server.transport.connections import Connections
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
 from server.transport.places import Strangers
@@ -54,6 +55,7 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    connections: Connections = field(default_factory=lambda: Connections(512, 512))  # of REST
     sites: Sites = field(default_factory=Sites)
     places: Strangers = field(default_factory=Strangers)
     parsers: Parsers | None = None  # read what takes long; without, all is read where it arrived

@@ -29,11 +29,13 @@ from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
 from server.transport import auth, tls
+from server.transport.connections import Connections, GatedSocket, fitting_connections
 from server.transport.gateway import Gateway
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
+from server.transport.rest.protocol import http_protocol
 from server.transport.rest.routes import create_app
 from server.transport.shares import Shares
 from server.transport.sites import sites_of
@@ -60,6 +62,7 @@ def create_gateway(
     application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
 ) -> Gateway:
     """What both transports share. Raises SettingsError for keys that cannot be read."""
+    most = fitting_connections(settings.limits.connections)
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
     telemetry.build.info({"version": server_version()})
@@ -87,6 +90,7 @@ def create_gateway(
         uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
         sites=sites_of(settings),
+        connections=Connections(most, limits.connections_per_address),
         parsers=Parsers(),
         spans=spans,
     )
@@ -109,19 +113,21 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """
     await asyncio.to_thread(gateway.uploads.sweep)
+    rest_port = rest_socket.getsockname()[1]
     credentials = tls.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
     grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
-    rest_server = _rest_server(gateway, settings)
+    gate = GatedSocket.of(rest_socket, gateway.connections)
+    rest_server = _rest_server(gateway, settings, gate)
     grpc_port = _open_grpc(grpc_server, settings, credentials)
     await grpc_server.start()
-    serving = asyncio.create_task(rest_server.serve([rest_socket]))
+    serving = asyncio.create_task(rest_server.serve([gate]))
     watching = asyncio.create_task(gateway.keys.watch(settings.api_keys_file))
     if gateway.parsers is not None:
         await gateway.parsers.start()
     scheme = "https" if settings.tls_cert is not None else "http"
     host = _bracketed(settings.host)
     try:
-        yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
+        yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_port}")
     finally:
         watching.cancel()
         await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
@@ -197,11 +203,13 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvicorn.Server:
     serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
         create_app(gateway, serves_openpi),
         lifespan="off",
+        http=http_protocol(gateway.limits, gate),
+        h11_max_incomplete_event_size=gateway.limits.header_bytes,
         ws="websockets-sansio" if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,

@@ -126,6 +126,7 @@ class GatewayMiddleware:
             yield
             return
         caller = self.gateway.keys.check(headers.get, call.peer)
+        self.gateway.connections.recognize(call.peer)
         if path.startswith(WORK):
             self.gateway.lifecycle.check()
         with admitted(self.gateway, call, caller):
