@@ -12,7 +12,8 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -32,12 +33,26 @@ class Connection:
     is_busy: Callable[[], bool] = lambda: False  # whether a call is in progress on it
     spoke: float = field(default_factory=time.monotonic)  # when it last sent a request, or was opened
     requests: int = 0  # that came whole
+    calls: int = 0  # in progress, as far as they are counted here
     is_known: bool = False  # a key was shown on it, or none is asked for and it has worked
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
         """The least is ended first."""
         return self.is_known, self.requests > 0, self.spoke
+
+
+@contextmanager
+def held(connection: Connection | None) -> Iterator[None]:
+    """A call is in progress on it, if there is one."""
+    if connection is None:
+        yield
+        return
+    connection.calls += 1
+    try:
+        yield
+    finally:
+        connection.calls -= 1
 
 
 class Connections:
@@ -62,7 +77,11 @@ class Connections:
             rivals = list(self._open.values())
         if rivals is not None:
             self.refused += 1
-            ended = min((each for each in rivals if not each.is_busy()), key=lambda each: each.rank, default=None)
+            ended = min(
+                (each for each in rivals if not (each.calls or each.is_busy())),
+                key=lambda each: each.rank,
+                default=None,
+            )
             if ended is None:
                 return None
             self.leave(ended)

@@ -27,6 +27,7 @@ from server.service.application import Application
 from server.transport import parsers
 from server.transport.auth import KeyRing
 from server.transport.connections import Connections
+from server.transport.grpc.relay import Relay
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
 from server.transport.places import Strangers
@@ -55,6 +56,7 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    relay: Relay | None = None  # in front of gRPC
     connections: Connections = field(default_factory=lambda: Connections(512, 512))  # of REST
     sites: Sites = field(default_factory=Sites)
     places: Strangers = field(default_factory=Strangers)

@@ -20,6 +20,7 @@ from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.transport.arrivals import Patience, conversation
 from server.transport.auth import party_of
+from server.transport.connections import held
 from server.transport.error_replies import to_status
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
 from server.transport.grpc.structure import check_structure
@@ -128,7 +129,7 @@ def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     parse, places = _parser(handler), gateway.places
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-        call.peer = context.peer()
+        call.peer = _peer(gateway, context)
         try:
             with places.probes.one():
                 asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
@@ -149,7 +150,7 @@ def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | N
     parse = _parser(handler)
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-        call.peer = context.peer()
+        call.peer = _peer(gateway, context)
         asked = conversation(_parsed(requests, parse), PROBE_S, gateway.limits.message_s)
         try:
             with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
@@ -165,7 +166,7 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     """Answers any call with `error`, without reading its request."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
-        call.peer = context.peer()
+        call.peer = _peer(gateway, context)
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
@@ -179,10 +180,17 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
 @contextmanager
 def _prepared(gateway: Gateway, call: Call, context: Context, known: Caller | None) -> Iterator[None]:
     context.set_trailing_metadata(_told(call))
-    call.deadline, call.peer = deadline(context), context.peer()
+    call.deadline, call.peer = deadline(context), _peer(gateway, context)
     gateway.lifecycle.check()
-    with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
+    place = None if gateway.relay is None else gateway.relay.recognize(context.peer())
+    with admitted(gateway, call, known or Caller(name=party_of(call.peer))), held(place):
         yield
+
+
+def _peer(gateway: Gateway, context: Context) -> str:
+    """The caller's address, which the server sees through the relay alone."""
+    seen = str(context.peer())
+    return seen if gateway.relay is None else gateway.relay.peer(seen)
 
 
 def _told(call: Call) -> tuple[tuple[str, str], ...]:
