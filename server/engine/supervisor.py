@@ -34,6 +34,7 @@ from server.engine.messages import (
     Submit,
 )
 from server.errors import Reason, ServiceError
+from server.values.caller import EVERYONE, Caller
 
 _log = structlog.get_logger()
 
@@ -83,8 +84,8 @@ class Engine:
         if self.failure is not None:
             raise self.failure
 
-    async def submit(self, job: Job, until: float | None = None) -> Result:
-        """Have a job done. Cancelling the awaiting task drops the job between two pieces of its work.
+    async def submit(self, job: Job, until: float | None = None, caller: Caller = EVERYONE) -> Result:
+        """Have a caller's job done. Cancelling the awaiting task drops the job between two pieces of its work.
 
         Raises ServiceError: NOT_READY; ENGINE_LOST if the process dies meanwhile; DEADLINE at the instant `until`,
         whatever the engine is doing; or what went wrong with the job.
@@ -98,7 +99,7 @@ class Engine:
         alarm = None
         if until is not None:
             alarm = asyncio.get_running_loop().call_later(until - time.monotonic(), _give_up, answer)
-        sending = channel.send(Submit(number, job))
+        sending = channel.send(Submit(number, job, caller.name, caller.weight))
         try:
             return await answer
         except (asyncio.CancelledError, _TimeIsUpError) as error:
