@@ -88,7 +88,7 @@ class Application:
         )
         self._clips = Clips(limits)
         self._plans = PlanCalls(self._engines, self._sessions, self._goals, limits, server_version(), recorder)
-        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits.images)
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits)
         self._predictions = PredictionCalls(self._engines, self._sessions, self._goals, limits)
         self._housekeeping: asyncio.Task[None] | None = None
 
