@@ -160,6 +160,9 @@ class Settings(BaseSettings):
         default=None, description="PEM authority that signed the clients' certificates: mTLS"
     )
 
+    engines_away_s: float = Field(
+        default=600.0, gt=0, description="seconds without any engine, after there was one, until /livez answers 503"
+    )
     session_ttl_s: float = Field(
         default=600.0, gt=0, description="idle seconds until a session that names none is closed"
     )

@@ -96,6 +96,7 @@ class ServedModel:
     rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
+    digest: str = ""  # of all in its package that decides what it answers
 
 
 @dataclass(frozen=True)

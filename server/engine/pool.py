@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from server.engine.admission import AdmissionController, ReplyMargin, too_late
 from server.engine.messages import EngineSettings, Job, Pace, PlanDone, PlanJob, Result, SearchSize, ServedModel
-from server.engine.supervisor import Engine
+from server.engine.supervisor import Engine, EngineState
 from server.errors import Reason, ServiceError, invalid
 from server.values.caller import calling
 
@@ -38,8 +38,9 @@ class EnginePool:
 
     def __init__(self, engines: Sequence[EngineSettings], queue_limit: int, reply_margin_s: float) -> None:
         admissions = [AdmissionController(queue_limit) for _ in engines]
+        held: dict[str, str] = {}
         self._engines = tuple(
-            PooledEngine(Engine(settings, admission.learn), admission)
+            PooledEngine(Engine(settings, admission.learn, held), admission)
             for settings, admission in zip(engines, admissions, strict=True)
         )
         self._margin = ReplyMargin(reply_margin_s)
@@ -72,6 +73,17 @@ class EnginePool:
     def in_hand(self) -> int:
         """Calls that engines work on or that wait for one."""
         return sum(pooled.admission.in_hand for pooled in self._engines)
+
+    @property
+    def states(self) -> tuple[EngineState, ...]:
+        """What each engine is at."""
+        return tuple(pooled.engine.state for pooled in self._engines)
+
+    def away_s(self, now: float) -> float:
+        """For how long none of the engines that were ready before has been; 0 while one is, or none was yet."""
+        since = [pooled.engine.away_since for pooled in self._engines]
+        known = [instant for instant in since if instant is not None]
+        return now - max(known) if len(known) == len(since) else 0.0
 
     @property
     def restarts(self) -> int:
@@ -176,8 +188,8 @@ class EnginePool:
             raise _not_ready("the service is shutting down")
         ready = [pooled for pooled in self._engines if pooled.engine.ready.is_set()]
         if not ready:
-            failures = [pooled.engine.failure for pooled in self._engines if pooled.engine.failure is not None]
-            raise failures[0] if failures else _not_ready()
+            failures = [pooled.engine.failure or pooled.engine.away for pooled in self._engines]
+            raise next((failure for failure in failures if failure is not None), None) or _not_ready()
         return min(ready, key=lambda pooled: (pooled.admission.pass_s, pooled.admission.in_hand))
 
 

@@ -47,6 +47,7 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    engines_away_s: float = 600.0  # without any engine, after which the service is no more alive
     spans: SpanSink | None = None  # told of every call but probes
 
 

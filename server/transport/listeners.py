@@ -84,6 +84,7 @@ def create_gateway(
         lifecycle=lifecycle,
         uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
+        engines_away_s=settings.engines_away_s,
         spans=spans,
     )
 

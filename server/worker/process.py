@@ -184,6 +184,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         graphed,
         past_actions=config.past_actions,
         proposes=model.proposer is not None,
+        digest=model.package.digest(),
     )
 
 
