@@ -71,6 +71,18 @@ class Limits(BaseModel):
     concurrent_calls: int = Field(
         default=256, ge=1, description="calls and control streams in progress, over both transports"
     )
+    header_bytes: int = Field(
+        default=32 * 1024, ge=4096, description="request line and headers of one request, and trailers behind its body"
+    )
+    headers: int = Field(default=100, ge=16, description="headers of one request, and trailers")
+    path_bytes: int = Field(default=8192, ge=256, description="path and query of one request")
+    header_s: float = Field(default=10.0, gt=0, description="seconds until a connection has sent a request's headers")
+    connection_idle_s: float = Field(default=120.0, gt=0, description="seconds a gRPC connection may be without calls")
+    stalled_s: float = Field(default=30.0, gt=0, description="seconds until a reply that nobody takes is given up")
+    connections: int = Field(default=512, ge=8, description="open connections of each transport")
+    connections_per_address: int = Field(
+        default=256, ge=4, description="of them from one address; one more ends the one that was silent longest"
+    )
     session_ttl_s: float = Field(default=86_400.0, gt=0, description="longest time-to-live a session may ask for")
     session_age_s: float = Field(
         default=604_800.0, gt=0, description="longest time a session stays open, however busy it is"
@@ -145,6 +157,14 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
     http_port: int = Field(default=8080, ge=0, le=65535, description="0 takes a free port")
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="names in Host that are answered to beside addresses, localhost and names without a dot; none: "
+        "these alone on loopback and without keys, else every name",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="pages in browsers that may call, as https://console.example; none: no page may"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="accepted keys, plain or as sha256:<hex>"
     )
@@ -201,7 +221,7 @@ class Settings(BaseSettings):
         file = _file.get()
         return (init_settings, env_settings, *([] if file is None else [_file_source(settings_cls, file)]))
 
-    @field_validator("models", "devices", "api_keys", mode="before")
+    @field_validator("models", "devices", "api_keys", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """A list in one variable is separated by commas."""

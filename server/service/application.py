@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 
 from presage.values import (
     ClipClasses,
@@ -172,6 +173,15 @@ class Application:
     def model(self, name: str) -> Model:
         """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
         return self._engines.model(name).reply
+
+    def judge_images(self, request: object) -> Callable[[str, int, int], None]:
+        """What judges the images of a request before they are decoded (see `validation.images_ahead`).
+
+        Raises what the call itself would for an unknown session or model, and for a wrong number of images.
+        """
+        session_id = getattr(request, "session_id", "")
+        name = self._session(session_id).model if session_id else getattr(request, "model", "")
+        return validation.images_ahead(request, self._engines.model(name).reply, self._settings.limits)
 
     # Goals
 

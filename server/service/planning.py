@@ -6,9 +6,10 @@ What a plan is, the engines know; when one can be had, the pool.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 from presage.values import Plan
@@ -62,13 +63,14 @@ class PlanCalls:
                 await asyncio.wait_for(answering.wait(), left_s)
             except asyncio.TimeoutError:
                 raise too_late("the call that this one repeats is still in progress") from None
-        answered = session.reply(request.request_id)
+        asked = _digest(request)
+        answered = session.reply(request.request_id, asked)
         if answered is not None:
             return answered
         over = self._answering[call] = asyncio.Event()
         try:
             reply = await self._plan(request, session, deadline, received, decode_ms)
-            session.keep_reply(request.request_id, reply)
+            session.keep_reply(request.request_id, reply, asked)
         finally:
             del self._answering[call]
             over.set()
@@ -254,6 +256,29 @@ def start_of(
         past_frames=seen.past_images,
         past_actions=None if executed is None or not executed.size else executed.astype(np.float32),
     )
+
+
+def _digest(request: PlanRequest) -> bytes:
+    """Of everything that makes one request another; the time that is left for it does not."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.str}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        elif isinstance(value, tuple):
+            digest.update(f"({len(value)}".encode())
+            for entry in value:
+                add(entry)
+        elif is_dataclass(value):
+            for field in fields(value):
+                if field.name not in ("request_id", "budget_ms"):
+                    add(getattr(value, field.name))
+        else:
+            digest.update(f"{type(value).__name__}:{value}\0".encode())
+
+    add(request)
+    return digest.digest()
 
 
 def _seed(request: PlanRequest, session: Session | None, sequence: int) -> int:

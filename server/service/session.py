@@ -126,7 +126,7 @@ class Session:
         self._turns: set[int] = set()
         self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
         self._executed: OrderedDict[int, Floats] = OrderedDict()  # the latest actions, by their number in the episode
-        self._replies: OrderedDict[str, Plan] = OrderedDict()
+        self._replies: OrderedDict[str, tuple[bytes, Plan]] = OrderedDict()
 
     def reset(self) -> None:
         """Start an episode anew: forget all but model, goal, calibration, and how well the model predicts here.
@@ -230,13 +230,22 @@ class Session:
         if seen is not None:
             self._seen.append(seen)
 
-    def reply(self, request_id: str) -> Plan | None:
-        """The plan that a call with this id was answered with, while it is kept."""
-        return self._replies.get(request_id)
+    def reply(self, request_id: str, asked: bytes = b"") -> Plan | None:
+        """The plan that a call with this id was answered with, while it is kept.
 
-    def keep_reply(self, request_id: str, reply: Plan) -> None:
+        `asked` is a digest of what is asked. Raises INVALID_FIELD where something else was asked under this id.
+        """
+        kept = self._replies.get(request_id)
+        if kept is None:
+            return None
+        if kept[0] != asked:
+            rule = "must be new where another plan is asked for: it repeats a call"
+            raise invalid("request_id", rule, request_id)
+        return kept[1]
+
+    def keep_reply(self, request_id: str, reply: Plan, asked: bytes = b"") -> None:
         if request_id and reply.epoch == self.epoch:
-            self._replies[request_id] = reply
+            self._replies[request_id] = asked, reply
             while len(self._replies) > KEPT_REPLIES:
                 self._replies.popitem(last=False)
 

@@ -18,10 +18,12 @@ from grpc_status import rpc_status
 
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
-from server.transport.arrivals import Patience
+from server.transport.arrivals import Patience, conversation
 from server.transport.auth import party_of
+from server.transport.connections import held
 from server.transport.error_replies import to_status
-from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
+from server.transport.grpc.structure import check_structure
 from server.values.caller import Caller, calling
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -35,6 +37,7 @@ INFRASTRUCTURE = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.re
 """Asks for a key, but not for readiness."""
 
 REQUEST_ID = "x-request-id"
+PROBE_S, PROBE_BYTES = 2.0, 4096  # to send a request of health in, and its size
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
         call = Call(checked_request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
         handler = await continuation(details)
         if service in PUBLIC_SERVICES and handler is not None:
-            return handler
+            return _probed(self.gateway, call, handler)
         try:
+            self.gateway.sites.check_origin(headers.get)
             caller = self.gateway.keys.check(headers.get)
         except ServiceError as error:
             return _refusing(self.gateway, call if handler is not None else replace(call, rpc="unknown"), error)
@@ -62,7 +66,7 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
             unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
             return _refusing(self.gateway, replace(call, rpc="unknown"), unknown)
         if service in INFRASTRUCTURE:
-            return handler
+            return _reflected(self.gateway, call, handler, caller if caller.name else None)
         return _served(self.gateway, call, handler, caller if caller.name else None)
 
 
@@ -86,17 +90,22 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
     async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
-                request = await _only(requests, gateway)
+                with gateway.places.arriving.one():
+                    request = await _only(requests, gateway.limits.message_s, gateway.limits.message_bytes)
                 call.arrived = time.monotonic()
                 with gateway.shares.holding("bytes", calling().name, len(request)):
-                    return await behavior(parse(request), context)
+                    reply = await behavior(parse(request), context)
+                in_time(call.deadline)
+                return reply
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
-                return await behavior(_parsed(requests, parse), context)
+                reply = await behavior(_parsed(requests, parse), context)
+                in_time(call.deadline)
+                return reply
         except ServiceError as error:
             await _abort(error, call, context)
 
@@ -115,16 +124,55 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
     return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
 
+def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
+    """A call of health, which needs no key and so is never counted with those that do."""
+    parse, places = _parser(handler), gateway.places
+
+    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        call.peer = _peer(gateway, context)
+        try:
+            with places.probes.one():
+                asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
+            if handler.unary_unary is not None:
+                await context.write(await handler.unary_unary(asked, context))
+                return
+            with places.watchers.one():
+                async for status in handler.unary_stream(asked, context):
+                    await context.write(status)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+
+
+def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
+    """A stream of reflection's, for callers with a key, ready or not."""
+    parse = _parser(handler)
+
+    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        call.peer = _peer(gateway, context)
+        asked = conversation(_parsed(requests, parse), PROBE_S, gateway.limits.message_s)
+        try:
+            with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
+                async for reply in handler.stream_stream(asked, context):
+                    await context.write(reply)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+
+
 def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     """Answers any call with `error`, without reading its request."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
-        call.peer = context.peer()
+        call.peer = _peer(gateway, context)
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
         except ServiceError as told:
-            await _abort(told, call, context)
+            with gateway.places.refusals.one():
+                await _abort(told, call, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 
@@ -132,10 +180,17 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
 @contextmanager
 def _prepared(gateway: Gateway, call: Call, context: Context, known: Caller | None) -> Iterator[None]:
     context.set_trailing_metadata(_told(call))
-    call.deadline, call.peer = deadline(context), context.peer()
+    call.deadline, call.peer = deadline(context), _peer(gateway, context)
     gateway.lifecycle.check()
-    with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
+    place = None if gateway.relay is None else gateway.relay.recognize(context.peer())
+    with admitted(gateway, call, known or Caller(name=party_of(call.peer))), held(place):
         yield
+
+
+def _peer(gateway: Gateway, context: Context) -> str:
+    """The caller's address, which the server sees through the relay alone."""
+    seen = str(context.peer())
+    return seen if gateway.relay is None else gateway.relay.peer(seen)
 
 
 def _told(call: Call) -> tuple[tuple[str, str], ...]:
@@ -143,17 +198,16 @@ def _told(call: Call) -> tuple[tuple[str, str], ...]:
     return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
 
 
-async def _only(requests: AsyncIterator[bytes], gateway: Gateway) -> bytes:
+async def _only(requests: AsyncIterator[bytes], within_s: float, limit: int) -> bytes:
     """The one message of a call. Raises ServiceError where none comes.
 
-    Refuses by name what is little over the limit; the transport itself refuses more than twice as much.
+    Refuses by name what is little over the limit; the transport itself refuses what is far beyond.
     """
-    patience = Patience("message", gateway.limits.message_s, gateway.limits.message_s)
+    patience = Patience("message", within_s, within_s)
     try:
         request = await patience.wait(requests.__anext__())
     except StopAsyncIteration:
         raise invalid("message", "must be sent", "the end of the call", Reason.INVALID_REQUEST) from None
-    limit = gateway.limits.message_bytes
     if len(request) > limit:
         raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
     return request
@@ -162,9 +216,11 @@ async def _only(requests: AsyncIterator[bytes], gateway: Gateway) -> bytes:
 def _parser(handler: Handler) -> Callable[[bytes], Any]:
     deserialize = handler.request_deserializer
     assert deserialize is not None, "generated handlers have a deserializer"
+    described = deserialize.__self__.DESCRIPTOR  # FromString of a message's class
 
     def parse(request: bytes) -> Any:
         try:
+            check_structure(described, request)
             return deserialize(request)
         except DecodeError:
             shown = f"{len(request)} bytes that are not"

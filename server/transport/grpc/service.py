@@ -26,7 +26,7 @@ from server.transport.grpc.interceptor import Context, GatewayInterceptor, Handl
 from server.transport.health import Health
 from server.transport.methods import METHODS, Arrival, Method
 from server.transport.uploads import CHUNK_BYTES
-from server.values import calls, images
+from server.values import calls
 from server.values.caller import require_robot
 
 SERVICES = tuple(str(service.full_name) for service in methods.SERVICES.values())
@@ -40,8 +40,13 @@ def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(GatewayInterceptor(gateway),),
         options=(
-            # Up to twice the limit is refused by name, with field and rule; more by the transport, before it is read.
-            ("grpc.max_receive_message_length", max(2 * limits.message_bytes, 2 * CHUNK_BYTES)),
+            # What is a little over the limit is refused by name; more by the transport, before it is read.
+            ("grpc.max_receive_message_length", max(limits.message_bytes, CHUNK_BYTES) + CHUNK_BYTES),
+            ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.absolute_max_metadata_size", limits.header_bytes),
+            ("grpc.max_concurrent_streams", limits.concurrent_calls + 64),  # so that the limit is told by name
+            ("grpc.server_handshake_timeout_ms", round(1e3 * limits.header_s)),
+            ("grpc.max_connection_idle_ms", round(1e3 * limits.connection_idle_s)),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server on the port fails loudly
             ("grpc.keepalive_permit_without_calls", 1),
@@ -49,9 +54,7 @@ def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
             ("grpc.keepalive_time_ms", 30_000),  # a robot that vanished without a word is noticed, its plan cancelled
             ("grpc.keepalive_timeout_ms", 10_000),
         ),
-        # The limit that is told by name is Limits.concurrent_calls; probes must pass above it.
-        maximum_concurrent_rpcs=2 * limits.concurrent_calls + 16,
-    )
+    )  # calls are counted by the interceptor, which knows who is calling: strangers fill no robot's place
     add_services(gateway, server)
     if reflects:
         from grpc_reflection.v1alpha import reflection
@@ -97,10 +100,11 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
     request, response = GetMessageClass(method.described.input_type), GetMessageClass(method.described.output_type)
 
     async def serve(message: Message, context: Context) -> Message:
+        method.require_role()
         call = call_in_progress()
-        asked = await images.decoded(READER.value(method.request, message), gateway.limits.image_pixels)
+        asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
-        reply, answer = await method.answered(gateway, asked, at), response()
+        reply, answer = await method.work(gateway, asked, at), response()
         if reply is not None:
             WRITER.fill(getattr(answer, method.reply_field) if method.reply_field else answer, reply)
         return answer

@@ -55,9 +55,7 @@ async def openpi(websocket: WebSocket) -> None:
 async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
     """Accept the connection, if it may come in, and say whom it reached."""
     require_robot()
-    origin = websocket.headers.get("origin")
-    if origin is not None:  # a page in somebody's browser could otherwise reach a service on loopback
-        raise invalid("Origin", "must be absent: pages in browsers are not served", origin, Reason.INVALID_REQUEST)
+    gateway.sites.check(websocket.headers.get)  # a page in somebody's browser could otherwise reach one on loopback
     gateway.lifecycle.check()
     asked = wishes(websocket.query_params)
     robot = _Robot(gateway, websocket, asked, gateway.application.model(asked.model))
@@ -161,7 +159,8 @@ class _Robot:
         timeout_ms = positive(values, "timeout_ms", self._asked.timeout_ms)
         call.deadline = None if timeout_ms is None else call.received + timeout_ms / 1e3
         self._goal_id = await self._goal(values, call.deadline)
-        seen = await frames(values, self._asked, self._model, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(call.deadline)
+        seen = await frames(values, self._asked, self._model, pixels, elsewhere)
         request = calls.PlanRequest(
             calls.Observation(seen, proprioception(values, self._asked, self._model)),
             session_id=self._session_id,
@@ -202,7 +201,8 @@ class _Robot:
             return named
         if shown is None:
             return self._goal_id
-        (frame,) = await decoded({"goal": shown}, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(deadline)
+        (frame,) = await decoded({"goal": shown}, self._model, pixels, elsewhere)
         made = await self._gateway.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
         return made.goal_id
 
