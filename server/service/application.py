@@ -281,6 +281,7 @@ def _engine_settings(settings: Settings, device: str, loader: Loader | None, max
         graphs=settings.graphs,
         max_batch=max_batch,
         loader=loader,
+        batches=settings.batches,
         nice=settings.engine_nice,
         silence_s=settings.engine_heartbeat_timeout_s,
         startup_timeout_s=settings.startup_timeout_s,

@@ -26,6 +26,7 @@ from planner.world_model import WorldModel
 from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
+from server.worker.batch_invariance import BatchSizes
 from server.worker.failures import failed
 from server.worker.fitting import Fitted, fitted
 from server.worker.heartbeat import Watchdog
@@ -74,7 +75,8 @@ class Running:
 
 
 class PlanScheduler:
-    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
+    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them, `sizes` how
+    many requests to each are computed together (`max_batch` where none is stated)."""
 
     def __init__(
         self,
@@ -84,9 +86,11 @@ class PlanScheduler:
         send: Callable[[FromEngine], None],
         clock: Callable[[], float],
         worlds: Mapping[str, WorldModel] | None = None,
+        sizes: Mapping[str, BatchSizes] | None = None,
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
-        self._max_batch, self._max_steps = max_batch, max_iteration_steps
+        self._max_steps = max_iteration_steps
+        self._sizes = sizes or {name: BatchSizes(max_batch, max_batch) for name in models}
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
@@ -147,7 +151,7 @@ class PlanScheduler:
     def _encode_newcomers(self) -> None:
         """Encode what newcomers to one model see, and start their searches."""
         model = next(iter(self._waiting.values())).model
-        numbers = [number for number, job in self._waiting.items() if job.model == model][: self._max_batch]
+        numbers = [number for number, job in self._waiting.items() if job.model == model][: self._sizes[model].encoded]
         self.protect(self._encoding_s(model, len(numbers)))
         batch: dict[int, PlanJob] = {}
         for number in numbers:
@@ -263,7 +267,7 @@ class PlanScheduler:
 
     def _room(self, first: Running) -> int:
         """How many searches like this one fit into one rollout."""
-        return max(1, min(self._max_batch, self._max_steps // first.steps))
+        return max(1, min(self._sizes[first.job.model].searched, self._max_steps // first.steps))
 
     def _improve(self, batch: Sequence[Running]) -> None:
         first, began = batch[0], self._clock()

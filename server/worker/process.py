@@ -43,8 +43,9 @@ from server.engine.messages import (
     needed_iterations,
 )
 from server.values.calls import Frame
-from server.worker import cuda_graphs, model_adapter, precision
+from server.worker import batch_invariance, cuda_graphs, model_adapter, precision
 from server.worker.background_jobs import BackgroundJobs
+from server.worker.batch_invariance import BatchSizes
 from server.worker.failures import failed
 from server.worker.heartbeat import Watchdog, heartbeat_thread
 from server.worker.plan_scheduler import PlanScheduler
@@ -67,9 +68,9 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     channel = EngineChannel(end)
     try:
         try:
-            models, worlds, described, threads = _load_and_describe(settings)
+            models, worlds, sizes, described, threads = _load_and_describe(settings)
             channel.send(Loaded(described, threads))
-            engine = Engine(models, worlds, channel, settings)
+            engine = Engine(models, worlds, sizes, channel, settings)
             engine.warm_up()
         except (PackageError, RuntimeError) as error:
             channel.send(LoadFailed(" ".join(str(error).split())))
@@ -82,19 +83,26 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
 
 def _load_and_describe(
     settings: EngineSettings,
-) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], tuple[ServedModel, ...], int]:
-    """The models, how searches see them, what the front must know of them, and the number of threads.
+) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], dict[str, BatchSizes], tuple[ServedModel, ...], int]:
+    """The models, how searches see them, how many requests to each are computed together, what the front must know of
+    them, and the number of threads.
 
     Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
     """
     try:
         threads, verdicts = tune(load_all(settings), settings)
-        worlds, described = {}, []
+        worlds: dict[str, WorldModel] = {}
+        sizes, described = {}, []
         for name, (model, verdict) in verdicts.items():
             size = own_search(model.package.config.planner)
             worlds[name], told = cuda_graphs.searched(model, size, settings.graphs, settings.max_batch, ITERATION_STEPS)
-            described.append(describe(name, model, verdict, told))
-        return {name: model for name, (model, _) in verdicts.items()}, worlds, tuple(described), threads
+            most = settings.max_batch
+            exact = settings.batches == "exact"
+            sizes[name] = (
+                batch_invariance.measured(model, worlds[name], size, most) if exact else BatchSizes(most, most)
+            )
+            described.append(describe(name, model, verdict, f"{told}; {sizes[name].described()}"))
+        return {name: model for name, (model, _) in verdicts.items()}, worlds, sizes, tuple(described), threads
     except OSError as error:
         where = error.filename or ", ".join(settings.models)
         raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
@@ -203,12 +211,13 @@ class Engine:
         self,
         models: dict[str, LoadedModel],
         worlds: dict[str, WorldModel],
+        sizes: dict[str, BatchSizes],
         channel: EngineChannel,
         settings: EngineSettings,
     ) -> None:
         self._models, self._channel = models, channel
         steps = ITERATION_STEPS
-        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
+        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds, sizes)
         self._background_jobs = BackgroundJobs(models, self._scheduler, steps, self._send, time.monotonic)
 
     @property
