@@ -13,7 +13,7 @@ from torch import Tensor
 from model.built_in import built_in
 from model.interface import LoadedModel
 from model.registry import load
-from server.engine.messages import Done, FromEngine, PlanJob, SearchSize, Start
+from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
 from server.worker import model_adapter
 from server.worker.batch_invariance import BatchSizes, measured
 from server.worker.plan_scheduler import PlanScheduler
@@ -52,8 +52,8 @@ def plans(model: LoadedModel, wanted: list[PlanJob], sizes: BatchSizes) -> list[
         scheduler.add(number, job)
     while scheduler.busy:
         scheduler.step()
-    found = {message.number: message.result.plan.actions for message in said if isinstance(message, Done)}
-    return [found[number] for number in range(1, len(wanted) + 1)]
+    found = {m.number: m.result for m in said if isinstance(m, Done) and isinstance(m.result, PlanDone)}
+    return [found[number].plan.actions for number in range(1, len(wanted) + 1)]
 
 
 @needs_arm
