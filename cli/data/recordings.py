@@ -56,7 +56,7 @@ def open_recordings(path: Path, options: ReadOptions) -> Dataset:
 
         return CollectedEpisodes(path, open_episodes(path))
 
-    from training.data.opening import open_dataset
+    from training.data.formats.opening import open_dataset
 
     return open_dataset(path, options)
 
