@@ -18,8 +18,7 @@ from model.preprocessing import CropPolicy
 from training.data.dataset import Dataset, DatasetError, Episode
 from training.data.episodes import Episodes, held_notes
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.inspection import counted, dangling_links, problems, repeat_of
-from training.data.repeats import repeats
+from training.data.inspection import counted, dangling_links, problems, repeat_of, repeats
 
 
 def load_episodes(
