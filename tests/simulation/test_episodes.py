@@ -47,6 +47,7 @@ def batch(request: pytest.FixtureRequest) -> EpisodeBatch:
     return collect(request.param, episodes=GROUP + 5, steps=30, seed=4, image_size=16)
 
 
+@pytest.mark.process
 def test_two_workers_collect_what_one_does(batch: EpisodeBatch) -> None:
     assert_same(batch, collect(batch.task, episodes=GROUP + 5, steps=30, seed=4, workers=2, image_size=16))
 
@@ -202,6 +203,7 @@ def test_training_seeds_and_held_out_seeds_cannot_meet() -> None:
         check_training_seed(TRAINING_SEED_LIMIT)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 @pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")
 def test_pusht_episodes_are_the_same_from_two_workers() -> None:
