@@ -25,7 +25,7 @@ from presage.values import ImageLike
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.video.containers import kind_of
+from model.video.file_kinds import kind_of
 from server.errors import Reason, invalid, refuse
 from server.transport.grpc.codec import READER
 from server.transport.rest.tensors import (
