@@ -63,7 +63,9 @@ def _problems(model: LoadedModel, moves: Sequence[Move], size: SearchSize) -> li
     after = model_adapter.encode_frames(model, [move.after for move in moves])
     return [
         Problem(
-            context=model_adapter.context_of(model, replace(move.before, turn_rad=0.0), seen),
+            context=model_adapter.context_of(
+                model, replace(move.before, turn_rad=0.0), seen, model_adapter.measured_at(move.before)
+            ),
             goal=goal,
             space=registry.searched(space, size.dimensions),
             seed=number,

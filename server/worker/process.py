@@ -19,7 +19,7 @@ from presage.values import ActionSpec, ImageSpec, Model
 
 from model.interface import LoadedModel
 from model.package import ActionSpec as PackagedActions
-from model.package import PackageConfig, PackageError, PlannerDefaults
+from model.package import PackageConfig, PackageError, PlannerDefaults, weights_kept
 from model.registry import load
 from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
@@ -88,7 +88,8 @@ def _load_and_describe(
     Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
     """
     try:
-        threads, verdicts = tune(load_all(settings), settings)
+        with weights_kept():
+            threads, verdicts = tune(load_all(settings), settings)
         worlds, described = {}, []
         for name, (model, verdict) in verdicts.items():
             size = own_search(model.package.config.planner)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -89,11 +90,21 @@ def read(path: Path) -> Recording:
 
 def replay(recording: Recording, models: Mapping[str, LoadedModel], tolerance: float) -> Iterator[Outcome]:
     """Make every plan again. `tolerance`: of actions, as a fraction of each one's range."""
+
+    @cache
+    def in_precision(name: str, dtype: torch.dtype) -> LoadedModel:
+        return models[name].to_precision(dtype)
+
     for record in recording.records:
-        yield _again(record, models, tolerance)
+        yield _again(record, models, in_precision, tolerance)
 
 
-def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float) -> Outcome:
+def _again(
+    record: Recorded,
+    models: Mapping[str, LoadedModel],
+    in_precision: Callable[[str, torch.dtype], LoadedModel],
+    tolerance: float,
+) -> Outcome:
     sequence, job, then = int(record.reply["observation_sequence"]), record.job, record.done
     if job is None or then is None:
         why = "the reply was what was left of an earlier plan"
@@ -114,7 +125,7 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if start.past_actions is not None and not (start.history or start.past_frames):
         why = "it looked back on pictures that were not recorded"
         return Outcome(record.time_ns, sequence, "failed", why=why)
-    now = _planned(job, then, model.to_precision(_DTYPES[dtype]))
+    now = _planned(job, then, in_precision(job.model, _DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
     return _compared(record.time_ns, sequence, now.plan, then.plan, model, tolerance)

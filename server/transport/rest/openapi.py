@@ -33,6 +33,7 @@ class ClipForm(UploadForm):
 
     kind: EmbeddingKind = "pooled"
     goal_id: Name = ""
+    step_distances: bool = Field(default=False, description="Send the distance from each frame to the next one")
 
 
 class ClassifyForm(UploadForm):
