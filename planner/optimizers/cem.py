@@ -72,7 +72,7 @@ class CEM:
     gripper: GripperRules | None = None
 
     def __post_init__(self) -> None:
-        check_settings(samples=self.samples, iterations=self.iterations, horizon=self.horizon)
+        check_settings(self, "samples", "iterations", "horizon")
         if not 2 <= self.elites <= self.samples:
             raise PlanningError("elites", f"must be 2 to samples ({self.samples})", self.elites)
         for name in (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.fields import from_fields
 from presage.values import Plan
 from torch import Tensor
 
@@ -317,32 +318,26 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        found = Plan(
+        found = from_fields(
+            Plan,
+            plan,
+            running,
             actions=model_adapter.to_host(plan.actions),
             cost=math.fsum(step_costs),
             step_costs=step_costs,
             objective=plan.cost,
-            goal_distance=running.goal_distance,
-            iteration_costs=plan.iteration_costs,
-            elite_spread=plan.elite_spread,
             iterations_done=plan.iterations,
-            stop_reason=reason,
-            seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
-            warnings=running.warnings,
-            arrival=plan.arrival,
-            kept=plan.kept,
             proposal_share=plan.proposed,
         )
-        done = PlanDone(
+        done = from_fields(
+            PlanDone,
+            running.chosen,
+            running,
+            running.seen,
             plan=found,
-            size=running.chosen.size,
-            fitting=running.chosen.fitting,
             unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
-            goal_reached=running.goal_reached,
             latent=running.seen.on_host,
-            began=running.seen.began,
-            encoded=running.seen.encoded,
             ended=self._clock(),
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from presage.fields import from_fields
 from presage.values import ActionSpec, ImageSpec, Model
 
 from model.interface import LoadedModel
@@ -153,21 +154,18 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     dtype = str(verdict.dtype).removeprefix("torch.")
-    reply = Model(
+    reply = from_fields(
+        Model,
+        config,
+        model.package,
         name=name,
-        family=config.family,
-        weights_digest=model.package.weights_digest,
-        image=ImageSpec(config.image.height, config.image.width, config.image.crop_policy, cameras=1),
+        image=from_fields(ImageSpec, config.image, cameras=1),
         action=None if action is None else _action_spec(action),
-        latent_shape=config.latent_shape,
-        proprioception_names=config.proprioception_names,
         planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
         license=str(config.training.get("license", "")),
-        labels=config.labels,
-        clip_frames=config.clip_frames,
         measures_goals=model_adapter.measures_goals(model),
     )
     own, space = search if action is not None else None, model_adapter.action_space(model)
@@ -187,7 +185,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
     """What of a package's actions concerns a caller."""
-    return ActionSpec(**{each.name: getattr(action, each.name) for each in fields(ActionSpec)})
+    return from_fields(ActionSpec, action)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:
