@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,15 +120,39 @@ class Package:
     weights_digest: str  # sha256 of the weights file, hexadecimal
 
     def weights(self) -> dict[str, Tensor]:
-        """Raises PackageError for a file that is not whole."""
+        """Read from the file, once within `weights_kept`. Raises PackageError for a file that is not whole."""
+        kept = _KEPT.get()
+        path = self.folder / WEIGHTS
+        if kept is not None and path in kept:
+            return dict(kept[path])
         try:
-            return load_file(self.folder / WEIGHTS)
+            weights = load_file(path)
         except SafetensorError as error:
-            raise PackageError(f"{self.folder / WEIGHTS} is not a whole safetensors file: {error}") from error
+            raise PackageError(f"{path} is not a whole safetensors file: {error}") from error
+        if kept is not None:
+            kept[path] = dict(weights)
+        return weights
 
     def card(self) -> str:
         path = self.folder / CARD
         return path.read_text() if path.exists() else ""
+
+
+_KEPT: ContextVar[dict[Path, dict[str, Tensor]] | None] = ContextVar("weights kept", default=None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """While it lasts, the weights of a package are read from its file once, however many networks are made of them.
+
+    Within another one it changes nothing.
+    """
+    outer = _KEPT.get()
+    token = _KEPT.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def read_package(folder: Path) -> Package:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.video.containers import HEAD_BYTES, kind_of
+from model.video.file_kinds import HEAD_BYTES, kind_of
 from model.video.orientation import UPRIGHT, Orientation, from_exif
 
 FORMATS = ("JPEG", "PNG", "WEBP")

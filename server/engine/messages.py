@@ -177,6 +177,7 @@ class EmbedClipJob:
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
     goal: Floats | None = None
+    step_distances: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class ClassifyDone:
 class EmbedDone:
     embedding: Floats
     goal_distances: tuple[float, ...]  # one per frame; empty without a goal
-    step_distances: tuple[float, ...]  # between neighboring frames; empty for images
+    step_distances: tuple[float, ...]  # between neighboring frames, where they were asked for
 
 
 @dataclass(frozen=True)

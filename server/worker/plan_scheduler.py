@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.fields import from_fields
 from presage.values import Plan
 from torch import Tensor
 
@@ -33,6 +34,17 @@ from server.worker.heartbeat import Watchdog
 from server.worker.timing import Durations
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """An observation, encoded."""
+
+    picture: Tensor  # uint8 [height, width, 3], on the host
+    latent: Tensor
+    on_host: Floats  # the latent
+    began: float  # instant at which its encoding began
+    encoded: float  # instant at which the search could begin
+
+
 @dataclass(eq=False)
 class Running:
     """A plan between two iterations."""
@@ -44,12 +56,10 @@ class Running:
     search: Search
     beginning: Tensor  # what the search begins with, in its limits
     price_s: float  # to tell, at the end, what the plan costs by the model's own measure
-    latent: Floats
+    seen: Seen
     goal_distance: float
     goal_reached: bool  # of a stage: the search is for the next one's
     warnings: tuple[str, ...]
-    began: float
-    encoded: float
     measured: bool  # the goal says what should be measured there
     shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
 
@@ -170,8 +180,8 @@ class PlanScheduler:
         began = self._clock()
         try:
             with self.watchdog.work(self.durations.predict(("encode", model), len(batch))):
-                frames = [job.start.frames[0] for job in batch.values()]
-                latents = model_adapter.encode_frames(self._models[model], frames)
+                pictures = [torch.tensor(job.start.frames[0]) for job in batch.values()]
+                latents = model_adapter.encode_pictures(self._models[model], pictures)
                 on_host = model_adapter.to_host(latents)
         except Exception as error:
             if len(batch) == 1:
@@ -184,12 +194,14 @@ class PlanScheduler:
         self.durations.observe(("encode", model), len(batch), encoded - began)
         for row, (number, job) in enumerate(batch.items()):
             try:
-                self._running[number] = self._begin(number, job, latents[row], on_host[row], (began, encoded))
+                seen = Seen(pictures[row], latents[row], on_host[row], began, encoded)
+                self._running[number] = self._begin(number, job, seen)
             except Exception as error:
                 self._send(failed(number, error))
 
-    def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
+    def _begin(self, number: int, job: PlanJob, seen: Seen) -> Running:
         """Raises PlanningError and ObservationError."""
+        latent = seen.latent
         model, own = self._models[job.model], model_adapter.cost_of(self._models[job.model])
         goal = model_adapter.to_device(model, job.goal)
         near = model_adapter.seen_part(model, goal)
@@ -201,7 +213,8 @@ class PlanScheduler:
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
         space = registry.searched(self._spaces[job.model], job.size.dimensions)
-        context = model_adapter.context_of(model, job.start, latent)
+        proprioception = model_adapter.measured_at(job.start)
+        context = model_adapter.context_of(model, job.start, latent, proprioception)
         shapes = tuple(tuple(part.shape) for part in context)
         chosen = self._fitted(job, space, shapes)
         size = chosen.size
@@ -237,12 +250,10 @@ class PlanScheduler:
             search=search,
             beginning=search.best_actions,
             price_s=0.0 if optimizer.cost == own else self._unseen_s(job.model, size.horizon),
-            latent=on_host,
+            seen=seen,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
-            warnings=model_adapter.observation_warnings(model, job.start),
-            began=times[0],
-            encoded=times[1],
+            warnings=model.observation_warnings(seen.picture, proprioception),
             measured=measured,
             shapes=shapes,
         )
@@ -311,32 +322,26 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        found = Plan(
+        found = from_fields(
+            Plan,
+            plan,
+            running,
             actions=model_adapter.to_host(plan.actions),
             cost=math.fsum(step_costs),
             step_costs=step_costs,
             objective=plan.cost,
-            goal_distance=running.goal_distance,
-            iteration_costs=plan.iteration_costs,
-            elite_spread=plan.elite_spread,
             iterations_done=plan.iterations,
-            stop_reason=reason,
-            seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
-            warnings=running.warnings,
-            arrival=plan.arrival,
-            kept=plan.kept,
             proposal_share=plan.proposed,
         )
-        done = PlanDone(
+        done = from_fields(
+            PlanDone,
+            running.chosen,
+            running,
+            running.seen,
             plan=found,
-            size=running.chosen.size,
-            fitting=running.chosen.fitting,
             unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
-            goal_reached=running.goal_reached,
-            latent=running.latent,
-            began=running.began,
-            encoded=running.encoded,
+            latent=running.seen.on_host,
             ended=self._clock(),
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))

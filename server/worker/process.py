@@ -15,11 +15,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from presage.fields import from_fields
 from presage.values import ActionSpec, ImageSpec, Model
 
 from model.interface import LoadedModel
 from model.package import ActionSpec as PackagedActions
-from model.package import PackageConfig, PackageError, PlannerDefaults
+from model.package import PackageConfig, PackageError, PlannerDefaults, weights_kept
 from model.registry import load
 from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
@@ -90,7 +91,8 @@ def _load_and_describe(
     Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
     """
     try:
-        threads, verdicts = tune(load_all(settings), settings)
+        with weights_kept():
+            threads, verdicts = tune(load_all(settings), settings)
         worlds: dict[str, WorldModel] = {}
         sizes, described = {}, []
         for name, (model, verdict) in verdicts.items():
@@ -160,21 +162,18 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     dtype = str(verdict.dtype).removeprefix("torch.")
-    reply = Model(
+    reply = from_fields(
+        Model,
+        config,
+        model.package,
         name=name,
-        family=config.family,
-        weights_digest=model.package.weights_digest,
-        image=ImageSpec(config.image.height, config.image.width, config.image.crop_policy, cameras=1),
+        image=from_fields(ImageSpec, config.image, cameras=1),
         action=None if action is None else _action_spec(action),
-        latent_shape=config.latent_shape,
-        proprioception_names=config.proprioception_names,
         planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
         license=str(config.training.get("license", "")),
-        labels=config.labels,
-        clip_frames=config.clip_frames,
         measures_goals=model_adapter.measures_goals(model),
     )
     own, space = search if action is not None else None, model_adapter.action_space(model)
@@ -194,7 +193,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
     """What of a package's actions concerns a caller."""
-    return ActionSpec(**{each.name: getattr(action, each.name) for each in fields(ActionSpec)})
+    return from_fields(ActionSpec, action)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

@@ -127,7 +127,8 @@ async def _classify_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.ClassifyClipRequest], context: Context
 ) -> embeddings_pb2.ClassifyClipResponse:
     header = await _announced(gateway, requests)
-    for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+    of_embeddings = ("kind", "goal_id", "step_distances")
+    for field, value in ((name, getattr(header, name)) for name in of_embeddings):
         if value:
             raise invalid(f"header.{field}", "must not be set to classify", value)
     asked = READER.value(calls.ClassifyClipRequest, header, known={"path": Path()})

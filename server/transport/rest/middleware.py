@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.video.containers import HEAD_BYTES, kind_of
+from model.video.file_kinds import HEAD_BYTES, kind_of
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.transport.error_replies import PROBLEM_JSON, to_problem

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import Reason
@@ -33,6 +32,7 @@ class ClipForm(UploadForm):
 
     kind: EmbeddingKind = "pooled"
     goal_id: Name = ""
+    step_distances: bool = Field(default=False, description="Send the distance from each frame to the next one")
 
 
 class ClassifyForm(UploadForm):
@@ -43,7 +43,7 @@ class ClassifyForm(UploadForm):
 
 def document(app: FastAPI) -> dict[str, Any]:
     """The document of `app`, whose routes are complete."""
-    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    made = FastAPI.openapi(app)
     schemas = made["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
