@@ -24,6 +24,7 @@ from server.service import validation
 from server.service.clips import Clips
 from server.service.goals import Goal, GoalCache, content_id
 from server.service.prediction import require_numbers
+from server.values.caller import calling
 from server.values.calls import (
     Array,
     ClassifyClipRequest,
@@ -57,12 +58,12 @@ class EmbeddingCalls:
             content = request.image
         measured = self._measured(request, model)
         goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy, measured)
-        goal = self._goals.find(goal_id)
+        goal = self._goals.find(goal_id, calling().owner)
         if goal is not None:
             return describe(goal, cached=True)
         latent = content if request.image is None else await self._encode(request.image, model, deadline, measured)
         goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
-        self._goals.put(goal)
+        self._goals.put(goal, calling().owner)
         return describe(goal, cached=False)
 
     async def images(self, request: EmbedImagesRequest, deadline: float | None) -> Embedding:
@@ -118,7 +119,7 @@ class EmbeddingCalls:
         return ClipClasses(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
 
     def _toward(self, goal_id: str, model: Model) -> Floats | None:
-        return self._goals.toward(goal_id, model.name).latent if goal_id else None
+        return self._goals.toward(goal_id, model.name, owner=calling().owner).latent if goal_id else None
 
     def _measured(self, request: GoalRequest, model: Model) -> Floats | None:
         """What a goal says that the robot should measure there. Raises ServiceError where it cannot be said."""

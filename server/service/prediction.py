@@ -27,9 +27,10 @@ from server.errors import Reason, ServiceError
 from server.service import validation
 from server.service.goals import GoalCache
 from server.service.landscape import draw, grid, landscape
-from server.service.planning import start_of
+from server.service.planning import held_by, start_of
 from server.service.session import Session
 from server.service.session_table import SessionTable
+from server.values.caller import calling
 from server.values.calls import (
     Array,
     CalibrateRequest,
@@ -56,7 +57,7 @@ class PredictionCalls:
         validation.observation(request.observation, served.reply)
         actions = np.asarray(request.actions, np.float32)
         validation.candidates(actions[None], served.reply, self._limits, "actions")
-        goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
+        goal = self._goal(request.goal_id, session, served) if request.goal_id else None
         done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
         assert done.latents is not None
         distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
@@ -131,7 +132,7 @@ class PredictionCalls:
 
     async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionStatus:
         """See `Application.calibrate`."""
-        session = self._sessions.get(request.session_id, now)
+        session = self._sessions.get(request.session_id, now, calling())
         served = self._engines.model(session.model)
         search = validation.can_predict(served)
         validation.moves(request.moves, served.reply)
@@ -146,12 +147,13 @@ class PredictionCalls:
 
     def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:
         """The session a call names, if any, and the model it is about."""
-        session = self._sessions.get(session_id, now) if session_id else None
+        session = self._sessions.get(session_id, now, calling()) if session_id else None
         return session, self._engines.model(model if session is None else session.model)
 
     def _goal(self, goal_id: str, session: Session | None, served: ServedModel) -> Floats:
         """The goal a call names, or its session's. Raises GOAL_REQUIRED and UNKNOWN_GOAL."""
-        return self._goals.toward(goal_id or (session.goal_id if session is not None else ""), served.reply.name).latent
+        named = goal_id or (session.goal_id if session is not None else "")
+        return self._goals.toward(named, served.reply.name, **held_by(session)).latent
 
     async def _predict(
         self,
