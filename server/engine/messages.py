@@ -99,6 +99,7 @@ class ServedModel:
     rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
+    digest: str = ""  # of all in its package that decides what it answers
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,8 @@ Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | Surpri
 class Submit:
     number: int
     job: Job
+    caller: str = ""  # whose turn it takes
+    weight: float = 1.0  # of that caller's turns
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,14 @@ class Pace:
 
     encode_s: float  # one observation
     step_s: float  # one model step of one sample, in the batches of late
+    # The shortest ever seen, which tell what is too much on any day:
+    least_encode_s: float = 0.0  # one observation
+    least_step_s: float = 0.0  # one model step of one sample
+    least_serial_s: float = 0.0  # one model step, however few the samples
+
+    def least_rollout_s(self, samples: int, horizon: int) -> float:
+        """The least that rolling out so many samples takes."""
+        return horizon * max(self.least_serial_s, samples * self.least_step_s)
 
 
 @dataclass(frozen=True)

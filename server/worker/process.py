@@ -7,6 +7,7 @@ them. The front's side is `engine`.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from presage.fields import from_fields
 from presage.values import ActionSpec, ImageSpec, Model
 
@@ -54,6 +56,7 @@ from server.worker.precision import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
+SERIAL_STEPS, SERIAL_RUNS = 4, 3
 BEATS_IN_SILENCE = 8  # heartbeats per heartbeat timeout
 
 
@@ -188,6 +191,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         graphed,
         past_actions=config.past_actions,
         proposes=model.proposer is not None,
+        digest=model.package.digest(),
     )
 
 
@@ -242,19 +246,26 @@ class Engine:
                 return
             for message in messages:
                 self._take(message)
-            self._scheduler.step()
-            self._background_jobs.step()
+            callers = self._scheduler.callers | self._background_jobs.callers
+            if callers:
+                caller = self._scheduler.fair.next(callers)
+                self._scheduler.step(caller)
+                self._background_jobs.step(caller)
+            else:
+                self._scheduler.weights.clear()
 
     def _take(self, message: ToEngine) -> None:
         match message:
             case Cancel(number):
                 self._scheduler.cancel(number)
                 self._background_jobs.cancel(number)
-            case Submit(number, PlanJob() as job):
-                self._scheduler.add(number, job)
-            case Submit(number, job):
+            case Submit(number, PlanJob() as job, caller, weight):
+                self._scheduler.weights[caller] = weight
+                self._scheduler.add(number, job, caller)
+            case Submit(number, job, caller, weight):
                 try:
-                    self._background_jobs.add(number, job)
+                    self._scheduler.weights[caller] = weight
+                    self._background_jobs.add(number, job, caller)
                 except Exception as error:
                     self._send(failed(number, error))
 
@@ -279,6 +290,22 @@ class Engine:
             self._scheduler.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
             while self._scheduler.busy:
                 self._scheduler.step()
+            self._measure_serially(name, model, frame, proprioception)
+
+    def _measure_serially(
+        self, name: str, model: LoadedModel, frame: Frame, proprioception: NDArray[np.float32] | None
+    ) -> None:
+        """How long a model step takes however few the samples: what a long horizon costs."""
+        start = Start((frame,), (), proprioception)
+        context = model_adapter.context_of(model, start, model_adapter.encode_frames(model, [frame])[0])
+        actions = torch.zeros((1, 1, SERIAL_STEPS * model.block, len(model.package.config.action.names)))  # type: ignore[union-attr]
+        world, least_s = model_adapter.world_model(model), math.inf
+        for _ in range(SERIAL_RUNS):
+            began = time.monotonic()
+            with torch.no_grad():
+                model_adapter.to_host(world.rollout(context, actions.to(model.device)))
+            least_s = min(least_s, time.monotonic() - began)
+        self._scheduler.least_serial_s[name] = least_s / SERIAL_STEPS
 
 
 def _black(config: PackageConfig) -> Frame:
