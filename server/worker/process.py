@@ -297,7 +297,8 @@ class Engine:
     ) -> None:
         """How long a model step takes however few the samples: what a long horizon costs."""
         start = Start((frame,), (), proprioception)
-        context = model_adapter.context_of(model, start, model_adapter.encode_frames(model, [frame])[0])
+        latent = model_adapter.encode_frames(model, [frame])[0]
+        context = model_adapter.context_of(model, start, latent, model_adapter.measured_at(start))
         actions = torch.zeros((1, 1, SERIAL_STEPS * model.block, len(model.package.config.action.names)))  # type: ignore[union-attr]
         world, least_s = model_adapter.world_model(model), math.inf
         for _ in range(SERIAL_RUNS):
