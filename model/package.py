@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,13 +120,22 @@ class Package:
     weights_digest: str  # sha256 of the weights file, hexadecimal
 
     def weights(self) -> dict[str, Tensor]:
-        """What `weights_digest` is of. Raises PackageError for a file that is not whole, or that changed."""
+        """What `weights_digest` is of, read once within `weights_kept`.
+
+        Raises PackageError for a file that is not whole, or that changed.
+        """
+        kept = _KEPT.get()
         path = self.folder / WEIGHTS
+        if kept is not None and path in kept:
+            return dict(kept[path])
         content = path.read_bytes()  # digested and read from the same bytes: the file may be written meanwhile
         found = hashlib.sha256(content).hexdigest()
         if found != self.weights_digest:
             raise PackageError(f"{path} changed while it was read: its sha256 was {self.weights_digest}, now {found}")
-        return tensors_of(content, path)
+        weights = tensors_of(content, path)
+        if kept is not None:
+            kept[path] = dict(weights)
+        return weights
 
     def digest(self) -> str:
         """sha256 of all that decides what a service answers with it: config, weights, and its other weights files."""
@@ -138,6 +149,23 @@ class Package:
     def card(self) -> str:
         path = self.folder / CARD
         return path.read_text() if path.exists() else ""
+
+
+_KEPT: ContextVar[dict[Path, dict[str, Tensor]] | None] = ContextVar("weights kept", default=None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """While it lasts, the weights of a package are read from its file once, however many networks are made of them.
+
+    Within another one it changes nothing.
+    """
+    outer = _KEPT.get()
+    token = _KEPT.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def read_package(folder: Path) -> Package:

@@ -146,6 +146,10 @@ class Settings(BaseSettings):
     graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
     )
+    batches: Literal["exact", "any"] = Field(
+        default="exact",
+        description="computed together: exact, what is measured to change no plan; any, also what may change it",
+    )
     engine_nice: int = Field(
         default=5, ge=0, le=19, description="niceness of engines, so that the front runs before them"
     )

@@ -24,6 +24,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 """What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
+Batches = Literal["exact", "any"]
+"""Which requests are computed together: those that change nothing in each other's numbers, or any."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
 ITERATION_STEPS = 65_536
 """Most samples x horizon in one rollout: bounds an engine's memory."""
@@ -42,6 +44,7 @@ class EngineSettings:
     graphs: Graphs
     max_batch: int  # searches in one rollout
     loader: Loader | None  # None: model.registry.load
+    batches: Batches = "exact"
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
@@ -175,6 +178,7 @@ class EmbedClipJob:
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
     goal: Floats | None = None
+    step_distances: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class ClassifyDone:
 class EmbedDone:
     embedding: Floats
     goal_distances: tuple[float, ...]  # one per frame; empty without a goal
-    step_distances: tuple[float, ...]  # between neighboring frames; empty for images
+    step_distances: tuple[float, ...]  # between neighboring frames, where they were asked for
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from presage.fields import from_fields
 from presage.values import (
     ClipClasses,
     ClipEmbedding,
@@ -316,15 +317,14 @@ class Application:
 
 
 def _engine_settings(settings: Settings, device: str, loader: Loader | None, max_batch: int) -> EngineSettings:
-    return EngineSettings(
-        models=settings.models,
+    return from_fields(
+        EngineSettings,
+        settings,
         device=device,
         threads=settings.engine_threads,
-        precision=settings.precision,
-        graphs=settings.graphs,
         max_batch=max_batch,
         loader=loader,
+        batches=settings.batches,
         nice=settings.engine_nice,
         silence_s=settings.engine_heartbeat_timeout_s,
-        startup_timeout_s=settings.startup_timeout_s,
     )

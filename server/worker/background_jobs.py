@@ -167,13 +167,16 @@ def encode(model: LoadedModel, job: EncodeJob, at_once: int) -> BackgroundJob:
 def embed_images(model: LoadedModel, job: EmbedImagesJob, at_once: int) -> BackgroundJob:
     """Unrelated images: each one's latent; a latent of several tokens is averaged unless the tokens are asked for."""
     latents, tokens = [], []
-    for part in _parts(len(job.frames), at_once):
-        yield WorkItem(("encode", job.model), part.stop - part.start)
-        latents.append(model_adapter.encode_frames(model, job.frames[part]))
-    if job.kind == "tokens" and latents[0].ndim == 2:
+    if job.kind == "tokens" and len(model.package.config.latent_shape) == 1:  # a clip of one frame has both
         for frame in job.frames:
             yield WorkItem(("clip", job.model), 1)
-            tokens.append(model.embed_clip(torch.tensor(frame)[None]).tokens)
+            embedded = model.embed_clip(torch.tensor(frame)[None])
+            latents.append(embedded.per_frame)
+            tokens.append(embedded.tokens)
+    else:
+        for part in _parts(len(job.frames), at_once):
+            yield WorkItem(("encode", job.model), part.stop - part.start)
+            latents.append(model_adapter.encode_frames(model, job.frames[part]))
     together = torch.cat(latents)
     per_frame = together if together.ndim == 2 else together.flatten(1, -2).mean(1)
     match job.kind:
@@ -197,14 +200,16 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob, at_once: int) -> Backgroun
         embeddings.append(model.embed_clip(frames[part]))
     embedded = embeddings[0] if len(embeddings) == 1 else _whole_clip(embeddings)
     latents: Tensor = embedded.per_frame
-    if tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
+    compares = job.goal is not None or job.step_distances
+    if compares and tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
         parts = []  # per tubelet, or of another width: not what the planner compares
         for part in _parts(len(frames), at_once):
             yield WorkItem(("encode", job.model), part.stop - part.start)
             parts.append(model.encode(frames[part]))
         latents = torch.cat(parts)
-    cost = model_adapter.cost_of(model)
-    steps = model_adapter.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    steps: list[float] = []
+    if job.step_distances and len(latents) > 1:
+        steps = model_adapter.distances(model_adapter.cost_of(model), latents[1:], latents[:-1]).tolist()
     chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
     return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
 
@@ -227,7 +232,7 @@ def rollout(model: LoadedModel, job: RolloutJob, at_once: int) -> BackgroundJob:
     """Where candidates lead, and what that costs: a number of them at a time."""
     yield WorkItem(("encode", job.model), 1)
     latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
-    context = model_adapter.context_of(model, job.start, latent)
+    context = model_adapter.context_of(model, job.start, latent, model_adapter.measured_at(job.start))
     goal = None
     if job.goal is not None:
         goal = model_adapter.seen_part(model, model_adapter.to_device(model, job.goal))[None]
@@ -257,15 +262,17 @@ def surprise(model: LoadedModel, job: SurpriseJob, at_once: int) -> BackgroundJo
         yield WorkItem(("encode", job.model), part.stop - part.start)
         encoded.append(model_adapter.encode_frames(model, job.frames[part]))
     seen, cost = torch.cat(encoded), model_adapter.cost_of(model)
+    measured = None if job.proprioception is None else torch.tensor(job.proprioception)
     actions = model_adapter.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
     errors: list[float] = []
     for step, taken in enumerate(actions):
         yield WorkItem(("rollout", job.model, 1), 1)
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
-        proprioception = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
             done = job.actions[back.start * model.block : step * model.block]
-            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad, done)
+            start = model_adapter.context(
+                model, list(seen[back]), None if measured is None else measured[back], job.turn_rad, done
+            )
             predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
         errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.fields import from_fields
 from presage.values import Plan
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from planner.world_model import WorldModel
 from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
+from server.worker.batch_invariance import BatchSizes
 from server.worker.failures import failed
 from server.worker.fair_queue import FairQueue, mixed
 from server.worker.fitting import Fitted, fitted
@@ -35,6 +37,17 @@ from server.worker.timing import Durations
 
 TOGETHER_S = 0.1  # the longest piece of work that several searches share where others may come meanwhile
 COMPANY_S = 60.0  # how long after its last plan a caller is still expected to come again
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """An observation, encoded."""
+
+    picture: Tensor  # uint8 [height, width, 3], on the host
+    latent: Tensor
+    on_host: Floats  # the latent
+    began: float  # instant at which its encoding began
+    encoded: float  # instant at which the search could begin
 
 
 @dataclass(eq=False)
@@ -49,12 +62,10 @@ class Running:
     search: Search
     beginning: Tensor  # what the search begins with, in its limits
     price_s: float  # to tell, at the end, what the plan costs by the model's own measure
-    latent: Floats
+    seen: Seen
     goal_distance: float
     goal_reached: bool  # of a stage: the search is for the next one's
     warnings: tuple[str, ...]
-    began: float
-    encoded: float
     measured: bool  # the goal says what should be measured there
     shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
 
@@ -80,7 +91,8 @@ class Running:
 
 
 class PlanScheduler:
-    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
+    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them, `sizes` how
+    many requests to each are computed together (`max_batch` where none is stated)."""
 
     def __init__(
         self,
@@ -90,9 +102,11 @@ class PlanScheduler:
         send: Callable[[FromEngine], None],
         clock: Callable[[], float],
         worlds: Mapping[str, WorldModel] | None = None,
+        sizes: Mapping[str, BatchSizes] | None = None,
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
-        self._max_batch, self._max_steps = max_batch, max_iteration_steps
+        self._max_steps = max_iteration_steps
+        self._sizes = sizes or {name: BatchSizes(max_batch, max_batch) for name in models}
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
@@ -193,7 +207,7 @@ class PlanScheduler:
         model = next(job.model for number, job in self._waiting.items() if self._callers[number] == caller)
         alike = [number for number, job in self._waiting.items() if job.model == model]
         chosen = mixed([self._callers[number] for number in alike], caller)
-        numbers = [alike[index] for index in chosen][: self._max_batch]
+        numbers = [alike[index] for index in chosen][: self._sizes[model].encoded]
         while len(numbers) > 1 and self._encoding_s(model, len(numbers)) > self._together_s:
             numbers = numbers[: len(numbers) // 2]
         self.protect(self._encoding_s(model, len(numbers)), caller=caller)
@@ -217,8 +231,8 @@ class PlanScheduler:
         began = self._clock()
         try:
             with self.watchdog.work(self.durations.predict(("encode", model), len(batch))):
-                frames = [job.start.frames[0] for job in batch.values()]
-                latents = model_adapter.encode_frames(self._models[model], frames)
+                pictures = [torch.tensor(job.start.frames[0]) for job in batch.values()]
+                latents = model_adapter.encode_pictures(self._models[model], pictures)
                 on_host = model_adapter.to_host(latents)
         except Exception as error:
             if len(batch) == 1:
@@ -234,8 +248,8 @@ class PlanScheduler:
         self._charge(encoded - began, callers.values())
         for row, (number, job) in enumerate(batch.items()):
             try:
-                begun = self._begin(number, callers[number], job, latents[row], on_host[row], (began, encoded))
-                self._running[number] = begun
+                seen = Seen(pictures[row], latents[row], on_host[row], began, encoded)
+                self._running[number] = self._begin(number, callers[number], job, seen)
             except Exception as error:
                 self._send(failed(number, error))
 
@@ -247,10 +261,9 @@ class PlanScheduler:
     def _charge(self, seconds: float, callers: Iterable[str]) -> None:
         self.fair.charge(seconds, Counter(callers), self.weights)
 
-    def _begin(
-        self, number: int, caller: str, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]
-    ) -> Running:
+    def _begin(self, number: int, caller: str, job: PlanJob, seen: Seen) -> Running:
         """Raises PlanningError and ObservationError."""
+        latent = seen.latent
         model, own = self._models[job.model], model_adapter.cost_of(self._models[job.model])
         goal = model_adapter.to_device(model, job.goal)
         near = model_adapter.seen_part(model, goal)
@@ -262,7 +275,8 @@ class PlanScheduler:
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
         space = registry.searched(self._spaces[job.model], job.size.dimensions)
-        context = model_adapter.context_of(model, job.start, latent)
+        proprioception = model_adapter.measured_at(job.start)
+        context = model_adapter.context_of(model, job.start, latent, proprioception)
         shapes = tuple(tuple(part.shape) for part in context)
         chosen = self._fitted(job, space, shapes)
         size = chosen.size
@@ -299,12 +313,10 @@ class PlanScheduler:
             search=search,
             beginning=search.best_actions,
             price_s=0.0 if optimizer.cost == own else self._unseen_s(job.model, size.horizon),
-            latent=on_host,
+            seen=seen,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
-            warnings=model_adapter.observation_warnings(model, job.start),
-            began=times[0],
-            encoded=times[1],
+            warnings=model.observation_warnings(seen.picture, proprioception),
             measured=measured,
             shapes=shapes,
         )
@@ -337,7 +349,7 @@ class PlanScheduler:
 
     def _room(self, first: Running) -> int:
         """How many searches like this one fit into one rollout."""
-        return max(1, min(self._max_batch, self._max_steps // first.steps))
+        return max(1, min(self._sizes[first.job.model].searched, self._max_steps // first.steps))
 
     def _improve(self, batch: Sequence[Running]) -> None:
         first, began = batch[0], self._clock()
@@ -384,32 +396,26 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        found = Plan(
+        found = from_fields(
+            Plan,
+            plan,
+            running,
             actions=model_adapter.to_host(plan.actions),
             cost=math.fsum(step_costs),
             step_costs=step_costs,
             objective=plan.cost,
-            goal_distance=running.goal_distance,
-            iteration_costs=plan.iteration_costs,
-            elite_spread=plan.elite_spread,
             iterations_done=plan.iterations,
-            stop_reason=reason,
-            seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
-            warnings=running.warnings,
-            arrival=plan.arrival,
-            kept=plan.kept,
             proposal_share=plan.proposed,
         )
-        done = PlanDone(
+        done = from_fields(
+            PlanDone,
+            running.chosen,
+            running,
+            running.seen,
             plan=found,
-            size=running.chosen.size,
-            fitting=running.chosen.fitting,
             unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
-            goal_reached=running.goal_reached,
-            latent=running.latent,
-            began=running.began,
-            encoded=running.encoded,
+            latent=running.seen.on_host,
             ended=self._clock(),
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))

@@ -140,7 +140,8 @@ async def _classify_clip(
     require_robot()
     requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
-    for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+    of_embeddings = ("kind", "goal_id", "step_distances")
+    for field, value in ((name, getattr(header, name)) for name in of_embeddings):
         if value:
             raise invalid(f"header.{field}", "must not be set to classify", value)
     asked = READER.value(calls.ClassifyClipRequest, header, known={"path": Path()})

@@ -257,7 +257,7 @@ async def embed_clip(
 ) -> Response:
     """Embeds a video file."""
     async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
-        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
+        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id, form.step_distances)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
         return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
 
