@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.picture_header import PNG, HeaderError, PictureHeader, read_header
-from model.video.containers import HEAD_BYTES, kind_of
+from model.video.file_kinds import HEAD_BYTES, kind_of
 from model.video.orientation import UPRIGHT, Orientation, from_exif
 
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, cast, get_args
 
 from planner.anytime import Optimizer
-from planner.channels import ChannelDistance
-from planner.cost import GoalDistance, Metric, check_metric
+from planner.cost import ChannelDistance, GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient

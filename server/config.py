@@ -100,6 +100,13 @@ class Limits(BaseModel):
     )
     rollout_steps: int = Field(default=2_000_000, ge=1, description="horizon x samples x iterations of one plan")
     iterations: int = Field(default=1000, ge=1, description="iterations of one plan")
+    iteration_s: float = Field(
+        default=0.25, gt=0, description="longest piece of work that nothing interrupts, as predicted; see `work_s`"
+    )
+    work_s: float = Field(
+        default=60.0, gt=0, description="longest work of one call, as predicted; four times the model's own always may"
+    )
+    reply_bytes: int = Field(default=64 * MIB, ge=1024, description="of tensors in one reply, as float32")
     images: int = Field(default=256, ge=1, description="images in one embedding")
     goal_cache_bytes: int = Field(default=64 * MIB, ge=0, description="latents of goals kept for one key")
     goal_cache_total_bytes: int = Field(default=256 * MIB, ge=0, description="latents of goals kept for all keys")
@@ -139,6 +146,10 @@ class Settings(BaseSettings):
     graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
     )
+    batches: Literal["exact", "any"] = Field(
+        default="exact",
+        description="computed together: exact, what is measured to change no plan; any, also what may change it",
+    )
     engine_nice: int = Field(
         default=5, ge=0, le=19, description="niceness of engines, so that the front runs before them"
     )
@@ -173,6 +184,9 @@ class Settings(BaseSettings):
         default=None, description="PEM authority that signed the clients' certificates: mTLS"
     )
 
+    engines_away_s: float = Field(
+        default=600.0, gt=0, description="seconds without any engine, after there was one, until /livez answers 503"
+    )
     session_ttl_s: float = Field(
         default=600.0, gt=0, description="idle seconds until a session that names none is closed"
     )

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from presage.fields import from_fields
 from presage.values import (
     ClipClasses,
     ClipEmbedding,
@@ -27,6 +28,7 @@ from presage.values import (
 from server.config import Settings, server_version, share_of
 from server.engine.messages import EngineSettings, Loader
 from server.engine.pool import EnginePool
+from server.engine.supervisor import EngineState
 from server.errors import invalid
 from server.recording.recorder import Recorder
 from server.service import validation
@@ -89,7 +91,7 @@ class Application:
         )
         self._clips = Clips(limits)
         self._plans = PlanCalls(self._engines, self._sessions, self._goals, limits, server_version(), recorder)
-        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits.images)
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits)
         self._predictions = PredictionCalls(self._engines, self._sessions, self._goals, limits)
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -143,6 +145,16 @@ class Application:
     def engine_restarts(self) -> int:
         """How often an engine died and was started again."""
         return self._engines.restarts
+
+    @property
+    def engine_states(self) -> tuple[EngineState, ...]:
+        """What each engine is at: ready, loading, restarting, or unable to load its models."""
+        return self._engines.states
+
+    @property
+    def engines_away_s(self) -> float:
+        """For how many seconds there has been no engine, after there was one."""
+        return self._engines.away_s(time.monotonic())
 
     @property
     def engine_pids(self) -> tuple[int, ...]:
@@ -305,15 +317,14 @@ class Application:
 
 
 def _engine_settings(settings: Settings, device: str, loader: Loader | None, max_batch: int) -> EngineSettings:
-    return EngineSettings(
-        models=settings.models,
+    return from_fields(
+        EngineSettings,
+        settings,
         device=device,
         threads=settings.engine_threads,
-        precision=settings.precision,
-        graphs=settings.graphs,
         max_batch=max_batch,
         loader=loader,
+        batches=settings.batches,
         nice=settings.engine_nice,
         silence_s=settings.engine_heartbeat_timeout_s,
-        startup_timeout_s=settings.startup_timeout_s,
     )

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 from presage.values import Model
 
 from model.video.decode import Clip, ClipLimits, VideoDecodeError
@@ -19,6 +20,7 @@ from server.errors import Reason, ServiceError, invalid
 from server.values.calls import FrameSampling
 
 T = TypeVar("T")
+_log = structlog.get_logger()
 
 
 PIXELS = 512 * MIB  # of all frames used of one clip
@@ -32,6 +34,7 @@ class Clips:
         self._limits = limits
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="clips")
         self._decoder: ClipDecoder | None = None
+        self._is_told = False  # that decoders are not fenced
 
     @property
     def most_frames(self) -> int:
@@ -56,7 +59,11 @@ class Clips:
         timeout_s = most_s if left_s is None else min(most_s, left_s)
         if timeout_s <= 0:
             raise ServiceError(Reason.DEADLINE, "there is no time to decode the clip by the deadline")
-        return await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
+        clip = await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
+        if self._decoder is not None and self._decoder.unfenced and not self._is_told:
+            self._is_told = True
+            _log.warning("decoders run without a fence", why=self._decoder.unfenced)
+        return clip
 
     async def close(self) -> None:
         """End the decoders, busy ones too."""

@@ -22,7 +22,7 @@ from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.recording.recorder import Recorder
 from server.recording.records import PlanRecord
-from server.service import validation
+from server.service import validation, work_limits
 from server.service.goals import GoalCache
 from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
 from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
@@ -81,6 +81,9 @@ class PlanCalls:
     ) -> Plan:
         served = self._engines.model(session.model if session is not None else request.model)
         size = validation.search_size(request.planner, served, self._limits)
+        ends = deadline is not None or request.budget_ms is not None
+        own = validation.can_predict(served)
+        work_limits.search(size, own, self._engines.pace(served.reply.name), self._limits, ends)
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()

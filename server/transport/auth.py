@@ -1,7 +1,8 @@
 """API keys: kept as digests, compared in constant time, each with a role; read again while the service runs.
 
-A key is written as `KEY` or `sha256:HEX`, and after it, between spaces, `role=robot|viewer|admin` and `name=NAME`. Keys
-of one name are one party: they share what they make and what they may have.
+A key is written as `KEY` or `sha256:HEX`, and after it, between spaces, `role=robot|viewer|admin`, `name=NAME` and
+`weight=NUMBER`. Keys of one name are one party: they share what they make and what they may have. The weight is of its
+turns in an engine that several parties want.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ LEAST_KEY, SHORT_KEY = (
     8,
     16,
 )  # characters: a key with fewer than the first is refused, with fewer than the other told of
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100.0
 LOOK_S = 1.0  # how often the key file is looked at
 
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = structlog.get_logger()
 
@@ -205,21 +208,26 @@ def _key(written: str, where: str) -> Key:
     said: dict[str, str] = {}
     for attribute in attributes:
         name, equals, value = attribute.partition("=")
-        if not equals or name not in ("role", "name") or name in said:
-            raise SettingsError(f"{where} may be followed by role=ROLE and name=NAME, once each, and nothing else")
+        if not equals or name not in ("role", "name", "weight") or name in said:
+            raise SettingsError(
+                f"{where} may be followed by role=ROLE, name=NAME and weight=NUMBER, once each, and nothing else"
+            )
         said[name] = value
     role = next((role for role in ROLES if role == said.get("role", "robot")), None)
     if role is None:
         raise SettingsError(f"{where} must have one of the roles {', '.join(ROLES)}")
     if "name" in said and not _NAME.fullmatch(said["name"]):
         raise SettingsError(f"{where} must have a name of 1 to 64 letters, digits, dots, dashes and underscores")
+    weight = float(said.get("weight", "1")) if _NUMBER.fullmatch(said.get("weight", "1")) else 0.0
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise SettingsError(f"{where} must have a weight of {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
     digest = bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(secret.encode()).digest()
-    return Key(digest, _caller(digest, role, said.get("name")), hashed is None and len(secret) < SHORT_KEY)
+    return Key(digest, _caller(digest, role, said.get("name"), weight), hashed is None and len(secret) < SHORT_KEY)
 
 
-def _caller(digest: bytes, role: Role, name: str | None) -> Caller:
+def _caller(digest: bytes, role: Role, name: str | None, weight: float) -> Caller:
     party = f"name:{name}" if name else f"key:{digest.hex()}"
-    return Caller(name=party, owner=party, role=role)
+    return Caller(name=party, owner=party, role=role, weight=weight)
 
 
 def _state(file: Path | None) -> tuple[int, ...]:

@@ -56,6 +56,7 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    engines_away_s: float = 600.0  # without any engine, after which the service is no more alive
     relay: Relay | None = None  # in front of gRPC
     connections: Connections = field(default_factory=lambda: Connections(512, 512))  # of REST
     sites: Sites = field(default_factory=Sites)

@@ -91,6 +91,7 @@ def create_gateway(
         lifecycle=lifecycle,
         uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
+        engines_away_s=settings.engines_away_s,
         sites=sites_of(settings),
         connections=Connections(most, limits.connections_per_address),
         relay=Relay(Connections(most, limits.connections_per_address)),

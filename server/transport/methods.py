@@ -51,11 +51,10 @@ class Method:
     array: str = ""
     looks: bool = False  # whether it only tells what is there, which the role `viewer` may ask for too
 
-    async def answered(self, gateway: Gateway, asked: Any, at: Arrival) -> Any:
-        """The reply. Raises ServiceError, FORBIDDEN where the caller's role may not ask for this."""
+    def require_role(self) -> None:
+        """Raises FORBIDDEN where the role of the caller at work may not ask for this."""
         if not self.looks:
             require_robot()
-        return await self.work(gateway, asked, at)
 
     @property
     def described(self) -> MethodDescriptor:

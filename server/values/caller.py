@@ -25,6 +25,7 @@ class Caller:
     name: str = ""  # whose share a call uses: a key's, or an address
     owner: str = ""  # whose goals, sessions and records it makes; empty where there are no keys
     role: Role = "robot"
+    weight: float = 1.0  # of its turns in an engine, where several callers want it
 
     def may_see(self, owner: str) -> bool:
         """Whether it may read what belongs to this owner."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from presage.fields import from_fields
+
 from model.compact.network import CompactConfig
 from model.compact.world_model import network_settings
 from model.package import ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
@@ -82,17 +84,11 @@ def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> Pack
     """The config of the package that this recipe makes from these episodes."""
     height, width = episodes.frames.shape[2:4]
     action = action_spec(episodes, recipe.block)
-    network = CompactConfig(
+    network = from_fields(
+        CompactConfig,
+        recipe,
         action_width=recipe.block * len(action.names),
-        latent=recipe.latent,
-        encoder_width=recipe.encoder_width,
-        encoder_depth=recipe.encoder_depth,
-        predictor_width=recipe.predictor_width,
-        predictor_depth=recipe.predictor_depth,
-        residual=recipe.residual,
         proprioception=episodes.recorded_proprioception().shape[-1] if recipe.proprioception else 0,
-        horizon=recipe.horizon,
-        normed_stem=recipe.normed_stem,
     )
     if recipe.placed:
         network = replace(network, placed_tokens=(height // network.patch) * (width // network.patch))

@@ -100,10 +100,11 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
     request, response = GetMessageClass(method.described.input_type), GetMessageClass(method.described.output_type)
 
     async def serve(message: Message, context: Context) -> Message:
+        method.require_role()
         call = call_in_progress()
         asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
-        reply, answer = await method.answered(gateway, asked, at), response()
+        reply, answer = await method.work(gateway, asked, at), response()
         if reply is not None:
             WRITER.fill(getattr(answer, method.reply_field) if method.reply_field else answer, reply)
         return answer
@@ -139,7 +140,8 @@ async def _classify_clip(
     require_robot()
     requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
-    for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+    of_embeddings = ("kind", "goal_id", "step_distances")
+    for field, value in ((name, getattr(header, name)) for name in of_embeddings):
         if value:
             raise invalid(f"header.{field}", "must not be set to classify", value)
     asked = READER.value(calls.ClassifyClipRequest, header, known={"path": Path()})

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from model.video.containers import HEAD_BYTES, kind_of
+from model.video.file_kinds import HEAD_BYTES, kind_of
 from server.errors import MOST_FAULTS, Faults, Reason, ServiceError, invalid
 from server.transport.rest.json_codec import example_of
 from server.transport.rest.tensors import UNION_TAGS

@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
+from presage.protocol.arrays import CHANNELS, rgb
 from presage.protocol.messages import NANOSECONDS, is_repeated, names
-from presage.protocol.pixels import CHANNELS, rgb
 from presage.protocol.schema import FieldType, field_types
 from presage.values import ImageLike
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.video.containers import kind_of
+from model.video.file_kinds import kind_of
 from server.errors import Reason, invalid, refuse
 from server.transport.grpc.codec import READER
 from server.transport.rest.tensors import (

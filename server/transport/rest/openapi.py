@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
@@ -35,6 +34,7 @@ class ClipForm(UploadForm):
 
     kind: EmbeddingKind = "pooled"
     goal_id: Name = ""
+    step_distances: bool = Field(default=False, description="Send the distance from each frame to the next one")
 
 
 class ClassifyForm(UploadForm):
@@ -45,7 +45,7 @@ class ClassifyForm(UploadForm):
 
 def document(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     """The document of `app`, whose routes are complete; `bodies` are the models of POST's JSON, by path."""
-    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    made = FastAPI.openapi(app)
     schemas = made["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

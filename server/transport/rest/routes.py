@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from presage import values
 from presage.v1 import embeddings_pb2
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from pydantic_core import to_json
 
 from server.errors import Reason, ServiceError, invalid
@@ -116,12 +116,18 @@ def _json(reply: Any, status: int = 200) -> Response:
 
 class Probe(BaseModel):
     status: str
+    engines: list[str] | None = Field(None, description="What each is at, where not all are ready")
 
 
 @_probes.get("/livez", name="Live", response_model=Probe)
-async def live() -> Response:
-    """The process answers."""
-    return _json({"status": "live"})
+async def live(gateway: TheGateway) -> Response:
+    """The process answers, and has an engine or may still get one back. Says what each engine is at."""
+    away_s = gateway.application.engines_away_s
+    if away_s > gateway.engines_away_s:
+        engines = ", ".join(gateway.application.engine_states)
+        raise ServiceError(Reason.ENGINE_LOST, f"no engine came back for {away_s:.0f} s: {engines}")
+    states = gateway.application.engine_states
+    return _json({"status": "live"} | ({"engines": states} if set(states) != {"ready"} else {}))
 
 
 @_probes.get("/readyz", name="Ready", response_model=Probe)
@@ -129,7 +135,8 @@ async def ready(gateway: TheGateway) -> Response:
     """New work is welcome."""
     gateway.lifecycle.check()
     if not gateway.lifecycle.ready:
-        raise ServiceError(Reason.ENGINE_LOST, "an engine is being restarted", retry_after_s=1.0)
+        engines = ", ".join(gateway.application.engine_states)
+        raise ServiceError(Reason.ENGINE_LOST, f"not all engines are ready: {engines}", retry_after_s=1.0)
     return _json({"status": "ready"})
 
 
@@ -162,6 +169,7 @@ def _route(method: Method) -> None:
         tensors: TensorStyle = "base64",
         **named: str,
     ) -> Response:
+        method.require_role()
         content = await _json_body(request, body.model) if body is not None else b""
 
         async def work() -> Any:
@@ -170,7 +178,7 @@ def _route(method: Method) -> None:
                 asked = method.request(**named)
             else:
                 asked = await _read(gateway, body, content, deadline, dict(named))
-            return await method.answered(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
+            return await method.work(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
 
         reply = await (work() if body is None else cancel_on_disconnect(request, work()))
         if reply is None:
@@ -249,7 +257,7 @@ async def embed_clip(
 ) -> Response:
     """Embeds a video file."""
     async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
-        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
+        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id, form.step_distances)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
         return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
 

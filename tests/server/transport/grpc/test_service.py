@@ -145,6 +145,9 @@ async def test_a_clip_arrives_in_chunks_and_leaves_nothing_behind(service: Servi
     frames = np.repeat(np.arange(40, 100, 10, dtype=np.uint8), 16 * 16 * 3).reshape(6, 16, 16, 3)
     content = clips.write(tmp_path / "clip.mp4", frames).read_bytes()
     header = {"kind": embeddings_pb2.EMBEDDING_KIND_PER_FRAME, "sampling": embeddings_pb2.FrameSampling(frames=3)}
+    plain = await service.embeddings.EmbedClip(clip_messages(content, chunk=100, **header))
+    assert len(plain.step_distances) == 0
+    header["step_distances"] = True
     reply = await service.embeddings.EmbedClip(clip_messages(content, chunk=100, **header))
     assert array_of(reply.embedding).shape == (3, 2)
     assert len(reply.frame_times_s) == 3

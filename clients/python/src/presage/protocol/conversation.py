@@ -30,7 +30,7 @@ from presage.errors import (
     invalid,
 )
 from presage.protocol import arguments, codec, methods
-from presage.protocol.sequences import SequenceCounter
+from presage.protocol.memory import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
 

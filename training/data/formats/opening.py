@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from training.data import clips, hdf5, lerobot
 from training.data.dataset import Dataset, DatasetError, ReadOptions
+from training.data.formats import clips, hdf5, lerobot
 
 
 def open_dataset(path: Path, options: ReadOptions | None = None) -> Dataset:

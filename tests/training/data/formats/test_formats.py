@@ -11,7 +11,7 @@ import pytest
 from tests.support.training import recordings
 from tests.support.training.recordings import Recorded, arm_episodes
 from training.data.dataset import Dataset, DatasetError, ReadOptions
-from training.data.opening import open_dataset
+from training.data.formats.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 pytest.importorskip("h5py", reason="needs the extra datasets")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.training.numbered import rows, write_numbered_lerobot
 from training.data.dataset import DatasetError, ReadOptions
-from training.data.names import names_of, natural
-from training.data.opening import open_dataset
+from training.data.formats.names import names_of, natural
+from training.data.formats.opening import open_dataset
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.support.training.numbered import numbered_frame, numbers_of
 from training.data.dataset import DatasetError, ReadOptions
+from training.data.formats.opening import open_dataset
 from training.data.inspection import inspect
-from training.data.opening import open_dataset
 
 h5py = pytest.importorskip("h5py", reason="needs the extra datasets")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.video.probe import VideoDecodeError, survey
 from training.data.dataset import DatasetError, DatasetHeader, Episode, ReadOptions, as_table, chosen_camera
-from training.data.names import natural, numbered, unique
+from training.data.formats.names import natural, numbered, unique
 from training.data.pictures import CLIP_LIMITS, absent, every_frame
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")

@@ -15,8 +15,8 @@ from server.errors import ServiceError
 from server.values.images import decode
 from tests.support.training.numbered import CAMERA, rows, write_numbered_lerobot
 from training.data.dataset import DatasetError
+from training.data.formats.opening import open_dataset
 from training.data.inspection import inspect
-from training.data.opening import open_dataset
 from training.data.pictures import decode_image
 
 

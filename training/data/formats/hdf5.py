@@ -31,7 +31,7 @@ from training.data.dataset import (
     chosen_camera,
     is_hidden,
 )
-from training.data.names import names_of, natural, numbered
+from training.data.formats.names import names_of, natural, numbered
 from training.data.pictures import absent, decoded_images
 
 if TYPE_CHECKING:

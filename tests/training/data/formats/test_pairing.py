@@ -21,9 +21,9 @@ from tests.support.training.numbered import (
     write_numbered_lerobot,
 )
 from training.data.dataset import Dataset, DatasetError
+from training.data.formats.opening import open_dataset
 from training.data.inspection import Inspection, inspect
 from training.data.loading import load_episodes
-from training.data.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 

@@ -17,10 +17,10 @@ import pytest
 
 from tests.support.training.lerobot_sets import CUT, FRONT, JOINTS, THINNED, WRIST, cut_rows, write_sets
 from tests.support.training.numbered import number_of
-from tests.training.data.test_hdf5 import write_groups
+from tests.training.data.formats.test_hdf5 import write_groups
 from training.data.dataset import ReadOptions
+from training.data.formats.opening import open_dataset
 from training.data.inspection import inspect
-from training.data.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 pytest.importorskip("h5py", reason="needs the extra datasets")

@@ -1,4 +1,4 @@
-"""Bytes with a claimed type and shape, to arrays: the checks that every end and every transport shares."""
+"""Bytes with a claimed shape, to arrays of numbers or pixels: the checks that both ends and all transports share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Callable, Sequence
 import numpy as np
 
 if TYPE_CHECKING:
-    from presage.values import Array, Floats
+    from presage.values import Array, Floats, Pixels
 
 Refuse = Callable[[str, str, object, str], Exception]
 """Makes the error for a field that breaks its rule: field, rule, value, reason."""
@@ -23,6 +23,7 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "float64": np.dtype("<f8"),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CHANNELS: dict[str, int] = {"rgb8": 3, "bgr8": 3, "mono8": 1}
 
 
 def array(dtype: str, shape: Sequence[int], content: bytes, field: str, refuse: Refuse) -> Array:
@@ -51,3 +52,20 @@ def floats(values: Array, field: str, refuse: Refuse) -> Floats:
         converted = np.asarray(values, np.float32)
     converted.setflags(write=False)
     return converted
+
+
+def rgb(height: int, width: int, pixel_format: str, content: bytes, field: str, refuse: Refuse) -> Pixels:
+    """View height x width x channels, rows tightly packed, as a read-only array [height, width, 3] in RGB."""
+    if pixel_format not in CHANNELS:
+        raise refuse(f"{field}.raw.format", f"must be one of {', '.join(CHANNELS)}", pixel_format, "INVALID_IMAGE")
+    if height < 1 or width < 1:
+        raise refuse(field, "must be at least 1x1 pixels", f"{width}x{height}", "INVALID_IMAGE")
+    channels = CHANNELS[pixel_format]
+    expected = height * width * channels
+    if len(content) != expected:
+        rule = f"must hold {height} x {width} x {channels} = {expected} bytes"
+        raise refuse(f"{field}.data", rule, f"{len(content)} bytes", "INVALID_IMAGE")
+    pixels = np.frombuffer(content, np.uint8).reshape(height, width, channels)
+    if pixel_format == "mono8":
+        return np.broadcast_to(pixels, (height, width, 3))
+    return pixels[..., ::-1] if pixel_format == "bgr8" else pixels
