@@ -94,7 +94,7 @@ def create_gateway(
         engines_away_s=settings.engines_away_s,
         sites=sites_of(settings),
         connections=Connections(most, limits.connections_per_address),
-        relay=Relay(Connections(most, limits.connections_per_address)),
+        relay=Relay(Connections(most, limits.connections_per_address), limits.stalled_s),
         parsers=Parsers(),
         spans=spans,
     )

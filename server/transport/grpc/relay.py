@@ -26,8 +26,9 @@ _HELD_BYTES = 256 * 1024  # on their way to one side, until the other is told to
 class Relay:
     """A listening socket, and the address of the server behind it."""
 
-    def __init__(self, connections: Connections) -> None:
-        self.connections = connections
+    def __init__(self, connections: Connections, stalled_s: float = 30.0) -> None:
+        """`stalled_s`: how long a caller may take nothing of what is sent to it."""
+        self.connections, self.stalled_s = connections, stalled_s
         self._folder = ""
         self.buffer = memoryview(bytearray(256 * 1024))
         self._numbers = itertools.count()
@@ -148,6 +149,7 @@ class _Outer(_Half):
         self._loop = asyncio.get_running_loop()
         self._left, self._since = float(STRANGERS_BYTES), self._loop.time()
         self._alarm: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self.address, self.name = "", ""
         self.place: Connection | None = None
 
@@ -172,9 +174,21 @@ class _Outer(_Half):
             self.transport.pause_reading()
             self._alarm = self._loop.call_later(-self._left / STRANGERS_RATE + 0.01, self.resume_reading)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self._stalled or self._loop.call_later(self._relay.stalled_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._connecting.cancel()
+        if self._stalled is not None:
+            self._stalled.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
         self._relay.leave(self)
