@@ -30,7 +30,7 @@ from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
 from server.transport import auth, tls
-from server.transport.connections import Connections, GatedSocket, fitting_connections
+from server.transport.connections import AT_ONCE, Connections, GatedSocket, fitting_connections
 from server.transport.gateway import Gateway
 from server.transport.grpc.relay import Relay
 from server.transport.grpc.service import create_server
@@ -219,6 +219,7 @@ def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvi
     config = uvicorn.Config(
         create_app(gateway, serves_openpi),
         lifespan="off",
+        backlog=AT_ONCE,
         http=http_protocol(gateway.limits, gate),
         h11_max_incomplete_event_size=gateway.limits.header_bytes,
         ws="websockets-sansio" if serves_openpi else "none",

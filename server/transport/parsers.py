@@ -99,13 +99,15 @@ class Parsers:
         try:
             told, answered = await asyncio.wait_for(asyncio.wrap_future(work), max(0.0, until - time.monotonic()) + 0.1)
         except (TimeoutError, asyncio.TimeoutError):
-            slot.end()
+            if not work.done():  # else its process is ended, and the next one may be at work for another
+                slot.end()
             raise _too_slow(until, deadline) from None
         except ProcessEnded as error:
             _log.warning("a parser ended", job=job, why=str(error))
             raise invalid("body", "must not end its parser", "what did", Reason.INVALID_REQUEST) from None
         except asyncio.CancelledError:
-            slot.end()
+            if not work.done():
+                slot.end()
             raise
         if "faults" in told:
             raise Faults([_fault(each) for each in told["faults"]])

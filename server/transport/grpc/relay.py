@@ -15,7 +15,7 @@ import shutil
 import socket
 import tempfile
 
-from server.transport.connections import Connection, Connections, GatedSocket
+from server.transport.connections import AT_ONCE, Connection, Connections, GatedSocket
 
 STRANGERS_BYTES = 128 * 1024  # of a connection that no call was let in on, at once
 STRANGERS_RATE = 32 * 1024  # and bytes per second after that
@@ -28,6 +28,7 @@ class Relay:
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
         self._folder = tempfile.mkdtemp(prefix="presage-grpc-")  # for its owner alone
+        self.buffer = memoryview(bytearray(256 * 1024))
         self._numbers = itertools.count()
         self._outer: dict[str, _Outer] = {}  # by the address that the server sees
         self._server: asyncio.Server | None = None
@@ -41,7 +42,7 @@ class Relay:
         """Take connections from now on; the socket is this relay's."""
         gate = GatedSocket.of(listening, self.connections)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Outer(self, gate), sock=gate, backlog=512)
+        self._server = await loop.create_server(lambda: _Outer(self, gate), sock=gate, backlog=AT_ONCE)
 
     async def close(self) -> None:
         """Take no more connections, and end those there are."""
@@ -87,8 +88,8 @@ class _Half(asyncio.BufferedProtocol):
     transport: asyncio.Transport
     other: _Half | None = None
 
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(64 * 1024))
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer  # of all connections: what is read into it is handed on at once
         self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,7 +138,7 @@ class _Outer(_Half):
     """The end toward a caller."""
 
     def __init__(self, relay: Relay, gate: GatedSocket) -> None:
-        super().__init__()
+        super().__init__(relay.buffer)
         self._relay, self._gate = relay, gate
         self._loop = asyncio.get_running_loop()
         self._left, self._since = float(STRANGERS_BYTES), self._loop.time()
@@ -177,7 +178,7 @@ class _Outer(_Half):
         try:
             inner = self._relay.connect(self)
             await self._loop.sock_connect(inner, self._relay.inner_path)
-            _, half = await self._loop.create_connection(_Half, sock=inner)
+            _, half = await self._loop.create_connection(lambda: _Half(self._buffer), sock=inner)
         except OSError:
             self.transport.abort()
             return
