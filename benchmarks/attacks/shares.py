@@ -241,6 +241,8 @@ def package_away(target: Target, seconds: float) -> Outcomes:
 
 def full_disk(target: Target, seconds: float) -> Outcomes:
     """Files that cannot grow past 200 KB while plans are recorded and a clip is uploaded, and then can again."""
+    from server.worker.replay import read  # now: importing it takes longer than counting below may
+
     folder = target.log.parent / "records"
     before = resource.prlimit(target.pid, resource.RLIMIT_FSIZE)
     found: Outcomes = Counter()
@@ -256,8 +258,6 @@ def full_disk(target: Target, seconds: float) -> Outcomes:
         time.sleep(3)
         lines = client.get("/metrics").text.splitlines()
         written = next(float(line.split()[1]) for line in lines if line.startswith("presage_records_total"))
-    from server.worker.replay import read
-
     kept = sorted(folder.rglob("*.mcap"))
     there = sum(len(read(path).records) for path in kept if path.stat().st_size)
     found[f"counted {written:.0f}, on disk {there}, empty files {sum(not path.stat().st_size for path in kept)}"] += 1
