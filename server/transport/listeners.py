@@ -131,7 +131,6 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
         watching = asyncio.create_task(gateway.keys.watch(settings.api_keys_file))
         if gateway.parsers is not None:
             opened.push_async_callback(gateway.parsers.close)
-            await gateway.parsers.start()
         try:
             yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_port}")
         finally:

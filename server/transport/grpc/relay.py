@@ -9,6 +9,7 @@ been let in, its bytes are handed on slowly: as many as health checks need.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -27,7 +28,7 @@ class Relay:
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
-        self._folder = tempfile.mkdtemp(prefix="presage-grpc-")  # for its owner alone
+        self._folder = ""
         self.buffer = memoryview(bytearray(256 * 1024))
         self._numbers = itertools.count()
         self._outer: dict[str, _Outer] = {}  # by the address that the server sees
@@ -35,7 +36,8 @@ class Relay:
 
     @property
     def inner_path(self) -> str:
-        """Where the server listens."""
+        """Where the server listens: in a folder for its owner alone, which is there from now on."""
+        self._folder = self._folder or tempfile.mkdtemp(prefix="presage-grpc-")
         return os.path.join(self._folder, "server")
 
     async def listen(self, listening: socket.socket) -> None:
@@ -50,7 +52,8 @@ class Relay:
             self._server.close()
         for outer in list(self._outer.values()):
             outer.transport.abort()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def peer(self, seen: str) -> str:
         """The address of a caller that the server sees as this one."""
@@ -78,8 +81,10 @@ class Relay:
         return inner
 
     def leave(self, outer: _Outer) -> None:
+        """It is closed."""
         if self._outer.pop(f"unix:{outer.name}", None) is not None:
-            os.unlink(outer.name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(outer.name)
 
 
 class _Half(asyncio.BufferedProtocol):
