@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Files are `readable=False` for typer: it would tell of one that may not be read in a box, not in a line like the rest.
 _OTHERS = (
-    "Any setting, repeatedly: engine_nice, engine_heartbeat_timeout_s, session_ttl_s, startup_timeout_s, "
+    "Any setting, repeatedly: engine_nice, engine_heartbeat_timeout_s, engines_away_s, session_ttl_s, startup_timeout_s, "
     "shutdown_grace_s, spool_dir, reflection, openpi, otlp_endpoint; limits.message_bytes, limits.image_pixels, "
     "limits.clip_bytes, limits.clip_frames, limits.clip_duration_s, limits.clip_decode_timeout_s, "
     "limits.max_concurrent_uploads, limits.upload_idle_s, limits.concurrent_calls, limits.session_ttl_s, "

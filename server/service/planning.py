@@ -83,7 +83,7 @@ class PlanCalls:
         size = validation.search_size(request.planner, served, self._limits)
         ends = deadline is not None or request.budget_ms is not None
         own = validation.can_predict(served)
-        work_limits.search(size, own, self._engines.pace(served.reply.name), self._limits, ends)
+        work_limits.search(size, own, served.reply, self._engines.pace(served.reply.name), self._limits, ends)
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()

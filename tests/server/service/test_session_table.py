@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from server.errors import Reason, ServiceError
+from server.service.session import Session
 from server.service.session_table import SessionTable
+from server.values.caller import Caller
 from tests.server.service.test_session import session
 
 
@@ -57,3 +59,47 @@ def test_a_deleted_session_is_unknown() -> None:
     table.delete("robot", now=1.0)
     with pytest.raises(ServiceError):
         table.delete("robot", now=1.0)
+
+
+def of(caller: Caller, name: str) -> Session:
+    made = session(ttl_s=10)
+    made.session_id, made.caller = name, caller
+    return made
+
+
+def test_one_callers_sessions_leave_room_for_another() -> None:
+    table, anna, boris = SessionTable(limit=4, each=2), Caller("anna", "anna"), Caller("boris", "boris")
+    for number in range(2):
+        table.add(of(anna, f"a{number}"), now=0.0)
+    with pytest.raises(ServiceError, match="at most 2 of one caller") as caught:
+        table.add(of(anna, "a2"), now=0.0)
+    assert caught.value.reason is Reason.TOO_MANY_SESSIONS
+    table.add(of(boris, "b0"), now=0.0)
+    table.delete("a0", 1.0, anna)
+    table.add(of(anna, "a3"), now=1.0)
+
+
+def test_a_session_is_its_callers_alone_but_for_who_may_look_or_administer() -> None:
+    table, anna = SessionTable(limit=4), Caller("anna", "anna")
+    table.add(of(anna, "a"), now=0.0)
+    boris, viewer, admin = Caller("b", "b"), Caller("v", "v", "viewer"), Caller("c", "c", "admin")
+    for caller in (boris, viewer):
+        with pytest.raises(ServiceError):
+            table.get("a", 1.0, caller)
+        with pytest.raises(ServiceError):
+            table.delete("a", 1.0, caller)
+    with pytest.raises(ServiceError):
+        table.seen("a", 1.0, boris)
+    assert table.seen("a", 9.0, viewer) is table.get("a", 1.0, admin)
+    assert table.expire(11.5) == 1, "who only looks keeps nothing alive"
+
+
+def test_a_session_ends_at_its_age_however_busy_it_is_kept() -> None:
+    ended: list[str] = []
+    table = SessionTable(limit=2, age_s=25.0, closed=lambda session: ended.append(session.session_id))
+    table.add(session(ttl_s=10), now=0.0)
+    for now in (8.0, 16.0, 24.0):
+        table.get("robot", now)
+    with pytest.raises(ServiceError):
+        table.get("robot", 25.0)
+    assert ended == ["robot"]
