@@ -82,6 +82,11 @@ def create_gateway(
     for line in auth.key_warnings(settings, keys.current):
         _log.warning("keys", why=line)
     shares = Shares(limits, lambda: keys.parties)
+    rest = Connections(most, limits.connections_per_address)
+    relay = Relay(Connections(most, limits.connections_per_address), limits.stalled_s)
+    telemetry.connections.labels("rest").set_function(lambda: len(rest))
+    telemetry.connections.labels("grpc").set_function(lambda: len(relay.connections))
+    telemetry.totals.read("presage_connections_ended", lambda: rest.refused + relay.connections.refused)
     return Gateway(
         application=application,
         limits=limits,
@@ -93,8 +98,8 @@ def create_gateway(
         server_version=server_version(),
         engines_away_s=settings.engines_away_s,
         sites=sites_of(settings),
-        connections=Connections(most, limits.connections_per_address),
-        relay=Relay(Connections(most, limits.connections_per_address), limits.stalled_s),
+        connections=rest,
+        relay=relay,
         parsers=Parsers(),
         spans=spans,
     )
@@ -213,6 +218,12 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _websocket_protocol(gateway: Gateway) -> type[asyncio.Protocol]:
+    from server.transport.openpi.protocol import bounded
+
+    return bounded(gateway.limits)
+
+
 def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvicorn.Server:
     serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
@@ -221,7 +232,7 @@ def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvi
         backlog=AT_ONCE,
         http=http_protocol(gateway.limits, gate),
         h11_max_incomplete_event_size=gateway.limits.header_bytes,
-        ws="websockets-sansio" if serves_openpi else "none",
+        ws=_websocket_protocol(gateway) if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,
         ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb

@@ -90,7 +90,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
     async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
-                with gateway.places.arriving.one():
+                with gateway.places.arriving.one(calling().name):
                     request = await _only(requests, gateway.limits.message_s, gateway.limits.message_bytes)
                 call.arrived = time.monotonic()
                 with gateway.shares.holding("bytes", calling().name, len(request)):
@@ -131,12 +131,12 @@ def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
         call.peer = _peer(gateway, context)
         try:
-            with places.probes.one():
+            with places.probes.one(party_of(call.peer)):
                 asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
             if handler.unary_unary is not None:
                 await context.write(await handler.unary_unary(asked, context))
                 return
-            with places.watchers.one():
+            with places.watchers.one(party_of(call.peer)):
                 async for status in handler.unary_stream(asked, context):
                     await context.write(status)
         except ServiceError as error:
@@ -171,7 +171,7 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
         except ServiceError as told:
-            with gateway.places.refusals.one():
+            with gateway.places.refusals.one(party_of(call.peer)):
                 await _abort(told, call, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)

@@ -20,6 +20,9 @@ from server.transport.connections import AT_ONCE, Connection, Connections, Gated
 
 STRANGERS_BYTES = 128 * 1024  # of a connection that no call was let in on, at once
 STRANGERS_RATE = 32 * 1024  # and bytes per second after that
+PARTYS_BYTES = 32 * 2**20  # of all connections of one address, at once
+PARTYS_RATE = 64 * 2**20  # and bytes per second after that: a whole clip in four seconds
+_PARTIES = 4096
 _HELD_BYTES = 256 * 1024  # on their way to one side, until the other is told to wait
 
 
@@ -33,6 +36,7 @@ class Relay:
         self.buffer = memoryview(bytearray(256 * 1024))
         self._numbers = itertools.count()
         self._outer: dict[str, _Outer] = {}  # by the address that the server sees
+        self._allowances: dict[str, _Allowance] = {}
         self._server: asyncio.Server | None = None
 
     @property
@@ -71,6 +75,14 @@ class Relay:
             outer.resume_reading()
         return outer.place
 
+    def allowance(self, party: str) -> _Allowance:
+        """Of all connections of one address that calls were let in on."""
+        found = self._allowances.pop(party, None) or _Allowance(PARTYS_BYTES, PARTYS_RATE)
+        self._allowances[party] = found  # the latest last
+        if len(self._allowances) > _PARTIES:
+            del self._allowances[next(iter(self._allowances))]
+        return found
+
     def connect(self, outer: _Outer) -> socket.socket:
         """A socket to the server, whose own name is how the server will know the caller."""
         name = os.path.join(self._folder, str(next(self._numbers)))
@@ -86,6 +98,19 @@ class Relay:
         if self._outer.pop(f"unix:{outer.name}", None) is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(outer.name)
+
+
+class _Allowance:
+    """Bytes that may come at once, and bytes per second after that."""
+
+    def __init__(self, most: float, rate: float) -> None:
+        self._most, self._rate, self._left, self._since = most, rate, most, 0.0
+
+    def take(self, size: int, now: float) -> float:
+        """Seconds to wait after so many more."""
+        self._left = min(self._most, self._left + self._rate * (now - self._since)) - size
+        self._since = now
+        return max(0.0, -self._left / self._rate)
 
 
 class _Half(asyncio.BufferedProtocol):
@@ -147,7 +172,7 @@ class _Outer(_Half):
         super().__init__(relay.buffer)
         self._relay, self._gate = relay, gate
         self._loop = asyncio.get_running_loop()
-        self._left, self._since = float(STRANGERS_BYTES), self._loop.time()
+        self._strangers = _Allowance(STRANGERS_BYTES, STRANGERS_RATE)
         self._alarm: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self.address, self.name = "", ""
@@ -166,13 +191,11 @@ class _Outer(_Half):
             return
         now = self._loop.time()
         self.place.spoke = now
-        if self.place.is_known:
-            return
-        self._left = min(STRANGERS_BYTES, self._left + STRANGERS_RATE * (now - self._since)) - nbytes
-        self._since = now
-        if self._left < 0:
+        allowance = self._relay.allowance(self.place.party) if self.place.is_known else self._strangers
+        pause_s = allowance.take(nbytes, now)
+        if pause_s:
             self.transport.pause_reading()
-            self._alarm = self._loop.call_later(-self._left / STRANGERS_RATE + 0.01, self.resume_reading)
+            self._alarm = self._loop.call_later(pause_s + 0.01, self.resume_reading)
 
     def pause_writing(self) -> None:
         super().pause_writing()

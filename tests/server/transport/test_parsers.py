@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -20,6 +21,7 @@ from server.errors import Faults, Reason, ServiceError
 from server.transport import parsers
 from server.transport.parsers import Parsers
 from server.values import images
+from server.values.caller import Caller, working_for
 from tests.support.server.transports import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.process]
@@ -157,3 +159,29 @@ async def test_memory_of_a_parser_is_bounded() -> None:
 
 
 ABOUT = {"kind": "ScoreRequest", "message": "presage.v1.ScoreRequest", "without": [], "known": {}}
+
+
+async def test_one_caller_leaves_a_process_to_the_others() -> None:
+    pool = Parsers(workers=2)
+    await pool.start()
+    content, quick = slow_picture(), saved(PIXELS)
+
+    async def asked(name: str, picture: bytes, left_s: float) -> float:
+        began = time.monotonic()
+        with working_for(Caller(name=name)), contextlib.suppress(ServiceError):
+            await images.decode([("image", picture)], CAP, elsewhere(pool, began + left_s))
+        return time.monotonic() - began
+
+    try:
+        await asked("other", quick, 10)
+        greedy = [asyncio.create_task(asked("greedy", content, 3.0)) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        assert pool._held["greedy"] == 1
+        assert len(pool._idle) == 1
+        await asked("other", quick, 10)
+        assert not any(task.done() for task in greedy)
+        await asyncio.gather(*greedy)
+        assert len(pool._idle) == 2
+        assert not pool._held
+    finally:
+        await pool.close()

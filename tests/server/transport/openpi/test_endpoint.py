@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -307,3 +307,25 @@ async def test_draining_lets_the_plan_out_and_closes(application: Application) -
             await leaving()
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1001
+
+
+@on_the_shared_loop
+async def test_a_message_in_countless_fragments_ends_its_connection_alone(
+    application: Application, service: Service
+) -> None:
+    where = address(service, goal_id=await goal(application))
+    async with connect(where, proxy=None) as other, connect(where, proxy=None) as socket:
+        await other.recv()
+        await socket.recv()
+
+        async def fragments() -> AsyncIterator[bytes]:
+            for _ in range(5000):
+                yield b"a"
+
+        async def sent_and_answered() -> None:
+            await socket.send(fragments())
+            await socket.recv()
+
+        with pytest.raises(ConnectionClosed):
+            await sent_and_answered()
+        assert (await ask(other, {"a": HERE}))["actions"].shape[1] == 2
