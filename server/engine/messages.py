@@ -43,7 +43,7 @@ class EngineSettings:
     max_batch: int  # searches in one rollout
     loader: Loader | None  # None: model.registry.load
     nice: int = 0  # added to the process's niceness
-    silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
+    silence_s: float = 10.0  # a warm engine without a heartbeat for so long is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
 
 
@@ -300,7 +300,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life."""
+    """Sent periodically by an engine, but while its work is overdue."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_latents_can_be_told_what_no_action_moves",
         "test_training_finds_the_dot",
         "test_what_a_robot_measures_tells_a_prediction_what_no_frame_shows",
-        "test_what_is_known_by_heart_shows_in_the_loss_of_what_was_held_out",
+        "test_overfitting_shows_in_the_loss_of_held_out_episodes",
     ),
     "training/data/formats/test_pairing.py": ("test_no_row_of_any_dataset_gets_the_frame_of_another",),
     "training/evaluation/test_closed_loop.py": ("test_a_blind_model_does_no_better_than_random",),
