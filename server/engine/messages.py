@@ -24,6 +24,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 """What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
+Batches = Literal["exact", "any"]
+"""Which requests are computed together: those that change nothing in each other's numbers, or any."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
 ITERATION_STEPS = 65_536
 """Most samples x horizon in one rollout: bounds an engine's memory."""
@@ -42,6 +44,7 @@ class EngineSettings:
     graphs: Graphs
     max_batch: int  # searches in one rollout
     loader: Loader | None  # None: model.registry.load
+    batches: Batches = "exact"
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # a warm engine without a heartbeat for so long is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
@@ -96,6 +99,7 @@ class ServedModel:
     rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
+    digest: str = ""  # of all in its package that decides what it answers
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,8 @@ Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | Surpri
 class Submit:
     number: int
     job: Job
+    caller: str = ""  # whose turn it takes
+    weight: float = 1.0  # of that caller's turns
 
 
 @dataclass(frozen=True)
@@ -274,6 +280,14 @@ class Pace:
 
     encode_s: float  # one observation
     step_s: float  # one model step of one sample, in the batches of late
+    # The shortest ever seen, which tell what is too much on any day:
+    least_encode_s: float = 0.0  # one observation
+    least_step_s: float = 0.0  # one model step of one sample
+    least_serial_s: float = 0.0  # one model step, however few the samples
+
+    def least_rollout_s(self, samples: int, horizon: int) -> float:
+        """The least that rolling out so many samples takes."""
+        return horizon * max(self.least_serial_s, samples * self.least_step_s)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ from server.transport.rest.tensors import (
 CONTRACT: dict[str, str] = json.loads(Path(__file__).with_name("contract.json").read_text())
 """What proto/ says of its messages, fields and calls; `scripts/protos` writes it."""
 
+MOST_IN_LIST = 4096
+"""Entries of a repeated field; what a call takes of them is usually less, and its own rule."""
+
 Count = Annotated[int, Field(ge=0, lt=2**32)]
 Number64 = Annotated[int, Field(ge=0, lt=2**64)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -187,8 +190,8 @@ def check_choices(message: Descriptor, body: BaseModel) -> None:
 
 def _body_type(field: FieldType, described: FieldDescriptor) -> Any:
     one: Any = _one_body_type(field, described)
-    if is_repeated(described):
-        return list[one]
+    if is_repeated(described):  # the first fault of a list is told, not one for each of its entries
+        return Annotated[list[one], Field(max_length=MOST_IN_LIST, fail_fast=True)]
     return one | None if field.is_optional else one
 
 

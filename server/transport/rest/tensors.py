@@ -28,12 +28,13 @@ class TensorBody(BaseModel):
 
     model_config = Strict
     dtype: ElementType
-    shape: list[int] = Field(max_length=MAX_RANK)
+    shape: list[int] = Field(max_length=MAX_RANK, fail_fast=True)
     data: Base64
 
 
 Nested = Annotated[
     list[JsonValue],
+    Field(fail_fast=True),
     WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}}),
 ]
 UNION_TAGS = frozenset({"tensor", "nested"})

@@ -186,7 +186,12 @@ async def test_an_upload_must_begin_with_its_header_and_go_on_with_chunks(servic
     assert (twice.reason, twice.field) == ("INVALID_FIELD", "chunk")
 
 
-async def test_more_uploads_than_slots_are_refused_at_once(service: Service) -> None:
+async def test_more_uploads_than_slots_are_refused_at_once(application: Application) -> None:
+    async with open_service(application, limits={"uploads_per_key": 4}) as service:
+        await _more_uploads_than_slots(service)
+
+
+async def _more_uploads_than_slots(service: Service) -> None:
     go_on = asyncio.Event()
 
     async def slow_upload() -> AsyncIterator[embeddings_pb2.EmbedClipRequest]:
