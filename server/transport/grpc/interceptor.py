@@ -19,8 +19,8 @@ from grpc_status import rpc_status
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.transport.arrivals import Patience, conversation
-from server.transport.auth import party_of
-from server.transport.connections import held
+from server.transport.callers.auth import party_of
+from server.transport.callers.connections import held
 from server.transport.error_replies import to_status
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
 from server.transport.grpc.structure import check_structure

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.config import Limits
 from server.errors import Reason, ServiceError, invalid
-from server.transport.connections import Connection, GatedSocket
+from server.transport.callers.connections import Connection, GatedSocket
 from server.transport.error_replies import PROBLEM_JSON, to_problem
 from server.transport.gateway import checked_request_id
 
