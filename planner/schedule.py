@@ -3,7 +3,7 @@
 Bookkeeping as values, like `receding.py`: a schedule is what the next problem's goal is taken from, and each plan's
 execution makes the schedule of the next. Nothing here searches. For programs that use the planner as a library and hold
 the latents themselves; sessions of the service, where counting and measuring happen in two processes, have
-`server.service.sessions.stages`.
+`server.service.stages`.
 """
 
 from __future__ import annotations
