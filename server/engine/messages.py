@@ -46,7 +46,7 @@ class EngineSettings:
     loader: Loader | None  # None: model.registry.load
     batches: Batches = "exact"
     nice: int = 0  # added to the process's niceness
-    silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
+    silence_s: float = 10.0  # a warm engine without a heartbeat for so long is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
 
 
@@ -314,7 +314,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life."""
+    """Sent periodically by an engine, but while its work is overdue."""
 
 
 @dataclass(frozen=True)

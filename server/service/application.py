@@ -38,9 +38,9 @@ from server.service.goals import Goal as CachedGoal
 from server.service.goals import GoalCache
 from server.service.planning import PlanCalls
 from server.service.prediction import PredictionCalls
-from server.service.session import Session
-from server.service.session_table import SessionTable
-from server.service.stages import Stages
+from server.service.sessions.session import Session
+from server.service.sessions.session_table import SessionTable
+from server.service.sessions.stages import Stages
 from server.values.caller import calling
 from server.values.calls import (
     CalibrateRequest,

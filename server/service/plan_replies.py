@@ -13,7 +13,7 @@ from presage.values import Model, Plan, Provenance, Timings
 from server.engine.messages import PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
-from server.service.session import CurrentPlan
+from server.service.sessions.session import CurrentPlan
 from server.service.validation import actions_of
 from server.values.calls import UNBOUNDED, Observation
 

@@ -25,9 +25,16 @@ from server.recording.records import PlanRecord
 from server.service import validation, work_limits
 from server.service.goals import GoalCache
 from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
-from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
-from server.service.session_table import SessionTable
-from server.service.stages import GoalChoice
+from server.service.sessions.session import (
+    CurrentPlan,
+    EncodedObservation,
+    ObservationTicket,
+    PlanProgress,
+    Session,
+    WarmStart,
+)
+from server.service.sessions.session_table import SessionTable
+from server.service.sessions.stages import GoalChoice
 from server.values.caller import calling
 from server.values.calls import Observation, PlanRequest
 

@@ -15,7 +15,7 @@ from presage.values import ActionSpec, Model, PlannerSettings
 from server.config import Limits
 from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
 from server.errors import Reason, ServiceError, invalid
-from server.service.stages import MOST_STAGES
+from server.service.sessions.stages import MOST_STAGES
 from server.values.calls import (
     COSTS,
     LAST_STEP_ALONE,

@@ -29,8 +29,11 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
-from server.transport import auth, tls
-from server.transport.connections import AT_ONCE, Connections, GatedSocket, fitting_connections
+from server.transport import tls
+from server.transport.callers import auth
+from server.transport.callers.connections import AT_ONCE, Connections, GatedSocket, fitting_connections
+from server.transport.callers.shares import Shares
+from server.transport.callers.sites import sites_of
 from server.transport.gateway import Gateway
 from server.transport.grpc.relay import Relay
 from server.transport.grpc.service import create_server
@@ -39,8 +42,6 @@ from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.protocol import http_protocol
 from server.transport.rest.routes import create_app
-from server.transport.shares import Shares
-from server.transport.sites import sites_of
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()

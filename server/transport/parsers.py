@@ -175,5 +175,5 @@ def _too_slow(until: float, deadline: float | None) -> ServiceError:
 
 
 def _fault(told: Mapping[str, Any]) -> ServiceError:
-    texts = {name: str(told[name]) for name in ("field", "rule", "value")}
+    texts: dict[str, Any] = {name: str(told[name]) for name in ("field", "rule", "value")}
     return ServiceError(Reason[told["reason"]], str(told["message"]), **texts)

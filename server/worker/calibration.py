@@ -20,7 +20,7 @@ from server.engine.messages import CalibrateDone, CalibrateJob, Move, SearchSize
 from server.errors import Reason, invalid
 from server.values.calls import PROPOSER_ALONE
 from server.worker import model_adapter
-from server.worker.job import BackgroundJob, WorkItem
+from server.worker.scheduling.job import BackgroundJob, WorkItem
 
 
 def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> BackgroundJob:

@@ -47,12 +47,12 @@ from server.engine.messages import (
 )
 from server.values.calls import Frame
 from server.worker import batch_invariance, cuda_graphs, model_adapter, precision
-from server.worker.background_jobs import BackgroundJobs
 from server.worker.batch_invariance import BatchSizes
-from server.worker.failures import failed
 from server.worker.heartbeat import Watchdog, heartbeat_thread
-from server.worker.plan_scheduler import PlanScheduler
 from server.worker.precision import Verdict, Work
+from server.worker.scheduling.background_jobs import BackgroundJobs
+from server.worker.scheduling.failures import failed
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3

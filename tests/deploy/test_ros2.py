@@ -26,7 +26,7 @@ from PIL import Image
 
 from cli.private_service import private_service
 from model.built_in import built_in
-from server.service.session import KEPT_PLANS
+from server.service.sessions.session import KEPT_PLANS
 from simulation import tasks
 from simulation.robots.arm import MAX_JOINT_SPEED
 from tests.support.deploy import fake_ros

@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 
-from server.transport.connections import AT_ONCE, Connection, Connections, GatedSocket
+from server.transport.callers.connections import AT_ONCE, Connection, Connections, GatedSocket
 
 STRANGERS_BYTES = 128 * 1024  # of a connection that no call was let in on, at once
 STRANGERS_RATE = 32 * 1024  # and bytes per second after that

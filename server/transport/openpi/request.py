@@ -24,7 +24,7 @@ PARAMETERS = {
     "model": "the model; the default one without",
     "camera": "key of an image, such as `observation/image`; once per camera, in the model's order. "
     "Without it the images are whatever uint8 arrays of three channels there are",
-    "state": "key of numbers the model feels; repeat it to join several. Without it `state`, or what ends in `/state`",
+    "state": "key of the proprioception; repeat it to join several. Without it `state`, or what ends in `/state`",
     "goal_id": "the goal until a message brings another",
     "executed": "actions the robot takes of each plan before it asks again; without it as many as the model was "
     "measured with",
@@ -107,7 +107,7 @@ async def decoded(
 
 
 def proprioception(values: Mapping[str, Value], asked: Wishes, model: Model) -> NDArray[np.float32] | None:
-    """What the model feels; robots send their state to models that use none, too."""
+    """The proprioception; robots send their state to models that use none, too."""
     if not model.proprioception_names:
         return None
     keys = asked.proprioception or tuple(key for key in values if key == "state" or key.endswith("/state"))

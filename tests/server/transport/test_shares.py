@@ -14,7 +14,7 @@ from presage.v1 import embeddings_pb2, models_pb2, planning_pb2, sessions_pb2
 
 from server.config import Limits, share_of
 from server.service.application import Application
-from server.transport.shares import Shares
+from server.transport.callers.shares import Shares
 from tests.server.transport.grpc.test_service import goal
 from tests.server.transport.test_isolation import ANNA, BORIS, opened, shown, told
 from tests.support.server import linear

@@ -67,7 +67,7 @@ def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None
     assert not torch.equal(polished["predictor.latent_out.weight"], first.weights()["predictor.latent_out.weight"])
 
 
-def test_what_is_known_by_heart_shows_in_the_loss_of_what_was_held_out(tmp_path: Path) -> None:
+def test_overfitting_shows_in_the_loss_of_held_out_episodes(tmp_path: Path) -> None:
     run(RECIPE, tmp_path / "first")
     learning = replace(RECIPE, steps=300, frozen_encoder=True, learning_rate=3e-3, held_out=16, checkpoint_every=150)
     ratios = {}

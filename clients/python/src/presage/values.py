@@ -43,7 +43,7 @@ ImageLike = Union["Pixels", bytes, str, PathLike, ArrayInterface]
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What the robot sees and feels at one instant.
+    """What the robot's cameras and sensors measure at one instant.
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets

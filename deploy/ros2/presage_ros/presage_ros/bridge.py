@@ -57,7 +57,7 @@ class Bridge:
         self._episode: _Episode | None = None
         self._goal_image: bytes | None = None
         self._goal_number = 0
-        self._felt: dict[str, float] = {}
+        self._measured: dict[str, float] = {}
         self._seen: OrderedDict[int, tuple[float, Frame]] = OrderedDict()  # when, by sequence
         self._followed: Followed | None = None
         self._judged: presage.ControlPlan | None = None
@@ -148,7 +148,7 @@ class Bridge:
     def feel(self, names: tuple[str, ...], values: tuple[float, ...]) -> None:
         """The newest proprioception, entries by name."""
         with self._lock:
-            self._felt.update(zip(names, values, strict=False))
+            self._measured.update(zip(names, values, strict=False))
 
     def see(self, frame: Frame) -> None:
         """Offer an image. It replaces one that still waits; one that is old already is passed over."""
@@ -161,7 +161,7 @@ class Bridge:
                 self._trouble = f"an image is {frame.age_s:.3f} s old by its stamp: are stamps and clocks right?"
                 return
             wanted = episode.model.proprioception_names
-            missing = [name for name in wanted if name not in self._felt]
+            missing = [name for name in wanted if name not in self._measured]
             if missing:
                 self._trouble = f"nothing is known of {', '.join(missing)}: is proprioception published?"
                 return
@@ -171,7 +171,7 @@ class Bridge:
                 followed = None
             executed, committed = (0, 0) if followed is None else followed.progress(now)
             observation = presage.Observation(
-                (frame.data,), [self._felt[name] for name in wanted] or None, frame.stamp_ns
+                (frame.data,), [self._measured[name] for name in wanted] or None, frame.stamp_ns
             )
             counted_from = None if followed is None else followed.plan
             try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from server.transport.auth import party_of
+from server.transport.callers.auth import party_of
 
 _log = structlog.get_logger()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from server.errors import Reason, ServiceError
-from server.service.session import Session
-from server.service.session_table import SessionTable
+from server.service.sessions.session import Session
+from server.service.sessions.session_table import SessionTable
 from server.values.caller import Caller
-from tests.server.service.test_session import session
+from tests.server.service.sessions.test_session import session
 
 
 def test_sessions_expire_after_their_last_call() -> None:

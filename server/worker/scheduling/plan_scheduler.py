@@ -9,85 +9,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from presage.fields import from_fields
 from presage.values import Plan
-from torch import Tensor
 
 from model.interface import LoadedModel
 from planner import registry, types
-from planner.anytime import IterationClock, Optimizer
+from planner.anytime import IterationClock
 from planner.proposals import with_proposals
 from planner.receding import of_length
-from planner.search import Search, priced, stack
+from planner.search import priced, stack
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
-from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
+from server.engine.messages import Done, Failed, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
 from server.worker.batch_invariance import BatchSizes
-from server.worker.failures import failed
-from server.worker.fair_queue import FairQueue, mixed
-from server.worker.fitting import Fitted, fitted
 from server.worker.heartbeat import Watchdog
-from server.worker.timing import Durations
+from server.worker.scheduling.failures import failed
+from server.worker.scheduling.fair_queue import FairQueue, mixed
+from server.worker.scheduling.fitting import Fitted, fitted
+from server.worker.scheduling.running import Running, Seen
+from server.worker.scheduling.timing import Durations
 
 TOGETHER_S = 0.1  # the longest piece of work that several searches share where others may come meanwhile
 COMPANY_S = 60.0  # how long after its last plan a caller is still expected to come again
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """An observation, encoded."""
-
-    picture: Tensor  # uint8 [height, width, 3], on the host
-    latent: Tensor
-    on_host: Floats  # the latent
-    began: float  # instant at which its encoding began
-    encoded: float  # instant at which the search could begin
-
-
-@dataclass(eq=False)
-class Running:
-    """A plan between two iterations."""
-
-    number: int
-    caller: str
-    job: PlanJob  # as asked for; `chosen` is what fits the time
-    chosen: Fitted
-    optimizer: Optimizer
-    search: Search
-    beginning: Tensor  # what the search begins with, in its limits
-    price_s: float  # to tell, at the end, what the plan costs by the model's own measure
-    seen: Seen
-    goal_distance: float
-    goal_reached: bool  # of a stage: the search is for the next one's
-    warnings: tuple[str, ...]
-    measured: bool  # the goal says what should be measured there
-    shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
-
-    @property
-    def steps(self) -> int:
-        """Model steps that its next iteration evaluates: what its time is about proportional to."""
-        return self.optimizer.iteration_steps(self.search)
-
-    @property
-    def kind(self) -> Hashable:
-        """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured
-
-    @property
-    def limit(self) -> float:
-        """The instant by which the next iteration must have ended. The first one runs whatever the budget."""
-        if self.search.iterations == 0 and self.job.on_trust:
-            return math.inf
-        deadline = math.inf if self.job.deadline is None else self.job.deadline
-        if self.search.iterations == 0 or self.job.budget_until is None:
-            return deadline - self.price_s
-        return min(deadline, self.job.budget_until) - self.price_s
 
 
 class PlanScheduler:

@@ -16,8 +16,8 @@ from presage.values import Calibration, Plan, SessionStatus
 
 from server.engine.messages import Floats
 from server.errors import Reason, invalid
-from server.service.stages import GoalChoice, Stages, pursuit
-from server.service.surprise import RunningStatistics
+from server.service.sessions.stages import GoalChoice, Stages, pursuit
+from server.service.sessions.surprise import RunningStatistics
 from server.values.caller import EVERYONE, Caller
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
