@@ -241,27 +241,6 @@ class ActionCost:
 
 
 @dataclass(frozen=True)
-class Smoothness:
-    """Jerkiness: the mean over dimensions of (change / scale)^2 from each action to the next within the plan.
-
-    A change counts in the step of its later action.
-    """
-
-    scale: float | tuple[float, ...] = 1.0
-
-    def __post_init__(self) -> None:
-        _check_scale(self.scale)
-
-    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
-        change = (actions.diff(dim=2) / _scale(self.scale, actions)).square().mean(-1)
-        return _per_step(torch.nn.functional.pad(change, (1, 0)), predicted.shape[2])
-
-    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
-        """Every scaled change."""
-        return (actions.diff(dim=2) / _scale(self.scale, actions)).flatten(2) / math.sqrt(actions.shape[-1])
-
-
-@dataclass(frozen=True)
 class WeightedSum:
     """Several costs at once: the sum of weight times cost."""
 

@@ -10,8 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, cast, get_args
 
+from presage.limits import ActionLimits
+
 from planner.anytime import Optimizer
 from planner.channels import ChannelDistance
+from planner.constraints import limited
 from planner.cost import GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
@@ -188,6 +191,52 @@ def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
 def tail(name: str) -> Tail:
     """What follows what is left of a plan, as the named optimizer's warm start (`receding.of_length`)."""
     return "mean" if name in PUBLISHED and PUBLISHED[name].unbounded else "rest"
+
+
+class Actions(Protocol):
+    """The actions of a model as its package describes them (`model.package.ActionSpec`)."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def units(self) -> tuple[str, ...]: ...
+
+    @property
+    def low(self) -> tuple[float, ...]: ...
+
+    @property
+    def high(self) -> tuple[float, ...]: ...
+
+    @property
+    def rate_hz(self) -> float: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    @property
+    def at_rest(self) -> tuple[float, ...]: ...
+
+    @property
+    def limits(self) -> ActionLimits | None: ...
+
+
+def action_space(actions: Actions, narrower: ActionLimits | None = None) -> ActionSpace:
+    """What plans with these actions must keep to: the package's limits, or `narrower` ones in their place."""
+    space = ActionSpace(
+        names=actions.names,
+        units=actions.units,
+        low=actions.low,
+        high=actions.high,
+        rate_hz=actions.rate_hz,
+        mean=actions.mean,
+        std=actions.std,
+        stated_rest=actions.at_rest,
+    )
+    return limited(space, narrower or actions.limits)
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:

@@ -42,6 +42,9 @@ class ActionSpace:
     mean: tuple[float, ...] | None = None  # of the actions a model was trained on: what published searches draw around
     std: tuple[float, ...] | None = None
     stated_rest: tuple[float, ...] | None = None  # the action that leaves the robot at rest, where somebody says
+    strict: bool = (
+        False  # every candidate keeps to it, those of published searches too, which are not bounded otherwise
+    )
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -107,6 +107,7 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
             progress=options.progress,
             encoder_key=options.encoder_key,
             model=named,
+            limits=options.limits,
         )
     return Imported(
         folder=imported.folder,
@@ -195,6 +196,7 @@ def _write(
         encoder_key=options.encoder_key,
         model=model,
         beside=beside,
+        limits=options.limits,
     )
 
 

@@ -123,7 +123,9 @@ def _asked(record: PlanRecord) -> dict[str, Any]:
     asked = {name: value for name, value in vars(record.request).items() if name not in ("observation", "session_id")}
     session = record.request.session_id
     hashed = hashlib.sha256(session.encode()).hexdigest()[:16] if session else ""
-    return {"session": hashed, **asked, "planner": asdict(record.request.planner), "traceparent": record.trace}
+    limits = None if record.request.limits is None else asdict(record.request.limits)
+    told = {"planner": asdict(record.request.planner), "limits": limits, "traceparent": record.trace}
+    return {"session": hashed, **asked, **told}
 
 
 def _written(message: ToEngine | FromEngine) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from server.recording.recorder import Recorder
 from server.recording.records import PlanRecord
 from server.service import validation
 from server.service.goals import GoalCache
-from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
+from server.service.plan_replies import RequestContext, found, limit_fault, reply_from_previous_plan
 from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
 from server.service.session_table import SessionTable
 from server.service.stages import GoalChoice
@@ -80,6 +80,7 @@ class PlanCalls:
         size = validation.search_size(request.planner, served, self._limits)
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
+        limits = validation.limits(request.limits, None if session is None else session.limits, served.reply)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
@@ -103,6 +104,8 @@ class PlanCalls:
             warm_start=follows.warm_start,
             previous_action=follows.previous_action,
             committed=follows.committed,
+            limits=limits,
+            held=place.held,
             arrival=follows.arrival,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
             next_goal=next_goal,
@@ -118,6 +121,9 @@ class PlanCalls:
             decode_ms=decode_ms,
             budget_ms=request.budget_ms,
             warnings=(*pursued.warnings, *follows.warnings),
+            limits=limits,
+            previous_action=follows.previous_action,
+            held=place.held,
         )
         if session is None or turn is None:
             alone = await self._engines.plan(job, deadline)
@@ -162,6 +168,8 @@ class PlanCalls:
             now = time.monotonic()
             if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
                 raise
+            if limit_fault(rest.actions, asked, served.reply):  # limits are narrower now
+                raise
             return reply_from_previous_plan(asked, rest, job.size, served, self._version, now), None, pursued
         if planned.done.goal_reached:
             near = f"the observation's goal_distance was at or below {job.switch_below:g} in the stage before"
@@ -192,6 +200,7 @@ class PlanCalls:
             sequence=turn.sequence,
             begins_at=place.since_reset,
             previous_action=place.previous_action,
+            held=place.held,
             arrival=reply.arrival,
             optimizer=reply.provenance.planner.optimizer or "",
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from presage.limits import ActionLimits, held_for
 from presage.values import Calibration, Plan, SessionStatus
 
 from server.engine.messages import Floats
@@ -46,6 +47,7 @@ class CurrentPlan:
     sequence: int  # of that observation
     begins_at: int  # actions the robot had executed in its episode when it made that observation
     previous_action: Floats | None = None  # the last of them
+    held: tuple[float, ...] | None = None  # actions for which each of its dimensions was kept
     arrival: int | None = None  # its action after which it means to be at the goal; None where that is not known
     optimizer: str = ""  # that it was found by
 
@@ -65,6 +67,14 @@ class PlanProgress:
             return None if self.followed is None else self.followed.previous_action
         action: Floats = self.followed.actions[min(self.executed, len(self.followed.actions)) - 1]
         return np.array(action)
+
+    @property
+    def held(self) -> tuple[float, ...] | None:
+        """For how many actions each dimension of `previous_action` was kept."""
+        if self.followed is None:
+            return None
+        before = None if self.followed.previous_action is None else self.followed.previous_action.tolist()
+        return held_for(self.followed.actions[: self.executed].tolist(), before, self.followed.held)
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Session:
         stages: Stages | None = None,
         block: int = 1,
         execute: int = 0,
+        limits: ActionLimits | None = None,
     ) -> None:
         """With `stages`, the first one's goal is the session's.
 
@@ -108,7 +119,7 @@ class Session:
         """
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
-        self.execute = execute
+        self.execute, self.limits = execute, limits
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from presage.limits import ActionLimits, narrowed
 from presage.values import ActionSpec, Model, PlannerSettings
 
 from server.config import Limits
 from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError, invalid, refuse
 from server.service.stages import MOST_STAGES
 from server.values.calls import (
     COSTS,
@@ -171,6 +172,15 @@ def actions_of(model: Model) -> ActionSpec:
     if model.action is None:
         raise ServiceError(Reason.UNSUPPORTED, f"model {model.name} only embeds: it predicts from no actions")
     return model.action
+
+
+def limits(asked: ActionLimits | None, held: ActionLimits | None, model: Model) -> ActionLimits | None:
+    """What holds once limits are asked for, of those that hold already (None: the model's own). Never wider."""
+    action = actions_of(model)
+    held = action.limits if held is None else held
+    if held is None and asked is None:
+        return None
+    return narrowed(action, action.rest, held, asked or ActionLimits(), refuse)
 
 
 def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
 from presage.values import Model, PlannerSettings
 from pydantic import Field
 
@@ -57,6 +58,7 @@ class PlanRequest:
     committed: int = 0
     request_id: str = ""
     plan_sequence: int = 0
+    limits: ActionLimits | None = None  # narrower than the session's and the model's
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class SessionRequest:
     ttl_s: float = 0.0
     seed: int | None = None
     stages: tuple[GoalStage, ...] = ()
+    limits: ActionLimits | None = None  # narrower than the model's
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Running:
     @property
     def kind(self) -> Hashable:
         """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured
+        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured, self.search.sent is None
 
     @property
     def limit(self) -> float:
@@ -90,8 +90,6 @@ class PlanScheduler:
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
-        spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
-        self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
         self._running: dict[int, Running] = {}
         self._round: list[Running] = []  # who has not had an iteration in this round
@@ -196,7 +194,9 @@ class PlanScheduler:
             goal = model_adapter.to_device(model, job.goal)
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
-        space = registry.searched(self._spaces[job.model], job.size.dimensions)
+        allowed = model_adapter.action_space(model, job.limits)
+        assert allowed is not None  # a model that only embeds has no plans
+        space = registry.searched(allowed, job.size.dimensions)
         context = model_adapter.context_of(model, job.start, latent)
         shapes = tuple(tuple(part.shape) for part in context)
         chosen = self._fitted(job, space, shapes)
@@ -216,6 +216,7 @@ class PlanScheduler:
             if left is None
             else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
+            held=job.held,
             committed=None if job.committed is None else torch.tensor(job.committed),
             arrival=job.arrival,
             replace_margin=size.replace_margin,

@@ -169,15 +169,13 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         clip_frames=config.clip_frames,
         measures_goals=model_adapter.measures_goals(model),
     )
-    own, space = search if action is not None else None, model_adapter.action_space(model)
     return ServedModel(
         reply,
-        own,
+        search if action is not None else None,
         config.history,
         str(model.device),
         dtype,
         verdict.why,
-        () if space is None else space.rest,
         graphed,
         past_actions=config.past_actions,
         proposes=model.proposer is not None,
@@ -186,7 +184,8 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
     """What of a package's actions concerns a caller."""
-    return ActionSpec(**{each.name: getattr(action, each.name) for each in fields(ActionSpec)})
+    told = {each.name: getattr(action, each.name) for each in fields(ActionSpec)}
+    return ActionSpec(**{**told, "rest": action.at_rest})
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

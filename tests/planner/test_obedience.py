@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from presage.limits import held_for
 from torch import Tensor
 
 from planner.anytime import plan_in_time
 from planner.constraints import project
-from planner.receding import held_for, warm_start
+from planner.receding import warm_start
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
 from tests.planner.test_constraints import spaces, violations
@@ -45,7 +46,7 @@ def problem_in(made: ActionSpace, seed: int, moving: bool, committed: int) -> Pr
     low, high = torch.tensor(made.low), torch.tensor(made.high)
     wild = (low + high) / 2 + (high - low) * torch.randn(12, made.dimensions, generator=generator)
     before = project(made, wild[:4])
-    previous, held = (before[-1], held_for(before)) if moving else (None, None)
+    previous, held = (before[-1], held_for(before.tolist())) if moving else (None, None)
     under_way = project(made, wild[4:6], previous, held=held)[:committed] if committed else None
     return Problem(
         context=(torch.zeros(1, made.dimensions),),
@@ -75,6 +76,10 @@ def test_no_action_breaks_a_limit(
         assert torch.equal(plan.actions[:committed], problem.committed)
 
 
+def _listed(action: Tensor | None) -> list[float] | None:
+    return None if action is None else action.tolist()
+
+
 @settings(max_examples=40, deadline=None)
 @given(spaces(), st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 6))
 def test_what_is_executed_over_several_plans_breaks_no_limit(
@@ -86,7 +91,7 @@ def test_what_is_executed_over_several_plans_breaks_no_limit(
         plan = plan_in_time(TINY["cem"], world, problem)
         sent.append(plan.actions[:executed])
         rest = warm_start(plan, executed, made)
-        held = held_for(sent[-1], problem.previous_action, problem.held)
+        held = held_for(sent[-1].tolist(), _listed(problem.previous_action), problem.held)
         assert torch.equal(rest[: 6 - executed], plan.actions[executed:])
         assert violations(made, rest, plan.actions[executed - 1], held) == []
         problem = replace(problem, warm_start=rest, previous_action=plan.actions[executed - 1], held=held)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,6 +59,7 @@ class ActionConditionedRecipe:
     held_out: int = 8  # episodes kept to measure the error on
     checkpoint_every: int = 200
     planner: PlannerDefaults = field(default_factory=lambda: PlannerDefaults(horizon=2, execute=1))
+    limits: ActionLimits | None = None  # what plans keep to beside the recorded bounds
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every"):
@@ -163,7 +165,7 @@ def train(
         image=ImageSpec(encoder.config.image.height, encoder.config.image.width, episodes.crop_policy),
         latent_shape=encoder.config.latent_shape,
         network=describe({"encoder": frozen.encoder, "action_predictor": predictor}),
-        action=action_spec(fitting, rate_hz),
+        action=action_spec(fitting, rate_hz, recipe.limits),
         proprioception_names=POSE_NAMES,
         planner=recipe.planner,
         training=record,
@@ -287,7 +289,7 @@ def one_step_errors(
     return errors / max(steps, 1), stills / max(steps, 1)
 
 
-def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpec:
+def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float, limits: ActionLimits | None = None) -> ActionSpec:
     """Changes of pose, bounded by the largest that was recorded, either way; an entry that never changes is held."""
     moves = torch.cat([difference(each.poses[:-1], each.poses[1:]) for each in episodes])
     largest = tuple(value if value > LEAST_MOVE else 0.0 for value in moves.abs().amax(dim=0).tolist())
@@ -301,6 +303,7 @@ def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpe
         mean=(0.0,) * 7,
         std=(1.0,) * 7,
         rest=(0.0,) * 7,
+        limits=limits,
     )
 
 

@@ -29,6 +29,7 @@ from presage.errors import (
     from_reason,
     invalid,
 )
+from presage.limits import ActionLimits
 from presage.protocol import arguments, codec, methods
 from presage.protocol.sequences import SequenceCounter
 from presage.v1 import planning_pb2
@@ -51,6 +52,7 @@ class ControlSettings:
     session_id: str
     goal_id: str = ""
     planner: PlannerSettings | None = None
+    limits: ActionLimits | None = None
     budget_ms: float | None = None
     heartbeat_s: float = 1.0
     stall_s: float = 3.0
@@ -58,6 +60,7 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         codec.budget(self.budget_ms)
+        codec.limits_message(self.limits)
         arguments.positive("heartbeat_s", self.heartbeat_s)
         if not self.heartbeat_s < arguments.number("stall_s", self.stall_s) < float("inf"):
             raise invalid("stall_s", f"must be above heartbeat_s = {self.heartbeat_s} and finite", self.stall_s)
@@ -152,6 +155,7 @@ class Conversation:
             goal_id=self._goal_id,
             planner=codec.planner_message(self.settings.planner),
             budget_ms=self.settings.budget_ms,
+            limits=codec.limits_message(self.settings.limits),
         )
         return planning_pb2.ControlRequest(start=start).SerializeToString()
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generator, Mapping, Sequence, TypeVar
 
+from presage.limits import ActionLimits
 from presage.protocol import codec, methods, requests
 from presage.protocol.methods import Call
 from presage.values import CalibrationMove, Goal, GoalStage, SessionStatus
@@ -61,6 +62,7 @@ class SessionWish:
     ttl_s: float = 0.0
     seed: int | None = None
     stages: tuple[GoalStage, ...] = ()
+    limits: ActionLimits | None = None
 
 
 class SessionMemory:
@@ -120,7 +122,7 @@ class SessionMemory:
         stages = tuple(replace(stage, goal=renamed[codec.goal_id(stage.goal)]) for stage in self._stages_left())
         goal_id = "" if stages else renamed.get(self._pursued, "")
         status: SessionStatus = yield requests.create_session(
-            self.model, goal_id, self._wish.ttl_s, self._wish.seed, stages
+            self.model, goal_id, self._wish.ttl_s, self._wish.seed, stages, self._wish.limits
         )
         if self._moves:
             yield requests.calibrate_session(status.session_id, self._moves)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Sequence, Union
 
 from presage import values
 from presage.errors import invalid
+from presage.limits import ActionLimits
 from presage.protocol import arguments, codec, methods
 from presage.protocol.codec import READER
 from presage.protocol.methods import Call, call
@@ -64,13 +65,19 @@ def delete_goal(goal: Goal | str) -> Call[None]:
 
 
 def create_session(
-    model: str, goal: Goal | str | None, ttl_s: float, seed: int | None, stages: Sequence[GoalStage]
+    model: str,
+    goal: Goal | str | None,
+    ttl_s: float,
+    seed: int | None,
+    stages: Sequence[GoalStage],
+    limits: ActionLimits | None = None,
 ) -> Call[values.SessionStatus]:
     request = sessions_pb2.SessionsCreateRequest(
         model=codec.model_name(model),
         goal_id=codec.goal_id(goal),
         ttl_s=arguments.not_negative("ttl_s", ttl_s),
         seed=codec.seed_number(seed),
+        limits=codec.limits_message(limits),
     )
     for stage in arguments.sequence("stages", stages, GoalStage, "GoalStage"):
         request.stages.add(
@@ -120,6 +127,7 @@ def plan(
     follows: values.Plan | None,
     seed: int | None,
     settings: PlannerSettings | None,
+    limits: ActionLimits | None = None,
 ) -> Call[values.Plan]:
     request_id = methods.new_request_id()
     request = planning_pb2.PlanRequest(
@@ -134,6 +142,7 @@ def plan(
         committed=arguments.whole("committed", committed),
         request_id=request_id,
         plan_sequence=codec.plan_sequence(follows),
+        limits=codec.limits_message(limits),
     )
     return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
 
