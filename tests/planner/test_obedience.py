@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from presage.limits import held_for
 from torch import Tensor
 
+from planner import registry
 from planner.anytime import plan_in_time
 from planner.constraints import project
+from planner.optimizers.cem import CEM
+from planner.optimizers.policy import Policy
 from planner.receding import warm_start
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
@@ -22,6 +25,12 @@ from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL, AnyOptimize
 TINY: dict[str, AnyOptimizer] = {
     name: changed(optimizer, iterations=3, horizon=3) for name, optimizer in OPTIMIZERS.items()
 } | {"mean": replace(SMALL, samples=16, elites=4, iterations=3, horizon=3, result="mean")}
+
+# Those that are published search beyond the bounds of a space that is not strict.
+PUBLISHED = {
+    name: replace(registry.PUBLISHED[name], samples=16, elites=4, iterations=3, horizon=3)
+    for name in registry.PUBLISHED
+}
 
 # Adding to a sequence what a projection had changed of it broke this dwell by one rounding.
 KEPT = ActionSpace(names=("a", "b"), units=("1", "1"), low=(0.0, 0.0), high=(0.1, 0.1), rate_hz=10.0, dwell=(1, 2))
@@ -74,6 +83,34 @@ def test_no_action_breaks_a_limit(
         assert violations(made, actions, problem.previous_action, problem.held) == []
     if problem.committed is not None:
         assert torch.equal(plan.actions[:committed], problem.committed)
+
+
+@pytest.mark.parametrize("optimizer", PUBLISHED.values(), ids=PUBLISHED.keys())
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**31), st.booleans(), st.integers(0, 2))
+def test_no_sample_of_a_published_search_breaks_a_limit_of_a_strict_space(
+    optimizer: CEM, made: ActionSpace, seed: int, moving: bool, committed: int
+) -> None:
+    middle = tuple((low + high) / 2 for low, high in zip(made.low, made.high, strict=True))
+    made = replace(made, strict=True, mean=middle, std=(3.0,) * made.dimensions)
+    problem = problem_in(made, seed, moving, committed)
+    world = Watched(max(high - low for low, high in zip(made.low, made.high, strict=True)))
+    plan = plan_in_time(optimizer, world, problem)
+    for actions in (*world.asked, plan.actions):
+        assert violations(made, actions, problem.previous_action, problem.held) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**31), st.booleans())
+def test_no_proposal_breaks_a_limit(made: ActionSpace, seed: int, moving: bool) -> None:
+    problem = problem_in(made, seed, moving, committed=0)
+    wild = 50 * torch.randn(3, 6, made.dimensions, generator=torch.Generator().manual_seed(seed))
+    problem = replace(problem, proposals=wild)
+    world = Watched(max(high - low for low, high in zip(made.low, made.high, strict=True)))
+    for optimizer in (TINY["cem"], Policy(horizon=3)):
+        plan = plan_in_time(optimizer, world, problem)
+        for actions in (*world.asked, plan.actions):
+            assert violations(made, actions, problem.previous_action, problem.held) == []
 
 
 def _listed(action: Tensor | None) -> list[float] | None:

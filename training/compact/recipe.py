@@ -65,8 +65,8 @@ def action_spec(episodes: Episodes, block: int, limits: ActionLimits | None = No
     """
     held = episodes.held()
     bounds = zip(episodes.action_names, episodes.action_low, episodes.action_high, strict=True)
-    limits = [(held.get(name, low), held.get(name, high)) for name, low, high in bounds]
-    low, high = tuple(low for low, _ in limits), tuple(high for _, high in limits)
+    edges = [(held.get(name, low), held.get(name, high)) for name, low, high in bounds]
+    low, high = tuple(low for low, _ in edges), tuple(high for _, high in edges)
     space = ActionSpace(episodes.action_names, episodes.action_units, low, high, episodes.rate_hz)
     return ActionSpec(
         names=space.names,

@@ -172,6 +172,36 @@ async def test_a_request_narrows_its_sessions_limits_and_never_widens_them(servi
             assert (await rest_refusal(service.rest.post("/v1/plans", json=body))).field == f"limits.{field}"
 
 
+async def test_a_packages_own_limits_are_described_and_hold_on_both_transports(service: Service) -> None:
+    own = linear.CONFIGS["limited"].action
+    assert own is not None
+    described = (await service.rest.get("/v1/models/limited")).json()["action"]
+    assert (described["limits"]["slew"], described["limits"]["dwell"]) == ([0.25, 0.5], [2, 1])
+    assert described["rest"] == [0.0, 0.0]
+    async with presage.AsyncClient(service.addresses.grpc) as client:
+        spec = (await client.model("limited")).action
+        assert spec is not None
+        assert spec.limits == own.limits
+    goal_id = await goal(service, 0.9, 0.1, "limited")
+    for optimizer in ("cem", "lewm", "gauss_newton"):
+        planner = models_pb2.PlannerSettings(optimizer=optimizer)
+        ask = planning_pb2.PlanRequest(
+            model="limited", goal_id=goal_id, observation=proto_observation(MIDDLE), planner=planner, seed=3
+        )
+        actions = array_of((await service.planning.Plan(ask)).plan.actions)
+        assert actions.any()
+        assert own.limits is not None
+        assert fault(actions, NAMES, own.limits, REST) == ""
+        body = {"model": "limited", "goal_id": goal_id, "observation": json_observation(MIDDLE), "seed": 3}
+        reply = await service.rest.post("/v1/plans", json={**body, "planner": {"optimizer": optimizer}})
+        np.testing.assert_array_equal(array_of(reply.json()["actions"]), actions)
+    wider = models_pb2.ActionLimits(slew=[0.5, 0.5])
+    refused = await grpc_refusal(
+        service.sessions.Create(sessions_pb2.SessionsCreateRequest(model="limited", limits=wider))
+    )
+    assert (refused.field, refused.rule) == ("limits.slew[0]", "must be at most 0.25, which holds")
+
+
 async def test_a_plan_is_refused_where_one_step_of_the_slew_cannot_reach_the_bounds(service: Service) -> None:
     """The robot moves right at full speed, and is to move left from one action to the next."""
     name = await session(service, await goal(service, 1.0, 0.5))
