@@ -180,7 +180,7 @@ class Application:
         if not 0 <= request.ttl_s <= most:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
         validation.stages(request)
-        limits = None if request.limits is None else validation.limits(request.limits, None, served.reply)
+        limits = validation.limits(request.limits, None, served.reply)
         for index, stage in enumerate(request.stages):
             self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id")
         if request.goal_id:

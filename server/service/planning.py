@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from presage.limits import LONGEST_DWELL
 from presage.values import Plan
 
 from server.config import Limits
@@ -81,6 +82,7 @@ class PlanCalls:
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
         limits = validation.limits(request.limits, None if session is None else session.limits, served.reply)
+        told = validation.previous_action(request.previous_action, served.reply)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
@@ -88,6 +90,8 @@ class PlanCalls:
         goal = self._goals.toward(pursued.goal_id, served.reply.name)
         if session is not None:
             follows = session.continuation(place, request.committed, goal.goal_id, size.optimizer)
+        if told is not None:  # none of a plan's, and so over
+            follows = replace(follows, previous_action=told, held=(float(LONGEST_DWELL),) * len(told))
         length = size.horizon * validation.actions_of(served.reply).block
         if request.committed > length:
             raise invalid("committed", f"must fit into the plan, {length} actions", request.committed)
@@ -105,7 +109,7 @@ class PlanCalls:
             previous_action=follows.previous_action,
             committed=follows.committed,
             limits=limits,
-            held=place.held,
+            held=follows.held,
             arrival=follows.arrival,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
             next_goal=next_goal,
@@ -123,7 +127,7 @@ class PlanCalls:
             warnings=(*pursued.warnings, *follows.warnings),
             limits=limits,
             previous_action=follows.previous_action,
-            held=place.held,
+            held=follows.held,
         )
         if session is None or turn is None:
             alone = await self._engines.plan(job, deadline)
@@ -135,7 +139,7 @@ class PlanCalls:
         except BaseException:
             session.give_back(turn)
             raise
-        self._remember(session, turn, request, place, pursued, reply, planned, served)
+        self._remember(session, turn, asked, place, pursued, reply, planned, served)
         self._record(request, reply, job, planned)
         return reply
 
@@ -184,7 +188,7 @@ class PlanCalls:
         self,
         session: Session,
         turn: ObservationTicket,
-        request: PlanRequest,
+        asked: RequestContext,
         place: PlanProgress,
         pursued: GoalChoice,
         reply: Plan,
@@ -199,12 +203,12 @@ class PlanCalls:
             goal_distance=reply.goal_distance,
             sequence=turn.sequence,
             begins_at=place.since_reset,
-            previous_action=place.previous_action,
-            held=place.held,
+            previous_action=asked.previous_action,
+            held=asked.held,
             arrival=reply.arrival,
             optimizer=reply.provenance.planner.optimizer or "",
         )
-        proprioception = request.observation.proprioception if served.reply.proprioception_names else None
+        proprioception = asked.observation.proprioception if served.reply.proprioception_names else None
         seen = None
         if planned is not None:
             seen = EncodedObservation(turn.sequence, planned.done.latent, proprioception, place.since_reset)

@@ -86,6 +86,7 @@ class WarmStart:
     committed: Floats | None = None  # [steps, action]
     warnings: tuple[str, ...] = ()
     arrival: int | None = None  # actions that the plan has left until it means to be at the goal
+    held: tuple[float, ...] | None = None  # actions for which each dimension of `previous_action` was kept
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,7 @@ class Session:
             warm_start=left if len(left) and same else None,
             arrival=plan.arrival - done if onward and plan.arrival is not None else None,
             previous_action=place.previous_action,
+            held=place.held,
             committed=under_way[:committed] if committed else None,
             warnings=warnings,
         )

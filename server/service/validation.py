@@ -175,12 +175,27 @@ def actions_of(model: Model) -> ActionSpec:
 
 
 def limits(asked: ActionLimits | None, held: ActionLimits | None, model: Model) -> ActionLimits | None:
-    """What holds once limits are asked for, of those that hold already (None: the model's own). Never wider."""
+    """What holds once limits are asked for, beside those that hold already (None: the model's own); never wider.
+
+    None where only the model's bounds hold.
+    """
     action = actions_of(model)
-    held = action.limits if held is None else held
-    if held is None and asked is None:
+    held, asked = held or action.limits, asked or ActionLimits()
+    if held is None and asked == ActionLimits():
         return None
-    return narrowed(action, action.rest, held, asked or ActionLimits(), refuse)
+    return narrowed(action, action.rest, held, asked, refuse)
+
+
+def previous_action(given: Sequence[float], model: Model) -> Floats | None:
+    """The last action executed, where a request says it."""
+    names = actions_of(model).names
+    if not given:
+        return None
+    if len(given) != len(names):
+        rule = f"must have {len(names)} entries for model {model.name} ({', '.join(names)})"
+        raise invalid("previous_action", rule, len(given), Reason.ACTION_SHAPE)
+    finite(np.array(given), "previous_action")
+    return np.array(given, np.float32)
 
 
 def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:

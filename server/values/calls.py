@@ -59,6 +59,7 @@ class PlanRequest:
     request_id: str = ""
     plan_sequence: int = 0
     limits: ActionLimits | None = None  # narrower than the session's and the model's
+    previous_action: tuple[float, ...] = ()  # the last action executed, where it was none of a plan's
 
 
 @dataclass(frozen=True)

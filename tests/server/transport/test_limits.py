@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -217,6 +218,33 @@ async def test_a_plan_is_refused_where_one_step_of_the_slew_cannot_reach_the_bou
     body = {"session_id": name, "observation": json_observation(MIDDLE), "executed": 1, "limits": limits}
     again = await rest_refusal(service.rest.post("/v1/plans", json=body))
     assert (again.field, again.message) == (refused.field, refused.message)
+
+
+async def test_the_slew_begins_at_the_last_action_where_it_was_none_of_a_plans(service: Service) -> None:
+    goal_id = await goal(service, 1.0, 0.5)
+    limits = {"slew": [0.1, 0.1], "dwell": [3, 1]}
+    name = await session(service, goal_id)
+    first = planning_pb2.PlanRequest(session_id=name, observation=proto_observation(MIDDLE))
+    assert array_of((await service.planning.Plan(first)).plan.actions)[0, 0] > 0.5
+    ask = planning_pb2.PlanRequest(
+        session_id=name, observation=proto_observation(MIDDLE), executed=1, seed=3, previous_action=[0.0, 0.0],
+        limits=models_pb2.ActionLimits(**limits),
+    )  # fmt: skip
+    after_a_stop = array_of((await service.planning.Plan(ask)).plan.actions)
+    assert 0 < after_a_stop[0, 0] <= 0.1
+    asked = {"goal_id": goal_id, "observation": json_observation(MIDDLE), "seed": 3, "limits": limits}
+    reply = await service.rest.post("/v1/plans", json={**asked, "previous_action": [-0.5, 0.25]})
+    assert fault(array_of(reply.json()["actions"]), NAMES, ActionLimits(slew=(0.1, 0.1)), REST, (-0.5, 0.25)) == ""
+    for wrong in ([0.5], [0.5, 0.1, 0.1], [float("nan"), 0.0]):
+        alone = planning_pb2.PlanRequest(goal_id=goal_id, observation=proto_observation(MIDDLE), previous_action=wrong)
+        refused = await grpc_refusal(service.planning.Plan(alone))
+        assert refused.field == "previous_action"
+        content = json.dumps({**asked, "previous_action": wrong})
+        again = await rest_refusal(
+            service.rest.post("/v1/plans", content=content, headers={"content-type": "application/json"})
+        )
+        assert again.field.startswith("previous_action")
+        assert again.reason in ("ACTION_SHAPE", "INVALID_FIELD")
 
 
 async def test_a_control_loop_keeps_to_its_limits_from_plan_to_plan(service: Service) -> None:

@@ -64,6 +64,7 @@ class Session:
         seed: int | None = None,
         settings: PlannerSettings | None = None,
         limits: ActionLimits | None = None,
+        previous_action: ArrayLike | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
         """Plans from what the robot sees now: an image, one image per camera, or an Observation.
@@ -73,7 +74,8 @@ class Session:
         the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
         `committed`: how many more of its actions are taken while this plan is made; they head the new plan unchanged.
         `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan. `limits`:
-        what this plan keeps to, narrower than the session's and the model's.
+        what this plan keeps to, narrower than the session's and the model's. `previous_action`: [action], the last one
+        executed, where it was none of a plan's, such as a stop: slew and dwell begin there.
         """
         call = requests.plan(
             seen,
@@ -88,6 +90,7 @@ class Session:
             seed=seed,
             settings=settings,
             limits=limits,
+            previous_action=previous_action,
         )
         plan = self._connection.send(call, timeout_s)
         self._sequences.saw(plan.observation_sequence)

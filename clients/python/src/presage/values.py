@@ -215,8 +215,8 @@ class SessionStatus:
     """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
 
     `stage`: which of the session's stages is pursued, counted from 0; None without stages. `execute`: actions of a plan
-    to carry out before planning again, as the model was measured. `limits`: what its plans keep to where it was opened
-    with limits of its own, the model's among them; None otherwise.
+    to carry out before planning again, as the model was measured. `limits`: what its plans keep to, the model's limits
+    among them; None where the model's bounds alone hold.
     """
 
     session_id: str

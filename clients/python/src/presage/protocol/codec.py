@@ -136,6 +136,17 @@ def limits_message(limits: ActionLimits | None) -> models_pb2.ActionLimits | Non
     )
 
 
+def previous_action(action: ArrayLike | None) -> list[float]:
+    """An action [action] as plain numbers; none for None."""
+    if action is None:
+        return []
+    array = np.asarray(action)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise invalid("previous_action", "must be numbers [action]", arguments.shown(action))
+    numbers: list[float] = array.astype(np.float64).tolist()
+    return numbers
+
+
 def kind_number(kind: str) -> embeddings_pb2.EmbeddingKind.ValueType:
     if not isinstance(kind, str) or kind not in KINDS:
         raise invalid("kind", f"must be one of {', '.join(KINDS)}", kind)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Callable, Mapping
+from typing import TYPE_CHECKING, Callable, Mapping
 
 from presage.errors import (
     Cancelled,
@@ -34,6 +34,9 @@ from presage.protocol import arguments, codec, methods
 from presage.protocol.sequences import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 KEPT_ERRORS = 64
 KEPT_ORIGINS = 16
@@ -122,6 +125,7 @@ class Conversation:
         seed: int | None,
         plan: ControlPlan | None,
         now: float,
+        previous_action: ArrayLike | None = None,
     ) -> int:
         """Puts an observation in place of one that still waits. Its sequence. Raises the error that ended the loop."""
         if self.fatal is not None:
@@ -131,6 +135,7 @@ class Conversation:
             executed=arguments.whole("executed", executed),
             committed=arguments.whole("committed", committed),
             seed=codec.seed_number(seed),
+            previous_action=codec.previous_action(previous_action),
         )
         followed = self.latest if plan is None else plan
         progress = Progress(followed.plan.observation_sequence if followed is not None else 0, executed)

@@ -128,6 +128,7 @@ def plan(
     seed: int | None,
     settings: PlannerSettings | None,
     limits: ActionLimits | None = None,
+    previous_action: ArrayLike | None = None,
 ) -> Call[values.Plan]:
     request_id = methods.new_request_id()
     request = planning_pb2.PlanRequest(
@@ -143,6 +144,7 @@ def plan(
         request_id=request_id,
         plan_sequence=codec.plan_sequence(follows),
         limits=codec.limits_message(limits),
+        previous_action=codec.previous_action(previous_action),
     )
     return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
 

@@ -71,6 +71,7 @@ class PlanRequest(google.protobuf.message.Message):
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
     COMMITTED_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
+    PREVIOUS_ACTION_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """Empty plans without a session: no history, no warm start."""
     model: builtins.str
@@ -96,6 +97,12 @@ class PlanRequest(google.protobuf.message.Message):
     def limits(self) -> presage.v1.models_pb2.ActionLimits:
         """What this plan keeps to, narrower than the session's limits and the model's."""
 
+    @property
+    def previous_action(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last action executed, in each dimension, where it was none of the session's plans: a stop, or an operator's. Slew
+        and dwell begin there, and its values count as kept for long enough. Empty means the last one executed of the plan.
+        """
+
     def __init__(
         self,
         *,
@@ -111,9 +118,10 @@ class PlanRequest(google.protobuf.message.Message):
         plan_sequence: builtins.int = ...,
         committed: builtins.int = ...,
         limits: presage.v1.models_pb2.ActionLimits | None = ...,
+        previous_action: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "limits", b"limits", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "limits", b"limits", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "limits", b"limits", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "previous_action", b"previous_action", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
     @typing.overload
@@ -419,6 +427,7 @@ class ControlObservation(google.protobuf.message.Message):
     COMMITTED_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
+    PREVIOUS_ACTION_FIELD_NUMBER: builtins.int
     executed: builtins.int
     """How many actions of the last plan received have been executed when this was seen."""
     committed: builtins.int
@@ -428,6 +437,10 @@ class ControlObservation(google.protobuf.message.Message):
     """observation_sequence of the plan that executed counts from; 0 means the last plan the server sent."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
+    @property
+    def previous_action(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last action executed, where it was none of a plan's, as in PlanRequest."""
+
     def __init__(
         self,
         *,
@@ -436,9 +449,10 @@ class ControlObservation(google.protobuf.message.Message):
         committed: builtins.int = ...,
         seed: builtins.int | None = ...,
         plan_sequence: builtins.int = ...,
+        previous_action: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "observation", b"observation", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "plan_sequence", b"plan_sequence", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "plan_sequence", b"plan_sequence", "previous_action", b"previous_action", "seed", b"seed"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___ControlObservation = ControlObservation
