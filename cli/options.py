@@ -10,7 +10,6 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-ModelOption = Annotated[str, typer.Option("--model", help="A built-in model package's name, or a package's folder.")]
 TaskModelOption = Annotated[
     str,
     typer.Option(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from presage.values import Calibration
 from torch import Tensor
 
 from model.interface import Rollouts
@@ -65,16 +66,7 @@ def rotation(angle_rad: float, device: torch.device) -> Float[Tensor, "1 2 2"]:
     return to_device(torch.tensor([[[cos, -sin], [sin, cos]]]), device)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A fitted rotation, and how well it accounts for the moves it was fitted to."""
-
-    angle_rad: float  # takes the model's x and y to the robot's
-    residual: float  # root mean square of what it leaves of the robot's moves, in their unit
-    residual_before: float  # the same without a turn
-
-
-def fit_camera_yaw(moved: Float[Tensor, "moves 2"], understood: Float[Tensor, "moves 2"]) -> Turn:
+def fit_camera_yaw(moved: Float[Tensor, "moves 2"], understood: Float[Tensor, "moves 2"]) -> Calibration:
     """The rotation that, by least squares, takes what the model understood of some moves to what the robot did.
 
     A least-squares matrix would also stretch and shear, which camera angles do not; the rotation nearest to the data
@@ -85,7 +77,7 @@ def fit_camera_yaw(moved: Float[Tensor, "moves 2"], understood: Float[Tensor, "m
     across = (seen[:, 0] * done[:, 1] - seen[:, 1] * done[:, 0]).sum()
     angle = math.atan2(float(across), float(along))
     turned = seen @ rotation(angle, seen.device)[0].double().T
-    return Turn(angle, _spread(done - turned), _spread(done - seen))
+    return Calibration(angle, _spread(done - turned), _spread(done - seen), len(done))
 
 
 def _spread(errors: Tensor) -> float:

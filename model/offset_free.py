@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from model.interface import ClipEmbedding, LoadedModel
-from model.package import Package
+from model.interface import LoadedModel
 from model.proposer import AnyProposer, BehindFirst
+from model.wrapped import WrappedModel
 
 Actions = Float[Tensor, "batch samples time action"]
 Latents = Float[Tensor, "batch samples horizon *latent"]
@@ -35,7 +35,7 @@ class SharingModel(Protocol):
 
 
 @dataclass(frozen=True)
-class OffsetFreeModel:
+class OffsetFreeModel(WrappedModel):
     """A model with every prediction corrected by what it gets wrong about rest. Satisfies `LoadedModel`.
 
     A context's first entry is the latent seen now, [batch, *latent]; the others are the model's. `rest` [action] is in
@@ -46,39 +46,12 @@ class OffsetFreeModel:
     rest: Float[Tensor, " action"]
 
     @property
-    def package(self) -> Package:
-        return self.model.package
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def block(self) -> int:
-        return self.model.block
-
-    @property
     def proposer(self) -> AnyProposer | None:
         return None if self.model.proposer is None else BehindFirst(self.model.proposer)
 
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
         lowered = self.model.to_precision(dtype)
         return self if lowered is self.model else OffsetFreeModel(lowered, self.rest)
-
-    def encode(self, frames: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch *latent"]:  # noqa: F821  # a shape
-        return self.model.encode(frames)
-
-    def observation_warnings(
-        self, frame: UInt8[Tensor, "height width 3"], proprioception: Float[Tensor, "history p"] | None
-    ) -> tuple[str, ...]:
-        return self.model.observation_warnings(frame, proprioception)
-
-    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
-        return self.model.embed_clip(frames)
 
     def context(
         self,

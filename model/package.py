@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ import torch
 from presage.limits import ActionLimits, narrowed
 from presage.user_error import UserError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
@@ -157,15 +159,50 @@ class Package:
     weights_digest: str  # sha256 of the weights file, hexadecimal
 
     def weights(self) -> dict[str, Tensor]:
-        """Raises PackageError for a file that is not whole."""
-        try:
-            return load_file(self.folder / WEIGHTS)
-        except SafetensorError as error:
-            raise PackageError(f"{self.folder / WEIGHTS} is not a whole safetensors file: {error}") from error
+        """What `weights_digest` is of, read once within `weights_kept`. Raises PackageError for a file that is not whole,
+        or that changed."""
+        kept = _KEPT.get()
+        path = self.folder / WEIGHTS
+        if kept is not None and path in kept:
+            return dict(kept[path])
+        content = path.read_bytes()  # digested and read from the same bytes: the file may be written meanwhile
+        found = hashlib.sha256(content).hexdigest()
+        if found != self.weights_digest:
+            raise PackageError(f"{path} changed while it was read: its sha256 was {self.weights_digest}, now {found}")
+        weights = tensors_of(content, path)
+        if kept is not None:
+            kept[path] = dict(weights)
+        return weights
+
+    def digest(self) -> str:
+        """sha256 of all that decides what a service answers with it: config, weights, and its other weights files."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest.update(self.weights_digest.encode())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name != WEIGHTS and not path.name.startswith("."):
+                digest.update(f"{path.name} {file_digest(path)}".encode())
+        return digest.hexdigest()
 
     def card(self) -> str:
         path = self.folder / CARD
         return path.read_text() if path.exists() else ""
+
+
+_KEPT: ContextVar[dict[Path, dict[str, Tensor]] | None] = ContextVar("weights kept", default=None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """While it lasts, the weights of a package are read from its file once, however many networks are made of them.
+
+    Within another one it changes nothing.
+    """
+    outer = _KEPT.get()
+    token = _KEPT.set({} if outer is None else outer)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def read_package(folder: Path) -> Package:
@@ -183,6 +220,14 @@ def read_package(folder: Path) -> Package:
     if not weights.exists():
         raise PackageError(f"{folder} has no {WEIGHTS}")
     return Package(config, folder, file_digest(weights))
+
+
+def tensors_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file read from `path`. Raises PackageError for one that is not whole."""
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise PackageError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 PREDICTS = ("predictor.", "stepper.", "action_predictor.", "masked_predictor.")

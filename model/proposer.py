@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.layers.row_linear import RowLinear
 from model.normalizer import ActionNormalizer
 from model.package import ActionSpec, Package, PackageError, latent_digest
 
@@ -61,10 +62,10 @@ class ProposerNetwork(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(count))
         known = config.proprioception + 1 if config.proprioception else 0
         read = 3 * seen + 3 + known + (4 * seen**2 if config.products else 0)
-        layers: list[nn.Module] = [nn.Linear(read, config.width), nn.GELU()]
+        layers: list[nn.Module] = [RowLinear(read, config.width), nn.GELU()]
         for _ in range(config.depth - 1):
-            layers += [nn.Linear(config.width, config.width), nn.GELU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(config.width, config.blocks * config.action_width))
+            layers += [RowLinear(config.width, config.width), nn.GELU()]
+        self.layers = nn.Sequential(*layers, RowLinear(config.width, config.blocks * config.action_width))
 
     def forward(
         self,

@@ -9,7 +9,7 @@ import torch
 from model.built_in import BUILT_IN, built_in
 from model.interface import LoadedModel
 from model.offset_free import OffsetFreeModel
-from model.package import Package, PackageError, read_package
+from model.package import Package, PackageError, read_package, weights_kept
 
 
 def find(name_or_path: str) -> Package:
@@ -27,7 +27,9 @@ def load(name_or_path: str, device: torch.device) -> LoadedModel:
     Raises PackageError: no such package, a package that cannot be read, or weights that do not fit its config.
     """
     package = find(name_or_path)
-    model, action = as_trained(package, device), package.config.action
+    with weights_kept():  # a network and a proposer's digest are made of them
+        model = as_trained(package, device)
+    action = package.config.action
     if action is None or not action.rest_holds:
         return model
     return OffsetFreeModel(model, torch.tensor(action.at_rest, device=model.device))

@@ -1,4 +1,4 @@
-"""Costs: distance to the goal, effort, jerkiness, and weighted sums of them. No search lives here.
+"""Costs: distance to the goal, of groups of channels too, effort, jerkiness, and weighted sums. No search lives here.
 
 Every cost returns each model step's share [batch, samples, horizon] of the total, in float32, or float64 where latents
 are. Sums over latents are right to 1e-7 of their value: elites must not be chosen by rounding.
@@ -298,3 +298,48 @@ def _check_scale(scale: float | Sequence[float]) -> None:
     for entry in (scale,) if isinstance(scale, (int, float)) else scale:
         if not (math.isfinite(entry) and entry > 0):
             raise PlanningError("cost.scale", "must be finite and > 0", entry)
+
+
+@dataclass(frozen=True)
+class ChannelDistance:
+    """The sum of a distance over groups of channels of the last axis, each averaged by itself and weighed.
+
+    `groups` are numbers of channels and their weights, in order. A goal may have fewer groups than a prediction, from
+    the first on: then only these count (a goal image alone says nothing of what a robot should measure).
+    """
+
+    groups: tuple[tuple[int, float], ...]
+    distance: GoalDistance = GoalDistance("l2", over="last")
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise PlanningError("cost.groups", "must hold at least one group", self.groups)
+        for channels, weight in self.groups:
+            if channels < 1 or not (math.isfinite(weight) and weight >= 0):
+                raise PlanningError("cost.groups", "must be channels >= 1 and weights >= 0", (channels, weight))
+
+    def __call__(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> StepCosts:  # noqa: F821  # a shape
+        parts = [weight * self.distance(*pair, actions) for weight, pair in self._split(predicted, goal)]
+        return torch.stack(parts).sum(0)
+
+    def residuals(self, predicted: Latents, goal: Float[Tensor, "batch *latent"], actions: Actions) -> Residuals:  # noqa: F821  # a shape
+        """Those of every group, times the root of its weight."""
+        pairs = self._split(predicted, goal)
+        return torch.cat(
+            [math.sqrt(weight) * self.distance.residuals(*pair, actions) for weight, pair in pairs], dim=-1
+        )
+
+    def _split(self, predicted: Latents, goal: Tensor) -> list[tuple[float, tuple[Tensor, Tensor]]]:
+        """Every group that the goal has: its weight, and its channels of prediction and goal."""
+        pairs, first = [], 0
+        for channels, weight in self.groups:
+            if first == goal.shape[-1]:
+                break
+            group = slice(first, first + channels)
+            first += channels
+            pairs.append((weight, (predicted[..., group], goal[..., group])))
+        if first != goal.shape[-1] or first > predicted.shape[-1]:
+            widths = [channels for channels, _ in self.groups]
+            rule = f"must have the channels of whole groups {widths}, as predictions have"
+            raise PlanningError("goal", rule, f"{goal.shape[-1]} of {predicted.shape[-1]}")
+        return pairs

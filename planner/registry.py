@@ -13,9 +13,8 @@ from typing import Any, Literal, Protocol, cast, get_args
 from presage.limits import ActionLimits
 
 from planner.anytime import Optimizer
-from planner.channels import ChannelDistance
 from planner.constraints import limited
-from planner.cost import GoalDistance, Metric, check_metric
+from planner.cost import ChannelDistance, GoalDistance, Metric, check_metric
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
+from presage.fields import from_fields
 from torch import Tensor
 
 from planner.constraints import limits_of
@@ -136,11 +137,11 @@ def begin(
     )
 
 
-def check_settings(**counts: int) -> None:
-    """Raises PlanningError for a count below 1, by its name."""
-    for name, count in counts.items():
-        if count < 1:
-            raise PlanningError(name, "must be >= 1", count)
+def check_settings(optimizer: object, *counts: str) -> None:
+    """Raises PlanningError for one of an optimizer's counts, by name, that is below 1."""
+    for name in counts:
+        if getattr(optimizer, name) < 1:
+            raise PlanningError(name, "must be >= 1", getattr(optimizer, name))
 
 
 def check_spreads(initial_std: float | tuple[float, ...], converged_below: float) -> None:
@@ -378,20 +379,17 @@ def finished_plan(search: Search, reason: StopReason, cost: CostFunction) -> Pla
     arrival = search.problem.arrival
     if search.iterations and not (kept and arrival is not None):
         arrival = arrival_step(cost, shares) * search.block
-    return Plan(
+    return from_fields(
+        Plan,
+        search,
         actions=actions,
         cost=math.fsum(shares) if search.iterations else math.nan,
         step_costs=shares,
-        iteration_costs=search.iteration_costs,
-        elite_spread=search.elite_spread,
-        iterations=search.iterations,
         stop_reason=reason,
         seed=search.problem.seed,
         distribution=ActionDistribution(actions, search.distribution.std[: actions.shape[0]]),
-        first_share=search.first_share,
         arrival=arrival,
         kept=kept,
-        proposed=search.proposed,
     )
 
 

@@ -306,10 +306,6 @@ def _installed_extras() -> set[str]:
     return set(STAMP.read_text().split()[1:]) & _extras() if STAMP.exists() else set()
 
 
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
 def _failed(message: str) -> int:
     print(message, file=sys.stderr, flush=True)
     return 1

@@ -35,8 +35,16 @@ class SettingsError(UserError, ValueError):
     """Settings that cannot be used; the message is one line per fault, naming setting, rule and value."""
 
 
+_HALF = "0: half, rounded up"
+
+
+def share_of(most: int, each: int) -> int:
+    """What one key may have of `most`, where `each` is the setting: half of it where that is 0."""
+    return min(each or (most + 1) // 2, most)
+
+
 class Limits(BaseModel):
-    """What one caller may ask for. More is refused by name."""
+    """What callers may ask for. More is refused by name. Where no keys are configured, an address stands for a key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,16 +58,58 @@ class Limits(BaseModel):
     clip_decode_timeout_s: float = Field(default=60.0, gt=0, description="seconds that decoding one clip may take")
     max_concurrent_uploads: int = Field(default=4, ge=1, description="clips uploaded at the same time")
     upload_idle_s: float = Field(default=30.0, gt=0, description="longest wait for the next piece of an upload")
+    upload_s: float = Field(default=900.0, gt=0, description="longest time that one upload may take")
+    upload_bytes_per_s: float = Field(
+        default=4096.0, ge=0, description="least rate of an upload, over `upload_idle_s` seconds"
+    )
+    message_s: float = Field(
+        default=60.0, gt=0, description="longest time that a request of one message, or a stream's first, may take"
+    )
+    stream_idle_s: float = Field(
+        default=3600.0, gt=0, description="longest silence of a caller in a control stream or an openpi connection"
+    )
     concurrent_calls: int = Field(
         default=256, ge=1, description="calls and control streams in progress, over both transports"
     )
+    header_bytes: int = Field(
+        default=32 * 1024, ge=4096, description="request line and headers of one request, and trailers behind its body"
+    )
+    headers: int = Field(default=100, ge=16, description="headers of one request, and trailers")
+    path_bytes: int = Field(default=8192, ge=256, description="path and query of one request")
+    header_s: float = Field(default=10.0, gt=0, description="seconds until a connection has sent a request's headers")
+    connection_idle_s: float = Field(default=120.0, gt=0, description="seconds a gRPC connection may be without calls")
+    stalled_s: float = Field(default=30.0, gt=0, description="seconds until a reply that nobody takes is given up")
+    connections: int = Field(default=512, ge=8, description="open connections of each transport")
+    connections_per_address: int = Field(
+        default=256, ge=4, description="of them from one address; one more ends the one that was silent longest"
+    )
     session_ttl_s: float = Field(default=86_400.0, gt=0, description="longest time-to-live a session may ask for")
+    session_age_s: float = Field(
+        default=604_800.0, gt=0, description="longest time a session stays open, however busy it is"
+    )
     sessions: int = Field(default=1024, ge=1, description="open sessions")
-    max_queue: int = Field(default=64, ge=1, description="calls in one engine, running or waiting")
+    max_queue: int = Field(default=64, ge=1, description="calls of one key in one engine, running or waiting")
+    calls_per_key: int = Field(default=0, ge=0, description=f"of `concurrent_calls`, for one key; {_HALF}")
+    streams_per_key: int = Field(
+        default=0, ge=0, description="control streams and openpi connections of one key; 0: three quarters of its calls"
+    )
+    sessions_per_key: int = Field(default=0, ge=0, description=f"of `sessions`, for one key; {_HALF}")
+    uploads_per_key: int = Field(default=0, ge=0, description=f"of `max_concurrent_uploads`, for one key; {_HALF}")
+    bytes_per_key: int = Field(
+        default=128 * MIB, ge=1024, description="bytes of requests of one key that are being answered"
+    )
     rollout_steps: int = Field(default=2_000_000, ge=1, description="horizon x samples x iterations of one plan")
     iterations: int = Field(default=1000, ge=1, description="iterations of one plan")
+    iteration_s: float = Field(
+        default=0.25, gt=0, description="longest piece of work that nothing interrupts, as predicted; see `work_s`"
+    )
+    work_s: float = Field(
+        default=60.0, gt=0, description="longest work of one call, as predicted; four times the model's own always may"
+    )
+    reply_bytes: int = Field(default=64 * MIB, ge=1024, description="of tensors in one reply, as float32")
     images: int = Field(default=256, ge=1, description="images in one embedding")
-    goal_cache_bytes: int = Field(default=64 * MIB, ge=0, description="latents of goals kept")
+    goal_cache_bytes: int = Field(default=64 * MIB, ge=0, description="latents of goals kept for one key")
+    goal_cache_total_bytes: int = Field(default=256 * MIB, ge=0, description="latents of goals kept for all keys")
 
 
 class Recording(BaseModel):
@@ -96,6 +146,10 @@ class Settings(BaseSettings):
     graphs: Literal["auto", "on", "off"] = Field(
         default="auto", description="whether the model's own searches are captured as graphs; auto: on CUDA devices"
     )
+    batches: Literal["exact", "any"] = Field(
+        default="exact",
+        description="computed together: exact, what is measured to change no plan; any, also what may change it",
+    )
     engine_nice: int = Field(
         default=5, ge=0, le=19, description="niceness of engines, so that the front runs before them"
     )
@@ -107,6 +161,14 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
     http_port: int = Field(default=8080, ge=0, le=65535, description="0 takes a free port")
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="names in Host that are answered to beside addresses, localhost and names without a dot; none: "
+        "these alone on loopback and without keys, else every name",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="pages in browsers that may call, as https://console.example; none: no page may"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="accepted keys, plain or as sha256:<hex>"
     )
@@ -122,6 +184,9 @@ class Settings(BaseSettings):
         default=None, description="PEM authority that signed the clients' certificates: mTLS"
     )
 
+    engines_away_s: float = Field(
+        default=600.0, gt=0, description="seconds without any engine, after there was one, until /livez answers 503"
+    )
     session_ttl_s: float = Field(
         default=600.0, gt=0, description="idle seconds until a session that names none is closed"
     )
@@ -160,7 +225,7 @@ class Settings(BaseSettings):
         file = _file.get()
         return (init_settings, env_settings, *([] if file is None else [_file_source(settings_cls, file)]))
 
-    @field_validator("models", "devices", "api_keys", mode="before")
+    @field_validator("models", "devices", "api_keys", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """A list in one variable is separated by commas."""

@@ -5,6 +5,7 @@ Not a place for tracebacks: what is unexpected leaves as INTERNAL with a request
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,10 +41,15 @@ class Reason(Enum):
     GOAL_REQUIRED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "There is no goal yet")
     STALE_OBSERVATION = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "A newer observation was already used")
     UNSUPPORTED = Fault(grpc.StatusCode.FAILED_PRECONDITION, 409, "The model cannot do this")
+    FOREIGN_SITE = Fault(grpc.StatusCode.PERMISSION_DENIED, 403, "A page or a name that is not served")
+    HEAD_TOO_LARGE = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 431, "The request's headers are larger than the limit")
     TOO_LARGE = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 413, "The request is larger than the limit")
     TOO_MANY_SESSIONS = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "All sessions are taken")
+    TOO_MANY_GOALS = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "Open sessions hold all goals there is room for")
+    DISK_FULL = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 507, "The service has no room on its disk")
     OVERLOADED = Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "The queue is full")
     UNAUTHENTICATED = Fault(grpc.StatusCode.UNAUTHENTICATED, 401, "An API key is needed")
+    FORBIDDEN = Fault(grpc.StatusCode.PERMISSION_DENIED, 403, "The API key may not do this")
     DEADLINE = Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "No plan by the deadline")
     CANCELLED = Fault(grpc.StatusCode.CANCELLED, 499, "The caller went away")
     NOT_READY = Fault(grpc.StatusCode.UNAVAILABLE, 503, "The service is not ready")
@@ -69,15 +75,41 @@ class ServiceError(UserError):
         value: str = "",
         retry_after_s: float | None = None,
     ) -> None:
+        message = _plain(message, _LONGEST)
         super().__init__(message)
-        self.reason, self.message, self.field, self.rule, self.value = reason, message, field, rule, value
+        self.reason, self.message, self.rule = reason, message, _plain(rule, _LONGEST)
+        self.field, self.value = _plain(field, _FIELD), _plain(value, _VALUE)
         self.retry_after_s = retry_after_s
+
+
+MOST_FAULTS = 20
+
+
+class Faults(UserError):
+    """Everything that is told of one request that breaks rules: at least one fault, at most `MOST_FAULTS`."""
+
+    def __init__(self, faults: Sequence[ServiceError]) -> None:
+        super().__init__(faults[0].message)
+        self.faults = tuple(faults)[:MOST_FAULTS]
+
+
+_LONGEST, _FIELD, _VALUE = 2000, 200, 80  # characters of a message or rule, of a field's name, of a value
+
+
+def _plain(text: str, longest: int) -> str:
+    """Text that every transport can carry: of this length at most, and without lone surrogates."""
+    if len(text) > longest:
+        text = text[: longest - 3] + "..."
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def invalid(field: str, rule: str, value: object, reason: Reason = Reason.INVALID_FIELD) -> ServiceError:
     """The error for a field that breaks its rule; long values are cut so that no request echoes back whole."""
-    shown = str(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    try:
+        shown = _plain(str(value), _VALUE)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        shown = f"a very long {type(value).__name__}"
+    field = _plain(field, _FIELD)
     return ServiceError(reason, f"{field} {rule}, got {shown}", field=field, rule=rule, value=shown)
 
 

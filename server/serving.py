@@ -72,6 +72,7 @@ async def serve(
         try:
             gateway = create_gateway(application, settings, recorder, spans)
             async with listening(gateway, settings, rest_socket) as addresses:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.keys.reload)
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
                 if (fault := ntp.fault(time.time(), ntp.is_synchronized())) is not None:
                     _log.warning("the clock cannot be trusted", why=fault)
@@ -147,7 +148,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.fields import from_fields
 
 from simulation.episodes import GROUP, EpisodeBatch, Progress
 from simulation.exploration import explore_unseen
@@ -67,16 +68,13 @@ def collect_unseen(
         if progress is not None:
             progress(min(len(parts) * GROUP, episodes), episodes)
     actions, proprioception, states = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return EpisodeBatch(
+    return from_fields(
+        EpisodeBatch,
+        robot,
         task=robot.name,
         seed=seed,
-        rate_hz=robot.rate_hz,
-        action_names=robot.action_names,
-        action_units=robot.action_units,
         action_low=tuple(float(value) for value in robot.action_low),
         action_high=tuple(float(value) for value in robot.action_high),
-        proprioception_names=robot.proprioception_names,
-        proprioception_units=robot.proprioception_units,
         frames=DrawnFrames(robot, states),  # type: ignore[arg-type]  # stands in for an array
         actions=actions,
         proprioception=proprioception,

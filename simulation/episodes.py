@@ -85,17 +85,6 @@ class EpisodeBatch:
         """Height and width of a frame in pixels."""
         return self.frames.shape[2]
 
-    @property
-    def seeds(self) -> NDArray[np.int64]:
-        """``[N, 2]``: what each episode's generator was seeded with, (collection seed, episode index)."""
-        return np.stack([np.full(self.episodes, self.seed), np.arange(self.episodes)], axis=1)
-
-
-def check_training_seed(seed: int) -> None:
-    """ValueError unless episodes collected with ``seed`` may be trained on."""
-    if not 0 <= seed < TRAINING_SEED_LIMIT:
-        raise ValueError(f"seed: must be within 0 and {TRAINING_SEED_LIMIT - 1} for training, got {seed}")
-
 
 def collect(
     task: str,

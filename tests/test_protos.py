@@ -52,6 +52,7 @@ def test_the_committed_stubs_are_those_of_the_contract(contract: dict[str, FileD
         assert committed == file, f"{name} has changed: run scripts/protos"
 
 
+@pytest.mark.process
 def test_the_texts_of_the_openapi_document_are_those_of_the_contract() -> None:
     loader = importlib.machinery.SourceFileLoader("contract_text", str(ROOT / "scripts" / "contract-text"))
     spec = importlib.util.spec_from_loader("contract_text", loader)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.lewm import LeWMSettings
 from model.compact.network import CompactNetwork, to_network_input
 from model.compact.world_model import read_config
 from model.package import ActionSpec, Package
@@ -27,13 +28,9 @@ def load_network(package: Package) -> CompactNetwork:
 
 
 @dataclass(frozen=True)
-class PlainLoop:
-    """LeWorldModel's settings (arXiv 2603.19312), within the robot's bounds."""
+class PlainLoop(LeWMSettings):
+    """LeWorldModel's search, within the robot's bounds."""
 
-    samples: int = 300
-    iterations: int = 30
-    elites: int = 30
-    horizon: int = 5
     stepwise: bool = True
 
     @torch.no_grad()

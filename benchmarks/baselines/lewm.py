@@ -18,13 +18,17 @@ from model.preprocessing import prepare
 
 
 @dataclass(frozen=True)
-class LeWMLoop:
-    """The cross-entropy search of stable-worldmodel with LeWM's settings."""
+class LeWMSettings:
+    """LeWorldModel's settings (arXiv 2603.19312)."""
 
     samples: int = 300
     iterations: int = 30
     elites: int = 30
     horizon: int = 5
+
+
+class LeWMLoop(LeWMSettings):
+    """The cross-entropy search of stable-worldmodel with these settings."""
 
     @torch.no_grad()
     def plan(

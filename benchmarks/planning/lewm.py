@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from presage.fields import from_fields
 from torch import Tensor
 
 from benchmarks.baselines.lewm import LeWMLoop
@@ -23,15 +24,7 @@ ACTION = ActionSpec(
     names=("a", "b"), units=("1", "1"), low=(-9.0, -9.0), high=(9.0, 9.0), rate_hz=10.0, block=5,
     mean=(0.0, 0.0), std=(0.2, 0.2),
 )  # fmt: skip
-SPACE = ActionSpace(
-    names=ACTION.names,
-    units=ACTION.units,
-    low=ACTION.low,
-    high=ACTION.high,
-    rate_hz=ACTION.rate_hz,
-    mean=ACTION.mean,
-    std=ACTION.std,
-)
+SPACE = from_fields(ActionSpace, ACTION)
 PUBLISHED = LeWMConfig()
 WHOLE = CEM.lewm_paper()
 QUICK = replace(WHOLE, iterations=2)

@@ -93,7 +93,9 @@ def _embed_clip(
     model: str,
 ) -> ClipEmbedding:
     with uploading(output, source, "embedding") as sent:
-        return client.embed_clip(source, kind, fps=fps, frames=frames, goal=goal, model=model, progress=sent)
+        return client.embed_clip(
+            source, kind, fps=fps, frames=frames, goal=goal, step_distances=True, model=model, progress=sent
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.fields import from_fields
 
 from cli.output import Output
 from model.preprocessing import CropPolicy
@@ -26,12 +27,11 @@ class CollectedEpisodes:
 
     def __init__(self, path: Path, batch: EpisodeBatch) -> None:
         self._batch = batch
-        self.header = DatasetHeader(
+        self.header = from_fields(
+            DatasetHeader,
+            batch,
             format="presage episodes",
             path=path,
-            rate_hz=batch.rate_hz,
-            action_names=batch.action_names,
-            proprioception_names=batch.proprioception_names,
             cameras=("camera",),
             camera="camera",
             episodes=tuple(f"episode {index}" for index in range(batch.episodes)),
@@ -56,7 +56,7 @@ def open_recordings(path: Path, options: ReadOptions) -> Dataset:
 
         return CollectedEpisodes(path, open_episodes(path))
 
-    from training.data.opening import open_dataset
+    from training.data.formats.opening import open_dataset
 
     return open_dataset(path, options)
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
+from presage.protocol.arrays import DTYPE_NAMES, DTYPES
 from presage.protocol.schema import FieldType, field_types
-from presage.protocol.tensors import DTYPE_NAMES, DTYPES
 
 Value = TypeVar("Value")
 

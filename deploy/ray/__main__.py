@@ -53,13 +53,8 @@ def serve_until_stopped(chosen: argparse.Namespace, settings: reading.Settings) 
     from ray import serve
     from ray.serve.config import HTTPOptions, gRPCOptions
 
-    scale = Scale(
-        min_replicas=chosen.min_replicas,
-        max_replicas=chosen.max_replicas,
-        calls_per_replica=chosen.calls_per_replica,
-        upscale_delay_s=chosen.upscale_delay_s,
-        num_gpus=chosen.num_gpus,
-    )
+    asked = {name: value for name, value in vars(chosen).items() if name in Scale.model_fields and name != "num_cpus"}
+    scale = Scale(**asked)  # `num_cpus` is of the whole machine there
     ray.init(
         address="local",
         num_cpus=chosen.num_cpus,

@@ -53,11 +53,8 @@ def deployment(settings: Settings, scale: Scale) -> serve.Application:
         max_ongoing_requests=2 * limit + 16,
         max_queued_requests=limit,
         autoscaling_config=AutoscalingConfig(
-            min_replicas=scale.min_replicas,
-            max_replicas=scale.max_replicas,
             target_ongoing_requests=scale.calls_per_replica,
-            upscale_delay_s=scale.upscale_delay_s,
-            downscale_delay_s=scale.downscale_delay_s,
+            **scale.model_dump(exclude={"calls_per_replica", "num_cpus", "num_gpus"}),
         ),
         request_router_config=RequestRouterConfig(
             request_router_class=StickyRouter, request_router_kwargs={"num_fallback_replicas": 0}

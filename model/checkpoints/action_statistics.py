@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +75,15 @@ class ActionStatistics:
     ) -> ActionSpec:
         """The package's action specification; what the statistics do not say is as given."""
         count = self.dimensions
-        return ActionSpec(
-            names=self.names or names,
-            units=self.units or ("1",) * count,
-            low=self.low or (low,) * count,
-            high=self.high or (high,) * count,
-            rate_hz=self.rate_hz or rate_hz,
-            block=self.block or block,
-            mean=self.mean,
-            std=self.std,
+        usual = ActionSpec(
+            names, ("1",) * count, (low,) * count, (high,) * count, rate_hz, block, mean=self.mean, std=self.std
         )
+        return self.over(usual)
+
+    def over(self, usual: ActionSpec) -> ActionSpec:
+        """The specification with whatever the statistics say in place of its own."""
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "source"}
+        return replace(usual, **{name: value for name, value in said.items() if value is not None})
 
 
 def read_action_statistics(path: Path) -> ActionStatistics:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from presage.fields import from_fields
+
 from model.checkpoints.published import PROBES, PUBLISHED, RETRAINED, PublishedModel
 from model.dino_wm.published import DINOV2, DINOV3
 from model.dino_wm.published import RELEASED as PLANNERS
@@ -59,13 +61,12 @@ def find(name: str) -> Published | None:
 
 def _vjepa2() -> Iterator[Published]:
     for model in PUBLISHED:
-        yield Published(
-            name=model.name,
+        yield from_fields(
+            Published,
+            model,
             family="vjepa2",
             what=f"{_does(model)} ({model.encoder.depth} blocks of {model.encoder.width}, {model.image_size} px)",
             files=(PublishedFile(model.file, model.address.rsplit("/", 1)[0]),),
-            license=model.license,
-            verified=model.verified,
         )
 
 
@@ -76,26 +77,24 @@ def _does(model: PublishedModel) -> str:
 
 def _probes() -> Iterator[Published]:
     for probe in PROBES:
-        yield Published(
-            name=probe.name,
+        yield from_fields(
+            Published,
+            probe,
             family="vjepa2",
             what=f"probe on {probe.encoder}: classifies clips of {probe.frames} frames",
             files=(PublishedFile(probe.file, probe.address.rsplit("/", 1)[0]),),
-            license=probe.license,
-            verified=probe.verified,
             needs=f"--encoder-weights (the file of {probe.encoder}); --labels to name its classes",
         )
 
 
 def _retrained() -> Iterator[Published]:
     for predictor in RETRAINED:
-        yield Published(
-            name=predictor.name,
+        yield from_fields(
+            Published,
+            predictor,
             family="vjepa2",
             what=f"action-conditioned predictor on {predictor.encoder}: plans",
             files=(PublishedFile(predictor.file, predictor.address.rsplit("/", 1)[0]),),
-            license=predictor.license,
-            verified=predictor.verified,
             needs=f"--encoder-weights (the file of {predictor.encoder})",
         )
 
@@ -103,12 +102,12 @@ def _retrained() -> Iterator[Published]:
 def _lewm() -> Iterator[Published]:
     for model in LEWM:
         known = model.name in KNOWN_STATISTICS
-        yield Published(
-            name=model.name,
+        yield from_fields(
+            Published,
+            model,
             family="lewm",
             what=f"encoder and action-conditioned predictor for {model.task}: plans",
             files=tuple(PublishedFile(file, model.address, digest) for file, digest in model.files),
-            license=model.license,
             verified=LEWM_VERIFIED,
             needs="" if known else "--action-stats or --fit: its action statistics are not known",
         )
@@ -117,13 +116,12 @@ def _lewm() -> Iterator[Published]:
 def _planners() -> Iterator[Published]:
     for planner in PLANNERS:
         runs = planner.encoder.config is not None
-        yield Published(
-            name=planner.name,
+        yield from_fields(
+            Published,
+            planner,
             family="dino_wm",
             what=f"predictor on {planner.encoder.name} for {planner.task}: plans",
             files=(PublishedFile(planner.file, planner.address.rsplit("/", 1)[0]),),
-            license=planner.license,
-            verified=planner.verified,
             needs=f"--encoder-weights (the file of {planner.encoder.name})",
             refused="" if runs else f"its encoder {planner.encoder.name} is not run: Presage does not have its code",
         )

@@ -32,7 +32,6 @@ class PublishedModel:
     """
     license: str
     verified: str
-    huggingface: str | None = None
     probe: ProbeConfig | None = None
     """The classifier on the encoder, where there is one."""
     labels: tuple[str, ...] = ()
@@ -50,9 +49,9 @@ class PublishedModel:
         return ADDRESS + self.file
 
 
-def _model_2_0(name: str, file: str, encoder: EncoderConfig, size: int, license: str, hub: str) -> PublishedModel:
+def _model_2_0(name: str, file: str, encoder: EncoderConfig, size: int, license: str) -> PublishedModel:
     predictor = MaskedPredictorConfig(latent_width=encoder.width, grid=(size // encoder.patch, size // encoder.patch))
-    return PublishedModel(name, file, encoder, predictor, size, "target_encoder", license, BY_FIXTURES, hub)
+    return PublishedModel(name, file, encoder, predictor, size, "target_encoder", license, BY_FIXTURES)
 
 
 def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) -> PublishedModel:
@@ -65,13 +64,12 @@ def _model_2_1(size: str, file: str, encoder: EncoderConfig, distilled: bool) ->
 
 
 _GIANT = EncoderConfig.vit_giant()
-_HUB = "facebook/vjepa2-"
 
 PUBLISHED: tuple[PublishedModel, ...] = (
-    _model_2_0("vjepa2-vitl-256", "vitl.pt", EncoderConfig.vit_large(), 256, "MIT", f"{_HUB}vitl-fpc64-256"),
-    _model_2_0("vjepa2-vith-256", "vith.pt", EncoderConfig.vit_huge(), 256, "not confirmed", f"{_HUB}vith-fpc64-256"),
-    _model_2_0("vjepa2-vitg-256", "vitg.pt", _GIANT, 256, "Apache-2.0", f"{_HUB}vitg-fpc64-256"),
-    _model_2_0("vjepa2-vitg-384", "vitg-384.pt", _GIANT, 384, "not confirmed", f"{_HUB}vitg-fpc64-384"),
+    _model_2_0("vjepa2-vitl-256", "vitl.pt", EncoderConfig.vit_large(), 256, "MIT"),
+    _model_2_0("vjepa2-vith-256", "vith.pt", EncoderConfig.vit_huge(), 256, "not confirmed"),
+    _model_2_0("vjepa2-vitg-256", "vitg.pt", _GIANT, 256, "Apache-2.0"),
+    _model_2_0("vjepa2-vitg-384", "vitg-384.pt", _GIANT, 384, "not confirmed"),
     PublishedModel(
         name="vjepa2-ac-vitg",
         file="vjepa2-ac-vitg.pt",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.compact.predictor import Predictor
 from model.compact.stem import ConvStem
 from model.compact.step_predictor import StepPredictor
+from model.layers.row_linear import RowLinear
 from model.vjepa2.encoder import Encoder, EncoderConfig
 
 
@@ -70,10 +71,10 @@ class CompactNetwork(nn.Module):
         # The transformer ends in a layer norm, under which no latent can be an isotropic Gaussian: a batch norm sets
         # its scale free again.
         self.head = nn.Sequential(
-            nn.Linear(max(1, config.placed_tokens) * width, 4 * width),
+            RowLinear(max(1, config.placed_tokens) * width, 4 * width),
             nn.BatchNorm1d(4 * width),
             nn.GELU(),
-            nn.Linear(4 * width, config.latent),
+            RowLinear(4 * width, config.latent),
         )
         self.predictor = _predictor(config) if config.at_once else None
         self.stepper = (

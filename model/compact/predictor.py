@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from model.compact.sharing import Sharing
 from model.layers.float8 import E4M3, quantize_linears
 from model.layers.prepacked_linear import pack_linears
+from model.layers.row_linear import RowLinear
 from model.layers.transformer import Attention, Mlp
 
 
@@ -28,7 +29,7 @@ class ProprioceptionEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(numbers))  # of the training episodes, kept with the weights
         self.register_buffer("std", torch.ones(numbers))
-        self.project = nn.Linear(numbers, width)
+        self.project = RowLinear(numbers, width)
         self.unmeasured = nn.Parameter(torch.zeros(width))
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -51,7 +52,7 @@ class AdaptiveBlock(nn.Module):
         self.attn = Attention(width, heads, fused=fused)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, mlp_hidden)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = RowLinear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
@@ -108,12 +109,12 @@ class Predictor(nn.Module):
         super().__init__()
         self.residual = residual
         self.horizon = horizon
-        self.latent_in = nn.Linear(latent, width)
+        self.latent_in = RowLinear(latent, width)
         self.proprioception = ProprioceptionEmbedding(proprioception, width) if proprioception else None
-        self.action_in = nn.Sequential(nn.Linear(block_width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.action_in = nn.Sequential(RowLinear(block_width, 4 * width), nn.SiLU(), RowLinear(4 * width, width))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads, mlp_hidden, fused=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.latent_out = nn.Linear(width, latent)
+        self.latent_out = RowLinear(width, latent)
         if residual:
             self.change_nothing()
         self.step = nn.Parameter(torch.randn(horizon, width) * 0.02)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.compact.predictor import ProprioceptionEmbedding
+from model.layers.row_linear import RowLinear
 
 CARRIED = 32  # numbers handed from step to step beside the latent: how fast things move, which no still image shows
 
@@ -45,10 +46,10 @@ class StepPredictor(nn.Module):
         self.register_buffer("change", torch.ones(latent))  # how much each number changes in a block
         self.start = ProprioceptionEmbedding(proprioception, CARRIED) if proprioception else None
         read = latent + block_width + (latent * latent + latent * block_width if products else 0)
-        layers: list[nn.Module] = [nn.Linear(read + CARRIED, width), nn.GELU()]
+        layers: list[nn.Module] = [RowLinear(read + CARRIED, width), nn.GELU()]
         for _ in range(depth - 1):
-            layers += [nn.Linear(width, width), nn.GELU()]
-        last = nn.Linear(width, latent + CARRIED)
+            layers += [RowLinear(width, width), nn.GELU()]
+        last = RowLinear(width, latent + CARRIED)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)

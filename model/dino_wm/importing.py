@@ -255,16 +255,7 @@ def _action(foreign: Foreign, planner: ReleasedPlanner, given: ActionStatistics 
             f"{foreign.path}: action statistics must have {len(table.names)} entries, {', '.join(table.names)}, "
             f"got {given.dimensions}"
         )
-    return ActionSpec(
-        names=given.names or table.names,
-        units=given.units or table.units,
-        low=given.low or table.low,
-        high=given.high or table.high,
-        rate_hz=given.rate_hz or table.rate_hz,
-        block=given.block or table.block,
-        mean=given.mean,
-        std=given.std,
-    )
+    return given.over(table)
 
 
 def _standards(planner: ReleasedPlanner) -> Standards:

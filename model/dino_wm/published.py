@@ -51,86 +51,84 @@ DINOV3 = PublishedEncoder(
 class Task:
     """What a planner acts in: its actions and proprioception, with the statistics of the published data."""
 
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    rate_hz: float
-    block: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    action: ActionSpec
     measured: tuple[str, ...] = ()
     measured_mean: tuple[float, ...] = ()
     measured_std: tuple[float, ...] = ()
 
-    @property
-    def action(self) -> ActionSpec:
-        fields = (self.names, self.units, self.low, self.high, self.rate_hz, self.block, self.mean, self.std)
-        return ActionSpec(*fields)
-
 
 TASKS = {
     "pusht": Task(
-        names=("x", "y"),
-        units=("100 px", "100 px"),
-        low=(-1.0, -1.0),
-        high=(1.0, 1.0),
-        rate_hz=10.0,
-        block=5,
-        mean=(-0.008700000122189522, 0.006800000090152025),
-        std=(0.20190000534057617, 0.20020000636577606),
+        action=ActionSpec(
+            names=("x", "y"),
+            units=("100 px", "100 px"),
+            low=(-1.0, -1.0),
+            high=(1.0, 1.0),
+            rate_hz=10.0,
+            block=5,
+            mean=(-0.008700000122189522, 0.006800000090152025),
+            std=(0.20190000534057617, 0.20020000636577606),
+        ),
         measured=("x", "y", "x velocity", "y velocity"),
         measured_mean=(236.61549377441406, 264.5674133300781, -2.9303202629089355, 2.543079137802124),
         measured_std=(101.12020111083984, 87.01119995117188, 74.8455581665039, 74.14009094238281),
     ),
     "pointmaze": Task(
-        names=("x", "y"),
-        units=("1", "1"),
-        low=(-1.0, -1.0),
-        high=(1.0, 1.0),
-        rate_hz=100.0,
-        block=5,
-        mean=(7.821338658686727e-05, 0.0006003659800626338),
-        std=(0.5769129991531372, 0.577587902545929),
+        action=ActionSpec(
+            names=("x", "y"),
+            units=("1", "1"),
+            low=(-1.0, -1.0),
+            high=(1.0, 1.0),
+            rate_hz=100.0,
+            block=5,
+            mean=(7.821338658686727e-05, 0.0006003659800626338),
+            std=(0.5769129991531372, 0.577587902545929),
+        ),
         measured=("x", "y", "x velocity", "y velocity"),
         measured_mean=(1.8130563497543335, 1.9377127885818481, -0.0039275349117815495, -0.019777977839112282),
         measured_std=(1.0055010318756104, 0.9630089402198792, 1.6802769899368286, 1.9319307804107666),
     ),
     "wall": Task(
-        names=("x", "y"),
-        units=("px", "px"),
-        low=(-3.0, -3.0),
-        high=(3.0, 3.0),
-        rate_hz=10.0,
-        block=5,
-        mean=(-0.005564616061747074, 0.013197818771004677),
-        std=(0.752332866191864, 0.7466897964477539),
+        action=ActionSpec(
+            names=("x", "y"),
+            units=("px", "px"),
+            low=(-3.0, -3.0),
+            high=(3.0, 3.0),
+            rate_hz=10.0,
+            block=5,
+            mean=(-0.005564616061747074, 0.013197818771004677),
+            std=(0.752332866191864, 0.7466897964477539),
+        ),
         measured=("x", "y"),
         measured_mean=(31.89451026916504, 31.81402015686035),
         measured_std=(17.663522720336914, 17.27516746520996),
     ),
     "metaworld": Task(
-        names=("x", "y", "z", "gripper"),
-        units=("1", "1", "1", "1"),
-        low=(-1.0,) * 4,
-        high=(1.0,) * 4,
-        rate_hz=80.0,
-        block=5,
-        mean=(0.005723577458411455, 0.15735651552677155, -0.1396457850933075, 0.1998193860054016),
-        std=(0.7359239459037781, 0.73408043384552, 0.7182977199554443, 0.743205726146698),
+        action=ActionSpec(
+            names=("x", "y", "z", "gripper"),
+            units=("1", "1", "1", "1"),
+            low=(-1.0,) * 4,
+            high=(1.0,) * 4,
+            rate_hz=80.0,
+            block=5,
+            mean=(0.005723577458411455, 0.15735651552677155, -0.1396457850933075, 0.1998193860054016),
+            std=(0.7359239459037781, 0.73408043384552, 0.7182977199554443, 0.743205726146698),
+        ),
         measured=("x", "y", "z", "gripper"),
         measured_mean=(-0.0029392109718173742, 0.6544238924980164, 0.15410053730010986, 0.6402314901351929),
         measured_std=(0.10431358963251114, 0.11230525374412537, 0.07981759309768677, 0.26138949394226074),
     ),
     "droid": Task(
-        names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
-        units=("m", "m", "m", "rad", "rad", "rad", "1"),
-        low=(-0.1,) * 6 + (-0.75,),
-        high=(0.1,) * 6 + (0.75,),
-        rate_hz=4.0,
-        block=1,
-        mean=(0.0,) * 7,
-        std=(1.0,) * 7,
+        action=ActionSpec(
+            names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+            units=("m", "m", "m", "rad", "rad", "rad", "1"),
+            low=(-0.1,) * 6 + (-0.75,),
+            high=(0.1,) * 6 + (0.75,),
+            rate_hz=4.0,
+            block=1,
+            mean=(0.0,) * 7,
+            std=(1.0,) * 7,
+        ),
     ),
 }
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from model.layers.blocked_attention import attention_in_pieces, favors_pieces, rotate_in_pieces
 from model.layers.int8 import Int8Linear
 from model.layers.prepacked_linear import PackedLinear
+from model.layers.row_linear import RowLinear
 
 RotaryStyle = Literal["tiled", "interleaved"]
 KeyValue = tuple[Tensor, Tensor]
@@ -110,8 +111,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.head_dim = width // heads
         self.fused = fused
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = RowLinear(width, 3 * width, bias=qkv_bias)
+        self.proj = RowLinear(width, width)
 
     def project(
         self, x: Float[Tensor, "batch tokens width"], rotary: RotaryTable | None = None
@@ -168,8 +169,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = RowLinear(width, hidden)
+        self.fc2 = RowLinear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         hidden = self.fc1.gelu(x) if isinstance(self.fc1, (PackedLinear, Int8Linear)) else F.gelu(self.fc1(x))

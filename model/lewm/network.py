@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.layers.row_linear import RowLinear
 from model.layers.transformer import Block
 from model.lewm.config import LeWMConfig
 
@@ -57,9 +58,9 @@ class NormedMlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = RowLinear(width, hidden)
         self.norm = nn.BatchNorm1d(hidden)
-        self.fc2 = nn.Linear(hidden, out)
+        self.fc2 = RowLinear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
         norm = self.norm
@@ -77,9 +78,9 @@ class ActionEmbedder(nn.Module):
 
     def __init__(self, config: LeWMConfig) -> None:
         super().__init__()
-        self.smooth = nn.Linear(config.action_width, config.action_smoothed)
-        self.fc1 = nn.Linear(config.action_smoothed, config.action_hidden)
-        self.fc2 = nn.Linear(config.action_hidden, config.action_embedding)
+        self.smooth = RowLinear(config.action_width, config.action_smoothed)
+        self.fc1 = RowLinear(config.action_smoothed, config.action_hidden)
+        self.fc2 = RowLinear(config.action_hidden, config.action_embedding)
 
     def forward(self, blocks: Float[Tensor, "*batch block"]) -> Float[Tensor, "*batch width"]:
         output: Tensor = self.fc2(F.silu(self.fc1(self.smooth(blocks))))
@@ -93,8 +94,8 @@ class ConditionedAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.norm = nn.LayerNorm(width, eps=INNER_EPS)
-        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.proj = nn.Identity() if heads == 1 and head_dim == width else nn.Linear(heads * head_dim, width)
+        self.qkv = RowLinear(width, 3 * heads * head_dim, bias=False)
+        self.proj = nn.Identity() if heads == 1 and head_dim == width else RowLinear(heads * head_dim, width)
 
     def forward(self, x: Float[Tensor, "batch steps width"]) -> Float[Tensor, "batch steps width"]:
         queries, keys, values = self.heads_of(self.qkv(self.norm(x)))
@@ -114,8 +115,8 @@ class ConditionedMlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=INNER_EPS)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = RowLinear(width, hidden)
+        self.fc2 = RowLinear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         output: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
@@ -130,7 +131,7 @@ class ConditionedBlock(nn.Module):
         width = config.predictor_width
         self.attn = ConditionedAttention(width, config.predictor_heads, config.head_dim)
         self.mlp = ConditionedMlp(width, config.predictor_mlp)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = RowLinear(width, 6 * width)
 
     def forward(
         self, x: Float[Tensor, "batch steps width"], condition: Float[Tensor, "batch steps width"]
@@ -216,4 +217,4 @@ def plain_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"
 
 
 def _projection(width: int, out: int) -> nn.Module:
-    return nn.Identity() if width == out else nn.Linear(width, out)
+    return nn.Identity() if width == out else RowLinear(width, out)

@@ -19,14 +19,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from model.video.frame_times import frame_stamp, frame_times
 from model.video.probe import (
     ClipDescription,
     ClipIndex,
     ClipLimits,
     VideoDecodeError,
     decoded_frames,
-    frame_stamp,
-    frame_times,
     open_clip,
     orientation_of,
     probe,

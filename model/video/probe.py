@@ -8,7 +8,7 @@ receives files from outside does it in a worker too: what `decode` returns there
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,8 +27,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from presage.user_error import UserError
 
-from model.video import containers, orientation
+from model.video import orientation
+from model.video.file_kinds import HEAD_BYTES, kind_of, still_container
+from model.video.frame_times import BY_POSITION, duration_of, frame_times
 from model.video.orientation import UPRIGHT, Orientation
+from model.video.truncation import how_cut
 
 Reason = Literal[
     "not_a_video",
@@ -46,9 +49,7 @@ Reason = Literal[
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,ivf"
 _READABLE = "MP4, MOV, WebM, Matroska, AVI, MPEG-TS, MPEG-PS, GIF, FLV, Ogg or IVF"
 _STAMPED = ("mov", "matroska", "gif")  # containers that say when each frame is shown
-_BY_POSITION = ("avi",)  # a frame's time is its place in the file: FFmpeg's presentation stamps are guesses
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-_FALL_FRAMES = 8  # stamps that fall and are back within so many frames are a slip; others begin anew
 _MAX_SOURCE_FPS = 240  # with max_seconds it bounds the packets looked at, whatever a forged index claims
 
 
@@ -114,7 +115,7 @@ class PacketEntry:
 
     def stamp(self, container: str) -> int | None:
         """What its frame's time is taken from."""
-        return self.dts if container in _BY_POSITION or self.pts is None else self.pts
+        return self.dts if container in BY_POSITION or self.pts is None else self.pts
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ def survey(path: Path, limits: ClipLimits) -> ClipIndex:
         rate = float(stream.average_rate or 0)
         unit = float(stream.time_base or 0)
         number, video_streams = stream.index, len(container.streams.video)
-    cut = cut or containers.how_cut(path, kind)
+    cut = cut or how_cut(path, kind)
     if cut is not None:
         raise VideoDecodeError("truncated", f"the clip is cut short: it ends at frame {len(entries)}: {cut}")
     begin = next((at for at, entry in enumerate(entries) if entry.keyframe), len(entries))
@@ -162,7 +163,7 @@ def survey(path: Path, limits: ClipLimits) -> ClipIndex:
     )
     times = frame_times(sorted(stamps) if in_order else stamps, unit, rate)  # type: ignore[type-var]
     frames = len(times)
-    duration = _duration(times, rate)
+    duration = duration_of(times, rate)
     if duration > limits.max_seconds:
         raise VideoDecodeError("too_long", f"the clip lasts {duration:.1f} s; at most {limits.max_seconds:g} s is read")
     with open_clip(path, limits) as (container, stream):
@@ -200,13 +201,13 @@ def open_clip(path: Path, limits: ClipLimits) -> Iterator[tuple[InputContainer, 
         raise VideoDecodeError("not_a_video", "the file is empty (0 bytes)")
     if size > limits.max_bytes:
         raise VideoDecodeError("too_large", f"the file has {size} bytes; at most {limits.max_bytes} are read")
-    still = containers.still_container(path)
+    still = still_container(path)
     if still is not None:
         raise VideoDecodeError("not_a_video", f"the file is {still}, not a clip; {_READABLE} is expected")
     with _opened(path, limits) as container:
         candidates = _films(container)
         if not candidates:
-            cut = containers.how_cut(path)
+            cut = how_cut(path)
             if cut is not None:
                 raise VideoDecodeError("truncated", f"the clip is cut short before its first frame: {cut}")
             raise VideoDecodeError("no_video_stream", "the file has no video stream (only sound, pictures or text)")
@@ -262,47 +263,6 @@ def decoded_frames(
         raise VideoDecodeError("damaged", f"the clip is damaged at frame {count}") from error
 
 
-def frame_stamp(frame: VideoFrame, container: str) -> int | None:
-    """What the time of a decoded frame is taken from, in its stream's units."""
-    return frame.dts if container in _BY_POSITION else frame.pts
-
-
-def frame_times(stamps: Sequence[int | None], unit_s: float, rate: float) -> NDArray[np.float64]:
-    """[frames] seconds since the first frame, never falling, for stamps in units of `unit_s`, in the order shown.
-
-    Stamps are kept wherever they do not fall; two frames may have the same. One that is missing is put between its
-    neighbours, `1 / rate` apart where there is only one. One that falls for a moment is shown with the frame before;
-    where they fall for good, as between recordings that were joined, they go on from the last one.
-    """
-    step = 1.0 / rate if rate > 0 else 0.04
-    known = [at for at, stamp in enumerate(stamps) if stamp is not None]
-    if not known or unit_s <= 0:
-        return np.arange(len(stamps), dtype=np.float64) * step
-    ticks = np.array([stamps[at] for at in known], np.int64)
-    _never_falling(ticks, max(1, round(step / unit_s)))
-    seconds = (ticks - ticks[0]) * unit_s
-    if len(known) == len(stamps):
-        return np.asarray(seconds, np.float64)
-    places = np.arange(len(stamps), dtype=np.float64)
-    times = np.interp(places, known, seconds)
-    times += step * (np.maximum(0, places - known[-1]) - np.maximum(0, known[0] - places))
-    return np.asarray(times - times[0], np.float64)
-
-
-def _never_falling(ticks: NDArray[np.int64], step: int) -> None:
-    """Mends stamps in place: a fall that is over within a few frames is held, any other is a new beginning."""
-    at = 0
-    while len(falls := np.flatnonzero(np.diff(ticks[at:]) < 0)):
-        at += int(falls[0])
-        last = ticks[at]
-        back = np.flatnonzero(ticks[at + 1 : at + 1 + _FALL_FRAMES] >= last)
-        if len(back):
-            ticks[at + 1 : at + 1 + back[0]] = last
-        else:
-            ticks[at + 1 :] += last + step - ticks[at + 1]
-        at += 1
-
-
 def orientation_of(frame: VideoFrame) -> Orientation:
     """How the frame is turned and mirrored to be shown. Raises VideoDecodeError for what is no quarter turn."""
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # type: ignore[call-overload] # its stubs say a name
@@ -315,20 +275,13 @@ def orientation_of(frame: VideoFrame) -> Orientation:
         raise VideoDecodeError("unsupported", message) from None
 
 
-def _duration(times: NDArray[np.float64], rate: float) -> float:
-    """Seconds to the end of the last frame, which is taken to last as long as the others do on average."""
-    if len(times) > 1:
-        return round(float(times[-1]) * len(times) / (len(times) - 1), 6)
-    return 1.0 / rate if rate > 0 else 0.0
-
-
 def _not_readable(path: Path) -> VideoDecodeError:
     with path.open("rb") as file:
-        kind = containers.kind_of(file.read(containers.HEAD_BYTES))
+        kind = kind_of(file.read(HEAD_BYTES))
     if kind in ("an MP4 clip", "a QuickTime clip"):
         message = "the file is an MP4 whose index (its 'moov' box) is missing or unreadable"
         return VideoDecodeError("truncated", f"{message}: it was cut short or damaged")
-    cut = containers.how_cut(path)
+    cut = how_cut(path)
     if cut is not None:
         return VideoDecodeError("truncated", f"the file is {kind} that is cut short: {cut}")
     named = f"the file is {kind}, not a video" if kind else "the file is not a video"

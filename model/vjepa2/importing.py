@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from presage.fields import from_fields
 
 from model.checkpoints.families import Found, Imported, ImportOptions, Section, counted
 from model.checkpoints.foreign import Foreign
@@ -109,15 +110,8 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
             model=named,
             limits=options.limits,
         )
-    return Imported(
-        folder=imported.folder,
-        model=imported.model,
-        family="vjepa2",
-        parameters=imported.parameters,
-        weights_bytes=imported.weights_bytes,
-        weights_sha256=imported.weights_sha256,
-        details={"encoder": imported.encoder_key, "license": imported.license},
-    )
+    details = {"encoder": imported.encoder_key, "license": imported.license}
+    return from_fields(Imported, imported, family="vjepa2", details=details)
 
 
 def _part(foreign: Foreign) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from presage.fields import from_fields
 
 from model.checkpoints.published import PublishedModel
 from model.package import WEIGHTS, ActionSpec, ImageSpec, PackageConfig, PlannerDefaults
@@ -47,8 +48,9 @@ def package_config(model: PublishedModel, files: Sequence[str], layout: str, dty
         mean=(0.0,) * 7,
         std=(1.0,) * 7,
     )
-    return PackageConfig(
-        name=model.name,
+    return from_fields(
+        PackageConfig,
+        model,
         family="vjepa2",
         image=ImageSpec(
             model.image_size, model.image_size, model.crop_policy or ("planning" if acts else "evaluation")
@@ -67,8 +69,6 @@ def package_config(model: PublishedModel, files: Sequence[str], layout: str, dty
             optimizer="vjepa2_ac",
             dimensions=("x", "y", "z", "gripper") if acts else (),
         ),
-        labels=model.labels,
-        clip_frames=model.clip_frames,
         training={
             "imported_from": files[0],
             "encoder_file": files[-1],

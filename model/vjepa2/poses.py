@@ -35,15 +35,6 @@ def difference(poses: Poses, later: Poses) -> Poses:
     return torch.cat([later[..., :3] - poses[..., :3], angles, later[..., 6:] - poses[..., 6:]], dim=-1)
 
 
-def in_camera_frame(poses: Poses, camera: Float[Tensor, "*batch 6"]) -> Poses:
-    """Poses seen from a camera whose own position and angles in the robot's base frame are `camera`."""
-    turn = rotation_matrix(camera[..., : 3 + 3][..., 3:]).mT
-    offset = (poses[..., :3] - camera[..., :3]).double().unsqueeze(-1)
-    position = (turn @ offset).squeeze(-1).to(poses.dtype)
-    angles = euler_angles(turn @ rotation_matrix(poses[..., 3:6])).to(poses.dtype)
-    return torch.cat([position, angles, poses[..., 6:]], dim=-1)
-
-
 def rotation_matrix(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Rotation about x, then y, then z, all axes fixed; float64."""
     cx, cy, cz = angles.double().cos().unbind(-1)

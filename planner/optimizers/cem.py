@@ -17,7 +17,6 @@ from torch import Tensor
 
 from planner.anytime import plan_in_time
 from planner.cost import GoalDistance
-from planner.gripper import GripperRules
 from planner.limits import project_within
 from planner.noise import ColoredNoise, Noise, NoiseShape, TimeCorrelatedNoise, WhiteNoise
 from planner.search import (
@@ -38,6 +37,7 @@ from planner.search import (
 )
 from planner.transfer import to_device
 from planner.types import Plan, PlanningError, Problem, StopReason
+from planner.vjepa2_ac import GripperRules
 from planner.world_model import Actions, CostFunction, StepCosts, WorldModel
 
 PerDimension = float | tuple[float, ...]
@@ -72,7 +72,7 @@ class CEM:
     gripper: GripperRules | None = None
 
     def __post_init__(self) -> None:
-        check_settings(samples=self.samples, iterations=self.iterations, horizon=self.horizon)
+        check_settings(self, "samples", "iterations", "horizon")
         if not 2 <= self.elites <= self.samples:
             raise PlanningError("elites", f"must be 2 to samples ({self.samples})", self.elites)
         for name in (
@@ -105,8 +105,8 @@ class CEM:
     def vjepa2_ac_paper(cls) -> CEM:
         """V-JEPA 2-AC as in arXiv 2506.09985: 800 samples, 10 iterations, 10 elites, one step, last-step L1.
 
-        For `published.vjepa2_ac_space()`: a box of 0.075 m per step, gripper -1..1, rotation held. Momentum is not in
-        the paper; the released planner's default is taken.
+        For `planner.vjepa2_ac.vjepa2_ac_space()`: a box of 0.075 m per step, gripper -1..1, rotation held. Momentum
+        is not in the paper; the released planner's default is taken.
         """
         return replace(cls._vjepa2_ac(), samples=800, iterations=10, horizon=1)
 

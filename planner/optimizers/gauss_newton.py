@@ -69,7 +69,7 @@ class GaussNewton:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        check_settings(starts=self.starts, iterations=self.iterations, horizon=self.horizon)
+        check_settings(self, "starts", "iterations", "horizon")
         check_spreads(self.initial_std, self.converged_below)
         if self.opening < 0:
             raise PlanningError("opening", "must be >= 0", self.opening)

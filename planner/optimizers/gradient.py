@@ -60,7 +60,7 @@ class Gradient:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        check_settings(starts=self.starts, iterations=self.iterations, horizon=self.horizon)
+        check_settings(self, "starts", "iterations", "horizon")
         check_spreads(self.initial_std, self.converged_below)
         if not (math.isfinite(self.step) and self.step > 0):
             raise PlanningError("step", "must be finite and > 0", self.step)

@@ -53,7 +53,7 @@ class MPPI:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        check_settings(samples=self.samples, iterations=self.iterations, horizon=self.horizon)
+        check_settings(self, "samples", "iterations", "horizon")
         check_spreads(self.initial_std, self.converged_below)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise PlanningError("temperature", "must be finite and > 0", self.temperature)

@@ -37,7 +37,7 @@ class Policy:
     cost: CostFunction = field(default_factory=GoalDistance)
 
     def __post_init__(self) -> None:
-        check_settings(horizon=self.horizon)
+        check_settings(self, "horizon")
 
     @property
     def iterations(self) -> int:

@@ -25,6 +25,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float8", "int8"]
 """What a model computes in: the lowest that is measured to be faster and to choose the same actions, or as said."""
 Graphs = Literal["auto", "on", "off"]
 """Whether rollouts are captured as graphs at the start: on, on devices that have them, or off."""
+Batches = Literal["exact", "any"]
+"""Which requests are computed together: those that change nothing in each other's numbers, or any."""
 StopReason = Literal["converged", "budget", "deadline", "iterations"]
 ITERATION_STEPS = 65_536
 """Most samples x horizon in one rollout: bounds an engine's memory."""
@@ -43,6 +45,7 @@ class EngineSettings:
     graphs: Graphs
     max_batch: int  # searches in one rollout
     loader: Loader | None  # None: model.registry.load
+    batches: Batches = "exact"
     nice: int = 0  # added to the process's niceness
     silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
@@ -96,6 +99,7 @@ class ServedModel:
     why_dtype: str  # how it came to be that
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
+    digest: str = ""  # of all in its package that decides what it answers
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ class EmbedClipJob:
     frames: NDArray[np.uint8]  # [time, height, width, 3]
     kind: EmbeddingKind
     goal: Floats | None = None
+    step_distances: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class ClassifyDone:
 class EmbedDone:
     embedding: Floats
     goal_distances: tuple[float, ...]  # one per frame; empty without a goal
-    step_distances: tuple[float, ...]  # between neighboring frames; empty for images
+    step_distances: tuple[float, ...]  # between neighboring frames, where they were asked for
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,8 @@ Result = PlanDone | EncodeDone | EmbedDone | ClassifyDone | RolloutDone | Surpri
 class Submit:
     number: int
     job: Job
+    caller: str = ""  # whose turn it takes
+    weight: float = 1.0  # of that caller's turns
 
 
 @dataclass(frozen=True)
@@ -275,6 +282,14 @@ class Pace:
 
     encode_s: float  # one observation
     step_s: float  # one model step of one sample, in the batches of late
+    # The shortest ever seen, which tell what is too much on any day:
+    least_encode_s: float = 0.0  # one observation
+    least_step_s: float = 0.0  # one model step of one sample
+    least_serial_s: float = 0.0  # one model step, however few the samples
+
+    def least_rollout_s(self, samples: int, horizon: int) -> float:
+        """The least that rolling out so many samples takes."""
+        return horizon * max(self.least_serial_s, samples * self.least_step_s)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from server.engine.admission import AdmissionController, ReplyMargin, too_late
-from server.engine.messages import EngineSettings, Job, PlanDone, PlanJob, Result, SearchSize, ServedModel
-from server.engine.supervisor import Engine
+from server.engine.messages import EngineSettings, Job, Pace, PlanDone, PlanJob, Result, SearchSize, ServedModel
+from server.engine.supervisor import Engine, EngineState
 from server.errors import Reason, ServiceError, invalid
+from server.values.caller import calling
 
 LAG_LOOK_S = 0.05  # how often the front looks how late it wakes
 LAG_HALF_LIFE_S = 0.1
@@ -37,8 +38,9 @@ class EnginePool:
 
     def __init__(self, engines: Sequence[EngineSettings], queue_limit: int, reply_margin_s: float) -> None:
         admissions = [AdmissionController(queue_limit) for _ in engines]
+        held: dict[str, str] = {}
         self._engines = tuple(
-            PooledEngine(Engine(settings, admission.learn), admission)
+            PooledEngine(Engine(settings, admission.learn, held), admission)
             for settings, admission in zip(engines, admissions, strict=True)
         )
         self._margin = ReplyMargin(reply_margin_s)
@@ -71,6 +73,17 @@ class EnginePool:
     def in_hand(self) -> int:
         """Calls that engines work on or that wait for one."""
         return sum(pooled.admission.in_hand for pooled in self._engines)
+
+    @property
+    def states(self) -> tuple[EngineState, ...]:
+        """What each engine is at."""
+        return tuple(pooled.engine.state for pooled in self._engines)
+
+    def away_s(self, now: float) -> float:
+        """For how long none of the engines that were ready before has been; 0 while one is, or none was yet."""
+        since = [pooled.engine.away_since for pooled in self._engines]
+        known = [instant for instant in since if instant is not None]
+        return now - max(known) if len(known) == len(since) else 0.0
 
     @property
     def restarts(self) -> int:
@@ -110,12 +123,17 @@ class EnginePool:
         known = ", ".join(served.reply.name for served in models)
         raise invalid("model", f"must be one of {known}", name, Reason.UNKNOWN_MODEL)
 
-    async def run(self, job: Job, deadline: float | None) -> Result:
-        """Have a job done that is no plan."""
-        pooled = self._shortest()
-        ticket = pooled.admission.admit(time.monotonic(), deadline)
+    def pace(self, name: str) -> Pace:
+        """How fast the engines are with a model: the slowest of them."""
+        paces = [pooled.admission.pace(name) for pooled in self._engines]
+        return max(paces, key=lambda pace: pace.least_step_s)
+
+    async def run(self, job: Job, deadline: float | None, work_s: float = 0.0) -> Result:
+        """Have a job done that is no plan, for the caller at work. It takes `work_s` seconds at the least."""
+        pooled, caller = self._shortest(), calling()
+        ticket = pooled.admission.admit(time.monotonic(), deadline, caller, work_s)
         try:
-            return await pooled.engine.submit(job, deadline)
+            return await pooled.engine.submit(job, deadline, caller)
         finally:
             pooled.admission.give_back(ticket)
 
@@ -124,17 +142,17 @@ class EnginePool:
 
         Raises OVERLOADED, DEADLINE, ENGINE_LOST, and what the engine says of the job.
         """
-        pooled, began = self._shortest(), time.monotonic()
+        pooled, began, caller = self._shortest(), time.monotonic(), calling()
         leaves = until = None
         if deadline is not None:
             self._require_wakefulness(began, deadline)
             margin_s = self._margin.seconds(began, deadline)
             leaves, until = deadline - margin_s, deadline - margin_s / 2
         try:
-            ticket = pooled.admission.admit_plan(job.model, job.size, began, leaves)
+            ticket = pooled.admission.admit_plan(job.model, job.size, began, leaves, caller)
             try:
                 sized = replace(job, size=ticket.size, deadline=leaves, on_trust=ticket.on_trust)
-                done = await pooled.engine.submit(sized, until)
+                done = await pooled.engine.submit(sized, until, caller)
             finally:
                 pooled.admission.give_back(ticket)
         except ServiceError as error:
@@ -170,8 +188,8 @@ class EnginePool:
             raise _not_ready("the service is shutting down")
         ready = [pooled for pooled in self._engines if pooled.engine.ready.is_set()]
         if not ready:
-            failures = [pooled.engine.failure for pooled in self._engines if pooled.engine.failure is not None]
-            raise failures[0] if failures else _not_ready()
+            failures = [pooled.engine.failure or pooled.engine.away for pooled in self._engines]
+            raise next((failure for failure in failures if failure is not None), None) or _not_ready()
         return min(ready, key=lambda pooled: (pooled.admission.pass_s, pooled.admission.in_hand))
 
 

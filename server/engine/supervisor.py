@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
+from typing import Literal
 
 import structlog
 
@@ -34,6 +35,7 @@ from server.engine.messages import (
     Submit,
 )
 from server.errors import Reason, ServiceError
+from server.values.caller import EVERYONE, Caller
 
 _log = structlog.get_logger()
 
@@ -42,15 +44,28 @@ SOCKET_BYTES = 4 * 1024 * 1024
 LOOKS_IN_SILENCE = 10  # how often the front looks for heartbeats within the time that an engine may be silent
 
 
+EngineState = Literal["ready", "loading", "restarting", "cannot load its models"]
+
+
 class _TimeIsUpError(Exception):
     """The alarm of a call."""
 
 
 class Engine:
-    """One engine process, restarted when it dies. `learn` is told how fast it is with its models."""
+    """One engine process, restarted when it dies. `learn` is told how fast it is with its models.
 
-    def __init__(self, settings: EngineSettings, learn: Callable[[dict[str, Pace]], None]) -> None:
+    `held` are the digests of the models' packages as they were when the service started, by name, which all engines of
+    a service fill and keep to: what changed on the disk since then is not served.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        learn: Callable[[dict[str, Pace]], None],
+        held: dict[str, str] | None = None,
+    ) -> None:
         self._settings, self._learn = settings, learn
+        self._held = {} if held is None else held
         self._process: SpawnProcess | None = None
         self._channel: FrontChannel | None = None
         self._calls: dict[int, asyncio.Future[Result]] = {}
@@ -59,7 +74,9 @@ class Engine:
         self.models: tuple[ServedModel, ...] = ()
         self.ready = asyncio.Event()
         self.failure: ServiceError | None = None  # why it will never be ready
-        self._failed = asyncio.Event()
+        self.away: ServiceError | None = None  # why it is not ready now, where it was before
+        self.away_since: float | None = None  # an instant of time.monotonic(), where it was ready before and is not
+        self._failed, self._was_ready = asyncio.Event(), False
         self._silent_looks = 0  # in a row, at none of which anything had been heard
         self.restarts = 0
 
@@ -83,14 +100,16 @@ class Engine:
         if self.failure is not None:
             raise self.failure
 
-    async def submit(self, job: Job, until: float | None = None) -> Result:
-        """Have a job done. Cancelling the awaiting task drops the job between two pieces of its work.
+    async def submit(self, job: Job, until: float | None = None, caller: Caller = EVERYONE) -> Result:
+        """Have a caller's job done. Cancelling the awaiting task drops the job between two pieces of its work.
 
         Raises ServiceError: NOT_READY; ENGINE_LOST if the process dies meanwhile; DEADLINE at the instant `until`,
         whatever the engine is doing; or what went wrong with the job.
         """
         if self._channel is None or not self.ready.is_set():
-            raise self.failure or ServiceError(Reason.NOT_READY, "the engine is starting", retry_after_s=1.0)
+            raise (
+                self.failure or self.away or ServiceError(Reason.NOT_READY, "the engine is starting", retry_after_s=1.0)
+            )
         self._numbers += 1
         number, channel = self._numbers, self._channel
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -98,7 +117,7 @@ class Engine:
         alarm = None
         if until is not None:
             alarm = asyncio.get_running_loop().call_later(until - time.monotonic(), _give_up, answer)
-        sending = channel.send(Submit(number, job))
+        sending = channel.send(Submit(number, job, caller.name, caller.weight))
         try:
             return await answer
         except (asyncio.CancelledError, _TimeIsUpError) as error:
@@ -134,7 +153,11 @@ class Engine:
             if self.failure is not None:
                 return
             self.restarts += 1
+            if was_ready:
+                self.away_since = time.monotonic()
             backoff_s = FIRST_BACKOFF_S if was_ready else min(2 * backoff_s, LONGEST_BACKOFF_S)
+            if self.away is not None:
+                self.away.retry_after_s = backoff_s
             _log.error("the engine died and is started again", in_s=backoff_s, restarts=self.restarts)
             await asyncio.sleep(backoff_s)
 
@@ -190,17 +213,27 @@ class Engine:
             case Heartbeat():
                 pass  # being heard is all it is for
             case Loaded(models, threads):
+                changed = [model for model in models if self._held.get(model.reply.name, model.digest) != model.digest]
+                if changed:
+                    self._refuse(changed[0])
+                    return
+                self._held.update({model.reply.name: model.digest for model in models})
                 self.models = models
                 for model in models:
                     name, dtype, why = model.reply.name, model.dtype, model.why_dtype
                     graphs = model.graphs
                     _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why, graphs=graphs)
+            case LoadFailed(reason) if self._was_ready:  # it could before: a package that is away may come back
+                _log.error("the engine cannot load its models, and will try again", why=reason)
+                self.away = ServiceError(Reason.NOT_READY, f"the models cannot be loaded now: {reason}")
             case LoadFailed(reason):
                 _log.error("the engine cannot load its models", why=reason)
                 self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")
                 self._failed.set()
             case Ready(paces):
                 self._learn(paces)
+                self.away = self.away_since = None
+                self._was_ready = True
                 self.ready.set()
             case Done(number, result, paces):
                 answer = self._calls.get(number)
@@ -212,6 +245,25 @@ class Engine:
                 answer = self._calls.get(number)
                 if answer is not None and not answer.done():
                     answer.set_exception(ServiceError(reason, text, field=field, rule=rule, value=value))
+
+    def _refuse(self, changed: ServedModel) -> None:
+        """End a process that loaded another package than the one this service was started with."""
+        name, before = changed.reply.name, self._held[changed.reply.name]
+        why = f"the package of model {name} changed since the service started (digest {before[:16]}, now "
+        why += f"{changed.digest[:16]}): restart the service to serve it, or put back what there was"
+        _log.error("the engine cannot load its models, and will try again", why=why)
+        self.away = ServiceError(Reason.NOT_READY, why)
+        if self._process is not None:
+            self._process.kill()
+
+    @property
+    def state(self) -> EngineState:
+        """What it is at, in a word."""
+        if self.ready.is_set():
+            return "ready"
+        if self.failure is not None or self.away is not None:
+            return "cannot load its models"
+        return "loading" if self.away_since is None else "restarting"
 
     async def _end(self) -> None:
         """Answer everyone who waits, and let go of the process."""

@@ -14,6 +14,8 @@ from typing import Literal
 
 import structlog
 
+from server.observability.log_rate import LimitedLines, LineRate
+
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -35,13 +37,16 @@ def configure_logging(style: LogFormat, level: LogLevel) -> None:
         plain = structlog.dev.plain_traceback
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
     number = _LEVELS[level]
+    limited = [] if number <= logging.DEBUG else [LimitedLines(LineRate())]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*limited, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
+    for each in limited:
+        handler.addFilter(each)
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
 
 

@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from presage.user_error import UserError
@@ -19,6 +19,7 @@ from presage.values import Plan
 from server.engine import serialization
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, Submit, ToEngine
 from server.engine.serialization import WireError
+from server.values.caller import calling
 from server.values.calls import PlanRequest
 
 VERSION = 2
@@ -53,6 +54,7 @@ class PlanRecord:
     job: PlanJob | None
     done: PlanDone | None
     trace: str = ""  # W3C traceparent of the call
+    caller: str = field(default_factory=lambda: calling().owner)  # whose plan it is: a key's name or its digest
 
     @property
     def nbytes(self) -> int:
@@ -124,8 +126,8 @@ def _asked(record: PlanRecord) -> dict[str, Any]:
     session = record.request.session_id
     hashed = hashlib.sha256(session.encode()).hexdigest()[:16] if session else ""
     limits = None if record.request.limits is None else asdict(record.request.limits)
-    told = {"planner": asdict(record.request.planner), "limits": limits, "traceparent": record.trace}
-    return {"session": hashed, **asked, **told}
+    about = {"limits": limits, "traceparent": record.trace, "caller": record.caller}
+    return {"session": hashed, **asked, "planner": asdict(record.request.planner), **about}
 
 
 def _written(message: ToEngine | FromEngine) -> dict[str, Any]:

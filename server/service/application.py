@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 
+from presage.fields import from_fields
 from presage.values import (
     ClipClasses,
     ClipEmbedding,
@@ -23,20 +25,23 @@ from presage.values import (
     Surprise,
 )
 
-from server.config import Settings, server_version
+from server.config import Settings, server_version, share_of
 from server.engine.messages import EngineSettings, Loader
 from server.engine.pool import EnginePool
+from server.engine.supervisor import EngineState
 from server.errors import invalid
 from server.recording.recorder import Recorder
 from server.service import validation
 from server.service.clips import Clips
 from server.service.embedding import EmbeddingCalls, describe
+from server.service.goals import Goal as CachedGoal
 from server.service.goals import GoalCache
 from server.service.planning import PlanCalls
 from server.service.prediction import PredictionCalls
 from server.service.session import Session
 from server.service.session_table import SessionTable
 from server.service.stages import Stages
+from server.values.caller import calling
 from server.values.calls import (
     CalibrateRequest,
     ClassifyClipRequest,
@@ -77,11 +82,16 @@ class Application:
         self._settings, limits = settings, settings.limits
         engines = [_engine_settings(settings, device, loader, max_batch) for device in settings.devices]
         self._engines = EnginePool(engines, limits.max_queue, reply_margin_s)
-        self._sessions = SessionTable(limits.sessions)
-        self._goals = GoalCache(limits.goal_cache_bytes)
+        self._goals = GoalCache(limits.goal_cache_bytes, limits.goal_cache_total_bytes)
+        self._sessions = SessionTable(
+            limits.sessions,
+            share_of(limits.sessions, limits.sessions_per_key),
+            limits.session_age_s,
+            closed=lambda session: self._goals.release(session.session_id),
+        )
         self._clips = Clips(limits)
         self._plans = PlanCalls(self._engines, self._sessions, self._goals, limits, server_version(), recorder)
-        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits.images)
+        self._embeddings = EmbeddingCalls(self._engines, self._goals, self._clips, limits)
         self._predictions = PredictionCalls(self._engines, self._sessions, self._goals, limits)
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -137,6 +147,16 @@ class Application:
         return self._engines.restarts
 
     @property
+    def engine_states(self) -> tuple[EngineState, ...]:
+        """What each engine is at: ready, loading, restarting, or unable to load its models."""
+        return self._engines.states
+
+    @property
+    def engines_away_s(self) -> float:
+        """For how many seconds there has been no engine, after there was one."""
+        return self._engines.away_s(time.monotonic())
+
+    @property
     def engine_pids(self) -> tuple[int, ...]:
         """Of the engine processes there are."""
         return self._engines.pids
@@ -155,6 +175,15 @@ class Application:
         """One model; an empty name means the default. Raises UNKNOWN_MODEL."""
         return self._engines.model(name).reply
 
+    def judge_images(self, request: object) -> Callable[[str, int, int], None]:
+        """What judges the images of a request before they are decoded (see `validation.images_ahead`).
+
+        Raises what the call itself would for an unknown session or model, and for a wrong number of images.
+        """
+        session_id = getattr(request, "session_id", "")
+        name = self._session(session_id).model if session_id else getattr(request, "model", "")
+        return validation.images_ahead(request, self._engines.model(name).reply, self._settings.limits)
+
     # Goals
 
     async def create_goal(self, request: GoalRequest, deadline: float | None = None) -> Goal:
@@ -163,11 +192,18 @@ class Application:
 
     async def get_goal(self, goal_id: str) -> Goal:
         """Raises UNKNOWN_GOAL."""
-        return describe(self._goals.get(goal_id), cached=True)
+        caller = calling()
+        own: CachedGoal | None = self._goals.find(goal_id, caller.owner)
+        if own is None and caller.role != "robot":
+            own = self._goals.seen(goal_id)
+        return describe(own or self._goals.get(goal_id, caller.owner), cached=True)
 
     async def delete_goal(self, goal_id: str) -> None:
-        """Raises UNKNOWN_GOAL."""
-        self._goals.delete(goal_id)
+        """Let go of a goal of the caller's; an admin's call of every one. Sessions keep theirs. Raises UNKNOWN_GOAL."""
+        if calling().role == "admin":
+            self._goals.delete_seen(goal_id)
+        else:
+            self._goals.delete(goal_id, calling().owner)
 
     # Sessions
 
@@ -181,10 +217,11 @@ class Application:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
         validation.stages(request)
         limits = validation.limits(request.limits, None, served.reply)
+        caller = calling()
         for index, stage in enumerate(request.stages):
-            self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id")
+            self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id", caller.owner)
         if request.goal_id:
-            self._goals.toward(request.goal_id, served.reply.name)
+            self._goals.toward(request.goal_id, served.reply.name, owner=caller.owner)
         session = Session(
             session_id=secrets.token_urlsafe(16),
             model=served.reply.name,
@@ -197,13 +234,15 @@ class Application:
             block=validation.actions_of(served.reply).block if served.past_actions else 1,
             execute=served.reply.execute,
             limits=limits,
+            caller=caller,
         )
         self._sessions.add(session, time.monotonic())
+        self._goals.hold(session.session_id, caller.owner, session.goal_ids)
         return session.describe()
 
     async def get_session(self, session_id: str) -> SessionStatus:
         """Raises UNKNOWN_SESSION."""
-        return self._session(session_id).describe()
+        return self._sessions.seen(session_id, time.monotonic(), calling()).describe()
 
     async def reset_session(self, session_id: str) -> SessionStatus:
         """Forget history and plan, keep model and goal. Raises UNKNOWN_SESSION."""
@@ -213,7 +252,12 @@ class Application:
 
     async def delete_session(self, session_id: str) -> None:
         """Raises UNKNOWN_SESSION."""
-        self._sessions.delete(session_id, time.monotonic())
+        self._sessions.delete(session_id, time.monotonic(), calling())
+
+    def forget(self, owner: str) -> None:
+        """Close the sessions and let go of the goals of an owner whose keys are accepted no more."""
+        self._sessions.forget(owner)
+        self._goals.forget(owner)
 
     async def calibrate(self, request: CalibrateRequest, deadline: float | None = None) -> SessionStatus:
         """Learn from exploratory moves how the camera is turned; plans of the session are turned back from now on."""
@@ -266,7 +310,7 @@ class Application:
     # Within
 
     def _session(self, session_id: str) -> Session:
-        return self._sessions.get(session_id, time.monotonic())
+        return self._sessions.get(session_id, time.monotonic(), calling())
 
     async def _keep_house(self) -> None:
         while True:
@@ -275,15 +319,14 @@ class Application:
 
 
 def _engine_settings(settings: Settings, device: str, loader: Loader | None, max_batch: int) -> EngineSettings:
-    return EngineSettings(
-        models=settings.models,
+    return from_fields(
+        EngineSettings,
+        settings,
         device=device,
         threads=settings.engine_threads,
-        precision=settings.precision,
-        graphs=settings.graphs,
         max_batch=max_batch,
         loader=loader,
+        batches=settings.batches,
         nice=settings.engine_nice,
         silence_s=settings.engine_heartbeat_timeout_s,
-        startup_timeout_s=settings.startup_timeout_s,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from presage import values
 from presage.values import ClassScore, ClipClasses, ClipEmbedding, Embedding, Model
 
+from server.config import Limits
 from server.engine.messages import (
     ClassifyClipJob,
     ClassifyDone,
@@ -20,14 +21,16 @@ from server.engine.messages import (
 )
 from server.engine.pool import EnginePool
 from server.errors import invalid
-from server.service import validation
+from server.service import validation, work_limits
 from server.service.clips import Clips
 from server.service.goals import Goal, GoalCache, content_id
 from server.service.prediction import require_numbers
+from server.values.caller import calling
 from server.values.calls import (
     Array,
     ClassifyClipRequest,
     EmbedClipRequest,
+    EmbeddingKind,
     EmbedImagesRequest,
     Frame,
     FrameSampling,
@@ -36,10 +39,10 @@ from server.values.calls import (
 
 
 class EmbeddingCalls:
-    """Embeds goals, images and clips. `max_images`: in one call."""
+    """Embeds goals, images and clips."""
 
-    def __init__(self, pool: EnginePool, goals: GoalCache, clips: Clips, max_images: int) -> None:
-        self._engines, self._goals, self._clips, self._max_images = pool, goals, clips, max_images
+    def __init__(self, pool: EnginePool, goals: GoalCache, clips: Clips, limits: Limits) -> None:
+        self._engines, self._goals, self._clips, self._limits = pool, goals, clips, limits
 
     async def goal(self, request: GoalRequest, deadline: float | None) -> values.Goal:
         """See `Application.create_goal`."""
@@ -57,22 +60,23 @@ class EmbeddingCalls:
             content = request.image
         measured = self._measured(request, model)
         goal_id = content_id(content, model.name, model.weights_digest, model.image.crop_policy, measured)
-        goal = self._goals.find(goal_id)
+        goal = self._goals.find(goal_id, calling().owner)
         if goal is not None:
             return describe(goal, cached=True)
         latent = content if request.image is None else await self._encode(request.image, model, deadline, measured)
         goal = Goal(goal_id, model.name, np.array(latent, np.float32), time.time_ns())
-        self._goals.put(goal)
+        self._goals.put(goal, calling().owner)
         return describe(goal, cached=False)
 
     async def images(self, request: EmbedImagesRequest, deadline: float | None) -> Embedding:
         """See `Application.embed_images`."""
         model = self._engines.model(request.model).reply
-        validation.image_count(request.images, self._max_images)
+        validation.image_count(request.images, self._limits.images)
         for index, image in enumerate(request.images):
             validation.frame(image, model, f"images[{index}]")
         job = EmbedImagesJob(model.name, request.images, request.kind, self._toward(request.goal_id, model))
-        done = await self._engines.run(job, deadline)
+        work_s = self._work_s(len(request.images), request.kind, model, "images")
+        done = await self._engines.run(job, deadline, work_s)
         assert isinstance(done, EmbedDone)
         _require_embedding(done)
         return Embedding(done.embedding, request.kind, model.name, done.goal_distances)
@@ -83,7 +87,9 @@ class EmbeddingCalls:
         goal = self._toward(request.goal_id, model)
         left_s = None if deadline is None else deadline - time.monotonic()
         clip = await self._clips.decode(request.path, request.sampling, model, left_s)
-        done = await self._engines.run(EmbedClipJob(model.name, clip.frames, request.kind, goal), deadline)
+        work_s = self._work_s(len(clip.frames), request.kind, model, "clip")
+        job = EmbedClipJob(model.name, clip.frames, request.kind, goal, request.step_distances)
+        done = await self._engines.run(job, deadline, work_s)
         assert isinstance(done, EmbedDone)
         _require_embedding(done)
         times_s = tuple(clip.timestamps_s.tolist())
@@ -109,15 +115,22 @@ class EmbeddingCalls:
             sampling = FrameSampling(frames=min(model.clip_frames, self._clips.most_frames))
         left_s = None if deadline is None else deadline - time.monotonic()
         clip = await self._clips.decode(request.path, sampling, model, left_s)
-        done = await self._engines.run(ClassifyClipJob(model.name, clip.frames), deadline)
+        work_s = self._work_s(len(clip.frames), "pooled", model, "clip")
+        done = await self._engines.run(ClassifyClipJob(model.name, clip.frames), deadline, work_s)
         assert isinstance(done, ClassifyDone)
         require_numbers(done.probabilities)
         likeliest = np.argsort(-done.probabilities, kind="stable")[: request.top_k]
         scores = (ClassScore(int(at), model.labels[at], float(done.probabilities[at])) for at in likeliest)
         return ClipClasses(tuple(scores), model.name, tuple(clip.timestamps_s.tolist()))
 
+    def _work_s(self, count: int, kind: EmbeddingKind, model: Model, field: str) -> float:
+        """Seconds that embedding frames takes at the least. Raises TOO_LARGE, for a reply that would be, too."""
+        if kind == "tokens":
+            work_limits.reply(count, model, self._limits, field)
+        return work_limits.frames(count, self._engines.pace(model.name), self._limits, field)
+
     def _toward(self, goal_id: str, model: Model) -> Floats | None:
-        return self._goals.toward(goal_id, model.name).latent if goal_id else None
+        return self._goals.toward(goal_id, model.name, owner=calling().owner).latent if goal_id else None
 
     def _measured(self, request: GoalRequest, model: Model) -> Floats | None:
         """What a goal says that the robot should measure there. Raises ServiceError where it cannot be said."""

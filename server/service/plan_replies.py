@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from presage.fields import from_fields
 from presage.limits import ActionLimits, fault
 from presage.values import Model, Plan, Provenance, Timings
 
@@ -77,11 +78,10 @@ def reply_from_previous_plan(
     asked: RequestContext, rest: CurrentPlan, size: SearchSize, served: ServedModel, version: str, now: float
 ) -> Plan:
     """The reply where no time was left to search: the plan under way goes on, with the costs predicted for it then."""
-    plan = Plan(
-        actions=rest.actions,
+    plan = from_fields(
+        Plan,
+        rest,
         cost=math.fsum(rest.step_costs),
-        step_costs=rest.step_costs,
-        goal_distance=rest.goal_distance,
         iteration_costs=(),
         elite_spread=(),
         iterations_done=0,
@@ -90,7 +90,6 @@ def reply_from_previous_plan(
         degraded=True,
         shortage=("unsearched",),
         warm_started=True,
-        arrival=rest.arrival,
         kept=True,
         warnings=("no time to search by the deadline: this is what is left of the last plan",),
     )

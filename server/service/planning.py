@@ -6,9 +6,10 @@ What a plan is, the engines know; when one can be had, the pool.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 from presage.limits import LONGEST_DWELL
@@ -22,12 +23,13 @@ from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.recording.recorder import Recorder
 from server.recording.records import PlanRecord
-from server.service import validation
+from server.service import validation, work_limits
 from server.service.goals import GoalCache
 from server.service.plan_replies import RequestContext, found, limit_fault, reply_from_previous_plan
 from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
 from server.service.session_table import SessionTable
 from server.service.stages import GoalChoice
+from server.values.caller import calling
 from server.values.calls import Observation, PlanRequest
 
 
@@ -52,7 +54,7 @@ class PlanCalls:
         validation.plan(request)
         if not request.session_id:
             return await self._plan(request, None, deadline, received, decode_ms)
-        session = self._sessions.get(request.session_id, received)
+        session = self._sessions.get(request.session_id, received, calling())
         if not request.request_id:
             return await self._plan(request, session, deadline, received, decode_ms)
         call = (request.session_id, request.request_id)
@@ -62,13 +64,14 @@ class PlanCalls:
                 await asyncio.wait_for(answering.wait(), left_s)
             except asyncio.TimeoutError:
                 raise too_late("the call that this one repeats is still in progress") from None
-        answered = session.reply(request.request_id)
+        asked = _digest(request)
+        answered = session.reply(request.request_id, asked)
         if answered is not None:
             return answered
         over = self._answering[call] = asyncio.Event()
         try:
             reply = await self._plan(request, session, deadline, received, decode_ms)
-            session.keep_reply(request.request_id, reply)
+            session.keep_reply(request.request_id, reply, asked)
         finally:
             del self._answering[call]
             over.set()
@@ -79,6 +82,9 @@ class PlanCalls:
     ) -> Plan:
         served = self._engines.model(session.model if session is not None else request.model)
         size = validation.search_size(request.planner, served, self._limits)
+        ends = deadline is not None or request.budget_ms is not None
+        own = validation.can_predict(served)
+        work_limits.search(size, own, self._engines.pace(served.reply.name), self._limits, ends)
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
         limits = validation.limits(request.limits, None if session is None else session.limits, served.reply)
@@ -87,7 +93,7 @@ class PlanCalls:
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
             pursued = session.pursuit(request.goal_id, place)
-        goal = self._goals.toward(pursued.goal_id, served.reply.name)
+        goal = self._goals.toward(pursued.goal_id, served.reply.name, **held_by(session))
         if session is not None:
             follows = session.continuation(place, request.committed, goal.goal_id, size.optimizer)
         if told is not None:  # none of a plan's, and so over
@@ -95,7 +101,7 @@ class PlanCalls:
         length = size.horizon * validation.actions_of(served.reply).block
         if request.committed > length:
             raise invalid("committed", f"must fit into the plan, {length} actions", request.committed)
-        next_goal, switch_below = self._onward(pursued, served)
+        next_goal, switch_below = self._onward(pursued, served, session)
         turn = session.begin(request.observation.sequence) if session is not None else None
         sequence = request.observation.sequence if turn is None else turn.sequence
         seed = _seed(request, session, sequence)
@@ -143,16 +149,13 @@ class PlanCalls:
         self._record(request, reply, job, planned)
         return reply
 
-    def _onward(self, pursued: GoalChoice, served: ServedModel) -> tuple[Floats | None, float]:
-        """The goal of the next stage, and how near the present one's leads on to it. Keeps all stages' goals cached."""
+    def _onward(self, pursued: GoalChoice, served: ServedModel, session: Session | None) -> tuple[Floats | None, float]:
+        """The goal of the next stage, and how near the present one's leads on to it."""
         stages = pursued.stages
-        if stages is None or stages.next is None:
+        if stages is None or stages.next is None or not stages.current.switch_below:
             return None, 0.0
-        for stage in reversed(stages.goals[stages.at + 1 :]):
-            self._goals.find(stage.goal_id)
-        if not stages.current.switch_below:
-            return None, 0.0
-        return self._goals.toward(stages.next.goal_id, served.reply.name).latent, stages.current.switch_below
+        following = self._goals.toward(stages.next.goal_id, served.reply.name, **held_by(session))
+        return following.latent, stages.current.switch_below
 
     async def _search(
         self,
@@ -213,7 +216,8 @@ class PlanCalls:
         if planned is not None:
             seen = EncodedObservation(turn.sequence, planned.done.latent, proprioception, place.since_reset)
         session.commit(turn, plan, seen, pursued.stages, place)
-        self._sessions.touch(session, time.monotonic())
+        if self._sessions.touch(session, time.monotonic()):
+            self._goals.hold(session.session_id, session.caller.owner, session.goal_ids)
 
     def _record(self, request: PlanRequest, reply: Plan, job: PlanJob, planned: Planned | None) -> None:
         if self._recorder is None:
@@ -221,6 +225,13 @@ class PlanCalls:
         given = None if planned is None else replace(job, size=planned.done.size, budget_until=None)
         done = None if planned is None else planned.done
         self._recorder.put(PlanRecord(time.time_ns(), request, reply, given, done, tracing.current()))
+
+
+def held_by(session: Session | None) -> dict[str, str]:
+    """Whose goals a call may name: the session's, with those that it alone still holds, or the caller's."""
+    if session is None:
+        return {"owner": calling().owner}
+    return {"owner": session.caller.owner, "holder": session.session_id}
 
 
 def start_of(
@@ -258,6 +269,29 @@ def start_of(
         past_frames=seen.past_images,
         past_actions=None if executed is None or not executed.size else executed.astype(np.float32),
     )
+
+
+def _digest(request: PlanRequest) -> bytes:
+    """Of everything that makes one request another; the time that is left for it does not."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.str}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        elif isinstance(value, tuple):
+            digest.update(f"({len(value)}".encode())
+            for entry in value:
+                add(entry)
+        elif is_dataclass(value):
+            for field in fields(value):
+                if field.name not in ("request_id", "budget_ms"):
+                    add(getattr(value, field.name))
+        else:
+            digest.update(f"{type(value).__name__}:{value}\0".encode())
+
+    add(request)
+    return digest.digest()
 
 
 def _seed(request: PlanRequest, session: Session | None, sequence: int) -> int:

@@ -24,12 +24,13 @@ from server.engine.messages import (
 )
 from server.engine.pool import EnginePool
 from server.errors import Reason, ServiceError
-from server.service import validation
+from server.service import validation, work_limits
 from server.service.goals import GoalCache
 from server.service.landscape import draw, grid, landscape
-from server.service.planning import start_of
+from server.service.planning import held_by, start_of
 from server.service.session import Session
 from server.service.session_table import SessionTable
+from server.values.caller import calling
 from server.values.calls import (
     Array,
     CalibrateRequest,
@@ -56,8 +57,11 @@ class PredictionCalls:
         validation.observation(request.observation, served.reply)
         actions = np.asarray(request.actions, np.float32)
         validation.candidates(actions[None], served.reply, self._limits, "actions")
-        goal = self._goals.toward(request.goal_id, served.reply.name).latent if request.goal_id else None
-        done = await self._predict(request.observation, session, served, actions[None], goal, False, deadline)
+        work_limits.reply(
+            len(actions) // validation.actions_of(served.reply).block, served.reply, self._limits, "actions"
+        )
+        goal = self._goal(request.goal_id, session, served) if request.goal_id else None
+        done = await self._predict(request.observation, session, served, actions[None], goal, "actions", deadline)
         assert done.latents is not None
         distances = () if done.step_costs is None else tuple(done.step_costs[0].tolist())
         return Rollout(done.latents[0], distances)
@@ -70,7 +74,7 @@ class PredictionCalls:
         candidates = np.asarray(request.candidates, np.float32)
         validation.candidates(candidates, served.reply, self._limits, "candidates")
         goal = self._goal(request.goal_id, session, served)
-        done = await self._predict(request.observation, session, served, candidates, goal, True, deadline)
+        done = await self._predict(request.observation, session, served, candidates, goal, "candidates", deadline)
         assert done.step_costs is not None
         return Score(done.step_costs.sum(1), done.step_costs)
 
@@ -82,7 +86,9 @@ class PredictionCalls:
             validation.frame(image, served.reply, f"images[{index}]")
         goal = self._goal(request.goal_id, session, served)
         job = EmbedImagesJob(served.reply.name, request.images, "pooled", goal)
-        done = await self._engines.run(job, deadline)
+        pace = self._engines.pace(served.reply.name)
+        work_s = work_limits.frames(len(request.images), pace, self._limits, "images")
+        done = await self._engines.run(job, deadline, work_s)
         assert isinstance(done, EmbedDone)
         require_numbers(np.array(done.goal_distances))
         return DistanceReply(done.goal_distances)
@@ -101,7 +107,9 @@ class PredictionCalls:
             proprioception=np.stack(proprioception) if served.reply.proprioception_names else None,
             turn_rad=0.0 if session is None or session.calibration is None else session.calibration.angle_rad,
         )
-        done = await self._engines.run(job, deadline)
+        pace, count = self._engines.pace(served.reply.name), len(request.observations)
+        work_s = work_limits.frames(count, pace, self._limits, "observations") + (count - 1) * pace.least_serial_s
+        done = await self._engines.run(job, deadline, work_s)
         assert isinstance(done, SurpriseDone)
         require_numbers(np.array(done.errors))
         if session is None:
@@ -118,7 +126,7 @@ class PredictionCalls:
         asked = grid(request, served)
         validation.candidates(asked.candidates, served.reply, self._limits, "points")
         goal = self._goal(request.goal_id, session, served)
-        done = await self._predict(request.observation, session, served, asked.candidates, goal, True, deadline)
+        done = await self._predict(request.observation, session, served, asked.candidates, goal, "points", deadline)
         assert done.step_costs is not None
         reply = landscape(asked, done.step_costs.sum(1))
         if not request.plot:
@@ -131,7 +139,7 @@ class PredictionCalls:
 
     async def calibrate(self, request: CalibrateRequest, deadline: float | None, now: float) -> SessionStatus:
         """See `Application.calibrate`."""
-        session = self._sessions.get(request.session_id, now)
+        session = self._sessions.get(request.session_id, now, calling())
         served = self._engines.model(session.model)
         search = validation.can_predict(served)
         validation.moves(request.moves, served.reply)
@@ -139,19 +147,22 @@ class PredictionCalls:
             Move(start_of(move.before, None, 0, served), move.action.astype(np.float32), move.after.images[0])
             for move in request.moves
         )
-        done = await self._engines.run(CalibrateJob(served.reply.name, moves, replace(search, horizon=1)), deadline)
+        pace, size = self._engines.pace(served.reply.name), replace(search, horizon=1)
+        work_s = work_limits.frames(2 * len(moves), pace, self._limits, "moves")
+        done = await self._engines.run(CalibrateJob(served.reply.name, moves, size), deadline, work_s)
         assert isinstance(done, CalibrateDone)
         session.calibration = done.calibration
         return session.describe()
 
     def _asked(self, session_id: str, model: str, now: float) -> tuple[Session | None, ServedModel]:
         """The session a call names, if any, and the model it is about."""
-        session = self._sessions.get(session_id, now) if session_id else None
+        session = self._sessions.get(session_id, now, calling()) if session_id else None
         return session, self._engines.model(model if session is None else session.model)
 
     def _goal(self, goal_id: str, session: Session | None, served: ServedModel) -> Floats:
         """The goal a call names, or its session's. Raises GOAL_REQUIRED and UNKNOWN_GOAL."""
-        return self._goals.toward(goal_id or (session.goal_id if session is not None else ""), served.reply.name).latent
+        named = goal_id or (session.goal_id if session is not None else "")
+        return self._goals.toward(named, served.reply.name, **held_by(session)).latent
 
     async def _predict(
         self,
@@ -160,13 +171,17 @@ class PredictionCalls:
         served: ServedModel,
         candidates: Floats,
         goal: Floats | None,
-        costs_only: bool,
+        field: str,
         deadline: float | None,
     ) -> RolloutDone:
+        """`field` names the candidates in errors. The latents themselves come back for `actions` alone."""
+        steps = candidates.shape[1] // validation.actions_of(served.reply).block
+        pace, own = self._engines.pace(served.reply.name), validation.can_predict(served)
+        work_s = work_limits.rollouts(len(candidates), steps, own, pace, self._limits, field)
         validation.past(observation, served, session is not None)
         start = start_of(observation, session, observation.sequence, served)
-        job = RolloutJob(served.reply.name, start, candidates, goal, costs_only)
-        done = await self._engines.run(job, deadline)
+        job = RolloutJob(served.reply.name, start, candidates, goal, costs_only=field != "actions")
+        done = await self._engines.run(job, deadline, work_s)
         assert isinstance(done, RolloutDone)
         for values in (done.latents, done.step_costs):
             if values is not None:

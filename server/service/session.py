@@ -19,6 +19,7 @@ from server.engine.messages import Floats
 from server.errors import Reason, invalid
 from server.service.stages import GoalChoice, Stages, pursuit
 from server.service.surprise import RunningStatistics
+from server.values.caller import EVERYONE, Caller
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
 JUDGED_FROM = 8  # errors of predictions that must be known before another is judged
@@ -113,14 +114,15 @@ class Session:
         block: int = 1,
         execute: int = 0,
         limits: ActionLimits | None = None,
+        caller: Caller = EVERYONE,
     ) -> None:
-        """With `stages`, the first one's goal is the session's.
+        """With `stages`, the first one's goal is the session's. It belongs to the `caller`.
 
         `history` latents are remembered, or, where a model's are `block` actions apart, as many as may lie between.
         """
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
-        self.execute, self.limits = execute, limits
+        self.execute, self.limits, self.caller = execute, limits, caller
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
@@ -136,7 +138,7 @@ class Session:
         self._turns: set[int] = set()
         self._seen: deque[EncodedObservation] = deque(maxlen=self._kept)
         self._executed: OrderedDict[int, Floats] = OrderedDict()  # the latest actions, by their number in the episode
-        self._replies: OrderedDict[str, Plan] = OrderedDict()
+        self._replies: OrderedDict[str, tuple[bytes, Plan]] = OrderedDict()
 
     def reset(self) -> None:
         """Start an episode anew: forget all but model, goal, calibration, and how well the model predicts here.
@@ -148,6 +150,12 @@ class Session:
             self._stages = self._stages.restarted()
             self.goal_id = self._stages.current.goal_id
         self._forget()
+
+    @property
+    def goal_ids(self) -> frozenset[str]:
+        """The goals that the session needs: those of its stages, and the one it pursues."""
+        staged = () if self._stages is None else (stage.goal_id for stage in self._stages.goals)
+        return frozenset((self.goal_id, *staged)) - {""}
 
     @property
     def busy(self) -> bool:
@@ -234,13 +242,22 @@ class Session:
         if seen is not None:
             self._seen.append(seen)
 
-    def reply(self, request_id: str) -> Plan | None:
-        """The plan that a call with this id was answered with, while it is kept."""
-        return self._replies.get(request_id)
+    def reply(self, request_id: str, asked: bytes = b"") -> Plan | None:
+        """The plan that a call with this id was answered with, while it is kept.
 
-    def keep_reply(self, request_id: str, reply: Plan) -> None:
+        `asked` is a digest of what is asked. Raises INVALID_FIELD where something else was asked under this id.
+        """
+        kept = self._replies.get(request_id)
+        if kept is None:
+            return None
+        if kept[0] != asked:
+            rule = "must be new where another plan is asked for: it repeats a call"
+            raise invalid("request_id", rule, request_id)
+        return kept[1]
+
+    def keep_reply(self, request_id: str, reply: Plan, asked: bytes = b"") -> None:
         if request_id and reply.epoch == self.epoch:
-            self._replies[request_id] = reply
+            self._replies[request_id] = asked, reply
             while len(self._replies) > KEPT_REPLIES:
                 self._replies.popitem(last=False)
 

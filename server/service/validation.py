@@ -6,7 +6,7 @@ What only a transport can get wrong (bytes, encodings) is checked by the transpo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +38,7 @@ MOST_MOVES = 64
 LEAST_ACROSS = 0.1
 """How far, as a share of their longest direction, exploratory moves must go across it."""
 
+LARGEST_SEQUENCE = 2**63 - 1  # those that the service counts on from it still fit the 64 bits of the contract
 LARGEST_NUMBER = 1e9  # of latents, actions and proprioception
 
 
@@ -46,7 +47,11 @@ def frame(image: Frame, model: Model, field: str) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         got = f"{image.dtype} {list(image.shape)}"
         raise invalid(field, "must be uint8 [height, width, 3]", got, Reason.INVALID_IMAGE)
-    height, width = image.shape[:2]
+    image_size(image.shape[0], image.shape[1], model, field)
+
+
+def image_size(height: int, width: int, model: Model, field: str) -> None:
+    """A size in pixels that the model takes."""
     if height == 0 or width == 0:
         raise invalid(field, "must have at least one pixel", f"{height} x {width}", Reason.INVALID_IMAGE)
     wanted = (model.image.height, model.image.width)
@@ -55,15 +60,32 @@ def frame(image: Frame, model: Model, field: str) -> None:
         raise invalid(field, rule, f"{height} x {width}", Reason.IMAGE_SIZE)
 
 
-def observation(seen: Observation, model: Model, name: str = "observation") -> None:
-    """One frame per camera, and proprioception of the model's width where it uses any."""
+def cameras(seen: Observation, model: Model, name: str = "observation") -> None:
+    """One image per camera."""
     if len(seen.images) != model.image.cameras:
         rule = f"must be one per camera of model {model.name}, {model.image.cameras}"
         raise invalid(f"{name}.images", rule, len(seen.images), Reason.INVALID_IMAGE)
+
+
+def images_ahead(request: object, model: Model, limits: Limits) -> Callable[[str, int, int], None]:
+    """Judge the images of a request before they are decoded: their number now, each one's size by what is returned.
+
+    That takes the name of a field, a height and a width, and raises what `frame` would.
+    """
+    seen, images = getattr(request, "observation", None), getattr(request, "images", None)
+    if isinstance(seen, Observation):
+        cameras(seen, model)
+    if images is not None:
+        image_count(images, limits.images)
+    return lambda field, height, width: image_size(height, width, model, field)
+
+
+def observation(seen: Observation, model: Model, name: str = "observation") -> None:
+    """One frame per camera, and proprioception of the model's width where it uses any."""
+    cameras(seen, model, name)
     for index, image in enumerate(seen.images):
         frame(image, model, f"{name}.images[{index}]")
-    if seen.sequence < 0:
-        raise invalid(f"{name}.sequence", "must be >= 0", seen.sequence)
+    sequence(seen.sequence, f"{name}.sequence")
     given, width = seen.proprioception, len(model.proprioception_names)
     field = f"{name}.proprioception"
     if given is None or given.size == 0:
@@ -75,6 +97,12 @@ def observation(seen: Observation, model: Model, name: str = "observation") -> N
     if given.shape != (width,):
         raise invalid(field, f"must be [{width}] for model {model.name}", f"shape {list(given.shape)}")
     finite(given, field)
+
+
+def sequence(number: int, field: str) -> None:
+    """A place in the order of observations that leaves room for later ones."""
+    if not 0 <= number <= LARGEST_SEQUENCE:
+        raise invalid(field, "must be at least 0 and below 2^63", number)
 
 
 def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "observation") -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -23,10 +24,20 @@ from server.observability import tracing
 from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink, TraceContext
 from server.service.application import Application
-from server.transport.auth import Keys
+from server.transport import parsers
+from server.transport.auth import KeyRing
+from server.transport.connections import Connections
+from server.transport.grpc.relay import Relay
 from server.transport.health import Lifecycle
+from server.transport.parsers import Parsers
+from server.transport.places import Strangers
+from server.transport.shares import Kind, Shares
+from server.transport.sites import Sites
 from server.transport.uploads import Uploads
+from server.values import images
+from server.values.caller import Caller, calling, working_for
 
+Request = TypeVar("Request")
 Transport = Literal["grpc", "rest", "openpi"]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -39,12 +50,30 @@ class Gateway:
 
     application: Application
     limits: Limits
-    keys: Keys
+    keys: KeyRing
+    shares: Shares
     telemetry: Telemetry
     lifecycle: Lifecycle
     uploads: Uploads
     server_version: str
+    engines_away_s: float = 600.0  # without any engine, after which the service is no more alive
+    relay: Relay | None = None  # in front of gRPC
+    connections: Connections = field(default_factory=lambda: Connections(512, 512))  # of REST
+    sites: Sites = field(default_factory=Sites)
+    places: Strangers = field(default_factory=Strangers)
+    parsers: Parsers | None = None  # read what takes long; without, all is read where it arrived
     spans: SpanSink | None = None  # told of every call but probes
+
+    async def decoded(self, asked: Request, deadline: float | None) -> Request:
+        """A request with its images decoded, judged first by what its model takes. Raises ServiceError."""
+        if next(images.sources_of(asked), None) is None:
+            return asked
+        judge = self.application.judge_images(asked)
+        return await images.decoded(asked, self.limits.image_pixels, self.decoder(deadline), judge)
+
+    def decoder(self, deadline: float | None) -> images.Elsewhere | None:
+        """What decodes pictures that take long, until then."""
+        return None if self.parsers is None else partial(parsers.pictures, self.parsers, deadline)
 
 
 @dataclass
@@ -58,6 +87,7 @@ class Call:
     deadline: float | None = None
     code: str = "OK"
     peer: str = ""  # the caller's address, as its transport writes it; told in the log where a call is refused
+    is_revoked: bool = False  # its key was revoked while it was in progress
     trace: TraceContext = field(default_factory=lambda: tracing.begun(None))
 
 
@@ -112,6 +142,44 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
             if gateway.spans is not None:
                 about = {"presage.code": call.code, "presage.transport": via, "presage.request_id": call.request_id}
                 gateway.spans.ended(call.trace, call.rpc, about, began_ns, time.time_ns())
+
+
+@contextmanager
+def admitted(gateway: Gateway, call: Call, caller: Caller) -> Iterator[None]:
+    """What is done inside is the caller's call, within its share, and ends where its key is revoked.
+
+    Raises OVERLOADED, and UNAUTHENTICATED once the key is revoked.
+    """
+    task = asyncio.current_task()
+
+    def end() -> None:
+        call.is_revoked = True
+        if task is not None:
+            task.cancel()
+
+    with gateway.shares.holding("calls", caller.name), working_for(caller), gateway.keys.ending(caller, end):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not call.is_revoked:
+                raise
+            rule = "must be an accepted one for as long as the call lasts"
+            raise ServiceError(
+                Reason.UNAUTHENTICATED, f"the API key {rule}: it was revoked", field="authorization", rule=rule
+            ) from None
+
+
+@contextmanager
+def share_of_caller(gateway: Gateway, kind: Kind) -> Iterator[None]:
+    """One more of this kind for the caller of the call in progress, while this lasts. Raises OVERLOADED."""
+    with gateway.shares.holding(kind, calling().name):
+        yield
+
+
+def in_time(deadline: float | None) -> None:
+    """The last look at the clock, before a reply leaves. Raises DEADLINE."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise ServiceError(Reason.DEADLINE, "the answer was not ready by the deadline")
 
 
 def explain(error: Exception, request_id: str) -> ServiceError:

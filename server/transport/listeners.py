@@ -6,6 +6,7 @@ Starting and stopping the application, and signals, are the composition root's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -28,12 +29,18 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
-from server.transport import auth
+from server.transport import auth, tls
+from server.transport.connections import Connections, GatedSocket, fitting_connections
 from server.transport.gateway import Gateway
+from server.transport.grpc.relay import Relay
 from server.transport.grpc.service import create_server
 from server.transport.health import Lifecycle
+from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
+from server.transport.rest.protocol import http_protocol
 from server.transport.rest.routes import create_app
+from server.transport.shares import Shares
+from server.transport.sites import sites_of
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
@@ -57,6 +64,7 @@ def create_gateway(
     application: Application, settings: Settings, recorder: Recorder | None = None, spans: SpanSink | None = None
 ) -> Gateway:
     """What both transports share. Raises SettingsError for keys that cannot be read."""
+    most = fitting_connections(settings.limits.connections)
     limits, telemetry = settings.limits, Telemetry.create()
     lifecycle = Lifecycle(lambda: application.ready, limits.concurrent_calls)
     telemetry.build.info({"version": server_version()})
@@ -70,14 +78,24 @@ def create_gateway(
         telemetry.totals.read("presage_records", lambda: recorder.written)
         telemetry.totals.read("presage_records_dropped", lambda: recorder.dropped)
     telemetry.ready.set_function(lambda: lifecycle.ready)
+    keys = auth.KeyRing(auth.load_keys(settings), lambda: auth.load_keys(settings), application.forget)
+    for line in auth.key_warnings(settings, keys.current):
+        _log.warning("keys", why=line)
+    shares = Shares(limits, lambda: keys.parties)
     return Gateway(
         application=application,
         limits=limits,
-        keys=auth.load_keys(settings),
+        keys=keys,
+        shares=shares,
         telemetry=telemetry,
         lifecycle=lifecycle,
-        uploads=Uploads(settings.spool_dir, limits.clip_bytes, limits.max_concurrent_uploads, limits.upload_idle_s),
+        uploads=Uploads(settings.spool_dir, limits, shares),
         server_version=server_version(),
+        engines_away_s=settings.engines_away_s,
+        sites=sites_of(settings),
+        connections=Connections(most, limits.connections_per_address),
+        relay=Relay(Connections(most, limits.connections_per_address)),
+        parsers=Parsers(),
         spans=spans,
     )
 
@@ -98,19 +116,29 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
 
     Raises SettingsError for TLS files that cannot be used, StartError for a port that is taken or a missing extra.
     """
-    credentials = auth.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
-    grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
-    rest_server = _rest_server(gateway, settings)
-    grpc_port = _open_grpc(grpc_server, settings, credentials)
-    await grpc_server.start()
-    serving = asyncio.create_task(rest_server.serve([rest_socket]))
-    scheme = "https" if settings.tls_cert is not None else "http"
-    host = _bracketed(settings.host)
-    try:
-        yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_socket.getsockname()[1]}")
-    finally:
-        await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
-        await asyncio.gather(serving, return_exceptions=True)
+    await asyncio.to_thread(gateway.uploads.sweep)
+    rest_port = rest_socket.getsockname()[1]
+    scheme, host = "https" if settings.tls_cert is not None else "http", _bracketed(settings.host)
+    async with contextlib.AsyncExitStack() as opened:
+        assert gateway.relay is not None
+        opened.push_async_callback(gateway.relay.close)
+        credentials = tls.grpc_credentials(settings)  # before the REST gateway: it names the file at fault
+        grpc_server = create_server(gateway, _is_offered(settings, "reflection"))
+        gate = opened.enter_context(contextlib.closing(GatedSocket.of(rest_socket, gateway.connections)))
+        rest_server = _rest_server(gateway, settings, gate)
+        grpc_port = await _open_grpc(gateway.relay, grpc_server, settings, credentials)
+        serving = asyncio.create_task(rest_server.serve([gate]))
+        watching = asyncio.create_task(gateway.keys.watch(settings.api_keys_file))
+        if gateway.parsers is not None:
+            opened.push_async_callback(gateway.parsers.close)
+            await gateway.parsers.start()
+        try:
+            yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_port}")
+        finally:
+            watching.cancel()
+            await _drain(gateway, grpc_server, rest_server, settings.shutdown_grace_s)
+            await asyncio.gather(serving, watching, return_exceptions=True)
+            gateway.uploads.close()
 
 
 def _is_offered(settings: Settings, name: Literal["openpi", "reflection"]) -> bool:
@@ -155,16 +183,23 @@ def bind(host: str, port: int, name: str) -> socket.socket:
     return bound
 
 
-def _open_grpc(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
-    """Listen; the port that was given."""
-    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
-    try:
-        if credentials is not None:
-            return server.add_secure_port(address, credentials)
-        return server.add_insecure_port(address)
-    except RuntimeError:
-        files = " with these TLS files" if credentials is not None else ""
-        raise StartError(f"grpc_port {settings.grpc_port} on {settings.host} cannot be listened on{files}") from None
+async def _open_grpc(
+    relay: Relay, server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Start the server and the relay in front of it; the port that was given."""
+    with contextlib.closing(bind(settings.host, settings.grpc_port, "grpc_port")) as outer:
+        port = int(outer.getsockname()[1])
+        inner = f"unix:{relay.inner_path}"
+        try:
+            if credentials is not None:
+                server.add_secure_port(inner, credentials)
+            else:
+                server.add_insecure_port(inner)
+        except RuntimeError:
+            raise StartError("gRPC cannot listen with these TLS files") from None
+        await server.start()
+        await relay.listen(outer)
+    return port
 
 
 def _bracketed(host: str) -> str:
@@ -179,11 +214,13 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _rest_server(gateway: Gateway, settings: Settings) -> uvicorn.Server:
+def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvicorn.Server:
     serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
         create_app(gateway, serves_openpi),
         lifespan="off",
+        http=http_protocol(gateway.limits, gate),
+        h11_max_incomplete_event_size=gateway.limits.header_bytes,
         ws="websockets-sansio" if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,

@@ -15,6 +15,7 @@ from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sess
 
 from server.transport.gateway import Gateway
 from server.values import calls
+from server.values.caller import require_robot
 
 SERVICES = {
     service.name: service
@@ -48,6 +49,12 @@ class Method:
     reply_field: str = ""
     status: int = 200
     array: str = ""
+    looks: bool = False  # whether it only tells what is there, which the role `viewer` may ask for too
+
+    def require_role(self) -> None:
+        """Raises FORBIDDEN where the role of the caller at work may not ask for this."""
+        if not self.looks:
+            require_robot()
 
     @property
     def described(self) -> MethodDescriptor:
@@ -84,15 +91,15 @@ async def _plan(gateway: Gateway, asked: calls.PlanRequest, at: Arrival) -> valu
 
 
 METHODS = (
-    Method("Models.List", "GET /models", calls.Empty, calls.ModelList, _list_models),
-    Method("Models.Get", "GET /models/{name}", calls.ModelName, values.Model, _get_model, "model"),
+    Method("Models.List", "GET /models", calls.Empty, calls.ModelList, _list_models, looks=True),
+    Method("Models.Get", "GET /models/{name}", calls.ModelName, values.Model, _get_model, "model", looks=True),
     Method(
         "Goals.Create", "POST /goals", calls.GoalRequest, values.Goal,
         lambda gateway, asked, at: gateway.application.create_goal(asked, at.deadline), "goal", 201,
     ),
     Method(
         "Goals.Get", "GET /goals/{goal_id}", calls.GoalId, values.Goal,
-        lambda gateway, asked, at: gateway.application.get_goal(asked.goal_id), "goal",
+        lambda gateway, asked, at: gateway.application.get_goal(asked.goal_id), "goal", looks=True,
     ),
     Method(
         "Goals.Delete", "DELETE /goals/{goal_id}", calls.GoalId, None,
@@ -109,7 +116,7 @@ METHODS = (
     ),
     Method(
         "Sessions.Get", "GET /sessions/{session_id}", calls.SessionId, values.SessionStatus,
-        lambda gateway, asked, at: gateway.application.get_session(asked.session_id), "session",
+        lambda gateway, asked, at: gateway.application.get_session(asked.session_id), "session", looks=True,
     ),
     Method(
         "Sessions.Delete", "DELETE /sessions/{session_id}", calls.SessionId, None,

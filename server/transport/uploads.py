@@ -8,22 +8,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeVar
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from server.config import MIB
+from server.config import MIB, Limits
 from server.errors import Reason, ServiceError, invalid
+from server.transport.arrivals import Patience
+from server.transport.shares import Shares
+from server.transport.spool_folder import FULL, SpoolFolder
+from server.values.caller import calling
 
 CHUNK_BYTES = MIB
-_Piece = TypeVar("_Piece")
 _TEXT_BYTES = 4096  # longest text field of a form
 _PARTS = 16
 
@@ -31,7 +31,7 @@ _PARTS = 16
 class Spool:
     """A growing file that never passes its limit. `field` names it in errors."""
 
-    def __init__(self, file: BinaryIO, path: Path, max_bytes: int, field: str) -> None:
+    def __init__(self, file: FileIO, path: Path, max_bytes: int, field: str) -> None:
         self.path, self.received = path, 0
         self._file, self._max_bytes, self._field = file, max_bytes, field
         self._hash = hashlib.sha256()
@@ -62,54 +62,73 @@ class Spool:
 
     async def _flush(self) -> None:
         block, self._waiting = self._waiting, bytearray()
-        await asyncio.to_thread(self._append, block)
+        with _disk(self._field):
+            await asyncio.to_thread(self._append, block)
 
     def _append(self, block: bytearray) -> None:
         self._hash.update(block)
-        self._file.write(block)
-        self._file.flush()
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
 
 
-@dataclass
 class Uploads:
-    """The clips being received. More than `slots` at once are refused, which bounds the disk they take."""
+    """The clips being received. More than there are slots are refused, which bounds the disk they take."""
 
-    folder: Path | None
-    max_bytes: int
-    slots: int
-    idle_s: float  # longest wait for the next piece
-    active: int = 0
+    def __init__(self, folder: Path | None, limits: Limits, shares: Shares) -> None:
+        self.active = 0
+        self._folder, self._limits, self._shares = SpoolFolder(folder), limits, shares
 
     @asynccontextmanager
     async def spool(self, field: str) -> AsyncIterator[Spool]:
-        """A file for one upload, gone afterwards. Raises ServiceError OVERLOADED."""
-        if self.active >= self.slots:
-            rule = f"must be one of at most {self.slots} uploads at a time"
+        """A file for one upload, gone afterwards. Raises ServiceError OVERLOADED and DISK_FULL."""
+        slots = self._limits.max_concurrent_uploads
+        if self.active >= slots:
+            rule = f"must be one of at most {slots} uploads at a time"
             raise ServiceError(
                 Reason.OVERLOADED, f"{field} {rule}", field=field, rule=rule, value=str(self.active), retry_after_s=1.0
             )
-        self.active += 1
-        try:
-            descriptor, name = tempfile.mkstemp(prefix="presage-clip-", dir=self.folder)
+        with self._shares.holding("uploads", calling().name):
+            self.active += 1
             try:
-                with os.fdopen(descriptor, "wb") as file:  # closing waits for a write that a thread is still at
-                    yield Spool(file, Path(name), self.max_bytes, field)
+                with _disk(field):
+                    descriptor, path = self._folder.new_file()
+                try:
+                    # Closing waits for a write that a thread is still at. Unbuffered: what is written is on the disk.
+                    with os.fdopen(descriptor, "wb", buffering=0) as file:
+                        yield Spool(file, path, self._limits.clip_bytes, field)
+                finally:
+                    path.unlink(missing_ok=True)
             finally:
-                os.unlink(name)
-        finally:
-            self.active -= 1
+                self.active -= 1
 
-    async def steady(self, pieces: AsyncIterator[_Piece], field: str) -> AsyncGenerator[_Piece, None]:
-        """`pieces` as they come. Raises DEADLINE where one is long in coming: no slot is held by a silent caller."""
-        while True:
-            try:
-                piece = await asyncio.wait_for(pieces.__anext__(), self.idle_s)
-            except StopAsyncIteration:
-                return
-            except asyncio.TimeoutError:
-                rule = f"must go on arriving at least every {self.idle_s:g} s"
-                raise invalid(field, rule, "nothing", Reason.DEADLINE) from None
-            yield piece
+    def patience(self, field: str) -> Patience:
+        """With the caller of one upload."""
+        limits = self._limits
+        return Patience(field, limits.upload_idle_s, limits.upload_s, limits.upload_bytes_per_s)
+
+    def sweep(self) -> None:
+        """Delete what services that were killed have left."""
+        self._folder.sweep()
+
+    def close(self) -> None:
+        """Delete what is left."""
+        self._folder.close()
+
+
+@contextmanager
+def _disk(field: str) -> Iterator[None]:
+    """Raises DISK_FULL where there is no room for a clip."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        rule = "must fit on the disk that uploads are kept on (spool_dir), which is full"
+        raise ServiceError(
+            Reason.DISK_FULL, f"{field} {rule}", field=field, rule=rule, value=os.strerror(error.errno or 0),
+            retry_after_s=5.0,
+        ) from None  # fmt: skip
 
 
 async def receive_form(

@@ -129,6 +129,7 @@ class EmbedClipRequest:
     kind: EmbeddingKind = "pooled"
     sampling: FrameSampling = field(default_factory=FrameSampling)
     goal_id: str = ""
+    step_distances: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.interface import Classifier, LoadedModel
+from model.interface import Classifier, ClipEmbedding, LoadedModel
 from model.runtime.memory import to_device
 from server.engine.messages import (
     CalibrateJob,
@@ -29,6 +29,7 @@ from server.engine.messages import (
     Floats,
     FromEngine,
     Job,
+    Pace,
     RolloutDone,
     RolloutJob,
     SurpriseDone,
@@ -40,7 +41,9 @@ from server.worker.failures import failed
 from server.worker.job import BackgroundJob, WorkItem
 from server.worker.plan_scheduler import PlanScheduler
 
-FRAMES_AT_ONCE = 32
+FRAMES_AT_ONCE, CANDIDATES_AT_ONCE = 32, 512
+PIECE_S = 0.05  # about as long as a piece of this work may take: whoever comes meanwhile waits for its end
+FRAME_BY_FRAME = ("compact", "lewm", "dino_wm", "linear")  # families whose embedding of a frame knows no other frame
 
 
 @dataclass(eq=False)
@@ -50,6 +53,7 @@ class Waiting:
     number: int
     background_job: BackgroundJob
     piece: WorkItem
+    caller: str = ""
 
 
 class BackgroundJobs:
@@ -71,43 +75,52 @@ class BackgroundJobs:
     def busy(self) -> bool:
         return bool(self._queue)
 
-    def add(self, number: int, job: Job) -> None:
+    @property
+    def callers(self) -> set[str]:
+        """Those who have jobs here."""
+        return {waiting.caller for waiting in self._queue}
+
+    def add(self, number: int, job: Job, caller: str = "") -> None:
         model = self._models[job.model]
+        pace = self._scheduler.pace(job.model)
         match job:
             case EncodeJob():
-                background_job = encode(model, job)
+                background_job = encode(model, job, _frames_at_once(pace))
             case EmbedImagesJob():
-                background_job = embed_images(model, job)
+                background_job = embed_images(model, job, _frames_at_once(pace))
             case EmbedClipJob():
-                background_job = embed_clip(model, job)
+                background_job = embed_clip(model, job, _frames_at_once(pace))
             case ClassifyClipJob():
                 background_job = classify_clip(model, job)
             case RolloutJob():
-                background_job = rollout(model, job, self._max_steps)
+                background_job = rollout(model, job, _candidates_at_once(job, model.block, pace, self._max_steps))
             case SurpriseJob():
-                background_job = surprise(model, job)
+                background_job = surprise(model, job, _frames_at_once(pace))
             case CalibrateJob():
                 background_job = calibrate(model, job, self._max_steps)
             case _:
                 raise TypeError(f"{type(job).__name__} is no background_job")
-        self._advance(Waiting(number, background_job, WorkItem("nothing", 0)))
+        self._advance(Waiting(number, background_job, WorkItem("nothing", 0), caller))
 
     def cancel(self, number: int) -> None:
         """Drop an background_job, if it is here."""
         self._queue = deque(waiting for waiting in self._queue if waiting.number != number)
 
-    def step(self) -> None:
-        """One piece of work, if there is any."""
-        if not self._queue:
+    def step(self, caller: str | None = None) -> None:
+        """One piece of work for this caller, if there is any; None: for whoever has waited longest."""
+        waiting = next((each for each in self._queue if caller in (None, each.caller)), None)
+        if waiting is None:
             return
-        waiting = self._queue.popleft()
+        self._queue.remove(waiting)
         piece = waiting.piece
         predicted_s = self._scheduler.durations.predict(piece.kind, piece.count)
-        self._scheduler.protect(predicted_s or 0.0)
+        self._scheduler.protect(predicted_s or 0.0, caller=caller)
         began = self._clock()
         with self._scheduler.watchdog.work(predicted_s):
             self._advance(waiting)
-        self._scheduler.durations.observe(piece.kind, piece.count, self._clock() - began)
+        seconds = self._clock() - began
+        self._scheduler.durations.observe(piece.kind, piece.count, seconds)
+        self._scheduler.fair.charge(seconds, {waiting.caller: 1.0}, self._scheduler.weights)
 
     def _advance(self, waiting: Waiting) -> None:
         """Run an background_job up to its next piece of work, or to its end."""
@@ -121,10 +134,28 @@ class BackgroundJobs:
             self._queue.append(waiting)
 
 
-def encode(model: LoadedModel, job: EncodeJob) -> BackgroundJob:
+def _frames_at_once(pace: Pace) -> int:
+    """How many frames are encoded together: a piece of work that nobody waits long for."""
+    return _fitting(PIECE_S / pace.least_encode_s if pace.least_encode_s else FRAMES_AT_ONCE, FRAMES_AT_ONCE)
+
+
+def _candidates_at_once(job: RolloutJob, block: int, pace: Pace, max_steps: int) -> int:
+    """How many candidates are rolled out together."""
+    horizon = job.candidates.shape[1] // block
+    most = max(1, min(CANDIDATES_AT_ONCE, max_steps // horizon))
+    each_s = horizon * pace.least_step_s
+    return _fitting(PIECE_S / each_s if each_s else most, most)
+
+
+def _fitting(count: float, most: int) -> int:
+    """The largest power of two within the count, at least 1 and at most `most`: much the same on every day."""
+    return min(most, 1 << max(0, int(min(count, most)).bit_length() - 1)) if count < most else most
+
+
+def encode(model: LoadedModel, job: EncodeJob, at_once: int) -> BackgroundJob:
     """Latents of goals."""
     parts = []
-    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+    for part in _parts(len(job.frames), at_once):
         yield WorkItem(("encode", job.model), part.stop - part.start)
         parts.append(model_adapter.encode_frames(model, job.frames[part]))
     latents = torch.cat(parts)
@@ -133,16 +164,19 @@ def encode(model: LoadedModel, job: EncodeJob) -> BackgroundJob:
     return EncodeDone(model_adapter.to_host(latents))
 
 
-def embed_images(model: LoadedModel, job: EmbedImagesJob) -> BackgroundJob:
+def embed_images(model: LoadedModel, job: EmbedImagesJob, at_once: int) -> BackgroundJob:
     """Unrelated images: each one's latent; a latent of several tokens is averaged unless the tokens are asked for."""
     latents, tokens = [], []
-    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
-        yield WorkItem(("encode", job.model), part.stop - part.start)
-        latents.append(model_adapter.encode_frames(model, job.frames[part]))
-    if job.kind == "tokens" and latents[0].ndim == 2:
+    if job.kind == "tokens" and len(model.package.config.latent_shape) == 1:  # a clip of one frame has both
         for frame in job.frames:
             yield WorkItem(("clip", job.model), 1)
-            tokens.append(model.embed_clip(torch.tensor(frame)[None]).tokens)
+            embedded = model.embed_clip(torch.tensor(frame)[None])
+            latents.append(embedded.per_frame)
+            tokens.append(embedded.tokens)
+    else:
+        for part in _parts(len(job.frames), at_once):
+            yield WorkItem(("encode", job.model), part.stop - part.start)
+            latents.append(model_adapter.encode_frames(model, job.frames[part]))
     together = torch.cat(latents)
     per_frame = together if together.ndim == 2 else together.flatten(1, -2).mean(1)
     match job.kind:
@@ -155,22 +189,35 @@ def embed_images(model: LoadedModel, job: EmbedImagesJob) -> BackgroundJob:
     return EmbedDone(model_adapter.to_host(embedding), _to_goal(model, together, job.goal), ())
 
 
-def embed_clip(model: LoadedModel, job: EmbedClipJob) -> BackgroundJob:
+def embed_clip(model: LoadedModel, job: EmbedClipJob, at_once: int) -> BackgroundJob:
     """The frames of one clip, encoded as a clip; distances are between its frames' latents as observations."""
     frames = torch.from_numpy(job.frames)
-    yield WorkItem(("clip", job.model), len(frames))
-    embedded = model.embed_clip(frames)
+    # A model that looks at each frame for itself is interrupted between a few of them.
+    by_frame = model.package.config.family in FRAME_BY_FRAME
+    embeddings = []
+    for part in _parts(len(frames), at_once if by_frame else len(frames)):
+        yield WorkItem(("clip", job.model), part.stop - part.start)
+        embeddings.append(model.embed_clip(frames[part]))
+    embedded = embeddings[0] if len(embeddings) == 1 else _whole_clip(embeddings)
     latents: Tensor = embedded.per_frame
-    if tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
+    compares = job.goal is not None or job.step_distances
+    if compares and tuple(latents.shape) != (len(frames), *model.package.config.latent_shape):
         parts = []  # per tubelet, or of another width: not what the planner compares
-        for part in _parts(len(frames), FRAMES_AT_ONCE):
+        for part in _parts(len(frames), at_once):
             yield WorkItem(("encode", job.model), part.stop - part.start)
             parts.append(model.encode(frames[part]))
         latents = torch.cat(parts)
-    cost = model_adapter.cost_of(model)
-    steps = model_adapter.distances(cost, latents[1:], latents[:-1]).tolist() if len(latents) > 1 else []
+    steps: list[float] = []
+    if job.step_distances and len(latents) > 1:
+        steps = model_adapter.distances(model_adapter.cost_of(model), latents[1:], latents[:-1]).tolist()
     chosen = {"pooled": embedded.pooled, "per_frame": embedded.per_frame, "tokens": embedded.tokens}[job.kind]
     return EmbedDone(model_adapter.to_host(chosen), _to_goal(model, latents, job.goal), tuple(steps))
+
+
+def _whole_clip(parts: list[ClipEmbedding]) -> ClipEmbedding:
+    """Of a clip whose frames were embedded each for itself."""
+    per_frame = torch.cat([part.per_frame for part in parts])
+    return ClipEmbedding(per_frame.mean(0), per_frame, torch.cat([part.tokens for part in parts]))
 
 
 def classify_clip(model: LoadedModel, job: ClassifyClipJob) -> BackgroundJob:
@@ -181,11 +228,11 @@ def classify_clip(model: LoadedModel, job: ClassifyClipJob) -> BackgroundJob:
     return ClassifyDone(model_adapter.to_host(model.classify(torch.from_numpy(job.frames))))
 
 
-def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJob:
+def rollout(model: LoadedModel, job: RolloutJob, at_once: int) -> BackgroundJob:
     """Where candidates lead, and what that costs: a number of them at a time."""
     yield WorkItem(("encode", job.model), 1)
     latent = model_adapter.encode_frames(model, job.start.frames[:1])[0]
-    context = model_adapter.context_of(model, job.start, latent)
+    context = model_adapter.context_of(model, job.start, latent, model_adapter.measured_at(job.start))
     goal = None
     if job.goal is not None:
         goal = model_adapter.seen_part(model, model_adapter.to_device(model, job.goal))[None]
@@ -196,7 +243,7 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJo
     if not job.costs_only:
         cost = replace(cost, over="sum")  # how far each predicted latent is, whatever the search makes of it
     latents, costs = [], []
-    for part in _parts(len(candidates), max(1, min(512, max_steps // horizon))):
+    for part in _parts(len(candidates), at_once):
         yield WorkItem(("rollout", job.model, horizon), part.stop - part.start)
         actions = to_device(candidates[part], model.device)[None]
         with torch.no_grad():
@@ -208,22 +255,24 @@ def rollout(model: LoadedModel, job: RolloutJob, max_steps: int) -> BackgroundJo
     return RolloutDone(_joined(latents), _joined(costs))
 
 
-def surprise(model: LoadedModel, job: SurpriseJob) -> BackgroundJob:
+def surprise(model: LoadedModel, job: SurpriseJob, at_once: int) -> BackgroundJob:
     """One prediction per step, each from the observations before it as far as the model looks back."""
     encoded = []
-    for part in _parts(len(job.frames), FRAMES_AT_ONCE):
+    for part in _parts(len(job.frames), at_once):
         yield WorkItem(("encode", job.model), part.stop - part.start)
         encoded.append(model_adapter.encode_frames(model, job.frames[part]))
     seen, cost = torch.cat(encoded), model_adapter.cost_of(model)
+    measured = None if job.proprioception is None else torch.tensor(job.proprioception)
     actions = model_adapter.to_device(model, job.actions).reshape(len(seen) - 1, model.block, -1)
     errors: list[float] = []
     for step, taken in enumerate(actions):
         yield WorkItem(("rollout", job.model, 1), 1)
         back = slice(max(0, step + 1 - model.package.config.history), step + 1)
-        proprioception = None if job.proprioception is None else job.proprioception[back]
         with torch.no_grad():
             done = job.actions[back.start * model.block : step * model.block]
-            start = model_adapter.context(model, list(seen[back]), proprioception, job.turn_rad, done)
+            start = model_adapter.context(
+                model, list(seen[back]), None if measured is None else measured[back], job.turn_rad, done
+            )
             predicted = model_adapter.world_model(model).rollout(start, taken[None, None])[0, 0]
         errors += model_adapter.distances(cost, predicted, seen[step + 1 : step + 2]).tolist()
     return SurpriseDone(tuple(errors))

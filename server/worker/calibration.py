@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from presage.values import Calibration
 
 from model.camera_yaw import fit_camera_yaw
 from model.interface import LoadedModel
@@ -46,12 +45,11 @@ def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> Backgrou
                     del running[row]
         understood += [_action(optimizer.finish(search, "iterations").actions) for search in searches]
     moved = torch.from_numpy(np.stack([move.action for move in job.moves]))[:, :2]
-    turn = fit_camera_yaw(moved, torch.stack(understood)[:, :2])
+    found = fit_camera_yaw(moved, torch.stack(understood)[:, :2])
     length = float(moved.double().square().sum(-1).mean().sqrt())
-    if turn.residual >= length:
+    if found.residual >= length:
         rule = f"must be moves that the model can see: what it made of them leaves all {length:.3g} of them unexplained"
-        raise invalid("moves", rule, f"{turn.residual:.3g}", Reason.UNSUPPORTED)
-    found = Calibration(turn.angle_rad, turn.residual, turn.residual_before, len(job.moves))
+        raise invalid("moves", rule, f"{found.residual:.3g}", Reason.UNSUPPORTED)
     return CalibrateDone(found)
 
 
@@ -63,7 +61,9 @@ def _problems(model: LoadedModel, moves: Sequence[Move], size: SearchSize) -> li
     after = model_adapter.encode_frames(model, [move.after for move in moves])
     return [
         Problem(
-            context=model_adapter.context_of(model, replace(move.before, turn_rad=0.0), seen),
+            context=model_adapter.context_of(
+                model, replace(move.before, turn_rad=0.0), seen, model_adapter.measured_at(move.before)
+            ),
             goal=goal,
             space=registry.searched(space, size.dimensions),
             seed=number,

@@ -46,7 +46,7 @@ def _resting(model: LoadedModel, size: SearchSize) -> tuple[tuple[torch.Tensor, 
     latent = model.encode(torch.zeros(1, image.height, image.width, 3, dtype=torch.uint8))[0]
     proprioception = None
     if config.proprioception_names:
-        proprioception = model_adapter.to_host(torch.zeros(config.history, len(config.proprioception_names)))
+        proprioception = torch.zeros(config.history, len(config.proprioception_names))
     context = model_adapter.context(model, [latent] * config.history, proprioception, turn_rad=0.0)
     time = size.horizon * model.block
     return context, torch.zeros(1, size.samples, time, len(config.action.names), device=model.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from presage.limits import ActionLimits
 from torch import Tensor
@@ -31,31 +30,41 @@ def action_space(model: LoadedModel, narrower: ActionLimits | None = None) -> Ac
 
 def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:
     """One latent per frame, [frames, *latent]; frames of one size are encoded together."""
+    return encode_pictures(model, [torch.tensor(frame) for frame in frames])
+
+
+def encode_pictures(model: LoadedModel, pictures: Sequence[Tensor]) -> Tensor:
+    """`encode_frames` of frames that are tensors [height, width, 3] already."""
     by_size: dict[tuple[int, ...], list[int]] = {}
-    for index, frame in enumerate(frames):
-        by_size.setdefault(frame.shape, []).append(index)
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(tuple(picture.shape), []).append(index)
     if len(by_size) == 1:
-        return model.encode(torch.from_numpy(np.stack(frames)))
-    latents: list[Tensor] = [torch.empty(0)] * len(frames)
+        return model.encode(torch.stack(list(pictures)) if len(pictures) > 1 else pictures[0][None])
+    latents: list[Tensor] = [torch.empty(0)] * len(pictures)
     for indices in by_size.values():
-        same_size = torch.from_numpy(np.stack([frames[index] for index in indices]))
-        for index, latent in zip(indices, model.encode(same_size), strict=True):
+        encoded = model.encode(torch.stack([pictures[index] for index in indices]))
+        for index, latent in zip(indices, encoded, strict=True):
             latents[index] = latent
     return torch.stack(latents)
 
 
-def context_of(model: LoadedModel, start: Start, latent: Tensor) -> tuple[Tensor, ...]:
-    """Where a rollout starts: the earlier latents, and the one of what is seen now."""
+def measured_at(start: Start) -> Tensor | None:
+    """The proprioception of a start, [history and now, proprioception]."""
+    return None if start.proprioception is None else torch.tensor(start.proprioception)
+
+
+def context_of(model: LoadedModel, start: Start, latent: Tensor, measured: Tensor | None) -> tuple[Tensor, ...]:
+    """Where a rollout starts: the earlier latents, and the one of what is seen now. `measured`: as `measured_at`."""
     earlier = [to_device(model, past) for past in start.history]
     if start.past_frames:
         earlier = [*encode_frames(model, start.past_frames)]
-    return context(model, [*earlier, latent], start.proprioception, start.turn_rad, start.past_actions)
+    return context(model, [*earlier, latent], measured, start.turn_rad, start.past_actions)
 
 
 def context(
     model: LoadedModel,
     latents: Sequence[Tensor],
-    proprioception: Floats | None,
+    measured: Tensor | None,
     turn_rad: float,
     past_actions: Floats | None = None,
 ) -> tuple[Tensor, ...]:
@@ -63,7 +72,6 @@ def context(
 
     The actions are the robot's, and are turned as those of a rollout are.
     """
-    measured = None if proprioception is None else torch.tensor(proprioception)
     if past_actions is None or not model.package.config.past_actions:
         inner = model.context(latents, measured)
     else:
@@ -121,12 +129,6 @@ def with_measurements(model: LoadedModel, optimizer: Optimizer) -> Optimizer:
 def _turns(model: LoadedModel) -> bool:
     spec = model.package.config.action
     return spec is not None and turns(spec.names)
-
-
-def observation_warnings(model: LoadedModel, start: Start) -> tuple[str, ...]:
-    """What is odd about what a robot sees and feels now, for what `context_of` takes. Raises ObservationError."""
-    proprioception = None if start.proprioception is None else torch.tensor(start.proprioception)
-    return model.observation_warnings(torch.tensor(start.frames[0]), proprioception)
 
 
 def cost_of(model: LoadedModel) -> GoalDistance:

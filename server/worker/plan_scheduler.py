@@ -8,10 +8,12 @@ those that could not wait for its end are given their plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from presage.fields import from_fields
 from presage.values import Plan
 from torch import Tensor
 
@@ -26,10 +28,26 @@ from planner.world_model import WorldModel
 from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
+from server.worker.batch_invariance import BatchSizes
 from server.worker.failures import failed
+from server.worker.fair_queue import FairQueue, mixed
 from server.worker.fitting import Fitted, fitted
 from server.worker.heartbeat import Watchdog
 from server.worker.timing import Durations
+
+TOGETHER_S = 0.1  # the longest piece of work that several searches share where others may come meanwhile
+COMPANY_S = 60.0  # how long after its last plan a caller is still expected to come again
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """An observation, encoded."""
+
+    picture: Tensor  # uint8 [height, width, 3], on the host
+    latent: Tensor
+    on_host: Floats  # the latent
+    began: float  # instant at which its encoding began
+    encoded: float  # instant at which the search could begin
 
 
 @dataclass(eq=False)
@@ -37,18 +55,17 @@ class Running:
     """A plan between two iterations."""
 
     number: int
+    caller: str
     job: PlanJob  # as asked for; `chosen` is what fits the time
     chosen: Fitted
     optimizer: Optimizer
     search: Search
     beginning: Tensor  # what the search begins with, in its limits
     price_s: float  # to tell, at the end, what the plan costs by the model's own measure
-    latent: Floats
+    seen: Seen
     goal_distance: float
     goal_reached: bool  # of a stage: the search is for the next one's
     warnings: tuple[str, ...]
-    began: float
-    encoded: float
     measured: bool  # the goal says what should be measured there
     shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
 
@@ -74,7 +91,8 @@ class Running:
 
 
 class PlanScheduler:
-    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them."""
+    """Every plan of one engine. `send` takes its results; `worlds` are the models as searches see them, `sizes` how
+    many requests to each are computed together (`max_batch` where none is stated)."""
 
     def __init__(
         self,
@@ -84,56 +102,96 @@ class PlanScheduler:
         send: Callable[[FromEngine], None],
         clock: Callable[[], float],
         worlds: Mapping[str, WorldModel] | None = None,
+        sizes: Mapping[str, BatchSizes] | None = None,
     ) -> None:
         self._models, self._send, self._clock = models, send, clock
-        self._max_batch, self._max_steps = max_batch, max_iteration_steps
+        self._max_steps = max_iteration_steps
+        self._sizes = sizes or {name: BatchSizes(max_batch, max_batch) for name in models}
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
         self._waiting: dict[int, PlanJob] = {}
+        self._callers: dict[int, str] = {}  # of those waiting
+        self.fair, self.weights = FairQueue(), dict[str, float]()
+        self._came: dict[str, float] = {}  # callers, and when each last did
         self._running: dict[int, Running] = {}
         self._round: list[Running] = []  # who has not had an iteration in this round
         self._newcomers_first = True
         self.durations = Durations()
         self.watchdog = Watchdog(clock)
         self._steps = {name: IterationClock() for name in models}  # per model step of one sample
+        self._least_step_s = dict.fromkeys(models, math.inf)
+        self._least_encode_s = dict.fromkeys(models, math.inf)
+        self.least_serial_s = dict.fromkeys(models, 0.0)  # one model step, however few the samples
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def add(self, number: int, job: PlanJob) -> None:
-        self._waiting[number] = job
+    @property
+    def callers(self) -> set[str]:
+        """Those who have plans here."""
+        return {*self._callers.values(), *(running.caller for running in self._running.values())}
+
+    def add(self, number: int, job: PlanJob, caller: str = "") -> None:
+        self._waiting[number], self._callers[number] = job, caller
+        now = self._clock()
+        self._came[caller] = now
+        self._came = {each: came for each, came in self._came.items() if now - came < COMPANY_S}
 
     def cancel(self, number: int) -> None:
         """Drop a plan, if it is here."""
         self._waiting.pop(number, None)
+        self._callers.pop(number, None)
         self._running.pop(number, None)
 
     def measure_anew(self) -> None:
         """Forget durations: first runs are slower than all others."""
         self.durations.forget()
         self._steps = {name: IterationClock() for name in self._models}
+        self._least_step_s = dict.fromkeys(self._models, math.inf)
+        self._least_encode_s = dict.fromkeys(self._models, math.inf)
 
     def pace(self, model: str) -> Pace:
         """How fast this engine is with a model."""
-        return Pace(self._encoding_s(model, 1), self._steps[model].mean_s)
+        least_step_s, least_encode_s = self._least_step_s[model], self._least_encode_s[model]
+        return Pace(
+            self._encoding_s(model, 1),
+            self._steps[model].mean_s,
+            least_encode_s if math.isfinite(least_encode_s) else 0.0,
+            least_step_s if math.isfinite(least_step_s) else 0.0,
+            self.least_serial_s[model],
+        )
 
-    def step(self) -> None:
-        """One piece of work, if there is any. Newcomers and those at work take turns."""
-        newcomers = bool(self._waiting) and (self._newcomers_first or not self._running)
+    def step(self, caller: str | None = None) -> None:
+        """One piece of work for this caller, if there is any. Newcomers and those at work take turns.
+
+        None: for whoever was served least.
+        """
+        if caller is None:
+            if not self.busy:
+                return
+            caller = self.fair.next(self.callers)
+        waits = caller in self._callers.values()
+        runs = any(running.caller == caller for running in self._running.values())
+        newcomers = waits and (self._newcomers_first or not runs)
         self._newcomers_first = not newcomers
         if newcomers:
-            self._encode_newcomers()
-        elif self._running:
-            self._iterate()
+            self._encode_newcomers(caller)
+        elif runs:
+            self._iterate(caller)
 
-    def protect(self, seconds: float, company: Sequence[Running] = ()) -> bool:
-        """Before work of that long without them: answer those that could not wait. Whether that took an iteration."""
+    def protect(self, seconds: float, company: Sequence[Running] = (), caller: str | None = None) -> bool:
+        """Before work of that long without them: answer those that could not wait. Whether that took an iteration.
+
+        Those of others than the work's `caller` are only improved meanwhile as far as they were not served more.
+        """
         iterated = False
         urgent = [r for r in self._running.values() if r not in company and r.limit < self._clock() + seconds]
         for running in sorted(urgent, key=lambda r: r.limit):
-            if running.search.iterations == 0 and self._clock() + self._iteration_s([running]) <= running.limit:
+            owed = caller is None or running.caller == caller or self.fair.is_owed(running.caller, caller)
+            in_time = self._clock() + self._iteration_s([running]) <= running.limit
+            if owed and running.search.iterations == 0 and in_time:
                 self._improve([running])
                 iterated = True
             if running.number in self._running and running.limit < self._clock() + seconds:
@@ -142,18 +200,25 @@ class PlanScheduler:
 
     # Newcomers
 
-    def _encode_newcomers(self) -> None:
-        """Encode what newcomers to one model see, and start their searches."""
-        model = next(iter(self._waiting.values())).model
-        numbers = [number for number, job in self._waiting.items() if job.model == model][: self._max_batch]
-        self.protect(self._encoding_s(model, len(numbers)))
+    def _encode_newcomers(self, caller: str) -> None:
+        """Encode what newcomers to one model see, and start their searches: this caller's, and some of others."""
+        model = next(job.model for number, job in self._waiting.items() if self._callers[number] == caller)
+        alike = [number for number, job in self._waiting.items() if job.model == model]
+        chosen = mixed([self._callers[number] for number in alike], caller)
+        numbers = [alike[index] for index in chosen][: self._sizes[model].encoded]
+        while len(numbers) > 1 and self._encoding_s(model, len(numbers)) > self._together_s:
+            numbers = numbers[: len(numbers) // 2]
+        self.protect(self._encoding_s(model, len(numbers)), caller=caller)
         batch: dict[int, PlanJob] = {}
         for number in numbers:
+            if number not in self._waiting:
+                continue
             job = self._waiting.pop(number)
             first_ends = (
                 self._clock() + self._encoding_s(model, 1) + self._unseen_s(model, job.size.steps_per_iteration)
             )
             if job.deadline is not None and first_ends > job.deadline and not job.on_trust:
+                del self._callers[number]
                 self._refuse_late(number)
             else:
                 batch[number] = job
@@ -164,26 +229,39 @@ class PlanScheduler:
         began = self._clock()
         try:
             with self.watchdog.work(self.durations.predict(("encode", model), len(batch))):
-                frames = [job.start.frames[0] for job in batch.values()]
-                latents = model_adapter.encode_frames(self._models[model], frames)
+                pictures = [torch.tensor(job.start.frames[0]) for job in batch.values()]
+                latents = model_adapter.encode_pictures(self._models[model], pictures)
                 on_host = model_adapter.to_host(latents)
         except Exception as error:
             if len(batch) == 1:
+                self._callers.pop(next(iter(batch)))
                 self._send(failed(next(iter(batch)), error))
             else:  # one may have spoilt it for all
                 for number, job in batch.items():
                     self._encode(model, {number: job})
             return
         encoded = self._clock()
-        self.durations.observe(("encode", model), len(batch), encoded - began)
+        callers = {number: self._callers.pop(number) for number in batch}
+        self.observe_encoding(model, len(batch), encoded - began)
+        self._charge(encoded - began, callers.values())
         for row, (number, job) in enumerate(batch.items()):
             try:
-                self._running[number] = self._begin(number, job, latents[row], on_host[row], (began, encoded))
+                seen = Seen(pictures[row], latents[row], on_host[row], began, encoded)
+                self._running[number] = self._begin(number, callers[number], job, seen)
             except Exception as error:
                 self._send(failed(number, error))
 
-    def _begin(self, number: int, job: PlanJob, latent: Tensor, on_host: Floats, times: tuple[float, float]) -> Running:
+    def observe_encoding(self, model: str, count: int, seconds: float) -> None:
+        """Learn how long encoding so many frames took."""
+        self.durations.observe(("encode", model), count, seconds)
+        self._least_encode_s[model] = min(self._least_encode_s[model], seconds / count)
+
+    def _charge(self, seconds: float, callers: Iterable[str]) -> None:
+        self.fair.charge(seconds, Counter(callers), self.weights)
+
+    def _begin(self, number: int, caller: str, job: PlanJob, seen: Seen) -> Running:
         """Raises PlanningError and ObservationError."""
+        latent = seen.latent
         model, own = self._models[job.model], model_adapter.cost_of(self._models[job.model])
         goal = model_adapter.to_device(model, job.goal)
         near = model_adapter.seen_part(model, goal)
@@ -197,7 +275,8 @@ class PlanScheduler:
         allowed = model_adapter.action_space(model, job.limits)
         assert allowed is not None  # a model that only embeds has no plans
         space = registry.searched(allowed, job.size.dimensions)
-        context = model_adapter.context_of(model, job.start, latent)
+        proprioception = model_adapter.measured_at(job.start)
+        context = model_adapter.context_of(model, job.start, latent, proprioception)
         shapes = tuple(tuple(part.shape) for part in context)
         chosen = self._fitted(job, space, shapes)
         size = chosen.size
@@ -228,33 +307,35 @@ class PlanScheduler:
         search = optimizer.start(problem, model.block)
         return Running(
             number=number,
+            caller=caller,
             job=job,
             chosen=chosen,
             optimizer=optimizer,
             search=search,
             beginning=search.best_actions,
             price_s=0.0 if optimizer.cost == own else self._unseen_s(job.model, size.horizon),
-            latent=on_host,
+            seen=seen,
             goal_distance=goal_distance,
             goal_reached=goal_reached,
-            warnings=model_adapter.observation_warnings(model, job.start),
-            began=times[0],
-            encoded=times[1],
+            warnings=model.observation_warnings(seen.picture, proprioception),
             measured=measured,
             shapes=shapes,
         )
 
     # Iterations
 
-    def _iterate(self) -> None:
-        """One iteration for the most urgent search, and for as many of its kind as its time allows."""
-        self._round = [r for r in self._round if r.number in self._running] or list(self._running.values())
-        first = min(self._round, key=lambda r: r.limit)
-        batch = sorted((r for r in self._round if r.kind == first.kind), key=lambda r: r.limit)[: self._room(first)]
-        while len(batch) > 1 and self._clock() + self._iteration_s(batch) > first.limit:
+    def _iterate(self, caller: str) -> None:
+        """One iteration for the caller's most urgent search, and for as many of its kind as its time allows."""
+        self._round = [r for r in self._round if r.number in self._running]
+        if not any(r.caller == caller for r in self._round):
+            self._round += [r for r in self._running.values() if r.caller == caller]
+        first = min((r for r in self._round if r.caller == caller), key=lambda r: r.limit)
+        alike = sorted((r for r in self._round if r.kind == first.kind), key=lambda r: r.limit)
+        batch = [alike[index] for index in mixed([r.caller for r in alike], caller)][: self._room(first)]
+        while len(batch) > 1 and self._iteration_s(batch) > min(first.limit - self._clock(), self._together_s):
             batch = batch[: len(batch) // 2]
         seconds = self._iteration_s(batch)
-        if self.protect(seconds, batch):
+        if self.protect(seconds, batch, caller):
             return  # time has passed: choose anew
         if self._clock() + seconds > first.limit:
             self._end_in_time(first)
@@ -262,9 +343,14 @@ class PlanScheduler:
         self._round = [r for r in self._round if r not in batch]
         self._improve(batch)
 
+    @property
+    def _together_s(self) -> float:
+        """The longest that searches may share a piece of work: others who come meanwhile wait for its end."""
+        return TOGETHER_S if len(self._came) > 1 else math.inf
+
     def _room(self, first: Running) -> int:
         """How many searches like this one fit into one rollout."""
-        return max(1, min(self._max_batch, self._max_steps // first.steps))
+        return max(1, min(self._sizes[first.job.model].searched, self._max_steps // first.steps))
 
     def _improve(self, batch: Sequence[Running]) -> None:
         first, began = batch[0], self._clock()
@@ -283,7 +369,10 @@ class PlanScheduler:
             return
         seconds = self._clock() - began
         self.durations.observe(kind, len(batch), seconds)
-        self._steps[first.job.model].observe(seconds / (len(batch) * steps))
+        self._charge(seconds, (running.caller for running in batch))
+        each_s = seconds / (len(batch) * steps)
+        self._steps[first.job.model].observe(each_s)
+        self._least_step_s[first.job.model] = min(self._least_step_s[first.job.model], each_s)
         for running, search in zip(batch, improved, strict=True):
             running.search = search
             reason = running.optimizer.stopped(search)
@@ -308,32 +397,26 @@ class PlanScheduler:
         except PlanningError as error:
             self._send(Failed(running.number, Reason.PLAN_FAILED, str(error)))
             return
-        found = Plan(
+        found = from_fields(
+            Plan,
+            plan,
+            running,
             actions=model_adapter.to_host(plan.actions),
             cost=math.fsum(step_costs),
             step_costs=step_costs,
             objective=plan.cost,
-            goal_distance=running.goal_distance,
-            iteration_costs=plan.iteration_costs,
-            elite_spread=plan.elite_spread,
             iterations_done=plan.iterations,
-            stop_reason=reason,
-            seed=running.job.seed,
             warm_started=running.job.warm_start is not None,
-            warnings=running.warnings,
-            arrival=plan.arrival,
-            kept=plan.kept,
             proposal_share=plan.proposed,
         )
-        done = PlanDone(
+        done = from_fields(
+            PlanDone,
+            running.chosen,
+            running,
+            running.seen,
             plan=found,
-            size=running.chosen.size,
-            fitting=running.chosen.fitting,
             unimproved=reason in ("budget", "deadline") and torch.equal(plan.actions, running.beginning),
-            goal_reached=running.goal_reached,
-            latent=running.latent,
-            began=running.began,
-            encoded=running.encoded,
+            latent=running.seen.on_host,
             ended=self._clock(),
         )
         self._send(Done(running.number, done, {running.job.model: self.pace(running.job.model)}))

@@ -127,13 +127,17 @@ def in_precision(model: LoadedModel, precision: str) -> LoadedModel:
 
 def with_best_precision(model: LoadedModel, size: SearchSize) -> tuple[LoadedModel, Verdict]:
     """The model in the lowest precision that is faster than the next and agrees with the model as it is."""
-    served, why = _lowered(model, model, torch.bfloat16, size)
+    served, why, share = _lowered(model, model.dtype, torch.bfloat16, size, 1.0)
     eight_bits = _eight_bits(model)
-    if eight_bits is not None:
-        lowest, of_lowest = _lowered(model, served, eight_bits, size)
-        why = of_lowest if lowest is not served else f"{why}; {of_lowest}"
-        served = lowest
-    return served, Verdict(served.dtype, why)
+    if eight_bits is None:
+        return served, Verdict(served.dtype, why)
+    next_best = served.dtype
+    del served  # two networks at most are held: if need be it is made again
+    lowest, of_lowest, _ = _lowered(model, next_best, eight_bits, size, share)
+    if lowest is not model:
+        return lowest, Verdict(lowest.dtype, of_lowest)
+    served = model.to_precision(next_best)
+    return served, Verdict(served.dtype, f"{why}; {of_lowest}")
 
 
 def _eight_bits(model: LoadedModel) -> torch.dtype | None:
@@ -143,38 +147,43 @@ def _eight_bits(model: LoadedModel) -> torch.dtype | None:
     return torch.int8 if has_vnni(model.device) else None
 
 
-def _lowered(model: LoadedModel, best: LoadedModel, dtype: torch.dtype, size: SearchSize) -> tuple[LoadedModel, str]:
-    """The model in `dtype` where that is faster than `best` and agrees with `model`, else `best`; and why."""
+def _lowered(
+    model: LoadedModel, best: torch.dtype, dtype: torch.dtype, size: SearchSize, share: float
+) -> tuple[LoadedModel, str, float]:
+    """The model in `dtype` where that is faster than in `best` and agrees with `model`, else the model; and why.
+
+    `share` is of the model's own time what it takes in `best`. The last value is that of what is to be served now.
+    """
     lowered = model.to_precision(dtype)
-    if lowered.dtype == best.dtype:
-        return best, "it is loaded so"
-    own_s, best_s, lowered_s = _iterations_s((model, best, lowered), size)
-    name, than, speedup = _name(lowered), _name(model), best_s / lowered_s
+    if lowered.dtype == best:
+        return model, "it is loaded so", share
+    own_s, lowered_s = _iterations_s((model, lowered), size)
+    name, than, speedup = _name(lowered), _name(model), share * own_s / lowered_s
     if speedup < LEAST_SPEEDUP:
-        return best, f"{name} is {speedup:.2f} times as fast here, not {LEAST_SPEEDUP}"
+        return model, f"{name} is {speedup:.2f} times as fast here, not {LEAST_SPEEDUP}", share
     if model_adapter.action_space(model) is None:
         cosine = _embedding_cosine(model, lowered)
         if not cosine >= LEAST_COSINE:
-            return best, f"{name} embeddings have a cosine of {cosine:.5f} to {than}'s"
-        return lowered, f"{speedup:.2f} times as fast, cosine of embeddings {cosine:.5f}"
+            return model, f"{name} embeddings have a cosine of {cosine:.5f} to {than}'s", share
+        return lowered, f"{speedup:.2f} times as fast, cosine of embeddings {cosine:.5f}", lowered_s / own_s
     problems = PROBLEMS
     if problems * size.iterations * (own_s + lowered_s) > GATE_S:
         problems, iterations = FEWEST_PROBLEMS, int(GATE_S / (FEWEST_PROBLEMS * (own_s + lowered_s)))
         if iterations < FEWEST_ITERATIONS:
             needed_s = FEWEST_PROBLEMS * FEWEST_ITERATIONS * (own_s + lowered_s)
-            return best, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}"
+            return model, f"comparing precisions would take {needed_s:.0f} s, over {GATE_S:.0f}", share
         size = replace(size, iterations=min(size.iterations, iterations))
     try:
         measured = agreement(model, lowered, size, imagined_problems(model, size, problems))
     except PlanningError as error:
-        return best, f"precisions could not be compared: {error}"
+        return model, f"precisions could not be compared: {error}", share
     text = (
         f"{problems} plans of {size.iterations} iterations: actions differ by {measured.gap:.4f} of their range, "
         f"{than} cost {1 + measured.excess:.4f} of its plans'"
     )
     if not measured.holds:
-        return best, f"{name} does not agree: {text}"
-    return lowered, f"{speedup:.2f} times as fast; {text}"
+        return model, f"{name} does not agree: {text}", share
+    return lowered, f"{speedup:.2f} times as fast; {text}", lowered_s / own_s
 
 
 def agreement(model: LoadedModel, lowered: LoadedModel, size: SearchSize, problems: Sequence[Problem]) -> Agreement:
@@ -217,7 +226,7 @@ def _iterations_s(models: Sequence[LoadedModel], size: SearchSize) -> list[float
         work.done_by(model)  # first runs build caches
     for _ in range(5):  # in turns, so that whatever else the machine does hits all alike
         for times, model in zip(taken, models, strict=True):
-            times.append(_seconds(partial(work.done_by, model)))
+            times.append(_work_seconds(models[0].device, partial(work.done_by, model)))
     return [statistics.median(times) * size.samples / work.samples for times in taken]
 
 
@@ -257,6 +266,15 @@ def _embedding_cosine(model: LoadedModel, lowered: LoadedModel) -> float:
     """The lowest cosine between two precisions' tokens of one image."""
     own, other = (each.encode(_noise_image(model)).float().flatten(0, -2) for each in (model, lowered))
     return float(torch.cosine_similarity(own, other, dim=-1).min())
+
+
+def _work_seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """What one run costs: processor time on processors, so that the choice is the same on a busy machine."""
+    if device.type != "cpu":
+        return _seconds(work)
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ them. The front's side is `engine`.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -15,11 +16,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from presage.fields import from_fields
 from presage.values import ActionSpec, ImageSpec, Model
 
 from model.interface import LoadedModel
 from model.package import ActionSpec as PackagedActions
-from model.package import PackageConfig, PackageError, PlannerDefaults
+from model.package import PackageConfig, PackageError, PlannerDefaults, weights_kept
 from model.registry import load
 from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
@@ -43,8 +46,9 @@ from server.engine.messages import (
     needed_iterations,
 )
 from server.values.calls import Frame
-from server.worker import cuda_graphs, model_adapter, precision
+from server.worker import batch_invariance, cuda_graphs, model_adapter, precision
 from server.worker.background_jobs import BackgroundJobs
+from server.worker.batch_invariance import BatchSizes
 from server.worker.failures import failed
 from server.worker.heartbeat import Watchdog, heartbeat_thread
 from server.worker.plan_scheduler import PlanScheduler
@@ -52,6 +56,7 @@ from server.worker.precision import Verdict, Work
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
+SERIAL_STEPS, SERIAL_RUNS = 4, 3
 BEATS_IN_SILENCE = 8  # heartbeats per heartbeat timeout
 
 
@@ -67,9 +72,9 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
     channel = EngineChannel(end)
     try:
         try:
-            models, worlds, described, threads = _load_and_describe(settings)
+            models, worlds, sizes, described, threads = _load_and_describe(settings)
             channel.send(Loaded(described, threads))
-            engine = Engine(models, worlds, channel, settings)
+            engine = Engine(models, worlds, sizes, channel, settings)
             engine.warm_up()
         except (PackageError, RuntimeError) as error:
             channel.send(LoadFailed(" ".join(str(error).split())))
@@ -82,19 +87,27 @@ def run(end: socket.socket, settings: EngineSettings) -> None:
 
 def _load_and_describe(
     settings: EngineSettings,
-) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], tuple[ServedModel, ...], int]:
-    """The models, how searches see them, what the front must know of them, and the number of threads.
+) -> tuple[dict[str, LoadedModel], dict[str, WorldModel], dict[str, BatchSizes], tuple[ServedModel, ...], int]:
+    """The models, how searches see them, how many requests to each are computed together, what the front must know of
+    them, and the number of threads.
 
     Raises PackageError, also for files that cannot be read: OSError is how the channel says the front has gone.
     """
     try:
-        threads, verdicts = tune(load_all(settings), settings)
-        worlds, described = {}, []
+        with weights_kept():
+            threads, verdicts = tune(load_all(settings), settings)
+        worlds: dict[str, WorldModel] = {}
+        sizes, described = {}, []
         for name, (model, verdict) in verdicts.items():
             size = own_search(model.package.config.planner)
             worlds[name], told = cuda_graphs.searched(model, size, settings.graphs, settings.max_batch, ITERATION_STEPS)
-            described.append(describe(name, model, verdict, told))
-        return {name: model for name, (model, _) in verdicts.items()}, worlds, tuple(described), threads
+            most = settings.max_batch
+            exact = settings.batches == "exact"
+            sizes[name] = (
+                batch_invariance.measured(model, worlds[name], size, most) if exact else BatchSizes(most, most)
+            )
+            described.append(describe(name, model, verdict, f"{told}; {sizes[name].described()}"))
+        return {name: model for name, (model, _) in verdicts.items()}, worlds, sizes, tuple(described), threads
     except OSError as error:
         where = error.filename or ", ".join(settings.models)
         raise PackageError(f"{where} cannot be read: {error.strerror or error}") from None
@@ -152,21 +165,18 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     dtype = str(verdict.dtype).removeprefix("torch.")
-    reply = Model(
+    reply = from_fields(
+        Model,
+        config,
+        model.package,
         name=name,
-        family=config.family,
-        weights_digest=model.package.weights_digest,
-        image=ImageSpec(config.image.height, config.image.width, config.image.crop_policy, cameras=1),
+        image=from_fields(ImageSpec, config.image, cameras=1),
         action=None if action is None else _action_spec(action),
-        latent_shape=config.latent_shape,
-        proprioception_names=config.proprioception_names,
         planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
         computes=f"{dtype} on {model.device}; {graphed}",
         license=str(config.training.get("license", "")),
-        labels=config.labels,
-        clip_frames=config.clip_frames,
         measures_goals=model_adapter.measures_goals(model),
     )
     return ServedModel(
@@ -179,13 +189,13 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         graphed,
         past_actions=config.past_actions,
         proposes=model.proposer is not None,
+        digest=model.package.digest(),
     )
 
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
     """What of a package's actions concerns a caller."""
-    told = {each.name: getattr(action, each.name) for each in fields(ActionSpec)}
-    return ActionSpec(**{**told, "rest": action.at_rest})
+    return from_fields(ActionSpec, action, rest=action.at_rest)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:
@@ -202,12 +212,13 @@ class Engine:
         self,
         models: dict[str, LoadedModel],
         worlds: dict[str, WorldModel],
+        sizes: dict[str, BatchSizes],
         channel: EngineChannel,
         settings: EngineSettings,
     ) -> None:
         self._models, self._channel = models, channel
         steps = ITERATION_STEPS
-        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds)
+        self._scheduler = PlanScheduler(models, settings.max_batch, steps, self._send, time.monotonic, worlds, sizes)
         self._background_jobs = BackgroundJobs(models, self._scheduler, steps, self._send, time.monotonic)
 
     @property
@@ -233,19 +244,26 @@ class Engine:
                 return
             for message in messages:
                 self._take(message)
-            self._scheduler.step()
-            self._background_jobs.step()
+            callers = self._scheduler.callers | self._background_jobs.callers
+            if callers:
+                caller = self._scheduler.fair.next(callers)
+                self._scheduler.step(caller)
+                self._background_jobs.step(caller)
+            else:
+                self._scheduler.weights.clear()
 
     def _take(self, message: ToEngine) -> None:
         match message:
             case Cancel(number):
                 self._scheduler.cancel(number)
                 self._background_jobs.cancel(number)
-            case Submit(number, PlanJob() as job):
-                self._scheduler.add(number, job)
-            case Submit(number, job):
+            case Submit(number, PlanJob() as job, caller, weight):
+                self._scheduler.weights[caller] = weight
+                self._scheduler.add(number, job, caller)
+            case Submit(number, job, caller, weight):
                 try:
-                    self._background_jobs.add(number, job)
+                    self._scheduler.weights[caller] = weight
+                    self._background_jobs.add(number, job, caller)
                 except Exception as error:
                     self._send(failed(number, error))
 
@@ -270,6 +288,23 @@ class Engine:
             self._scheduler.add(WARM_UP, PlanJob(name, Start((frame,), (), proprioception), goal, size, seed=0))
             while self._scheduler.busy:
                 self._scheduler.step()
+            self._measure_serially(name, model, frame, proprioception)
+
+    def _measure_serially(
+        self, name: str, model: LoadedModel, frame: Frame, proprioception: NDArray[np.float32] | None
+    ) -> None:
+        """How long a model step takes however few the samples: what a long horizon costs."""
+        start = Start((frame,), (), proprioception)
+        latent = model_adapter.encode_frames(model, [frame])[0]
+        context = model_adapter.context_of(model, start, latent, model_adapter.measured_at(start))
+        actions = torch.zeros((1, 1, SERIAL_STEPS * model.block, len(model.package.config.action.names)))  # type: ignore[union-attr]
+        world, least_s = model_adapter.world_model(model), math.inf
+        for _ in range(SERIAL_RUNS):
+            began = time.monotonic()
+            with torch.no_grad():
+                model_adapter.to_host(world.rollout(context, actions.to(model.device)))
+            least_s = min(least_s, time.monotonic() - began)
+        self._scheduler.least_serial_s[name] = least_s / SERIAL_STEPS
 
 
 def _black(config: PackageConfig) -> Frame:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,8 @@ from presage.values import Plan
 from torch import Tensor
 
 from model import extras
-from model.interface import ClipEmbedding, LoadedModel, MeasuringModel, Rollouts
-from model.package import Package
-from model.proposer import AnyProposer
+from model.interface import LoadedModel, MeasuringModel, Rollouts
+from model.wrapped import WrappedModel
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.recording import records
@@ -89,11 +89,21 @@ def read(path: Path) -> Recording:
 
 def replay(recording: Recording, models: Mapping[str, LoadedModel], tolerance: float) -> Iterator[Outcome]:
     """Make every plan again. `tolerance`: of actions, as a fraction of each one's range."""
+
+    @cache
+    def in_precision(name: str, dtype: torch.dtype) -> LoadedModel:
+        return models[name].to_precision(dtype)
+
     for record in recording.records:
-        yield _again(record, models, tolerance)
+        yield _again(record, models, in_precision, tolerance)
 
 
-def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float) -> Outcome:
+def _again(
+    record: Recorded,
+    models: Mapping[str, LoadedModel],
+    in_precision: Callable[[str, torch.dtype], LoadedModel],
+    tolerance: float,
+) -> Outcome:
     sequence, job, then = int(record.reply["observation_sequence"]), record.job, record.done
     if job is None or then is None:
         why = "the reply was what was left of an earlier plan"
@@ -114,7 +124,7 @@ def _again(record: Recorded, models: Mapping[str, LoadedModel], tolerance: float
     if start.past_actions is not None and not (start.history or start.past_frames):
         why = "it looked back on pictures that were not recorded"
         return Outcome(record.time_ns, sequence, "failed", why=why)
-    now = _planned(job, then, model.to_precision(_DTYPES[dtype]))
+    now = _planned(job, then, in_precision(job.model, _DTYPES[dtype]))
     if isinstance(now, Failed):
         return Outcome(record.time_ns, sequence, "failed", why=now.message)
     return _compared(record.time_ns, sequence, now.plan, then.plan, model, tolerance)
@@ -158,35 +168,15 @@ def _compared(time_ns: int, sequence: int, now: Plan, then: Plan, model: LoadedM
     return Outcome(time_ns, sequence, "same", actions, cost)
 
 
-class _Blind:
+class _Blind(WrappedModel):
     """A model that has seen already: every picture is the recorded latent. Satisfies `model.interface.LoadedModel`."""
 
     def __init__(self, model: LoadedModel, latent: Floats) -> None:
-        self._model = model
+        self.model = model
         self._latent = torch.tensor(latent, device=model.device)
 
-    @property
-    def package(self) -> Package:
-        return self._model.package
-
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._model.dtype
-
-    @property
-    def block(self) -> int:
-        return self._model.block
-
-    @property
-    def proposer(self) -> AnyProposer | None:
-        return self._model.proposer
-
     def to_precision(self, dtype: torch.dtype) -> LoadedModel:
-        return _Blind(self._model.to_precision(dtype), self._latent.cpu().numpy())
+        return _Blind(self.model.to_precision(dtype), self._latent.cpu().numpy())
 
     def encode(self, frames: Tensor) -> Tensor:
         return self._latent.expand(len(frames), *self._latent.shape)
@@ -194,32 +184,22 @@ class _Blind:
     def observation_warnings(self, frame: Tensor, proprioception: Tensor | None) -> tuple[str, ...]:
         return ()  # of a picture that is not there
 
-    def embed_clip(self, frames: Tensor) -> ClipEmbedding:
-        raise AssertionError("a plan embeds no clip")
-
-    def context(
-        self, latents: Sequence[Tensor], proprioception: Tensor | None, past_actions: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        if past_actions is None:
-            return self._model.context(latents, proprioception)
-        return self._model.context(latents, proprioception, past_actions)
-
     @property
     def goal_groups(self) -> tuple[tuple[int, float], ...]:
-        if isinstance(self._model, MeasuringModel):
-            return self._model.goal_groups
+        if isinstance(self.model, MeasuringModel):
+            return self.model.goal_groups
         return ((self.package.config.latent_shape[-1], 1.0),)
 
     def goal(self, latent: Tensor, proprioception: Tensor | None) -> Tensor:
-        assert isinstance(self._model, MeasuringModel)
-        return self._model.goal(latent, proprioception)
+        assert isinstance(self.model, MeasuringModel)
+        return self.model.goal(latent, proprioception)
 
     def measuring(self) -> Rollouts:
-        assert isinstance(self._model, MeasuringModel)
-        return self._model.measuring()
+        assert isinstance(self.model, MeasuringModel)
+        return self.model.measuring()
 
     def rollout(self, context: tuple[Tensor, ...], actions: Tensor) -> Tensor:
-        return self._model.rollout(context, actions)
+        return self.model.rollout(context, actions)
 
     def rollout_shared(self, context: tuple[Tensor, ...], actions: Tensor, alike: Alike) -> Tensor:
-        return shared_rollout(self._model, context, actions, alike)
+        return shared_rollout(self.model, context, actions, alike)

@@ -7,13 +7,12 @@ end of its own: the task is a goal state, and ``is_success`` says whether it is 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from simulation.robots.drawing import Color, blank, draw_capsules, draw_discs
+from simulation.robots.robot import Robot
 
 RATE_HZ = 10.0
 LINK_LENGTHS = (0.5, 0.4)  # meters
@@ -132,25 +131,18 @@ def checked_action(action: NDArray[np.floating]) -> NDArray[np.float64]:
     return copy
 
 
-def action_space() -> gymnasium.spaces.Box:
+def action_space() -> Box:
     """Joint velocities in rad/s."""
-    return gymnasium.spaces.Box(-MAX_JOINT_SPEED, MAX_JOINT_SPEED, (2,), np.float32)
+    return Box(-MAX_JOINT_SPEED, MAX_JOINT_SPEED, (2,), np.float32)
 
 
-def observation_space(image_size: int) -> gymnasium.spaces.Dict:
-    """``image`` and ``proprioception`` (the joint angles); ValueError for an image too small to show anything."""
-    if image_size < 16:
-        raise ValueError(f"image_size: must be at least 16 pixels, got {image_size}")
+def proprioception_space() -> Box:
+    """The joint angles in rad."""
     angles = np.array([np.pi, ELBOW_LIMIT], dtype=np.float32)
-    return gymnasium.spaces.Dict(
-        {
-            "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-            "proprioception": gymnasium.spaces.Box(-angles, angles, dtype=np.float32),
-        }
-    )
+    return Box(-angles, angles, dtype=np.float32)
 
 
-class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class Arm(Robot):
     """The arm as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[q1, q2]`` in rad, q1 from the x axis counter-clockwise, q2 relative to the first link. Action: ``[2]``
@@ -159,7 +151,6 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     exactly that state. Reward is always 0 and episodes never end by themselves.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "arm"
     rate_hz = RATE_HZ
     action_names = ACTION_NAMES
@@ -168,11 +159,7 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     proprioception_units = PROPRIOCEPTION_UNITS
 
     def __init__(self, image_size: int = 64, render_mode: str | None = "rgb_array") -> None:
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.action_space = action_space()
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = observation_space(image_size)
+        super().__init__(image_size, render_mode, action_space(), proprioception_space())
         self._state = np.zeros(2)
 
     @property
@@ -189,27 +176,9 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Puts the arm at ``state`` ``[2]``; ValueError if it is malformed or past the elbow's limits."""
         self._state = checked_state(state, 2)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or at a state drawn from the whole joint space."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
-
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.1 s with joint velocities ``[2]`` in rad/s, clipped to the bounds."""
         self._state = step_states(self._state[None], checked_action(action)[None])[0]
-
-    def render(self) -> NDArray[np.uint8]:
-        """The camera's image now, uint8 ``[size, size, 3]``."""
-        return self.render_state(self._state)
 
     def render_state(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
         """What the camera would see at ``state``; the arm itself stays where it is."""
@@ -222,6 +191,3 @@ class Arm(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def is_success(self, goal_state: NDArray[np.float64]) -> bool:
         """Whether both joints are within 0.1 rad of ``goal_state``, the shorter way round."""
         return bool(successes(self._state[None], np.asarray(goal_state, dtype=np.float64)[None])[0])
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}

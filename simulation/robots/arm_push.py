@@ -6,14 +6,12 @@ and the puck rests when nothing pushes it. The first link passes above the table
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from simulation.robots import arm
 from simulation.robots.drawing import Color, blank, draw_discs
+from simulation.robots.robot import Robot
 
 PUCK_RADIUS = 0.12  # meters
 CONTACT = arm.LINK_RADII[1] + PUCK_RADIUS  # distance of the puck's center from the link's axis when they touch
@@ -102,7 +100,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray(np.linalg.norm(states[:, 2:] - goals[:, 2:], axis=1) <= SUCCESS_TOLERANCE)
 
 
-class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class ArmPush(Robot):
     """The arm and the puck as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[q1, q2, x, y]``, joint angles in rad and the puck's center in meters from the base. Actions and
@@ -110,7 +108,6 @@ class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     episodes never end by themselves.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(arm.RATE_HZ)}
     name = "arm-push"
     rate_hz = arm.RATE_HZ
     action_names = arm.ACTION_NAMES
@@ -119,11 +116,7 @@ class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     proprioception_units = arm.PROPRIOCEPTION_UNITS
 
     def __init__(self, image_size: int = 64, render_mode: str | None = "rgb_array") -> None:
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.action_space = arm.action_space()
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = arm.observation_space(image_size)
+        super().__init__(image_size, render_mode, arm.action_space(), arm.proprioception_space())
         self._state = np.array([0.0, 0.0, -0.5, 0.0])
 
     @property
@@ -146,27 +139,9 @@ class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
             raise ValueError(f"state: the puck must not overlap the second link, but does by {-apart:.4f} m")
         self._state = copy
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or at a random state."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
-
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.1 s with joint velocities ``[2]`` in rad/s, clipped to the bounds."""
         self._state = step_states(self._state[None], arm.checked_action(action)[None])[0]
-
-    def render(self) -> NDArray[np.uint8]:
-        """The camera's image now, uint8 ``[size, size, 3]``."""
-        return self.render_state(self._state)
 
     def render_state(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
         """What the camera would see at ``state``; arm and puck stay where they are."""
@@ -179,6 +154,3 @@ class ArmPush(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def is_success(self, goal_state: NDArray[np.float64]) -> bool:
         """Whether the puck is within 0.075 m of its place in ``goal_state``, wherever the arm is."""
         return bool(successes(self._state[None], np.asarray(goal_state, dtype=np.float64)[None])[0])
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}

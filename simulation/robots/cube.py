@@ -7,14 +7,15 @@ world models are compared by; the benchmark's own target marker is not shown, an
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from simulation.extras import package_folder
 from simulation.robots.mujoco_stage import EXTRA, load_mujoco, stage
+from simulation.robots.robot import Robot
 
 RATE_HZ = 20.0
 SUCCESS_TOLERANCE = 0.04  # meters
@@ -38,7 +39,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray(np.linalg.norm(states[:, CUBE] - goals[:, CUBE], axis=1) <= SUCCESS_TOLERANCE)
 
 
-class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class Cube(Robot):
     """Cube as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[41]``, MuJoCo's positions (arm 6, gripper 8, the cube's place in m and its quaternion) and velocities.
@@ -47,7 +48,6 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     its yaw, and how far it is closed, 0 to 1. Raises MissingSimulator without MuJoCo, OGBench or an OpenGL library.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "cube"
     rate_hz = RATE_HZ
     action_names = ("gripper_dx", "gripper_dy", "gripper_dz", "gripper_dyaw", "gripper_closing")
@@ -60,17 +60,9 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self._scene = _scene()
         self._data = self._mujoco.MjData(self._scene.model)
         self._stage = stage(self.name, _model, "front_pixels", image_size)
-        self.image_size = image_size
-        self.render_mode = render_mode
         high = np.array(ACTION_HIGH, dtype=np.float32)
-        self.action_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprioception": gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float32),
-            }
-        )
+        proprioception = Box(-np.inf, np.inf, (5,), np.float32)
+        super().__init__(image_size, render_mode, Box(-high, high, dtype=np.float32), proprioception)
         self.set_state(self.random_state(np.random.default_rng(0)))
 
     @property
@@ -91,20 +83,6 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         checked = _checked_state(state)
         self._data.qpos[:], self._data.qvel[:] = checked[:_POSITIONS], checked[_POSITIONS:]
         self._settle()
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or with the gripper and the cube anywhere."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(self.random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
 
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.05 s with an action ``[5]``, clipped to the bounds."""
@@ -140,9 +118,6 @@ class Cube(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Brings what is computed from the state up to date; nothing else is remembered from one step to the next."""
         self._data.qacc_warmstart[:] = 0.0
         self._mujoco.mj_forward(self._scene.model, self._data)
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}
 
 
 @cache

@@ -6,13 +6,14 @@ size, and judges success by the rule that world models are compared with. It has
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from simulation.extras import MissingSimulator
+from simulation.robots.robot import Robot
 
 SIDE = 512.0  # px, the simulator's own length; the walls are 5 px inside the edges
 RATE_HZ = 10.0
@@ -55,7 +56,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray((distance < POSITION_TOLERANCE) & (angle < ANGLE_TOLERANCE))
 
 
-class PushT(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class PushT(Robot):
     """Push-T as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[pusher x, y, block x, y, block angle, pusher velocity x, y]`` in px, rad and px/s; x to the right and y
@@ -64,7 +65,6 @@ class PushT(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     to where it is, in px within +-100. Proprioception: the pusher's position and velocity ``[4]``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "pusht"
     rate_hz = RATE_HZ
     action_names = ("displacement_x", "displacement_y")
@@ -73,23 +73,13 @@ class PushT(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     proprioception_units = ("px", "px", "px/s", "px/s")
 
     def __init__(self, image_size: int = 96, render_mode: str | None = "rgb_array") -> None:
-        if image_size < 16:
-            raise ValueError(f"image_size: must be at least 16 pixels, got {image_size}")
-        self.image_size = image_size
-        self.render_mode = render_mode
+        action = Box(-MAX_DISPLACEMENT, MAX_DISPLACEMENT, (2,), np.float32)
+        super().__init__(image_size, render_mode, action, Box(-np.inf, np.inf, (4,), np.float32))
         self._world = _simulator(image_size)
         # All pictures are taken in a second world that never runs: the first would draw its contacts into them, and an
         # image is to be a function of the state alone.
         self._stage = _simulator(image_size)
         self._stage.reset(options={"reset_to_state": _APART})
-        self.action_space = gymnasium.spaces.Box(-MAX_DISPLACEMENT, MAX_DISPLACEMENT, (2,), np.float32)
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprioception": gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32),
-            }
-        )
         self.set_state(np.array([*_APART, 0.0, 0.0]))
 
     @property
@@ -109,20 +99,6 @@ class PushT(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         checked = _checked_state(state)
         self._world.reset(options={"reset_to_state": _APART})  # begins a new world: no contact is remembered
         _place(self._world, checked)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or at a random state."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
 
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.1 s towards a place ``[2]`` px from the pusher, clipped to the bounds."""
@@ -151,9 +127,6 @@ class PushT(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def _picture(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
         _place(self._stage, state)
         return np.asarray(self._stage._render(), dtype=np.uint8)  # render() would take a size of its own
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}
 
 
 def _simulator(image_size: int) -> Any:

@@ -7,15 +7,16 @@ compared by; the suite's own target ball is not shown, and there is no reward.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from simulation.extras import package_folder
 from simulation.robots.arm import checked_action, wrap_angle
 from simulation.robots.mujoco_stage import EXTRA, load_mujoco, stage
+from simulation.robots.robot import Robot
 
 RATE_HZ = 25.0  # two physics steps of 0.02 s, as the published world models drive it
 MAX_TORQUE = 0.05  # N m, each joint; against the damping it turns a joint at up to 5 rad/s
@@ -43,7 +44,7 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray((np.abs(apart) < SUCCESS_TOLERANCE).all(axis=1))
 
 
-class Reacher(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class Reacher(Robot):
     """Reacher as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State: ``[shoulder, wrist, shoulder velocity, wrist velocity]`` in rad and rad/s; the shoulder from the x axis
@@ -52,7 +53,6 @@ class Reacher(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     suite's files or an OpenGL library.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "reacher"
     rate_hz = RATE_HZ
     action_names = ("shoulder_torque", "wrist_torque")
@@ -65,16 +65,8 @@ class Reacher(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         self._model = _model()
         self._data = self._mujoco.MjData(self._model)
         self._stage = stage(self.name, _model, "fixed", image_size)
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.action_space = gymnasium.spaces.Box(-MAX_TORQUE, MAX_TORQUE, (2,), np.float32)
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprioception": gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32),
-            }
-        )
+        action = Box(-MAX_TORQUE, MAX_TORQUE, (2,), np.float32)
+        super().__init__(image_size, render_mode, action, Box(-np.inf, np.inf, (4,), np.float32))
 
     @property
     def state(self) -> NDArray[np.float64]:
@@ -90,20 +82,6 @@ class Reacher(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Puts the joints at ``state`` ``[4]``; ValueError if it is malformed or past the wrist's limit."""
         checked = _checked_state(state)
         self._data.qpos[:], self._data.qvel[:] = checked[:2], checked[2:]
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or at rest at a place drawn from the whole joint space."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
 
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.04 s with joint torques ``[2]`` in N m, clipped to the bounds."""
@@ -126,9 +104,6 @@ class Reacher(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def is_success(self, goal_state: NDArray[np.float64]) -> bool:
         """Whether both joints are less than 0.05 rad from their angles in ``goal_state``, whatever their speeds."""
         return bool(successes(self.state[None], np.asarray(goal_state, dtype=np.float64)[None])[0])
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}
 
 
 @cache

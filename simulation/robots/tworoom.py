@@ -7,13 +7,12 @@ The task is that of the published TwoRoom in shape and success rule; the rooms, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from simulation.robots.drawing import Color, blank, draw_boxes, draw_discs
+from simulation.robots.robot import Robot
 
 RATE_HZ = 10.0
 SIDE = 2.0  # meters of the square floor; the origin is its lower left corner, x to the right and y up in the image
@@ -155,14 +154,13 @@ def successes(states: NDArray[np.float64], goals: NDArray[np.float64]) -> NDArra
     return np.asarray(np.linalg.norm(states - goals, axis=1) <= SUCCESS_TOLERANCE)
 
 
-class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
+class TwoRoom(Robot):
     """The two rooms as a gymnasium environment and as a ``simulation.tasks.RobotTask``.
 
     State and proprioception: the center's place ``[x, y]`` in meters. Action: ``[2]`` velocities in m/s within +-0.6,
     held for one step of 0.1 s. Reward is always 0 and episodes never end by themselves.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": int(RATE_HZ)}
     name = "tworoom"
     rate_hz = RATE_HZ
     action_names = ACTION_NAMES
@@ -171,18 +169,8 @@ class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     proprioception_units = PROPRIOCEPTION_UNITS
 
     def __init__(self, image_size: int = 64, render_mode: str | None = "rgb_array") -> None:
-        if image_size < 16:
-            raise ValueError(f"image_size: must be at least 16 pixels, got {image_size}")
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.action_space = gymnasium.spaces.Box(-MAX_SPEED, MAX_SPEED, (2,), np.float32)
-        self.action_low, self.action_high = self.action_space.low, self.action_space.high
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "image": gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "proprioception": gymnasium.spaces.Box(0.0, SIDE, (2,), np.float32),
-            }
-        )
+        action, places = Box(-MAX_SPEED, MAX_SPEED, (2,), np.float32), Box(0.0, SIDE, (2,), np.float32)
+        super().__init__(image_size, render_mode, action, places)
         self._state = np.array([0.5, 1.0])
 
     @property
@@ -199,30 +187,12 @@ class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         """Puts the robot at ``state`` ``[2]``; ValueError if that is malformed, off the floor or in the wall."""
         self._state = _checked_state(state)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Starts at ``options["state"]``, or anywhere the robot can be."""
-        super().reset(seed=seed)
-        given = None if options is None else options.get("state")
-        self.set_state(random_state(self.np_random) if given is None else given)
-        return self._observation(), {"state": self.state}
-
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """Moves for one control step; see ``act`` to do so without drawing."""
-        self.act(action)
-        return self._observation(), 0.0, False, False, {"state": self.state}
-
     def act(self, action: NDArray[np.floating]) -> None:
         """Moves for one control step of 0.1 s with a velocity ``[2]`` in m/s, clipped to the bounds."""
         velocity = np.array(action, dtype=np.float64)
         if velocity.shape != (2,) or not np.isfinite(velocity).all():
             raise ValueError(f"action: must be two finite numbers, got {velocity.tolist()}")
         self._state = step_states(self._state[None], velocity[None])[0]
-
-    def render(self) -> NDArray[np.uint8]:
-        """The camera's image now, uint8 ``[size, size, 3]``."""
-        return self.render_state(self._state)
 
     def render_state(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
         """What the camera would see at ``state``; the robot itself stays where it is."""
@@ -235,9 +205,6 @@ class TwoRoom(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
     def is_success(self, goal_state: NDArray[np.float64]) -> bool:
         """Whether the robot is within 0.143 m of ``goal_state``."""
         return bool(successes(self._state[None], np.asarray(goal_state, dtype=np.float64)[None])[0])
-
-    def _observation(self) -> dict[str, NDArray[Any]]:
-        return {"image": self.render(), "proprioception": self.proprioception}
 
 
 def _checked_state(state: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ def test_every_figure_that_is_wanted_is_measured() -> None:
     assert [row[3] for row in table.rows].count(accelerator.NOT_MEASURED) == 3
 
 
+@pytest.mark.process
 def test_without_a_device_nothing_is_claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,13 +20,16 @@ def test_a_clip_goes_up_in_chunks_with_its_digest(client: Any, server: Running, 
     path = tmp_path / "clip.mp4"
     path.write_bytes(np.random.RandomState(0).bytes((5 << 19) + 17))
     told = []
-    reply = client.embed_clip(path, "pooled", frames=4, progress=lambda sent, total: told.append((sent, total)))
+    reply = client.embed_clip(
+        path, "pooled", frames=4, step_distances=True, progress=lambda sent, total: told.append((sent, total))
+    )
     size = path.stat().st_size
     assert server.behavior.chunks == [1 << 20, 1 << 20, (1 << 19) + 17]
     assert told == [(0, size), (1 << 20, size), (2 << 20, size), (size, size)]
     assert reply.embedding.tolist() == [size] * 4
     assert (reply.frame_times_s, reply.step_distances, reply.goal_distances) == ((0.0, 0.5), (1.5,), ())
     assert server.behavior.requests[-1].sampling.frames == 4
+    assert server.behavior.requests[-1].step_distances
 
 
 def test_a_refused_clip_says_why_before_it_is_all_sent(client: Any, server: Running, tmp_path: Path) -> None:

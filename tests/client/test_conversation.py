@@ -10,7 +10,7 @@ import pytest
 from presage import values
 from presage.protocol import codec
 from presage.protocol.conversation import ControlSettings, Conversation
-from presage.protocol.sequences import SequenceCounter
+from presage.protocol.memory import SequenceCounter
 from presage.v1 import planning_pb2
 
 from tests.support.client.protocol_service import tensor

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 
+import pytest
+
 from tests.support.paths import ROOT
 
 
+@pytest.mark.process
 def test_the_blocking_client_is_generated_from_the_asyncio_client() -> None:
     loader = importlib.machinery.SourceFileLoader("sync_client", str(ROOT / "scripts" / "sync-client"))
     spec = importlib.util.spec_from_loader("sync_client", loader)

@@ -99,6 +99,7 @@ def own_logging() -> Iterator[None]:
     logging.root.setLevel(level)
 
 
+@pytest.mark.process
 @needs_arm
 async def test_a_replica_keeps_rich_errors_and_streams_without_ray(own_logging: None) -> None:
     arm = tasks.make("arm")

@@ -201,8 +201,44 @@ def test_what_is_no_picture_here_is_refused_by_its_name(content: bytes, words: s
     assert "JPEG, PNG or WebP" in caught.value.rule
 
 
-def test_a_png_of_countless_chunks_is_read_without_looking_at_them_all() -> None:
-    np.testing.assert_array_equal(decode_picture(behind_header(chunk(b"tEXt", b"a\0") * 70_000), LIMIT), PIXELS)
+def test_a_png_of_countless_chunks_is_refused_before_they_are_all_looked_at() -> None:
+    with pytest.raises(PictureError, match="chunks for its"):
+        decode_picture(behind_header(chunk(b"tEXt", b"a\0") * 70_000), LIMIT)
+
+
+def with_scans(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    progressive = file("JPEG", progressive=True)
+    last = progressive.rindex(b"\xff\xda")
+    return progressive[:-2] + progressive[last:-2] * (scans - progressive.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused_before_it_is_decoded() -> None:
+    assert decode_picture(with_scans(64), LIMIT).shape == PIXELS.shape
+    with pytest.raises(PictureError, match="at most 64 scans, got a JPEG of 20000"):
+        decode_picture(with_scans(20_000), LIMIT)
+
+
+def test_comments_and_profiles_of_a_jpeg_reach_no_parser() -> None:
+    jpeg = file("JPEG")
+    segment = b"\xff\xed\xff\xfe" + b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 6000
+    said = jpeg[:2] + segment[: 2 + 0xFFFE] * 100 + b"\xff\xfe\0\6note" + jpeg[2:]
+    np.testing.assert_array_equal(decode_picture(said, LIMIT), decode_picture(jpeg, LIMIT))
+
+
+def test_a_jpeg_of_countless_segments_is_refused_before_they_are_all_looked_at() -> None:
+    jpeg = file("JPEG")
+    with pytest.raises(PictureError, match="at most 512 segments"):
+        decode_picture(jpeg[:2] + b"\xff\xe5\0\2" * 100_000 + jpeg[2:], LIMIT)
+
+
+def test_the_canvas_of_a_webp_is_judged_before_it_is_allocated() -> None:
+    webp = file("WEBP", exif=exif_block(1))
+    assert webp[12:16] == b"VP8X"
+    huge = webp[:24] + b"\xfe\x3f\0\xfe\x3f\0" + webp[30:]
+    with pytest.raises(PictureError, match="got 16383 x 16383") as caught:
+        decode_picture(huge, LIMIT)
+    assert caught.value.too_large
 
 
 def test_both_views_of_a_stereo_photo_are_not_an_animation() -> None:

@@ -120,7 +120,7 @@ def test_values_arrive_as_they_were() -> None:
     assert to_device(values, "cpu") is values
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a CUDA device")
+@pytest.mark.gpu
 def test_values_arrive_on_a_cuda_device_as_they_were() -> None:
     values = torch.randn(1000, 1000)
     sent = [to_device(values + number, torch.device("cuda")) for number in range(8)]
@@ -128,7 +128,7 @@ def test_values_arrive_on_a_cuda_device_as_they_were() -> None:
         assert torch.equal(arrived.cpu(), values + number)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", SEARCHES.values(), ids=SEARCHES.keys())
 def test_plans_on_a_cuda_device_come_near_those_of_the_host(optimizer: Optimizer) -> None:
     from planner.anytime import plan_in_time

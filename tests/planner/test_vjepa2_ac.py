@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.gripper import GripperRules
 from planner.optimizers.cem import CEM
 from planner.types import PlanningError, Problem
+from planner.vjepa2_ac import GripperRules
 from planner.world_model import Actions, Context, Latents
 from tests.support.paths import SHARED
 from tests.support.planner.problems import reach

@@ -20,7 +20,6 @@ from simulation.episodes import (
     TRAINING_SEED_LIMIT,
     EpisodeBatch,
     EpisodeError,
-    check_training_seed,
     collect,
     collect_to,
     open_episodes,
@@ -47,6 +46,7 @@ def batch(request: pytest.FixtureRequest) -> EpisodeBatch:
     return collect(request.param, episodes=GROUP + 5, steps=30, seed=4, image_size=16)
 
 
+@pytest.mark.process
 def test_two_workers_collect_what_one_does(batch: EpisodeBatch) -> None:
     assert_same(batch, collect(batch.task, episodes=GROUP + 5, steps=30, seed=4, workers=2, image_size=16))
 
@@ -69,7 +69,6 @@ def test_shapes_and_units_are_told(batch: EpisodeBatch) -> None:
     assert batch.rate_hz == 10.0
     assert batch.action_units == (("m/s", "m/s") if batch.task == "tworoom" else ("rad/s", "rad/s"))
     assert np.abs(batch.actions).max() <= batch.action_high[0]
-    np.testing.assert_array_equal(batch.seeds[[0, -1]], [[4, 0], [4, GROUP + 4]])
 
 
 def test_the_recorded_actions_lead_from_state_to_state_and_the_frames_show_them(batch: EpisodeBatch) -> None:
@@ -196,12 +195,10 @@ def test_a_senseless_request_is_refused_by_name(wrong: dict[str, object]) -> Non
 
 
 def test_training_seeds_and_held_out_seeds_cannot_meet() -> None:
-    check_training_seed(TRAINING_SEED_LIMIT - 1)
     assert TRAINING_SEED_LIMIT < HELD_OUT_SEED_START
-    with pytest.raises(ValueError, match="seed: must be within 0 and 999999"):
-        check_training_seed(TRAINING_SEED_LIMIT)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="gym-pusht is not installed")
 @pytest.mark.filterwarnings("ignore:.*pkg_resources:DeprecationWarning", "ignore:.*pkg_resources:UserWarning")
 def test_pusht_episodes_are_the_same_from_two_workers() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from presage.fields import from_fields
 from presage.limits import ActionLimits
 from torch import Tensor
 from torch.nn import functional as F
@@ -179,11 +180,10 @@ def _new_predictor(recipe: ActionConditionedRecipe, frozen: VJepa2Model) -> Acti
     """An untrained predictor of the recipe's size, for that encoder's latents."""
     rows = frozen.package.config.image.height // frozen.encoder.config.patch
     return ActionPredictor(
-        ActionPredictorConfig(
+        from_fields(
+            ActionPredictorConfig,
+            recipe,
             latent_width=frozen.encoder.config.width,
-            width=recipe.width,
-            depth=recipe.depth,
-            heads=recipe.heads,
             mlp_hidden=4 * recipe.width,
             grid=(rows, rows),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from presage.fields import from_fields
 from presage.limits import ActionLimits
 
 from model.compact.network import CompactConfig
@@ -92,17 +93,11 @@ def package_config(
     height, width = episodes.frames.shape[2:4]
     kept = None if initial is None or initial.action is None else initial.action.limits
     action = action_spec(episodes, recipe.block, recipe.limits or kept)
-    network = CompactConfig(
+    network = from_fields(
+        CompactConfig,
+        recipe,
         action_width=recipe.block * len(action.names),
-        latent=recipe.latent,
-        encoder_width=recipe.encoder_width,
-        encoder_depth=recipe.encoder_depth,
-        predictor_width=recipe.predictor_width,
-        predictor_depth=recipe.predictor_depth,
-        residual=recipe.residual,
         proprioception=episodes.recorded_proprioception().shape[-1] if recipe.proprioception else 0,
-        horizon=recipe.horizon,
-        normed_stem=recipe.normed_stem,
     )
     if recipe.placed:
         network = replace(network, placed_tokens=(height // network.patch) * (width // network.patch))

@@ -1,7 +1,7 @@
 """Interface of every reader of recordings: a header, each episode's numbers, and each episode's frames.
 
-One file of its own for each format; which one reads a path is `training.data.opening`, whether what it read can be
-trained on is `training.data.inspection`.
+One file of its own for each format; which one reads a path is `training.data.formats.opening`, and whether
+what it read can be trained on is `training.data.inspection`.
 """
 
 from __future__ import annotations

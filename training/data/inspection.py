@@ -1,10 +1,14 @@
-"""Inspection of recordings: the content of each episode, what is wrong with it, and the range of its actions."""
+"""Inspection of recordings: the content of each episode, what is wrong with it, which one it repeats, and the
+range of its actions.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,6 @@ from numpy.typing import NDArray
 
 from training.data.dataset import Dataset, DatasetError, DatasetHeader, Episode
 from training.data.episodes import CONSTANT, held_notes
-from training.data.repeats import repeats
 
 RATE_TOLERANCE = 0.1  # share by which the rows' own rate may differ from what is said
 
@@ -219,3 +222,36 @@ def _ranges(header: DatasetHeader, recorded: list[NDArray[np.float32]]) -> tuple
 def _without(name: str, message: str) -> str:
     """A message that does not begin with the episode's name, which stands before it anyway."""
     return message.removeprefix(f"{name}: ")
+
+
+def repeats(dataset: Dataset, episodes: Mapping[int, Episode]) -> dict[int, int]:
+    """For each episode that repeats an earlier one, both by index: the same numbers, and the same pictures.
+
+    A copy counts twice in training, and one of the two may be held out. Pictures are compared only where the numbers
+    are the same; a script that is played twice is not a copy.
+    """
+    known: dict[str, list[int]] = {}
+    found: dict[int, int] = {}
+    for index, episode in episodes.items():
+        alike = known.setdefault(_digest(episode), [])
+        original = next((other for other in alike if _look_alike(dataset, other, index)), None)
+        if original is None:
+            alike.append(index)
+        else:
+            found[index] = original
+    return found
+
+
+def _digest(episode: Episode) -> str:
+    digest = hashlib.sha256(f"{episode.frames} {episode.actions.shape}".encode())
+    digest.update(np.ascontiguousarray(episode.actions[: episode.steps]).data)
+    digest.update(np.ascontiguousarray(episode.proprioception).data)
+    return digest.hexdigest()
+
+
+def _look_alike(dataset: Dataset, one: int, other: int) -> bool:
+    try:
+        pairs = zip_longest(dataset.frames(one), dataset.frames(other))
+        return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
+    except DatasetError:  # whoever reads the pictures says so
+        return False

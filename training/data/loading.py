@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.fields import from_fields
 
 from model.preprocessing import CropPolicy
 from training.data.dataset import Dataset, DatasetError, Episode
 from training.data.episodes import Episodes, held_notes
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.inspection import counted, dangling_links, problems, repeat_of
-from training.data.repeats import repeats
+from training.data.inspection import counted, dangling_links, problems, repeat_of, repeats
 
 
 def load_episodes(
@@ -51,19 +51,18 @@ def load_episodes(
     lengths = np.array([episode.steps for episode in used], np.int64)
     actions = [episode.actions[: episode.steps] for episode in used]
     recorded = np.concatenate(actions)
-    episodes = Episodes(
+    episodes = from_fields(
+        Episodes,
+        header,
         frames=kept_frames(store, image_size).reshape(len(used), longest + 1, image_size, image_size, 3),
         actions=_padded(actions, longest),
-        action_names=header.action_names,
         action_units=("as recorded",) * len(header.action_names),
         action_low=tuple(recorded.min(axis=0).tolist()),
         action_high=tuple(recorded.max(axis=0).tolist()),
-        rate_hz=header.rate_hz,
         source=_source(dataset, lengths, skipped),
         probe_targets=_targets([episode.proprioception for episode in used], longest + 1),
         lengths=lengths,
         proprioception=_padded([episode.proprioception for episode in used], longest + 1),
-        proprioception_names=header.proprioception_names,
         crop_policy=crop_policy,
         frames_digest=kept.digest,
         notes=(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
+from presage.fields import from_fields
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,13 +65,12 @@ def from_episodes(episodes: Episodes) -> FrameDataset:
     """What the camera saw in recorded episodes."""
     rows, frames = episodes.frames.shape[:2]
     lengths = np.array([episodes.steps_of(row) + 1 for row in range(rows)], np.int64)
-    return FrameDataset(
+    return from_fields(
+        FrameDataset,
+        episodes,
         frames=episodes.frames.reshape(-1, *episodes.frames.shape[2:]),
         starts=np.arange(rows, dtype=np.int64) * frames,
         lengths=lengths,
-        crop_policy=episodes.crop_policy,
-        source=episodes.source,
-        frames_digest=episodes.frames_digest,
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads folders of videos and images, with subfolders. For clips with actions see `training.data.clips`."""
+"""Reads folders of videos and images, with subfolders. For clips with actions see `training.data.formats.clips`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from model.preprocessing import CropPolicy
 from model.video.probe import ClipIndex, VideoDecodeError, survey
-from training.data.clips import SUFFIXES
 from training.data.dataset import DatasetError, is_hidden
+from training.data.formats.clips import SUFFIXES
+from training.data.formats.names import natural
 from training.data.frame_store import Progress, Skipped, Source, keep_frames, kept_frames
-from training.data.names import natural
 from training.data.pictures import CLIP_LIMITS, STAMP_SLACK_S, absent, decode_image, frames_at
 from training.data.video_dataset import FrameDataset
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from presage.fields import from_fields
 from torch import Tensor
 
 from model.normalizer import ActionNormalizer
@@ -171,16 +172,13 @@ def _config(
     measured = 0
     if package.config.family == "compact" and package.config.proprioception_names:
         measured = len(package.config.proprioception_names)
-    return ProposerConfig(
+    return from_fields(
+        ProposerConfig,
+        recipe,
         latent=episodes.latents.shape[-1] if reading is None else len(reading.weight),
         reading=0 if reading is None else len(reading.bias),
         action_width=action.block * len(action.names),
-        blocks=recipe.blocks,
-        longest=recipe.longest,
         trained_on=latent_digest(package.weights()),
-        products=recipe.products,
-        width=recipe.width,
-        depth=recipe.depth,
         proprioception=measured,
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from presage.fields import from_fields
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,17 +98,7 @@ class MaskedLearner(nn.Module):
         if image_size % recipe.patch:
             raise ValueError(f"image_size must be a multiple of the patch {recipe.patch}, got {image_size}")
         side = image_size // recipe.patch
-        self.encoder = Encoder(
-            EncoderConfig(
-                width=recipe.width,
-                depth=recipe.depth,
-                heads=recipe.heads,
-                mlp_hidden=4 * recipe.width,
-                patch=recipe.patch,
-                tubelet=recipe.tubelet,
-                positions="interleaved",
-            )
-        )
+        self.encoder = Encoder(from_fields(EncoderConfig, recipe, mlp_hidden=4 * recipe.width, positions="interleaved"))
         self.predictor = MaskedPredictor(
             MaskedPredictorConfig(
                 latent_width=recipe.width,

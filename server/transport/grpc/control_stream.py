@@ -15,9 +15,10 @@ from presage.v1 import planning_pb2
 from presage.values import Plan
 
 from server.errors import Reason, ServiceError, invalid
+from server.service.validation import LARGEST_SEQUENCE
 from server.transport.gateway import Gateway, explain
 from server.transport.grpc import codec
-from server.values import calls, images
+from server.values import calls
 
 Send = Callable[[planning_pb2.ControlResponse], Awaitable[None]]
 
@@ -122,7 +123,8 @@ class _Loop:
             self._skipped.append(self._waiting.sequence)
             self._gateway.telemetry.skipped_observations.inc()
         sequence = message.observation.sequence or self._sequence + 1
-        self._sequence = max(self._sequence, sequence)
+        if sequence <= LARGEST_SEQUENCE:  # what is refused does not count
+            self._sequence = max(self._sequence, sequence)
         self._waiting = _Waiting(
             message, sequence, self._goal_id, message.plan_sequence or self._told, time.monotonic()
         )
@@ -165,7 +167,7 @@ class _Loop:
             "plan_sequence": waiting.plan_sequence,
         }
         asked = codec.READER.value(calls.PlanRequest, waiting.message, known=about)
-        request = await images.decoded(asked, self._gateway.limits.image_pixels)
+        request = await self._gateway.decoded(asked, self._deadline)
         decode_ms = (time.monotonic() - started) * 1e3
         plan = await self._gateway.application.plan(request, self._deadline, waiting.received, decode_ms)
         self._gateway.telemetry.observe_plan(plan)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
@@ -17,8 +18,13 @@ from grpc_status import rpc_status
 
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
+from server.transport.arrivals import Patience, conversation
+from server.transport.auth import party_of
+from server.transport.connections import held
 from server.transport.error_replies import to_status
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
+from server.transport.grpc.structure import check_structure
+from server.values.caller import Caller, calling
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -31,6 +37,7 @@ INFRASTRUCTURE = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.re
 """Asks for a key, but not for readiness."""
 
 REQUEST_ID = "x-request-id"
+PROBE_S, PROBE_BYTES = 2.0, 4096  # to send a request of health in, and its size
 
 
 @dataclass(frozen=True)
@@ -49,17 +56,18 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
         call = Call(checked_request_id(headers.get(REQUEST_ID)), rpc, trace=trace)
         handler = await continuation(details)
         if service in PUBLIC_SERVICES and handler is not None:
-            return handler
+            return _probed(self.gateway, call, handler)
         try:
-            self.gateway.keys.check(headers.get)
+            self.gateway.sites.check_origin(headers.get)
+            caller = self.gateway.keys.check(headers.get)
         except ServiceError as error:
             return _refusing(self.gateway, call if handler is not None else replace(call, rpc="unknown"), error)
         if handler is None:
             unknown = invalid("method", "must be one that reflection lists", details.method, Reason.UNKNOWN_ROUTE)
             return _refusing(self.gateway, replace(call, rpc="unknown"), unknown)
         if service in INFRASTRUCTURE:
-            return handler
-        return _served(self.gateway, call, handler)
+            return _reflected(self.gateway, call, handler, caller if caller.name else None)
+        return _served(self.gateway, call, handler, caller if caller.name else None)
 
 
 def deadline(context: Context) -> float | None:
@@ -73,33 +81,37 @@ def request_id_of(context: Context) -> str:
     return str(dict(context.trailing_metadata())[REQUEST_ID])
 
 
-def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
-    """`handler` with everything around it; requests reach it parsed."""
+def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
+    """`handler` with everything around it; requests reach it parsed. A caller not known by a key is by its address."""
     parse = _parser(handler)
     behavior: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
 
-    async def one(request: bytes, context: Context) -> Any:
+    # Also a call of one message is begun before the message is here: whoever never sends it holds a place of his own.
+    async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
+                with gateway.places.arriving.one():
+                    request = await _only(requests, gateway.limits.message_s, gateway.limits.message_bytes)
                 call.arrived = time.monotonic()
-                _prepare(gateway, call, context)
-                _check_size(gateway, request)
-                return await behavior(parse(request), context)
+                with gateway.shares.holding("bytes", calling().name, len(request)):
+                    reply = await behavior(parse(request), context)
+                in_time(call.deadline)
+                return reply
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
-                _prepare(gateway, call, context)
-                return await behavior(_parsed(requests, parse), context)
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
+                reply = await behavior(_parsed(requests, parse), context)
+                in_time(call.deadline)
+                return reply
         except ServiceError as error:
             await _abort(error, call, context)
 
     async def conversed(requests: AsyncIterator[bytes], context: Context) -> None:
         try:
-            with instrumented_call(gateway, "grpc", call, is_public=False):
-                _prepare(gateway, call, context)
+            with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
                 await behavior(_parsed(requests, parse), context)
         except ServiceError as error:
             await _abort(error, call, context)
@@ -109,27 +121,76 @@ def _served(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(collected, None, handler.response_serializer)
     assert not handler.response_streaming, "no service of ours answers one request with a stream"
-    return grpc.unary_unary_rpc_method_handler(one, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
+
+
+def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
+    """A call of health, which needs no key and so is never counted with those that do."""
+    parse, places = _parser(handler), gateway.places
+
+    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        call.peer = _peer(gateway, context)
+        try:
+            with places.probes.one():
+                asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
+            if handler.unary_unary is not None:
+                await context.write(await handler.unary_unary(asked, context))
+                return
+            with places.watchers.one():
+                async for status in handler.unary_stream(asked, context):
+                    await context.write(status)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+
+
+def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
+    """A stream of reflection's, for callers with a key, ready or not."""
+    parse = _parser(handler)
+
+    async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        call.peer = _peer(gateway, context)
+        asked = conversation(_parsed(requests, parse), PROBE_S, gateway.limits.message_s)
+        try:
+            with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
+                async for reply in handler.stream_stream(asked, context):
+                    await context.write(reply)
+        except ServiceError as error:
+            await _abort(error, call, context)
+
+    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 
 
 def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
     """Answers any call with `error`, without reading its request."""
 
     async def refuse(requests: AsyncIterator[bytes], context: Context) -> None:
-        call.peer = context.peer()
+        call.peer = _peer(gateway, context)
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
         except ServiceError as told:
-            await _abort(told, call, context)
+            with gateway.places.refusals.one():
+                await _abort(told, call, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 
 
-def _prepare(gateway: Gateway, call: Call, context: Context) -> None:
+@contextmanager
+def _prepared(gateway: Gateway, call: Call, context: Context, known: Caller | None) -> Iterator[None]:
     context.set_trailing_metadata(_told(call))
-    call.deadline, call.peer = deadline(context), context.peer()
+    call.deadline, call.peer = deadline(context), _peer(gateway, context)
     gateway.lifecycle.check()
+    place = None if gateway.relay is None else gateway.relay.recognize(context.peer())
+    with admitted(gateway, call, known or Caller(name=party_of(call.peer))), held(place):
+        yield
+
+
+def _peer(gateway: Gateway, context: Context) -> str:
+    """The caller's address, which the server sees through the relay alone."""
+    seen = str(context.peer())
+    return seen if gateway.relay is None else gateway.relay.peer(seen)
 
 
 def _told(call: Call) -> tuple[tuple[str, str], ...]:
@@ -137,19 +198,29 @@ def _told(call: Call) -> tuple[tuple[str, str], ...]:
     return (REQUEST_ID, call.request_id), (tracing.HEADER, call.trace.header)
 
 
-def _check_size(gateway: Gateway, request: bytes) -> None:
-    """Refuse by name what is little over the limit; the transport itself refuses more than twice as much."""
-    limit = gateway.limits.message_bytes
+async def _only(requests: AsyncIterator[bytes], within_s: float, limit: int) -> bytes:
+    """The one message of a call. Raises ServiceError where none comes.
+
+    Refuses by name what is little over the limit; the transport itself refuses what is far beyond.
+    """
+    patience = Patience("message", within_s, within_s)
+    try:
+        request = await patience.wait(requests.__anext__())
+    except StopAsyncIteration:
+        raise invalid("message", "must be sent", "the end of the call", Reason.INVALID_REQUEST) from None
     if len(request) > limit:
         raise invalid("message", f"must have at most {limit} bytes", f"{len(request)} bytes", Reason.TOO_LARGE)
+    return request
 
 
 def _parser(handler: Handler) -> Callable[[bytes], Any]:
     deserialize = handler.request_deserializer
     assert deserialize is not None, "generated handlers have a deserializer"
+    described = deserialize.__self__.DESCRIPTOR  # FromString of a message's class
 
     def parse(request: bytes) -> Any:
         try:
+            check_structure(described, request)
             return deserialize(request)
         except DecodeError:
             shown = f"{len(request)} bytes that are not"

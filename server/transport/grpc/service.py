@@ -18,14 +18,16 @@ from presage.v1 import embeddings_pb2, planning_pb2
 
 from server.errors import Reason, invalid
 from server.transport import methods
-from server.transport.gateway import Gateway, call_in_progress
+from server.transport.arrivals import conversation, timely
+from server.transport.gateway import Gateway, call_in_progress, share_of_caller
 from server.transport.grpc.codec import READER, WRITER
 from server.transport.grpc.control_stream import control
 from server.transport.grpc.interceptor import Context, GatewayInterceptor, Handler, deadline, request_id_of
 from server.transport.health import Health
 from server.transport.methods import METHODS, Arrival, Method
 from server.transport.uploads import CHUNK_BYTES
-from server.values import calls, images
+from server.values import calls
+from server.values.caller import require_robot
 
 SERVICES = tuple(str(service.full_name) for service in methods.SERVICES.values())
 
@@ -38,8 +40,13 @@ def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(GatewayInterceptor(gateway),),
         options=(
-            # Up to twice the limit is refused by name, with field and rule; more by the transport, before it is read.
-            ("grpc.max_receive_message_length", max(2 * limits.message_bytes, 2 * CHUNK_BYTES)),
+            # What is a little over the limit is refused by name; more by the transport, before it is read.
+            ("grpc.max_receive_message_length", max(limits.message_bytes, CHUNK_BYTES) + CHUNK_BYTES),
+            ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.absolute_max_metadata_size", limits.header_bytes),
+            ("grpc.max_concurrent_streams", limits.concurrent_calls + 64),  # so that the limit is told by name
+            ("grpc.server_handshake_timeout_ms", round(1e3 * limits.header_s)),
+            ("grpc.max_connection_idle_ms", round(1e3 * limits.connection_idle_s)),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a second server on the port fails loudly
             ("grpc.keepalive_permit_without_calls", 1),
@@ -47,9 +54,7 @@ def create_server(gateway: Gateway, reflects: bool) -> grpc.aio.Server:
             ("grpc.keepalive_time_ms", 30_000),  # a robot that vanished without a word is noticed, its plan cancelled
             ("grpc.keepalive_timeout_ms", 10_000),
         ),
-        # The limit that is told by name is Limits.concurrent_calls; probes must pass above it.
-        maximum_concurrent_rpcs=2 * limits.concurrent_calls + 16,
-    )
+    )  # calls are counted by the interceptor, which knows who is calling: strangers fill no robot's place
     add_services(gateway, server)
     if reflects:
         from grpc_reflection.v1alpha import reflection
@@ -95,8 +100,9 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
     request, response = GetMessageClass(method.described.input_type), GetMessageClass(method.described.output_type)
 
     async def serve(message: Message, context: Context) -> Message:
+        method.require_role()
         call = call_in_progress()
-        asked = await images.decoded(READER.value(method.request, message), gateway.limits.image_pixels)
+        asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
         reply, answer = await method.work(gateway, asked, at), response()
         if reply is not None:
@@ -107,12 +113,17 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
 
 
 async def _control(gateway: Gateway, requests: AsyncIterator[planning_pb2.ControlRequest], context: Any) -> None:
-    await control(gateway, requests, context.write, deadline(context), request_id_of(context))
+    require_robot()
+    with share_of_caller(gateway, "streams"):
+        heard = conversation(requests, gateway.limits.message_s, gateway.limits.stream_idle_s)
+        await control(gateway, heard, context.write, deadline(context), request_id_of(context))
 
 
 async def _embed_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.EmbedClipRequest], context: Context
 ) -> embeddings_pb2.EmbedClipResponse:
+    require_robot()
+    requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
     if header.HasField("top_k"):
         raise invalid("header.top_k", "must not be set where nothing is classified", header.top_k)
@@ -126,8 +137,11 @@ async def _embed_clip(
 async def _classify_clip(
     gateway: Gateway, requests: AsyncIterator[embeddings_pb2.ClassifyClipRequest], context: Context
 ) -> embeddings_pb2.ClassifyClipResponse:
+    require_robot()
+    requests = timely(requests, gateway.uploads.patience("chunk"), lambda message: len(message.chunk))
     header = await _announced(gateway, requests)
-    for field, value in (("kind", header.kind), ("goal_id", header.goal_id)):
+    of_embeddings = ("kind", "goal_id", "step_distances")
+    for field, value in ((name, getattr(header, name)) for name in of_embeddings):
         if value:
             raise invalid(f"header.{field}", "must not be set to classify", value)
     asked = READER.value(calls.ClassifyClipRequest, header, known={"path": Path()})
@@ -158,7 +172,7 @@ async def _received(
 ) -> AsyncIterator[Path]:
     """The file that the rest of a clip's stream brings, whole and checked, for as long as it is needed."""
     async with gateway.uploads.spool("chunk") as spool:
-        async for message in gateway.uploads.steady(requests, "chunk"):
+        async for message in requests:
             size = len(message.chunk) if message.WhichOneof("part") == "chunk" else 0
             if not 1 <= size <= CHUNK_BYTES:
                 raise invalid("chunk", f"must have 1 to {CHUNK_BYTES} bytes", size)

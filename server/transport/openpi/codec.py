@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
-from presage.protocol.tensors import MAX_RANK
+from presage.protocol.arrays import MAX_RANK
 
 from server.errors import Reason, ServiceError, invalid
 from server.values.calls import Array

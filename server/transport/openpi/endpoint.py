@@ -19,15 +19,18 @@ from starlette.websockets import WebSocket
 
 from server.errors import Reason, ServiceError, invalid
 from server.service.validation import actions_of
+from server.transport.arrivals import Patience
 from server.transport.error_replies import to_problem
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call, share_of_caller
 from server.transport.openpi.codec import Value, pack, unpack
 from server.transport.openpi.request import Wishes, count, decoded, flag, frames, positive, proprioception, wishes
 from server.transport.rest.middleware import peer_of, problem
 from server.values import calls
+from server.values.caller import require_robot
 
 PATHS = ("/", "/v1/openpi")
-GOING_AWAY = 1001  # a WebSocket's closing code
+GOING_AWAY, REFUSED = 1001, 1008  # a WebSocket's closing codes
+REASON_BYTES = 120  # of the words beside it
 
 
 async def openpi(websocket: WebSocket) -> None:
@@ -37,22 +40,24 @@ async def openpi(websocket: WebSocket) -> None:
     call = Call(checked_request_id(websocket.headers.get("x-request-id")), "OpenPI.Connect", peer=peer)
     try:
         with instrumented_call(gateway, "openpi", call, is_public=False):
-            robot = await _admit(gateway, websocket)
-            try:
-                await robot.run()
-            finally:
-                await robot.leave()
+            caller = gateway.keys.check(websocket.headers.get, peer)
+            with admitted(gateway, call, caller), share_of_caller(gateway, "streams"):
+                robot = await _admit(gateway, websocket)
+                try:
+                    await robot.run()
+                finally:
+                    await robot.leave()
     except ServiceError as error:
         if websocket.application_state.name == "CONNECTING":
             await websocket.send_denial_response(problem(error, call))
+        elif websocket.application_state.name == "CONNECTED":
+            await websocket.close(REFUSED, error.message[:REASON_BYTES])
 
 
 async def _admit(gateway: Gateway, websocket: WebSocket) -> _Robot:
     """Accept the connection, if it may come in, and say whom it reached."""
-    gateway.keys.check(websocket.headers.get)
-    origin = websocket.headers.get("origin")
-    if origin is not None:  # a page in somebody's browser could otherwise reach a service on loopback
-        raise invalid("Origin", "must be absent: pages in browsers are not served", origin, Reason.INVALID_REQUEST)
+    require_robot()
+    gateway.sites.check(websocket.headers.get)  # a page in somebody's browser could otherwise reach one on loopback
     gateway.lifecycle.check()
     asked = wishes(websocket.query_params)
     robot = _Robot(gateway, websocket, asked, gateway.application.model(asked.model))
@@ -134,7 +139,7 @@ class _Robot:
 
     async def _received(self) -> bytes | None:
         """The next message; None once the robot is gone."""
-        message = await self._websocket.receive()
+        message = await Patience("message", self._gateway.limits.stream_idle_s).wait(self._websocket.receive())
         if message["type"] == "websocket.disconnect":
             return None
         content: bytes = message.get("bytes") or str(message.get("text", "")).encode()
@@ -159,7 +164,8 @@ class _Robot:
         timeout_ms = positive(values, "timeout_ms", self._asked.timeout_ms)
         call.deadline = None if timeout_ms is None else call.received + timeout_ms / 1e3
         self._goal_id = await self._goal(values, call.deadline)
-        seen = await frames(values, self._asked, self._model, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(call.deadline)
+        seen = await frames(values, self._asked, self._model, pixels, elsewhere)
         request = calls.PlanRequest(
             calls.Observation(seen, proprioception(values, self._asked, self._model)),
             session_id=self._session_id,
@@ -200,7 +206,8 @@ class _Robot:
             return named
         if shown is None:
             return self._goal_id
-        (frame,) = await decoded({"goal": shown}, self._gateway.limits.image_pixels)
+        pixels, elsewhere = self._gateway.limits.image_pixels, self._gateway.decoder(deadline)
+        (frame,) = await decoded({"goal": shown}, self._model, pixels, elsewhere)
         made = await self._gateway.application.create_goal(calls.GoalRequest(self._model.name, frame), deadline)
         return made.goal_id
 

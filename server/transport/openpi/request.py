@@ -17,6 +17,7 @@ from presage.values import Model
 from starlette.datastructures import QueryParams
 
 from server.errors import Reason, ServiceError, invalid
+from server.service.validation import image_size
 from server.transport.openpi.codec import Value
 from server.values import images
 from server.values.calls import Frame
@@ -91,7 +92,9 @@ def _limits(query: QueryParams) -> ActionLimits:
     return ActionLimits(**found)  # type: ignore[arg-type]  # each is of its field's kind
 
 
-async def frames(values: Mapping[str, Value], asked: Wishes, model: Model, max_pixels: int) -> tuple[Frame, ...]:
+async def frames(
+    values: Mapping[str, Value], asked: Wishes, model: Model, max_pixels: int, elsewhere: images.Elsewhere | None = None
+) -> tuple[Frame, ...]:
     """One frame per camera: those the address names, else every image there is."""
     if not asked.cameras:
         found = {key: value for key, value in values.items() if key != "goal" and _is_image(value)}
@@ -103,28 +106,31 @@ async def frames(values: Mapping[str, Value], asked: Wishes, model: Model, max_p
             rule = f"must hold {model.image.cameras} for model {model.name}, or ?camera= must name them"
             shown = ", ".join(found) or "none"
             raise invalid("images", rule, shown, Reason.INVALID_IMAGE)
-        return await decoded(found, max_pixels)
+        return await decoded(found, model, max_pixels, elsewhere)
     for key in asked.cameras:
         if key not in values:
             raise invalid(key, "must be set: the address names it as a camera", "nothing", Reason.INVALID_IMAGE)
-    return await decoded({key: values[key] for key in asked.cameras}, max_pixels)
+    return await decoded({key: values[key] for key in asked.cameras}, model, max_pixels, elsewhere)
 
 
-async def decoded(found: Mapping[str, Value], max_pixels: int) -> tuple[Frame, ...]:
-    """RGB frames of images as they came. Raises INVALID_IMAGE."""
-    ready: list[Frame] = []
+async def decoded(
+    found: Mapping[str, Value], model: Model, max_pixels: int, elsewhere: images.Elsewhere | None = None
+) -> tuple[Frame, ...]:
+    """RGB frames of images as they came, of sizes that the model takes. Raises ServiceError."""
+    sources: list[tuple[str, images.ImageSource]] = []
     for key, value in found.items():
         if isinstance(value, bytes):
-            ready += await images.decode([(key, value)], max_pixels)
+            sources.append((key, value))
         elif _is_image(value):
             pixels = np.asarray(value, np.uint8)
-            ready.append(pixels if pixels.shape[2] == 3 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2)))
+            sources.append((key, pixels if pixels.shape[2] == 3 else np.moveaxis(pixels, 0, 2)))
         else:
             raise _not_an_image(key, value)
-    count = sum(frame.shape[0] * frame.shape[1] for frame in ready)
-    if count > max_pixels:
-        raise invalid("images", f"must have at most {max_pixels} pixels together", count, Reason.INVALID_IMAGE)
-    return tuple(ready)
+
+    def judge(field: str, height: int, width: int) -> None:
+        image_size(height, width, model, field)
+
+    return await images.decode(sources, max_pixels, elsewhere, judge)
 
 
 def proprioception(values: Mapping[str, Value], asked: Wishes, model: Model) -> NDArray[np.float32] | None:

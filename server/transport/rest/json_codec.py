@@ -18,14 +18,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
+from presage.protocol.arrays import CHANNELS, rgb
 from presage.protocol.messages import NANOSECONDS, is_repeated, names
-from presage.protocol.pixels import CHANNELS, rgb
 from presage.protocol.schema import FieldType, field_types
 from presage.values import ImageLike
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from model.video.containers import kind_of
+from model.video.file_kinds import kind_of
 from server.errors import Reason, invalid, refuse
 from server.transport.grpc.codec import READER
 from server.transport.rest.tensors import (
@@ -42,6 +42,9 @@ from server.transport.rest.tensors import (
 
 CONTRACT: dict[str, str] = json.loads(Path(__file__).with_name("contract.json").read_text())
 """What proto/ says of its messages, fields and calls; `scripts/protos` writes it."""
+
+MOST_IN_LIST = 4096
+"""Entries of a repeated field; what a call takes of them is usually less, and its own rule."""
 
 Count = Annotated[int, Field(ge=0, lt=2**32)]
 Number64 = Annotated[int, Field(ge=0, lt=2**64)]
@@ -187,8 +190,8 @@ def check_choices(message: Descriptor, body: BaseModel) -> None:
 
 def _body_type(field: FieldType, described: FieldDescriptor) -> Any:
     one: Any = _one_body_type(field, described)
-    if is_repeated(described):
-        return list[one]
+    if is_repeated(described):  # the first fault of a list is told, not one for each of its entries
+        return Annotated[list[one], Field(max_length=MOST_IN_LIST, fail_fast=True)]
     return one | None if field.is_optional else one
 
 

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.video.containers import HEAD_BYTES, kind_of
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Faults, Reason, ServiceError, invalid
 from server.observability import tracing
+from server.transport.arrivals import Patience
 from server.transport.error_replies import PROBLEM_JSON, to_problem
-from server.transport.gateway import Call, Gateway, checked_request_id, instrumented_call
-from server.transport.rest.json_codec import example_of
-from server.transport.rest.tensors import UNION_TAGS
+from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
+from server.transport.rest.faults import found
+from server.values.caller import calling
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 """Served to everyone. Every other path asks for a key."""
@@ -93,6 +94,8 @@ class GatewayMiddleware:
         async def reply(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
+                if message["status"] < 400:
+                    in_time(call.deadline)
                 has_started = True
                 told = MutableHeaders(scope=message)
                 told["X-Request-Id"], told[tracing.HEADER] = call.request_id, trace.header
@@ -102,10 +105,13 @@ class GatewayMiddleware:
 
         try:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
+                self.gateway.sites.check(headers.get)
                 try:
-                    self._admit(scope["path"], headers)
-                    limited = _limited(receive, self._max_body(scope["path"]), headers, call)
-                    await self.app(scope, limited, reply)
+                    with (
+                        self._admitted(scope["path"], headers, call),
+                        self._limited(receive, scope["path"], headers, call) as limited,
+                    ):
+                        await self.app(scope, limited, reply)
                 finally:
                     route = scope.get("route")
                     call.rpc = route.name if route is not None else call.rpc
@@ -114,43 +120,74 @@ class GatewayMiddleware:
                 raise  # half an answer is out: the server closes the connection
             await problem(error, call)(scope, receive, reply)
 
-    def _admit(self, path: str, headers: Headers) -> None:
-        if path not in PUBLIC_PATHS:
-            self.gateway.keys.check(headers.get)
+    @contextmanager
+    def _admitted(self, path: str, headers: Headers, call: Call) -> Iterator[None]:
+        if path in PUBLIC_PATHS:
+            yield
+            return
+        caller = self.gateway.keys.check(headers.get, call.peer)
+        self.gateway.connections.recognize(call.peer)
         if path.startswith(WORK):
             self.gateway.lifecycle.check()
+        with admitted(self.gateway, call, caller):
+            yield
 
-    def _max_body(self, path: str) -> int:
-        limits = self.gateway.limits
-        return limits.clip_bytes + FORM_BYTES if path in (CLIPS, CLASSIFICATIONS) else limits.message_bytes
+    @contextmanager
+    def _limited(self, receive: Receive, path: str, headers: Headers, call: Call) -> Iterator[Receive]:
+        """`receive`, refusing a body that is announced or found to be too long, too slow, or beyond the caller's share.
+
+        Notes when the body is whole.
+        """
+        limits, shares, name = self.gateway.limits, self.gateway.shares, calling().name
+        is_upload = path in (CLIPS, CLASSIFICATIONS)
+        max_bytes = limits.clip_bytes + FORM_BYTES if is_upload else limits.message_bytes
+        patience = self.gateway.uploads.patience("body")
+        if not is_upload:
+            patience = Patience("body", limits.message_s, limits.message_s)
+        length = headers.get("content-length", "")
+        announced = int(length) if length.isdecimal() and len(length) < 20 else 0
+        received = held = 0
+        is_whole = False
+
+        async def limited() -> Message:
+            nonlocal received, held, is_whole
+            if announced > max_bytes:
+                raise _too_large(max_bytes, announced)
+            if is_whole:
+                return await receive()
+            message = await patience.wait(receive())
+            size = len(message.get("body", b""))
+            received += size
+            if received > max_bytes:
+                raise _too_large(max_bytes, received)
+            patience.took(size)
+            if not is_upload and size:  # those go to the disk
+                shares.take("bytes", name, size)
+                held += size
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                is_whole = True
+                call.arrived = time.monotonic()
+            return message
+
+        async def told() -> Message:
+            try:
+                return await limited()
+            except ServiceError as error:
+                raise _refused(error) from error
+
+        try:
+            yield told
+        finally:
+            shares.give_back("bytes", name, held)
 
 
-def _limited(receive: Receive, max_bytes: int, headers: Headers, call: Call) -> Receive:
-    """`receive`, refusing a body as soon as it is announced or found to be too long, and noting when it is whole."""
-    length = headers.get("content-length", "")
-    announced = int(length) if length.isdecimal() and len(length) < 20 else 0
-    received = 0
-
-    async def limited() -> Message:
-        nonlocal received
-        if announced > max_bytes:
-            raise _refused(max_bytes, announced)
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > max_bytes:
-            raise _refused(max_bytes, received)
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            call.arrived = time.monotonic()
-        return message
-
-    return limited
+def _too_large(max_bytes: int, found: int) -> ServiceError:
+    return invalid("body", f"must have at most {max_bytes} bytes", f"{found} bytes", Reason.TOO_LARGE)
 
 
-def _refused(max_bytes: int, found: int) -> HTTPException:
+def _refused(error: ServiceError) -> HTTPException:
     """Body readers let an HTTPException through, and turn everything else into one of their own."""
-    refused = HTTPException(413)
-    refused.__cause__ = invalid("body", f"must have at most {max_bytes} bytes", f"{found} bytes", Reason.TOO_LARGE)
-    return refused
+    return HTTPException(error.reason.fault.http_status)
 
 
 # Rendering
@@ -181,20 +218,24 @@ def render_framework_errors(app: FastAPI) -> None:
         return answer
 
     async def invalid_request(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        body = _body_of(request)
-        call, faults = call_of(request), [_field_fault(fault, body, request) for fault in error.errors()]
-        call.code = faults[0].reason.name
-        return problem(faults[0], call, faults[1:])
+        told = error if isinstance(error, Faults) else found(error.errors(), None)  # type: ignore[attr-defined]
+        call = call_of(request)
+        call.code = told.faults[0].reason.name
+        return problem(told.faults[0], call, told.faults[1:])
 
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(Faults, invalid_request)
 
 
 def _allowed(app: FastAPI, request: Request) -> str:
     """The methods of the path, all of them: the framework knows only those of the first route that matches."""
-    operations = app.openapi()["paths"].get(request.scope["route"].path, {})
-    return ", ".join(sorted(method.upper() for method in operations))
+    route = request.scope.get("route")
+    operations = app.openapi()["paths"].get(route.path, {}) if route is not None else {}
+    if operations:
+        return ", ".join(sorted(method.upper() for method in operations))
+    own = (each for each in app.routes if isinstance(each, Route) and each.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for each in own for method in each.methods or ()}))
 
 
 async def _http_fault(error: HTTPException, request: Request, allowed: str) -> ServiceError:
@@ -204,83 +245,4 @@ async def _http_fault(error: HTTPException, request: Request, allowed: str) -> S
         return invalid("path", "must be one of those in /openapi.json", request.url.path, Reason.UNKNOWN_ROUTE)
     if error.status_code == 405:
         return invalid("method", f"must be {allowed or 'another'} here", request.method, Reason.METHOD_NOT_ALLOWED)
-    if isinstance(error.__cause__, UnicodeDecodeError):  # a file in place of JSON
-        kind = kind_of((await request.body())[:HEAD_BYTES]) or "bytes that are no text"
-        rule = f"must be a JSON object{_example(_body_of(request), ' such as')}"
-        return invalid("body", rule, kind, Reason.INVALID_REQUEST)
     return invalid("body", "must be readable", error.detail, Reason.INVALID_REQUEST)
-
-
-def _body_of(request: Request) -> type[BaseModel] | None:
-    """What the body of this request's route is read as."""
-    parameters = request.scope["route"].dependant.body_params
-    found = parameters[0].field_info.annotation if len(parameters) == 1 else None
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
-
-
-def _field_fault(fault: Any, body: type[BaseModel] | None, request: Request) -> ServiceError:
-    """What pydantic says of one field, in the service's words."""
-    place, *path = fault["loc"]
-    if fault["type"] == "json_invalid":
-        return invalid("body", "must be JSON", f"{fault['ctx']['error']} at {path[0]}", Reason.INVALID_REQUEST)
-    if place == "body" and not path:
-        rule = f"must be a JSON object{_example(body, ' such as')} with Content-Type application/json"
-        return invalid("body", rule, _shown_body(fault, request), Reason.INVALID_REQUEST)
-    names = [part for part in path if part not in UNION_TAGS]
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in names]
-    holder = _holder(body, names) if place == "body" else None
-    reason = Reason.INVALID_IMAGE if fault["type"] == "image" else Reason.INVALID_FIELD
-    return invalid("".join(parts).lstrip("."), _rule(fault, holder), _shown(fault), reason)
-
-
-def _example(body: type[BaseModel] | None, words: str) -> str:
-    """How such an object is written, behind these words; nothing where it is plain."""
-    example = example_of(body)
-    return f"{words} {example}" if example else ""
-
-
-def _holder(body: type[BaseModel] | None, names: list[Any]) -> type[BaseModel] | None:
-    """The object that holds the field at the end of this path."""
-    for name in names[:-1]:
-        if isinstance(name, str):
-            field = body.model_fields.get(name) if body is not None else None
-            body = _model_in(field.annotation) if field is not None else None
-    return body
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The one kind of object that an annotation allows, alone, optional or in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = [model for each in get_args(annotation) if (model := _model_in(each)) is not None]
-    return found[0] if len(found) == 1 else None
-
-
-def _shown_body(fault: Any, request: Request) -> str:
-    """What came in place of a JSON object."""
-    value, media_type = fault.get("input"), request.headers.get("content-type", "")
-    if isinstance(value, bytes):
-        kind = kind_of(value[:HEAD_BYTES])
-        return f"{kind or 'bytes'} as {media_type or 'no Content-Type'}"
-    return _shown(fault)
-
-
-def _rule(fault: Any, holder: type[BaseModel] | None) -> str:
-    if fault["type"] == "missing":
-        return f"must be set{_example(holder, ', as in')}"
-    if fault["type"] == "image":
-        return str(fault["ctx"]["rule"])
-    if fault["type"] == "extra_forbidden":
-        known = f"; there are {', '.join(holder.model_fields)}" if holder is not None else ""
-        return f"must be left out: there is no such field{known}{_example(holder, ', as in')}"
-    message = str(fault["msg"])
-    return message.replace("Input should", "must", 1) if message.startswith("Input should") else f"must fit: {message}"
-
-
-def _shown(fault: Any) -> str:
-    if fault["type"] == "image":
-        return str(fault["ctx"]["shown"])
-    value = fault.get("input")
-    if fault["type"] == "missing" or value is None:
-        return "nothing"
-    return str(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"

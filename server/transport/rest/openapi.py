@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
 from server.errors import Reason
 from server.transport.error_replies import PROBLEM_JSON
@@ -33,6 +34,7 @@ class ClipForm(UploadForm):
 
     kind: EmbeddingKind = "pooled"
     goal_id: Name = ""
+    step_distances: bool = Field(default=False, description="Send the distance from each frame to the next one")
 
 
 class ClassifyForm(UploadForm):
@@ -41,9 +43,9 @@ class ClassifyForm(UploadForm):
     top_k: Count = Field(default=ClassifyClipRequest.top_k, description="Classes to send back, the likeliest first")
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The document of `app`, whose routes are complete."""
-    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+def document(app: FastAPI, bodies: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The document of `app`, whose routes are complete; `bodies` are the models of POST's JSON, by path."""
+    made = FastAPI.openapi(app)
     schemas = made["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -53,6 +55,11 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].update(failures)
+    references, read = models_json_schema([(model, "validation") for model in bodies.values()], ref_template=_TEMPLATE)
+    schemas.update(read.get("$defs", {}))
+    for path, model in bodies.items():
+        content = {"application/json": {"schema": references[(model, "validation")]}}
+        made["paths"][path]["post"]["requestBody"] = {"content": content, "required": True}
     for path, kind in ((CLIPS, ClipForm), (CLASSIFICATIONS, ClassifyForm)):
         form = {"content": {"multipart/form-data": {"schema": _clip_form(kind)}}, "required": True}
         made["paths"][path]["post"]["requestBody"] = form

@@ -12,19 +12,21 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message_factory import GetMessageClass
 from presage import values
 from presage.v1 import embeddings_pb2
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from pydantic_core import to_json
 
 from server.errors import Reason, ServiceError, invalid
 from server.transport.gateway import Gateway, call_in_progress
-from server.transport.grpc.codec import WRITER
+from server.transport.grpc.codec import READER, WRITER
 from server.transport.methods import METHODS, Arrival, Method
-from server.transport.rest import json_codec
+from server.transport.rest import faults, json_codec
+from server.transport.rest.bodies import Body, is_small
 from server.transport.rest.formats import ALSO, answer
 from server.transport.rest.json_codec import CONTRACT
 from server.transport.rest.middleware import (
@@ -38,7 +40,8 @@ from server.transport.rest.middleware import (
 from server.transport.rest.openapi import ClassifyForm, ClipForm, UploadForm, document
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
-from server.values import calls, images
+from server.values import calls
+from server.values.caller import require_robot
 
 Form = TypeVar("Form", bound=UploadForm)
 
@@ -63,8 +66,11 @@ def create_app(gateway: Gateway, serves_openpi: bool = True) -> FastAPI:
         for path in PATHS:
             app.router.add_websocket_route(path, openpi)
     app.add_middleware(GatewayMiddleware, gateway=gateway)
+    if gateway.sites.origins:
+        origins = sorted(gateway.sites.origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     render_framework_errors(app)
-    made = document(app)  # now: it takes a moment in which no health check would be answered
+    made = document(app, _BODIES)  # now: it takes a moment in which no health check would be answered
     app.openapi = lambda: made  # type: ignore[method-assign]
     return app
 
@@ -87,13 +93,16 @@ async def _deadline(
     ] = None,
 ) -> float | None:
     """An instant of time.monotonic()."""
-    return None if x_timeout_ms is None else call_of(request).received + x_timeout_ms / 1e3
+    call = call_of(request)
+    call.deadline = None if x_timeout_ms is None else call.received + x_timeout_ms / 1e3
+    return call.deadline
 
 
 TheGateway = Annotated[Gateway, Depends(_gateway)]
 Deadline = Annotated[float | None, Depends(_deadline)]
 Tensors = Annotated[TensorStyle, Query(description="How tensors in the answer are written")]
 
+_BODIES: dict[str, type[BaseModel]] = {}  # what POST takes, by path
 _probes = APIRouter()
 _routes = APIRouter(prefix="/v1")
 
@@ -107,12 +116,18 @@ def _json(reply: Any, status: int = 200) -> Response:
 
 class Probe(BaseModel):
     status: str
+    engines: list[str] | None = Field(None, description="What each is at, where not all are ready")
 
 
 @_probes.get("/livez", name="Live", response_model=Probe)
-async def live() -> Response:
-    """The process answers."""
-    return _json({"status": "live"})
+async def live(gateway: TheGateway) -> Response:
+    """The process answers, and has an engine or may still get one back. Says what each engine is at."""
+    away_s = gateway.application.engines_away_s
+    if away_s > gateway.engines_away_s:
+        engines = ", ".join(gateway.application.engine_states)
+        raise ServiceError(Reason.ENGINE_LOST, f"no engine came back for {away_s:.0f} s: {engines}")
+    states = gateway.application.engine_states
+    return _json({"status": "live"} | ({"engines": states} if set(states) != {"ready"} else {}))
 
 
 @_probes.get("/readyz", name="Ready", response_model=Probe)
@@ -120,7 +135,8 @@ async def ready(gateway: TheGateway) -> Response:
     """New work is welcome."""
     gateway.lifecycle.check()
     if not gateway.lifecycle.ready:
-        raise ServiceError(Reason.ENGINE_LOST, "an engine is being restarted", retry_after_s=1.0)
+        engines = ", ".join(gateway.application.engine_states)
+        raise ServiceError(Reason.ENGINE_LOST, f"not all engines are ready: {engines}", retry_after_s=1.0)
     return _json({"status": "ready"})
 
 
@@ -138,8 +154,11 @@ def _route(method: Method) -> None:
     verb, _, path = method.route.partition(" ")
     placed = tuple(part.strip("{}") for part in re.findall(r"{\w+}", path))
     asked_as, message = method.described.input_type, method.reply_message
-    body = json_codec.body_model(method.request, asked_as, placed) if verb == "POST" else None
-    has_body = body is not None and bool(body.model_fields)
+    body = Body(method.request, asked_as, placed) if verb == "POST" else None
+    has_body = body is not None and bool(body.model.model_fields)
+    if body is not None and has_body:
+        _BODIES[f"/v1{path}"] = body.model
+    body = body if has_body else None
     answers = json_codec.reply_model(method.reply, message) if method.reply is not None else None
     has_tensors = answers is not None and "TensorReply" in str(answers.model_json_schema())
 
@@ -147,18 +166,21 @@ def _route(method: Method) -> None:
         request: Request,
         gateway: Gateway,
         deadline: float | None = None,
-        body: BaseModel | None = None,
         tensors: TensorStyle = "base64",
         **named: str,
     ) -> Response:
-        arrived = call_in_progress().arrived
-        if body is not None:
-            json_codec.check_choices(asked_as, body)
-        asked = method.request(**named) if body is None else json_codec.value(method.request, body, known=dict(named))
-        asked = await images.decoded(asked, gateway.limits.image_pixels)
-        at = Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3)
-        work = method.work(gateway, asked, at)
-        reply = await (cancel_on_disconnect(request, work) if has_body else work)
+        method.require_role()
+        content = await _json_body(request, body.model) if body is not None else b""
+
+        async def work() -> Any:
+            arrived = call_in_progress().arrived
+            if body is None:
+                asked = method.request(**named)
+            else:
+                asked = await _read(gateway, body, content, deadline, dict(named))
+            return await method.work(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
+
+        reply = await (work() if body is None else cancel_on_disconnect(request, work()))
         if reply is None:
             return Response(status_code=method.status)
         if method.array:
@@ -167,7 +189,7 @@ def _route(method: Method) -> None:
 
     parameters: dict[str, Any] = {"request": Request, "gateway": TheGateway, **dict.fromkeys(placed, str)}
     if has_body:
-        parameters |= {"body": body, "deadline": Deadline}
+        parameters["deadline"] = Deadline
     if has_tensors:
         parameters["tensors"] = Tensors
     endpoint.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -184,6 +206,27 @@ def _route(method: Method) -> None:
         path, endpoint, methods=[verb], name=method.rpc, status_code=method.status, response_model=answers,
         responses=ALSO if method.array else None,
     )  # fmt: skip
+
+
+async def _json_body(request: Request, model: type[BaseModel]) -> bytes:
+    """The bytes of a body that says it is JSON. Raises Faults."""
+    content = await request.body()
+    media_type = request.headers.get("content-type", "")
+    main, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
+    if main != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        raise faults.not_json_media_type(model, content, media_type)
+    return content
+
+
+async def _read(gateway: Gateway, body: Body, content: bytes, deadline: float | None, named: dict[str, Any]) -> Any:
+    """What a body asks for, its images decoded; read here where it is small. Raises Faults or ServiceError."""
+    if is_small(content) or gateway.parsers is None:
+        asked = body.value(content, named)
+    else:
+        about = {"kind": body.kind.__name__, "message": body.message.full_name, "without": body.without, "known": named}
+        _, (written,) = await gateway.parsers.ask("json", about, (content,), deadline)
+        asked = READER.value(body.kind, GetMessageClass(body.message).FromString(written))
+    return await gateway.decoded(asked, deadline)
 
 
 def _negotiated(request: Request, reply: object, message: Descriptor, array: str, tensors: TensorStyle) -> Response:
@@ -214,7 +257,7 @@ async def embed_clip(
 ) -> Response:
     """Embeds a video file."""
     async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
-        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id)
+        asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id, form.step_distances)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
         return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
 
@@ -237,9 +280,9 @@ async def _uploaded(
     request: Request, gateway: Gateway, kind: type[Form]
 ) -> AsyncIterator[tuple[Form, Path, calls.FrameSampling]]:
     """A clip's form and its file, whole and checked, for as long as it is needed."""
+    require_robot()
     async with gateway.uploads.spool("clip") as spool:
-        body = gateway.uploads.steady(request.stream(), "body")
-        form = _clip_form(await receive_form(body, request.headers, "clip", spool), kind)
+        form = _clip_form(await receive_form(request.stream(), request.headers, "clip", spool), kind)
         path = await spool.seal(None, bytes.fromhex(form.sha256) if form.sha256 else None)
         gateway.telemetry.uploaded_bytes.inc(spool.received)
         yield form, path, calls.FrameSampling(form.fps, form.frames)

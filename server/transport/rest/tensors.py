@@ -1,6 +1,6 @@
 """Arrays in JSON, both ways: base64 with type and shape, or nested lists of numbers.
 
-What the bytes claim is checked as for gRPC, in presage.protocol.tensors.
+What the bytes claim is checked as for gRPC, in presage.protocol.arrays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from presage.protocol.tensors import DTYPE_NAMES, DTYPES, MAX_RANK, array, floats
+from presage.protocol.arrays import DTYPE_NAMES, DTYPES, MAX_RANK, array, floats
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 
 from server.errors import Reason, invalid, refuse
@@ -28,12 +28,13 @@ class TensorBody(BaseModel):
 
     model_config = Strict
     dtype: ElementType
-    shape: list[int] = Field(max_length=MAX_RANK)
+    shape: list[int] = Field(max_length=MAX_RANK, fail_fast=True)
     data: Base64
 
 
 Nested = Annotated[
     list[JsonValue],
+    Field(fail_fast=True),
     WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "array"}]}}),
 ]
 UNION_TAGS = frozenset({"tensor", "nested"})

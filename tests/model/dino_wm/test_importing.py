@@ -54,7 +54,7 @@ def test_an_imported_planner_is_the_networks_of_its_files(tmp_path: Path) -> Non
     predicted = model.rollout(context, actions)
     assert predicted.shape == (1, 3, 3, 4, 64)
     task = TASKS["pusht"]
-    standard = (actions - torch.tensor(task.mean)) / torch.tensor(task.std)
+    standard = (actions - torch.tensor(task.action.mean)) / torch.tensor(task.action.std)
     numbers = (torch.tensor([230.0, 260.0, 0.0, 1.0]) - torch.tensor(task.measured_mean)) / torch.tensor(
         task.measured_std
     )

@@ -10,8 +10,7 @@ from model.dino_wm.config import DinoConfig, PredictorConfig
 from model.dino_wm.encoder import DinoEncoder
 from model.dino_wm.predictor import PatchPredictor, rollout
 from model.vjepa2 import CheckpointError
-from planner.channels import ChannelDistance
-from planner.cost import GoalDistance
+from planner.cost import ChannelDistance, GoalDistance
 from planner.types import PlanningError, Problem
 from tests.support.model.dino_reference import (
     Watched,

@@ -107,7 +107,8 @@ def test_processors_have_no_units_for_it() -> None:
     assert not has_units(CPU)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or not has_units(torch.device("cuda")), reason="needs FP8 units")
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.is_available() and not has_units(torch.device("cuda")), reason="needs FP8 units")
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_accelerator_multiplies_as_the_processor_does(bias: bool) -> None:
     product, given = Float8Linear(layer(1024, 4096, bias)), rows(300, 1024)

@@ -164,7 +164,7 @@ def test_a_graph_of_a_rollout_keeps_its_weights_and_tables() -> None:
     assert {tensor.data_ptr() for tensor in (*needed, *tables)} <= {tensor.data_ptr() for tensor in read}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.gpu
 @FAMILIES
 def test_cuda_graphs_replay_what_the_rollout_gives(family: Callable[..., object], tmp_path: Path) -> None:
     device = torch.device("cuda")
@@ -177,7 +177,7 @@ def test_cuda_graphs_replay_what_the_rollout_gives(family: Callable[..., object]
         assert torch.allclose(graphed.rollout(context, actions), world.rollout(context, actions), atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.gpu
 def test_a_cuda_graph_over_the_memory_allowed_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.runtime.cuda_graphs.MEMORY_SHARE", 0.0)
     device = torch.device("cuda")

@@ -15,12 +15,13 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.video.containers import kind_of
 from model.video.decode import ClipLimits, FrameSampling, VideoDecodeError, decode, probe
+from model.video.file_kinds import kind_of
+from model.video.frame_times import frame_times
 from model.video.orientation import from_display_matrix
-from model.video.probe import frame_times
 from tests.support.model import clips
-from tests.support.model.clip_matrix import H264, MATRICES, remux, write_with_pyav
+from tests.support.model.clip_cells import H264, MATRICES
+from tests.support.model.clip_writing import remux, write_with_pyav
 from tests.support.model.clips import COUNT, KINDS, SHARP, SOURCE, difference, nearest, write_streams
 from tests.support.model.pictures import box, write_heic
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.model.clip_matrix import GROUPS, Cell, Summary, run
+from tests.support.model.clip_cells import GROUPS, Cell
+from tests.support.model.clip_matrix import Summary, run
 
 CELLS = [cell for cells in GROUPS.values() for cell in cells()]
 FEW = CELLS[::7]

@@ -14,7 +14,6 @@ from model.vjepa2.poses import (
     compose,
     difference,
     euler_angles,
-    in_camera_frame,
     pose_warnings,
     rotation_matrix,
 )
@@ -43,12 +42,6 @@ def test_pose_difference_parity() -> None:
     pose = reference["inputs"]["pose"].double()
     assert apart(difference(pose, pose.roll(-1, 0)), reference["outputs"]["diff_to_next"]) <= 1e-6
     assert apart(difference(pose[:-1], pose[1:]), reference["outputs"]["droid_poses_to_diffs"]) <= 1e-6
-
-
-def test_camera_frame_parity() -> None:
-    reference = fixture("poses")
-    pose, camera = (reference["inputs"][name].double() for name in ("pose", "extrinsics"))
-    assert apart(in_camera_frame(pose, camera), reference["outputs"]["droid_transform_frame"]) <= 1e-10
 
 
 def test_a_difference_composes_back() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from planner.cost import GoalDistance
-from planner.gripper import GripperRules
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
 from planner.optimizers.hybrid import Hybrid
 from planner.types import PlanningError
+from planner.vjepa2_ac import GripperRules
 from tests.support.planner.problems import integrator, reach
 
 SEARCH = CEM(samples=64, iterations=3, elites=8, horizon=4)

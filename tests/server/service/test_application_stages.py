@@ -106,13 +106,17 @@ async def test_a_plan_toward_a_goal_of_its_own_leaves_the_stages(application: Ap
     assert (told.stage, told.goal_id) == (None, other)
 
 
-async def test_a_goal_that_was_let_go_is_missed_by_name_and_can_be_made_again(application: Application) -> None:
+async def test_a_goal_that_was_let_go_stays_for_the_sessions_that_hold_it(application: Application) -> None:
     first, second = await goal_at(application, 0.41), await goal_at(application, 0.61)
     session = await staged(application, GoalStage(first, switch_below=1e-3), GoalStage(second))
     await application.delete_goal(second)
-    await refused(at(application, session, 0.41), Reason.UNKNOWN_GOAL, "goal_id")
-    assert await goal_at(application, 0.61) == second
+    await refused(application.get_goal(second), Reason.UNKNOWN_GOAL, "goal_id")
     assert (await at(application, session, 0.41)).provenance.goal_id == second
+    await application.delete_session(session)
+    other = (await application.create_session(SessionRequest())).session_id
+    await refused(at(application, other, 0.41, goal_id=second), Reason.UNKNOWN_GOAL, "goal_id")
+    assert await goal_at(application, 0.61) == second
+    assert (await at(application, other, 0.41, goal_id=second)).provenance.goal_id == second
 
 
 async def test_stages_that_cannot_be_followed_are_refused_by_name(application: Application) -> None:

@@ -55,7 +55,7 @@ async def test_a_clip_embeds_with_times_and_distances(application: Application, 
     brightness = np.linspace(0, 255, 7).astype(np.uint8)
     write_clip(path, np.tile(brightness[:, None, None, None], (1, 32, 32, 3)), fps=10.0)
     goal = await goal_at(application, 1.0, 1.0)
-    clip = await application.embed_clip(EmbedClipRequest(path, kind="per_frame", goal_id=goal))
+    clip = await application.embed_clip(EmbedClipRequest(path, kind="per_frame", goal_id=goal, step_distances=True))
     assert clip.embedding.shape == (7, 2)
     np.testing.assert_allclose(clip.embedding[:, 0], brightness / 255, atol=0.03)
     assert clip.frame_times_s == pytest.approx([0.1 * index for index in range(7)], abs=1e-3)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from presage.protocol.pixels import rgb
+from presage.protocol.arrays import rgb
 
 from server.errors import Reason, ServiceError, refuse
 from server.values.calls import Frame

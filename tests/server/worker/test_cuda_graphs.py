@@ -81,7 +81,7 @@ async def test_an_engine_with_graphs_finds_the_plans_of_one_without(
         await other.stop(shutdown_grace_s=0.0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.gpu
 def test_the_built_in_models_search_is_captured_on_an_accelerator() -> None:
     arm = load("arm", torch.device("cuda"))
     world, told = cuda_graphs.searched(

@@ -13,8 +13,7 @@ from model.dino_wm import DinoEncoder, DinoWorldModel, PatchPredictor, Standards
 from model.dino_wm.world_model import describe
 from model.package import ActionSpec, ImageSpec, Package, PackageConfig
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from planner.channels import ChannelDistance
-from planner.cost import GoalDistance
+from planner.cost import ChannelDistance, GoalDistance
 from planner.optimizers.cem import CEM
 from planner.types import ActionSpace
 from tests.support.model.reference_files import fixture

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planner.gripper import GripperRules
 from planner.noise import NoiseShape, Stream
 from planner.optimizers.cem import CEM
 from planner.types import ActionSpace, PlanningError
-from planner.vjepa2_ac import vjepa2_ac_space
+from planner.vjepa2_ac import GripperRules, vjepa2_ac_space
 
 SEARCHED = [0, 1, 2, 6]  # x, y, z, gripper: the recordings hold no draws for the rotation
 

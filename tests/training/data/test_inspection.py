@@ -10,9 +10,9 @@ import pytest
 from tests.support.training import recordings
 from tests.support.training.recordings import CAMERA, arm_episodes
 from training.data.dataset import DatasetError, ReadOptions
+from training.data.formats.opening import open_dataset
 from training.data.inspection import Inspection, inspect
 from training.data.loading import load_episodes
-from training.data.opening import open_dataset
 
 pytest.importorskip("pyarrow", reason="needs the extra datasets")
 h5py = pytest.importorskip("h5py", reason="needs the extra datasets")

@@ -15,9 +15,8 @@ import grpc
 from presage.errors import PresageError, Unavailable
 from presage.protocol import arguments, codec, methods
 from presage.protocol.conversation import ControlSettings, Conversation
-from presage.protocol.memory import SessionMemory
+from presage.protocol.memory import SequenceCounter, SessionMemory
 from presage.protocol.requests import Seen
-from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint
 from presage.values import ControlPlan, FailedObservation, Goal
 

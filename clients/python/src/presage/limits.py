@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Optional, Protocol, Sequence, Tuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from presage.protocol.tensors import Refuse
+    from presage.protocol.arrays import Refuse
 
 LONGEST_DWELL = 65_536  # actions
 _EPS = float(np.finfo(np.float32).eps)

@@ -399,8 +399,8 @@ class ClipEmbedding:
     """Latents of a clip, float32: [width], [tubelets, width] or [time, tokens, width] by `kind`.
 
     `frame_times_s`: when each used frame is shown, seconds from the start. `goal_distances`: each frame's, empty
-    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1]. `stream`: which of the
-    file's streams was read, counted from 0.
+    without a goal. `step_distances`: from each frame's latent to the next one's, [frames - 1], where they were asked
+    for. `stream`: which of the file's streams was read, counted from 0.
     """
 
     embedding: Floats

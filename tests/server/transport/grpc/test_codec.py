@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from presage import ActionLimits, values
+from presage.protocol.arrays import DTYPES, array
 from presage.protocol.messages import names
 from presage.protocol.schema import field_types
-from presage.protocol.tensors import DTYPES, array
 from presage.v1 import embeddings_pb2, models_pb2, observation_pb2, planning_pb2, tensor_pb2
 
 from server.errors import Reason, ServiceError, refuse

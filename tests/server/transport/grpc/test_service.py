@@ -145,6 +145,9 @@ async def test_a_clip_arrives_in_chunks_and_leaves_nothing_behind(service: Servi
     frames = np.repeat(np.arange(40, 100, 10, dtype=np.uint8), 16 * 16 * 3).reshape(6, 16, 16, 3)
     content = clips.write(tmp_path / "clip.mp4", frames).read_bytes()
     header = {"kind": embeddings_pb2.EMBEDDING_KIND_PER_FRAME, "sampling": embeddings_pb2.FrameSampling(frames=3)}
+    plain = await service.embeddings.EmbedClip(clip_messages(content, chunk=100, **header))
+    assert len(plain.step_distances) == 0
+    header["step_distances"] = True
     reply = await service.embeddings.EmbedClip(clip_messages(content, chunk=100, **header))
     assert array_of(reply.embedding).shape == (3, 2)
     assert len(reply.frame_times_s) == 3
@@ -183,7 +186,12 @@ async def test_an_upload_must_begin_with_its_header_and_go_on_with_chunks(servic
     assert (twice.reason, twice.field) == ("INVALID_FIELD", "chunk")
 
 
-async def test_more_uploads_than_slots_are_refused_at_once(service: Service) -> None:
+async def test_more_uploads_than_slots_are_refused_at_once(application: Application) -> None:
+    async with open_service(application, limits={"uploads_per_key": 4}) as service:
+        await _more_uploads_than_slots(service)
+
+
+async def _more_uploads_than_slots(service: Service) -> None:
     go_on = asyncio.Event()
 
     async def slow_upload() -> AsyncIterator[embeddings_pb2.EmbedClipRequest]:

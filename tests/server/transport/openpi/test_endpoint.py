@@ -195,7 +195,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "a file nobody named": ({"camera": b"\x89PNG"}, "camera"),
     "no image": ({"state": np.zeros(3)}, "images"),
     "two images": ({"a": HERE, "b": HERE}, "images"),
-    "an image of another size": ({"a": np.zeros((8, 8, 3), np.uint8)}, "observation.images[0]"),
+    "an image of another size": ({"a": np.zeros((8, 8, 3), np.uint8)}, "a"),
     "a goal that is a number": ({"a": HERE, "goal": 3}, "goal"),
     "a goal id that is a number": ({"a": HERE, "goal_id": 3}, "goal_id"),
     "a goal twice": ({"a": HERE, "goal": HERE, "goal_id": "x"}, "goal"),

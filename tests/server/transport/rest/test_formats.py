@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import Request
 from presage.v1 import embeddings_pb2, planning_pb2
 
-from server.transport.rest.formats import Format, chosen
+from server.transport.rest.formats import Format, answer, chosen
 from tests.support.model import clips
 from tests.support.server import linear
 from tests.support.server.transports import Service, array_of, json_image, json_observation, rest_refusal
@@ -37,6 +38,21 @@ MIDDLE = linear.frame(0.5, 0.5)
 )
 def test_the_accept_header_decides(accept: str, expected: Format) -> None:
     assert chosen(accept) == expected
+
+
+@pytest.mark.parametrize(
+    ("accept", "made"), [("", ["json"]), ("application/x-protobuf", ["protobuf"]), ("application/x-npy", [])]
+)
+def test_only_the_format_that_is_sent_is_made(accept: str, made: list[str]) -> None:
+    written: list[str] = []
+
+    def write(name: str) -> bytes:
+        written.append(name)
+        return b"{}"
+
+    request = Request({"type": "http", "headers": [(b"accept", accept.encode())]})
+    answer(request, as_json=lambda: write("json"), as_protobuf=lambda: write("protobuf"), array=np.zeros(3))
+    assert written == made
 
 
 async def alike(service: Service, path: str, name: str, reply_of: Any, **ask: Any) -> Any:

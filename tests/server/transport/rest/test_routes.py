@@ -316,7 +316,7 @@ async def test_the_document_declares_every_failure_of_the_table(service: Service
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in schemas
     clip = document["paths"]["/v1/embeddings/clips"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert {"clip", "kind", "fps", "frames", "goal_id", "model", "sha256"} == set(clip["properties"])
+    assert {"clip", "kind", "fps", "frames", "goal_id", "model", "sha256", "step_distances"} == set(clip["properties"])
 
 
 async def test_a_connection_is_kept_after_a_refusal(service: Service) -> None:

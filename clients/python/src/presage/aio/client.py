@@ -265,17 +265,20 @@ class AsyncClient:
         fps: float | None = None,
         frames: int | None = None,
         goal: Goal | str | None = None,
+        step_distances: bool = False,
         model: str = "",
         progress: Progress | None = None,
         timeout_s: float | None = None,
     ) -> ClipEmbedding:
         """Uploads a video file in chunks and embeds it. `kind`: "pooled" (one vector), "per_frame" or "tokens".
 
-        `fps` or `frames` (evenly spaced) says which frames are used; neither means all. `progress(sent, total)` counts
+        `fps` or `frames` (evenly spaced) says which frames are used; neither means all. A goal and `step_distances` ask
+        for distances of frames, for which V-JEPA 2 encodes every frame by itself too. `progress(sent, total)` counts
         bytes, in another thread, from 0 again if the upload is repeated. `timeout_s`: None allows the client's and a
         second for each MiB. Raises OSError for a file that cannot be read.
         """
-        upload = await in_thread(lambda: announce_clip(clip, kind=kind, fps=fps, frames=frames, goal=goal, model=model))
+        announce = partial(announce_clip, clip, kind=kind, fps=fps, frames=frames, goal=goal, model=model)
+        upload = await in_thread(partial(announce, step_distances=step_distances))
         limit = upload_time_s(upload.size, self._connection.timeout_s) if timeout_s is None else timeout_s
         read = partial(requests.clip_embedding, kind=kind)
         return await self._connection.upload(upload, methods.EMBED_CLIP, read, progress, limit)

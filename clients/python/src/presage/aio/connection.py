@@ -13,10 +13,9 @@ from presage.connection import Connection, read_reply
 from presage.errors import Cancelled
 from presage.protocol import arguments
 from presage.protocol.conversation import ControlSettings
-from presage.protocol.memory import Calls, GoalMemory, SessionMemory
+from presage.protocol.memory import Calls, GoalMemory, SequenceCounter, SessionMemory
 from presage.protocol.methods import Call, Method
 from presage.protocol.retry import Attempts
-from presage.protocol.sequences import SequenceCounter
 from presage.protocol.transport import Endpoint, Metadata
 from presage.protocol.upload import ClipUpload, Progress
 

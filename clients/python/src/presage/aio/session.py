@@ -11,9 +11,8 @@ from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
 from presage.limits import ActionLimits
 from presage.protocol import codec, requests
 from presage.protocol.conversation import ControlSettings
-from presage.protocol.memory import SessionMemory, SessionWish
+from presage.protocol.memory import SequenceCounter, SessionMemory, SessionWish
 from presage.protocol.requests import Seen
-from presage.protocol.sequences import SequenceCounter
 from presage.values import (
     CalibrationMove,
     Goal,

@@ -31,7 +31,7 @@ from presage.errors import (
 )
 from presage.limits import ActionLimits
 from presage.protocol import arguments, codec, methods
-from presage.protocol.sequences import SequenceCounter
+from presage.protocol.memory import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
 

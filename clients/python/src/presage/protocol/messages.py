@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Callable, Container, Mapping, TypeVar
 import numpy as np
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-from presage.protocol.pixels import rgb
+from presage.protocol.arrays import DTYPE_NAMES, Refuse, array, floats, rgb
 from presage.protocol.schema import FieldType, field_types
-from presage.protocol.tensors import DTYPE_NAMES, Refuse, array, floats
 from presage.v1 import observation_pb2, tensor_pb2
 
 if TYPE_CHECKING:

@@ -57,14 +57,18 @@ def announce_clip(
     frames: int | None = None,
     goal: Goal | str | None = None,
     model: str = "",
+    step_distances: bool = False,
     top_k: int | None = None,
 ) -> ClipUpload:
-    """Reads the clip once for its size and digest. `kind` and `goal` are for a clip to embed, `top_k` to classify.
+    """Reads the clip once for its size and digest. `kind`, `goal` and `step_distances` are for a clip to embed, `top_k`
+    for one to classify.
 
     Raises OSError for a file that cannot be read, InvalidRequest for an argument that breaks its rule.
     """
     source = _source(clip)
-    header = embeddings_pb2.ClipHeader(model=codec.model_name(model), goal_id=codec.goal_id(goal))
+    header = embeddings_pb2.ClipHeader(
+        model=codec.model_name(model), goal_id=codec.goal_id(goal), step_distances=bool(step_distances)
+    )
     if kind is not None:
         header.kind = codec.kind_number(kind)
     if top_k is not None:

@@ -26,15 +26,15 @@ from presage.v1 import observation_pb2 as presage_dot_v1_dot_observation__pb2
 from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpresage/v1/embeddings.proto\x12\npresage.v1\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\x80\x01\n\x12\x45mbedImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06images\x18\x02 \x03(\x0b\x32\x11.presage.v1.Image\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.presage.v1.EmbeddingKind\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\"c\n\x13\x45mbedImagesResponse\x12%\n\tembedding\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x16\n\x0egoal_distances\x18\x02 \x03(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"U\n\x10\x45mbedClipRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.presage.v1.ClipHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xc5\x01\n\nClipHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.presage.v1.EmbeddingKind\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.presage.v1.FrameSampling\x12\x0f\n\x07goal_id\x18\x06 \x01(\t\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_top_k\"8\n\rFrameSampling\x12\r\n\x03\x66ps\x18\x01 \x01(\x01H\x00\x12\x10\n\x06\x66rames\x18\x02 \x01(\rH\x00\x42\x06\n\x04rule\"\xa0\x01\n\x11\x45mbedClipResponse\x12%\n\tembedding\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x15\n\rframe_times_s\x18\x02 \x03(\x01\x12\x16\n\x0egoal_distances\x18\x03 \x03(\x01\x12\x16\n\x0estep_distances\x18\x04 \x03(\x01\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06stream\x18\x06 \x01(\r\"X\n\x13\x43lassifyClipRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.presage.v1.ClipHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"e\n\x14\x43lassifyClipResponse\x12\'\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x16.presage.v1.ClassScore\x12\x15\n\rframe_times_s\x18\x02 \x03(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01*\x83\x01\n\rEmbeddingKind\x12\x1e\n\x1a\x45MBEDDING_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MBEDDING_KIND_POOLED\x10\x01\x12\x1c\n\x18\x45MBEDDING_KIND_PER_FRAME\x10\x02\x12\x19\n\x15\x45MBEDDING_KIND_TOKENS\x10\x03\x32\xfd\x01\n\nEmbeddings\x12N\n\x0b\x45mbedImages\x12\x1e.presage.v1.EmbedImagesRequest\x1a\x1f.presage.v1.EmbedImagesResponse\x12J\n\tEmbedClip\x12\x1c.presage.v1.EmbedClipRequest\x1a\x1d.presage.v1.EmbedClipResponse(\x01\x12S\n\x0c\x43lassifyClip\x12\x1f.presage.v1.ClassifyClipRequest\x1a .presage.v1.ClassifyClipResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpresage/v1/embeddings.proto\x12\npresage.v1\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\x80\x01\n\x12\x45mbedImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x06images\x18\x02 \x03(\x0b\x32\x11.presage.v1.Image\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.presage.v1.EmbeddingKind\x12\x0f\n\x07goal_id\x18\x04 \x01(\t\"c\n\x13\x45mbedImagesResponse\x12%\n\tembedding\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x16\n\x0egoal_distances\x18\x02 \x03(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"U\n\x10\x45mbedClipRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.presage.v1.ClipHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xdd\x01\n\nClipHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\'\n\x04kind\x18\x04 \x01(\x0e\x32\x19.presage.v1.EmbeddingKind\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.presage.v1.FrameSampling\x12\x0f\n\x07goal_id\x18\x06 \x01(\t\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0estep_distances\x18\x08 \x01(\x08\x42\x08\n\x06_top_k\"8\n\rFrameSampling\x12\r\n\x03\x66ps\x18\x01 \x01(\x01H\x00\x12\x10\n\x06\x66rames\x18\x02 \x01(\rH\x00\x42\x06\n\x04rule\"\xa0\x01\n\x11\x45mbedClipResponse\x12%\n\tembedding\x18\x01 \x01(\x0b\x32\x12.presage.v1.Tensor\x12\x15\n\rframe_times_s\x18\x02 \x03(\x01\x12\x16\n\x0egoal_distances\x18\x03 \x03(\x01\x12\x16\n\x0estep_distances\x18\x04 \x03(\x01\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06stream\x18\x06 \x01(\r\"X\n\x13\x43lassifyClipRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x16.presage.v1.ClipHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"e\n\x14\x43lassifyClipResponse\x12\'\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x16.presage.v1.ClassScore\x12\x15\n\rframe_times_s\x18\x02 \x03(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"?\n\nClassScore\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01*\x83\x01\n\rEmbeddingKind\x12\x1e\n\x1a\x45MBEDDING_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45MBEDDING_KIND_POOLED\x10\x01\x12\x1c\n\x18\x45MBEDDING_KIND_PER_FRAME\x10\x02\x12\x19\n\x15\x45MBEDDING_KIND_TOKENS\x10\x03\x32\xfd\x01\n\nEmbeddings\x12N\n\x0b\x45mbedImages\x12\x1e.presage.v1.EmbedImagesRequest\x1a\x1f.presage.v1.EmbedImagesResponse\x12J\n\tEmbedClip\x12\x1c.presage.v1.EmbedClipRequest\x1a\x1d.presage.v1.EmbedClipResponse(\x01\x12S\n\x0c\x43lassifyClip\x12\x1f.presage.v1.ClassifyClipRequest\x1a .presage.v1.ClassifyClipResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.embeddings_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDDINGKIND']._serialized_start=1097
-  _globals['_EMBEDDINGKIND']._serialized_end=1228
+  _globals['_EMBEDDINGKIND']._serialized_start=1121
+  _globals['_EMBEDDINGKIND']._serialized_end=1252
   _globals['_EMBEDIMAGESREQUEST']._serialized_start=99
   _globals['_EMBEDIMAGESREQUEST']._serialized_end=227
   _globals['_EMBEDIMAGESRESPONSE']._serialized_start=229
@@ -42,17 +42,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDCLIPREQUEST']._serialized_start=330
   _globals['_EMBEDCLIPREQUEST']._serialized_end=415
   _globals['_CLIPHEADER']._serialized_start=418
-  _globals['_CLIPHEADER']._serialized_end=615
-  _globals['_FRAMESAMPLING']._serialized_start=617
-  _globals['_FRAMESAMPLING']._serialized_end=673
-  _globals['_EMBEDCLIPRESPONSE']._serialized_start=676
-  _globals['_EMBEDCLIPRESPONSE']._serialized_end=836
-  _globals['_CLASSIFYCLIPREQUEST']._serialized_start=838
-  _globals['_CLASSIFYCLIPREQUEST']._serialized_end=926
-  _globals['_CLASSIFYCLIPRESPONSE']._serialized_start=928
-  _globals['_CLASSIFYCLIPRESPONSE']._serialized_end=1029
-  _globals['_CLASSSCORE']._serialized_start=1031
-  _globals['_CLASSSCORE']._serialized_end=1094
-  _globals['_EMBEDDINGS']._serialized_start=1231
-  _globals['_EMBEDDINGS']._serialized_end=1484
+  _globals['_CLIPHEADER']._serialized_end=639
+  _globals['_FRAMESAMPLING']._serialized_start=641
+  _globals['_FRAMESAMPLING']._serialized_end=697
+  _globals['_EMBEDCLIPRESPONSE']._serialized_start=700
+  _globals['_EMBEDCLIPRESPONSE']._serialized_end=860
+  _globals['_CLASSIFYCLIPREQUEST']._serialized_start=862
+  _globals['_CLASSIFYCLIPREQUEST']._serialized_end=950
+  _globals['_CLASSIFYCLIPRESPONSE']._serialized_start=952
+  _globals['_CLASSIFYCLIPRESPONSE']._serialized_end=1053
+  _globals['_CLASSSCORE']._serialized_start=1055
+  _globals['_CLASSSCORE']._serialized_end=1118
+  _globals['_EMBEDDINGS']._serialized_start=1255
+  _globals['_EMBEDDINGS']._serialized_end=1508
 # @@protoc_insertion_point(module_scope)

@@ -142,6 +142,7 @@ class ClipHeader(google.protobuf.message.Message):
     SAMPLING_FIELD_NUMBER: builtins.int
     GOAL_ID_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    STEP_DISTANCES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     total_bytes: builtins.int
@@ -153,6 +154,10 @@ class ClipHeader(google.protobuf.message.Message):
     """When set, each frame's distance to this goal is sent too."""
     top_k: builtins.int
     """Of a clip to classify: how many classes to send back, the likeliest first. Unset means 5."""
+    step_distances: builtins.bool
+    """Of a clip to embed: whether to send the distance from each frame to the next one. V-JEPA 2 embeds a clip as a whole,
+    so this, like a goal, makes it encode every frame by itself as well.
+    """
     @property
     def sampling(self) -> global___FrameSampling: ...
     def __init__(
@@ -165,9 +170,10 @@ class ClipHeader(google.protobuf.message.Message):
         sampling: global___FrameSampling | None = ...,
         goal_id: builtins.str = ...,
         top_k: builtins.int | None = ...,
+        step_distances: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_top_k", b"_top_k", "sampling", b"sampling", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_top_k", b"_top_k", "goal_id", b"goal_id", "kind", b"kind", "model", b"model", "sampling", b"sampling", "sha256", b"sha256", "top_k", b"top_k", "total_bytes", b"total_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_top_k", b"_top_k", "goal_id", b"goal_id", "kind", b"kind", "model", b"model", "sampling", b"sampling", "sha256", b"sha256", "step_distances", b"step_distances", "top_k", b"top_k", "total_bytes", b"total_bytes"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_top_k", b"_top_k"]) -> typing.Literal["top_k"] | None: ...
 
 global___ClipHeader = ClipHeader
@@ -225,7 +231,9 @@ class EmbedClipResponse(google.protobuf.message.Message):
 
     @property
     def step_distances(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Distance between each frame's latent and the next one's, a simple measure of change; [frames - 1]."""
+        """Distance between each frame's latent and the next one's, a simple measure of change; [frames - 1]. Empty unless
+        it was asked for.
+        """
 
     def __init__(
         self,

@@ -246,7 +246,7 @@ class Session(google.protobuf.message.Message):
 
     @property
     def limits(self) -> presage.v1.models_pb2.ActionLimits:
-        """What its plans keep to, the model's limits among them; unset where it was opened with none."""
+        """What its plans keep to, the model's limits among them; unset where the model's bounds alone hold."""
 
     def __init__(
         self,

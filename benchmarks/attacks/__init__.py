@@ -1,0 +1,1 @@
+"""Attacks on a running service, each a function; `python -m benchmarks.attack` runs them."""
