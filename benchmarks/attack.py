@@ -71,7 +71,7 @@ def _attack(row: str, name: str, target: Target, seconds: float, answer: Connect
 
 
 HEAD = (
-    "| row | attack | front MiB | /livez p99 ms | failed | health | other key's plans | p99 ms | late | log KiB | answers |",
+    "| row | attack | front MiB | livez p99 ms | failed | health | others' plans | p99 ms | late | log KiB | answers |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
 )
 

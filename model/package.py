@@ -159,8 +159,10 @@ class Package:
     weights_digest: str  # sha256 of the weights file, hexadecimal
 
     def weights(self) -> dict[str, Tensor]:
-        """What `weights_digest` is of, read once within `weights_kept`. Raises PackageError for a file that is not whole,
-        or that changed."""
+        """What `weights_digest` is of, read once within `weights_kept`.
+
+        Raises PackageError for a file that is not whole, or that changed.
+        """
         kept = _KEPT.get()
         path = self.folder / WEIGHTS
         if kept is not None and path in kept:

@@ -15,6 +15,7 @@ Batch norms are folded into the linear layers before them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -183,7 +184,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "bat
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _modulations(layers: list[nn.Linear], width: int) -> nn.Linear:
+def _modulations(layers: Sequence[nn.Linear], width: int) -> nn.Linear:
     """The blocks' modulations as one layer, the scales' 1 added to its bias."""
     weight = torch.cat([layer.weight.detach() for layer in layers])
     bias = torch.cat([layer.bias.detach() for layer in layers]).clone().view(len(layers), 6, width)

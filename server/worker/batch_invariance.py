@@ -48,7 +48,7 @@ def measured(model: LoadedModel, world: WorldModel, size: SearchSize, most: int)
     latents = [model.encode(frame[None])[0] for frame in frames]
     measurements = None
     if config.proprioception_names:
-        measurements = model_adapter.to_host(torch.zeros(config.history, len(config.proprioception_names)))
+        measurements = torch.zeros(config.history, len(config.proprioception_names))
     contexts = [model_adapter.context(model, [each] * config.history, measurements, turn_rad=0.0) for each in latents]
     space = model_adapter.action_space(model)
     assert space is not None
