@@ -96,10 +96,10 @@ class PlannerDefaults:
     elites: int = 20
     horizon: int = 5
     execute: int = 5  # robot actions to take before planning again
-    optimizer: str = "cem"  # one of planner.registry.OPTIMIZERS
+    optimizer: str = "cem"  # one of presage.optimizers.OPTIMIZERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
     discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
-    cost: str = ""  # the steps that count, one of planner.registry.COSTS; empty: the optimizer's own choice
+    cost: str = ""  # the steps that count, one of presage.optimizers.COSTS; empty: the optimizer's own choice
     replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to take its place
 
 

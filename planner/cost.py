@@ -1,4 +1,4 @@
-"""Costs: distance to the goal, of groups of channels too, effort, jerkiness, and weighted sums. No search lives here.
+"""Costs: distance to the goal, of groups of channels too, effort, and weighted sums. No search lives here.
 
 Every cost returns each model step's share [batch, samples, horizon] of the total, in float32, or float64 where latents
 are. Sums over latents are right to 1e-7 of their value: elites must not be chosen by rounding.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from presage.optimizers import Metric, check_metric
 from torch import Tensor
 
 from planner.transfer import to_device
-from planner.types import PlanningError
+from planner.types import PlanningError, refused
 from planner.world_model import Actions, CostFunction, Latents, StepCosts
 
-Metric = Literal["l2", "l1", "rms", "cosine"]
-METRICS: tuple[str, ...] = get_args(Metric)
 Residuals = Float[Tensor, "batch samples residuals"]
 
 TEMPORARY_ELEMENTS = 1 << 24  # of a difference of latents computed at once: 64 MiB in float32
@@ -88,7 +87,7 @@ class GoalDistance:
     rise: float = 0.1  # of "least": what each model step later adds to a distance, as a share of it
 
     def __post_init__(self) -> None:
-        check_metric("cost.metric", self.metric)
+        check_metric(self.metric, refused, "cost.metric")
         if self.over not in ("sum", "last", "discounted", "least"):
             raise PlanningError("cost.over", "must be sum, last, discounted or least", self.over)
         if not (math.isfinite(self.rise) and self.rise >= 0):
@@ -168,12 +167,6 @@ def latent_distance(metric: Metric, latents: Latents, goal: Float[Tensor, "batch
     at_once = max(1, TEMPORARY_ELEMENTS // max(1, per_sample))
     parts = [_distance(metric, part, goal) for part in torch.split(latents, at_once, dim=1)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def check_metric(field: str, metric: str) -> None:
-    """Raises PlanningError for a metric that there is not."""
-    if metric not in METRICS:
-        raise PlanningError(field, f"must be one of {', '.join(METRICS)}", metric)
 
 
 def _distance(metric: Metric, latents: Latents, goal: Tensor) -> StepCosts:

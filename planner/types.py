@@ -24,6 +24,11 @@ class PlanningError(UserError, ValueError):
         self.field, self.rule, self.value = field, rule, value
 
 
+def refused(field: str, rule: str, value: object, reason: str = "") -> PlanningError:
+    """A PlanningError as checks that are shared with the service make it."""
+    return PlanningError(field, rule, value)
+
+
 @dataclass(frozen=True)
 class ActionSpace:
     """What the robot can be told to do, in its own units. Every sample and every result is projected into it."""

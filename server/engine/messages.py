@@ -62,7 +62,7 @@ class SearchSize(PlannerSettings):
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
-    cost: str = ""  # the steps that count, one of `planner.registry.COSTS`; empty: the optimizer's own choice
+    cost: str = ""  # the steps that count, one of `presage.optimizers.COSTS`; empty: the optimizer's own choice
     replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to replace it
     needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from presage.fields import from_fields
 from presage.limits import ActionLimits, fault
+from presage.optimizers import UNBOUNDED
 from presage.values import Model, Plan, Provenance, Timings
 
 from server.engine.messages import Floats, PlanDone, SearchSize, ServedModel
@@ -16,7 +17,7 @@ from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
 from server.service.session import CurrentPlan
 from server.service.validation import actions_of
-from server.values.calls import UNBOUNDED, Observation
+from server.values.calls import Observation
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,6 @@ from pydantic import Field
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
-LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-METRICS = ("l2", "l1", "rms", "cosine")  # of latents
-COSTS = ("sum", "last", "least")  # `planner.registry.COSTS`
-LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms", "jepa_wms_droid")  # of OPTIMIZERS
-UNBOUNDED = ("lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS: their candidates go beyond the bounds, plans do not
-SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "real_time_iteration", *LAST_STEP_ALONE)  # of OPTIMIZERS
-PROPOSER_ALONE = "policy"  # of OPTIMIZERS: no search, what the model's proposer says
-OPTIMIZERS = (
-    *("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration"),
-    *LAST_STEP_ALONE,
-    PROPOSER_ALONE,
-)
-"""Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
 @dataclass(frozen=True)

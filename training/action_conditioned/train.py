@@ -30,7 +30,7 @@ from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_warning
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, draw_begins
 from training.loop import Moment, Training
 from training.schedule import warmup_stable_decay
 
@@ -231,13 +231,11 @@ def draw_windows(
 ) -> tuple[Float[Tensor, "batch frames tokens latent"], Float[Tensor, "batch frames 7"]]:
     """Random windows, every one as likely as another. Raises ValueError where no episode is long enough."""
     begins = np.array([max(len(episode.latents) - recipe.frames + 1, 0) for episode in episodes])
-    ends = begins.cumsum()
-    if ends[-1] == 0:
+    if not begins.any():
         longest = max(len(episode.latents) for episode in episodes)
         raise ValueError(f"frames must be at most {longest}, the longest episode's at {recipe.fps:g} a second")
-    drawn = torch.randint(int(ends[-1]), (recipe.batch,), generator=generator).numpy()
-    rows = np.searchsorted(ends, drawn, side="right")
-    spans = [slice(first, first + recipe.frames) for first in (drawn - (ends - begins)[rows]).tolist()]
+    rows, places = draw_begins(begins, recipe.batch, generator)
+    spans = [slice(first, first + recipe.frames) for first in places.tolist()]
     chosen = [(episodes[row], span) for row, span in zip(rows.tolist(), spans, strict=True)]
     latents = np.stack([episode.latents[span] for episode, span in chosen])
     return torch.from_numpy(latents).float(), torch.stack([episode.poses[span] for episode, span in chosen])
