@@ -23,6 +23,11 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the star
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
 
 
+def wrong_use(field: str, rule: str, value: object, reason: str = "") -> typer.BadParameter:
+    """The usage error for an option that breaks its rule, as checks that are shared with the service make it."""
+    return typer.BadParameter(f"{rule}, got {value}", param_hint=field)
+
+
 def checked_task(task: str) -> str:
     """The task's name; a usage error where no robot is called so."""
     from simulation.tasks import TASKS

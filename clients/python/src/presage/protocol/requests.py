@@ -44,13 +44,11 @@ def create_goal(
     request = goals_pb2.GoalsCreateRequest(model=codec.model_name(model))
     if len(proprioception):
         request.proprioception.CopyFrom(codec.float_tensor("proprioception", proprioception, ["entries"]))
-    if image is not None and latent is None:
+    arguments.one_of("goal", {"image": image, "latent": latent}, invalid)
+    if image is not None:
         request.image.CopyFrom(codec.image_message(image))
-    elif latent is not None and image is None:
+    elif latent is not None:
         request.latent.CopyFrom(codec.latent_tensor(latent))
-    else:
-        given = "neither" if image is None else "both"
-        raise invalid("goal", "must be exactly one of image and latent", given, "INVALID_REQUEST")
     return call(methods.CREATE_GOAL, request, lambda reply: READER.value(Goal, reply.goal))
 
 
