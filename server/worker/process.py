@@ -106,7 +106,7 @@ def _load_and_describe(
             sizes[name] = (
                 batch_invariance.measured(model, worlds[name], size, most) if exact else BatchSizes(most, most)
             )
-            described.append(describe(name, model, verdict, f"{told}; {sizes[name].described()}"))
+            described.append(describe(name, model, verdict, told, sizes[name]))
         return {name: model for name, (model, _) in verdicts.items()}, worlds, sizes, tuple(described), threads
     except OSError as error:
         where = error.filename or ", ".join(settings.models)
@@ -160,8 +160,8 @@ def tune(
     return torch.get_num_threads(), verdicts
 
 
-def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> ServedModel:
-    """What the front must know of a model; `graphed` says which of its rollouts are graphs."""
+def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str, sizes: BatchSizes) -> ServedModel:
+    """What the front must know of a model; `graphed` says which of its rollouts are graphs, `sizes` what is batched."""
     config = model.package.config
     action, search = config.action, own_search(config.planner)
     dtype = str(verdict.dtype).removeprefix("torch.")
@@ -175,7 +175,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str) -> S
         planner=search.settings,
         card=model.package.card(),
         execute=config.planner.execute if action is not None else 0,
-        computes=f"{dtype} on {model.device}; {graphed}",
+        computes=f"{dtype} on {model.device}; {graphed}; {sizes.described()}",
         license=str(config.training.get("license", "")),
         measures_goals=model_adapter.measures_goals(model),
     )

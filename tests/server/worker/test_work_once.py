@@ -68,13 +68,13 @@ def vjepa2_folder(folder: Path, acts: bool) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each weights file has been read, by its folder."""
-    counted, read = Counter[str](), model.package.load_file
+    counted, read = Counter[str](), model.package.tensors_of
 
-    def counting(path: Path) -> dict[str, torch.Tensor]:
+    def counting(content: bytes, path: Path) -> dict[str, torch.Tensor]:
         counted[path.parent.name] += 1
-        return read(path)
+        return read(content, path)
 
-    monkeypatch.setattr(model.package, "load_file", counting)
+    monkeypatch.setattr(model.package, "tensors_of", counting)
     return counted
 
 
@@ -87,7 +87,7 @@ def test_a_vjepa2_clip_is_encoded_frame_by_frame_only_for_distances(
     tmp_path: Path, asked: dict[str, Any], encoded: int, steps: int, distances: int
 ) -> None:
     counting = Counting(load(str(vjepa2_folder(tmp_path, acts=True)), CPU))
-    done = finished(background_jobs.embed_clip(counting, EmbedClipJob("tiny", CLIP, "pooled", **asked)))
+    done = finished(background_jobs.embed_clip(counting, EmbedClipJob("tiny", CLIP, "pooled", **asked), 32))
     assert (counting.frames["embed_clip"], counting.frames["encode"]) == (8, encoded)
     assert (len(done.step_distances), len(done.goal_distances)) == (steps, distances)
 
@@ -97,7 +97,7 @@ def test_an_image_is_encoded_once_whatever_is_asked_of_it(compact_folder: Path, 
     compact = load(str(compact_folder), CPU)
     counting = Counting(compact)
     asked = EmbedImagesJob("tiny", IMAGES, kind, np.zeros(8, np.float32))
-    done = finished(background_jobs.embed_images(counting, asked))
+    done = finished(background_jobs.embed_images(counting, asked, 32))
     assert counting.frames.total() == len(IMAGES)
     latents = compact.encode(torch.tensor(np.stack(IMAGES)))
     np.testing.assert_allclose(done.goal_distances, latents.square().mean(-1), rtol=1e-5)
