@@ -50,19 +50,12 @@ def model_for(model: str, task: str) -> str:
 
 def checked_device(device: str) -> torch.device:
     """The device; a usage error where torch knows none of that name or this machine has none."""
-    import torch
+    from model.runtime.devices import DeviceError, usable
 
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise typer.BadParameter(f"must be usable here, got {device!r}: {reason}", param_hint="--device") from None
-    return chosen
+        return usable(device)
+    except DeviceError as error:
+        raise wrong_use("--device", "must be usable here", f"{device!r}: {error.reason}") from None
 
 
 def calm_threads() -> None:

@@ -32,7 +32,7 @@ MIDDLE = linear.frame(0.5, 0.5)
 NAMES, REST = linear.ACTION.names, linear.ACTION.at_rest
 OPTIMIZERS = (
     *("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration", "vjepa2_ac"),
-    *("lewm", "dino_wm", "jepa_wms", "jepa_wms_droid"),
+    *("lewm", "dino_wm", "jepa_wms", "jepa_wms_droid", "policy"),
 )
 
 
@@ -66,10 +66,11 @@ def narrower(draw: st.DrawFn) -> ActionLimits:
 async def test_both_transports_give_the_same_plans_within_all_limits_across_chunks(
     service: Service, limits: ActionLimits, optimizer: str, seed: int
 ) -> None:
-    goal_id = await goal(service, 0.9, 0.1)
-    created = sessions_pb2.SessionsCreateRequest(goal_id=goal_id, seed=seed, limits=message(limits))
+    model = "guided" if optimizer == "policy" else "linear"
+    goal_id = await goal(service, 0.9, 0.1, model)
+    created = sessions_pb2.SessionsCreateRequest(model=model, goal_id=goal_id, seed=seed, limits=message(limits))
     by_grpc = (await service.sessions.Create(created)).session.session_id
-    body = {"goal_id": goal_id, "seed": seed, "limits": sent(limits)}
+    body = {"model": model, "goal_id": goal_id, "seed": seed, "limits": sent(limits)}
     by_rest = (await service.rest.post("/v1/sessions", json=body)).json()["session_id"]
     actions = np.zeros((0, 2), np.float32)
     before: list[float] | None = None
