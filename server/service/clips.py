@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
+from presage.protocol.arguments import one_of
 from presage.values import Model
 
 from model.video.decode import Clip, ClipLimits, VideoDecodeError
 from model.video.decode import FrameSampling as Sampling
 from model.video.decoder_worker import ClipDecoder
 from server.config import MIB, Limits
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError, invalid, refuse
 from server.values.calls import FrameSampling
 
 T = TypeVar("T")
@@ -86,8 +87,7 @@ class Clips:
             raise ServiceError(reason, error.message, field="clip", rule=error.reason) from None
 
     def _sampling(self, wanted: FrameSampling) -> Sampling:
-        if wanted.fps is not None and wanted.frames is not None:
-            raise invalid("sampling", "must set fps or frames, not both", f"{wanted.fps} and {wanted.frames}")
+        one_of("frames", {"fps": wanted.fps, "frames": wanted.frames}, refuse, least=0)
         if wanted.fps is not None and not (math.isfinite(wanted.fps) and 0 < wanted.fps <= 1000):
             raise invalid("sampling.fps", "must be above 0 and at most 1000", wanted.fps)
         if wanted.frames is not None and not 1 <= wanted.frames <= self._limits.clip_frames:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
+from presage.protocol.schema import field_types
 from presage.values import Model
 from starlette.datastructures import QueryParams
 
@@ -30,6 +32,11 @@ PARAMETERS = {
     "measured with",
     "budget_ms": "time to think for each plan",
     "timeout_ms": "hard deadline of each answer",
+    **{
+        f"limit_{field.name}": f"`{field.name}` of the session's limits on actions"
+        + ", parted by commas" * field.is_many
+        for field in field_types(ActionLimits)
+    },
 }
 """What the address may say."""
 
@@ -45,6 +52,7 @@ class Wishes:
     executed: int | None = None  # actions a robot takes of each plan; None: as many as the model was measured with
     budget_ms: float | None = None
     timeout_ms: float | None = None
+    limits: ActionLimits | None = None  # of its session
 
 
 def wishes(query: QueryParams) -> Wishes:
@@ -62,7 +70,26 @@ def wishes(query: QueryParams) -> Wishes:
         executed=None if executed is None else count("executed", executed),
         budget_ms=numbers["budget_ms"],
         timeout_ms=numbers["timeout_ms"],
+        limits=_limits(query),
     )
+
+
+def _limits(query: QueryParams) -> ActionLimits:
+    """Limits on actions that the address names. What they must be is the application's to say."""
+    found: dict[str, object] = {}
+    for field in field_types(ActionLimits):
+        name = f"limit_{field.name}"
+        if name not in query:
+            continue
+        entries = query[name].split(",") if field.is_many else [query[name]]
+        try:
+            values = tuple(field.kind(entry) for entry in entries)
+        except ValueError:
+            raise invalid(
+                name, f"must be {'numbers parted by commas' if field.is_many else 'a number'}", query[name]
+            ) from None
+        found[field.name] = values if field.is_many else values[0]
+    return ActionLimits(**found)  # type: ignore[arg-type]  # each is of its field's kind
 
 
 async def frames(

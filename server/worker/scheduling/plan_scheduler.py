@@ -59,8 +59,6 @@ class PlanScheduler:
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
-        spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
-        self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
         self._callers: dict[int, str] = {}  # of those waiting
         self.fair, self.weights = FairQueue(), dict[str, float]()
@@ -223,7 +221,9 @@ class PlanScheduler:
             goal = model_adapter.to_device(model, job.goal)
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
-        space = registry.searched(self._spaces[job.model], job.size.dimensions)
+        allowed = model_adapter.action_space(model, job.limits)
+        assert allowed is not None  # a model that only embeds has no plans
+        space = registry.searched(allowed, job.size.dimensions)
         proprioception = model_adapter.measured_at(job.start)
         context = model_adapter.context_of(model, job.start, latent, proprioception)
         shapes = tuple(tuple(part.shape) for part in context)
@@ -244,6 +244,7 @@ class PlanScheduler:
             if left is None
             else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
+            held=job.held,
             committed=None if job.committed is None else torch.tensor(job.committed),
             arrival=job.arrival,
             replace_margin=size.replace_margin,

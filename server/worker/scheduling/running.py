@@ -52,7 +52,7 @@ class Running:
     @property
     def kind(self) -> Hashable:
         """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured
+        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured, self.search.sent is None
 
     @property
     def limit(self) -> float:

@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 import structlog
 from presage.v1 import goals_pb2, models_pb2, observation_pb2
-from server.transport.callers.connections import Connections
 
 from benchmarks.attacks import http2
 from server.service.application import Application
+from server.transport.callers.connections import Connections
 from server.transport.grpc.relay import STRANGERS_BYTES
 from tests.support.server.transports import Service, eventually, grpc_refusal, open_service
 
