@@ -105,10 +105,10 @@ def import_weights(
     statistics = _action_statistics(action_stats, fit, camera)
 
     import torch
+    from presage.limits import read_limits
 
     from model.checkpoints.families import ImportOptions
     from model.checkpoints.families import import_weights as write
-    from model.package import read_limits
 
     dtypes = {"": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     with _byte_progress(output) as bars:

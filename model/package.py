@@ -139,17 +139,6 @@ def limited(config: PackageConfig, limits: ActionLimits | None) -> PackageConfig
     return replace(config, action=replace(config.action, limits=limits))
 
 
-def read_limits(path: Path) -> ActionLimits:
-    """Limits out of a JSON object, whose names are those of `action.limits` in a package's config. PackageError."""
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: is not JSON with limits: {error}") from error
-    if not isinstance(raw, dict):
-        raise PackageError(f"{path}: must hold an object, got {type(raw).__name__}")
-    return _build(ActionLimits, raw, str(path))
-
-
 @dataclass(frozen=True)
 class Package:
     """A package read from disk."""

@@ -279,9 +279,9 @@ def import_checkpoint(
         return loaded
 
     files = tuple(dict.fromkeys(held.path.name for held, _ in (*beside.values(), (checkpoint, ""))))
+    config = limited(package_config(model, files, checkpoint.layout, dtype), limits)
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
-    config = limited(package_config(model, files, checkpoint.layout, dtype), limits)
     replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
     replace_text(out / CARD, card(model, files, digest))
     parameters = sum(spec.count for spec in specs.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from presage import ActionLimits, ActionSpec
 from presage.errors import invalid
-from presage.limits import fault, held_for, narrowed, told
+from presage.limits import LimitsError, fault, held_for, narrowed, read_limits, told
 
 SPEC = ActionSpec(("x", "y"), ("m", "rad"), (-1.0, 0.0), (1.0, 2.0), 10.0, 1, rest=(0.0, 0.5))
 HELD = ActionLimits((-0.5, 0.0), (0.5, 2.0), slew=(0.2, 0.4), max_norm=1.5, norm_order=2, dwell=(1, 2))
@@ -141,3 +142,13 @@ def test_the_client_names_what_is_no_number_before_it_is_sent(wrong: dict[str, A
     assert caught.value.field == f"limits.{field}"
     with pytest.raises(presage.InvalidRequest, match="limits must be ActionLimits"):
         client.session(limits={"slew": (0.1, 0.1)})  # type: ignore[arg-type]
+
+
+def test_a_file_of_limits_is_read_and_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    file.write_text('{"slew": [0.1, 0.2], "frozen": ["b"]}')
+    assert read_limits(file) == ActionLimits(slew=(0.1, 0.2), frozen=("b",))
+    for content, says in (("[1]", "must hold an object"), ("{", "is not JSON"), ('{"speed": 1}', "unknown key: speed")):
+        file.write_text(content)
+        with pytest.raises(LimitsError, match=says):
+            read_limits(file)

@@ -11,7 +11,7 @@ import pytest
 from presage.limits import ActionLimits
 
 from model.compact import CompactWorldModel
-from model.package import CONFIG, PackageError, limited, read_limits, read_package
+from model.package import CONFIG, PackageError, limited, read_package
 from tests.support.model.compact_packages import tiny_config
 from training.model_card import card
 
@@ -30,6 +30,8 @@ def test_limits_are_kept_when_a_package_is_written_and_read(tmp_path: Path) -> N
     ("wrong", "says"),
     [
         ({"slew": [0.1]}, "action.limits.slew must have 2 entries, for a, b, got 1"),
+        ({"slew": 0.1}, "action.limits.slew must be a list of numbers, got 0.1"),
+        ({"frozen": "b"}, "action.limits.frozen must be a list of names, got b"),
         ({"slew": [0.1, "fast"]}, r"action.limits.slew\[1\] must be a finite number, got fast"),
         ({"slew": [0.1, -1]}, r"action.limits.slew\[1\] must be above .*, got -1"),
         ({"frozen": ["c"]}, r"action.limits.frozen\[0\] must be one of a, b, got c"),
@@ -53,13 +55,3 @@ def test_limits_that_cannot_be_are_named_when_a_package_is_read(
 def test_a_model_that_only_embeds_takes_no_limits() -> None:
     with pytest.raises(PackageError, match="tiny only embeds"):
         limited(replace(tiny_config(), action=None), LIMITS)
-
-
-def test_a_file_of_limits_is_read_and_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "limits.json"
-    file.write_text('{"slew": [0.1, 0.2], "frozen": ["b"]}')
-    assert read_limits(file) == ActionLimits(slew=(0.1, 0.2), frozen=("b",))
-    for content, says in (("[1]", "must hold an object"), ("{", "is not JSON"), ('{"speed": 1}', "unknown key: speed")):
-        file.write_text(content)
-        with pytest.raises(PackageError, match=says):
-            read_limits(file)

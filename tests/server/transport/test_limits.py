@@ -264,3 +264,30 @@ async def test_a_control_loop_keeps_to_its_limits_from_plan_to_plan(service: Ser
                     before = actions[executed - 1].tolist()
                 actions = found.plan.actions
                 assert fault(actions, NAMES, limits, REST, before) == ""
+
+
+async def test_a_robot_that_is_run_is_told_no_change_above_its_slew_but_its_stops(service: Service) -> None:
+    """Plans come late and run out in between: the robot holds, and goes on from there."""
+    limits = ActionLimits(slew=(0.05, 0.05))
+    told: list[np.ndarray] = []
+
+    class Recorder:
+        def observe(self) -> tuple[np.ndarray, None]:
+            return MIDDLE, None
+
+        def act(self, action: np.ndarray) -> None:
+            told.append(np.array(action))
+
+    held: list[bool] = []
+    async with presage.AsyncClient(service.addresses.grpc) as client:
+        opened = await client.session(goal=await goal(service, 1.0, 0.0), limits=limits)
+        async with opened.control() as loop:
+            report = await presage.run_control_async(
+                loop, Recorder(), 50.0, (0.0, 0.0), ticks=60, max_open_loop=3,
+                until=lambda tick: bool(held.append(tick.held)),
+            )  # fmt: skip
+    assert report.plans > 3
+    assert not all(held)
+    for number in range(1, len(held)):
+        if not held[number]:
+            assert (np.abs(told[number].astype(float) - told[number - 1]) <= 0.05).all(), number

@@ -6,11 +6,15 @@ by name, and `fault` says what of a plan breaks them. Nothing here searches; the
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Optional, Protocol, Sequence, Tuple
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
+
+from presage.user_error import UserError
 
 if TYPE_CHECKING:
     from presage.protocol.arrays import Refuse
@@ -36,6 +40,27 @@ class ActionLimits:
     norm_of: Tuple[str, ...] = ()
     frozen: Tuple[str, ...] = ()
     dwell: Tuple[int, ...] = ()
+
+
+class LimitsError(UserError, ValueError):
+    """A file of limits that cannot be read; the message names the file and the key at fault."""
+
+
+def read_limits(path: Union[str, os.PathLike]) -> ActionLimits:  # type: ignore[type-arg]  # no subscript on Python 3.8
+    """Limits out of a JSON object with the names of `ActionLimits`. Raises LimitsError; their values are not judged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            raw = json.load(file)
+    except (OSError, ValueError) as error:
+        raise LimitsError(f"{path}: is not JSON with limits: {error}") from error
+    if not isinstance(raw, dict):
+        raise LimitsError(f"{path}: must hold an object, got {type(raw).__name__}")
+    known = {field.name for field in fields(ActionLimits)}
+    for name in raw:
+        if name not in known:
+            raise LimitsError(f"{path}: has an unknown key: {name} (known: {', '.join(sorted(known))})")
+    values: Dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in raw.items()}
+    return ActionLimits(**values)
 
 
 class Actions(Protocol):
@@ -200,6 +225,7 @@ class _Check:
 
     def numbers(self, name: str, entries: Sequence[float]) -> Tuple[float, ...]:
         """One finite number for each dimension, or none at all."""
+        self.that(isinstance(entries, (tuple, list)), name, "must be a list of numbers", entries)
         self.that(
             len(entries) in (0, len(self.names)), name,
             f"must have {len(self.names)} entries, for {', '.join(self.names)}", len(entries),
@@ -211,6 +237,7 @@ class _Check:
 
     def names_of(self, name: str, entries: Sequence[str]) -> Tuple[str, ...]:
         """Different names of dimensions."""
+        self.that(isinstance(entries, (tuple, list)), name, "must be a list of names", entries)
         for at, entry in enumerate(entries):
             self.that(entry in self.names, f"{name}[{at}]", f"must be one of {', '.join(self.names)}", entry)
             self.that(entry not in entries[:at], f"{name}[{at}]", "must not be named twice", entry)
