@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.interface import LoadedModel
+from model.interface import LoadedModel, WrappedModel
 from model.proposer import AnyProposer, BehindFirst
-from model.wrapped import WrappedModel
 
 Actions = Float[Tensor, "batch samples time action"]
 Latents = Float[Tensor, "batch samples horizon *latent"]

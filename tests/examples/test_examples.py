@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from cli.private_service import private_service
-from cli.train.config import TrainingConfig, read_config
+from cli.train.compact import CompactTraining
+from cli.train.config import read_config
 from model.built_in import built_in
 from model.package import read_package
 from simulation import tasks
@@ -183,7 +184,7 @@ def test_every_one_of_many_robots_reaches_a_goal_of_its_own(address: str) -> Non
 def test_the_arm_from_nothing_is_read_as_it_stands() -> None:
     chosen = read_config(str(EXAMPLES / "tiny.yaml"))
     assert (chosen.task, chosen.name, chosen.dataset) == ("arm", "tiny", "")
-    assert chosen.recipe.latent == TrainingConfig("arm", "arm").recipe.latent
+    assert chosen.recipe.latent == CompactTraining(task="arm", name="arm").recipe.latent
 
 
 def test_the_template_of_a_training_makes_a_package(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_the_template_of_a_training_makes_a_package(tmp_path: Path) -> None:
 def test_the_template_of_a_training_says_what_the_real_numbers_are() -> None:
     """Every number beside a setting is the default of that setting."""
 
-    defaults = asdict(TrainingConfig("arm", "arm"))
+    defaults = asdict(CompactTraining(task="arm", name="arm"))
     recipe = defaults.pop("recipe")
     told = re.findall(r"^ *(\w+): +\S+ +# (\d+)\b", (EXAMPLES / "training_template.yaml").read_text(), re.MULTILINE)
     assert len(told) >= 10

@@ -50,6 +50,7 @@ class Loop(Protocol):
         committed: int = 0,
         seed: int | None = None,
         plan: ControlPlan | None = None,
+        previous_action: ArrayLike | None = None,
     ) -> int: ...
 
     def latest(self) -> ControlPlan | None: ...
@@ -195,6 +196,7 @@ class Runner:
         self._on_its_own = 0  # actions carried out since
         self._restored_before = loop.restored
         self._warnings: tuple[str, ...] = ()
+        self._is_holding = False  # whether the last action was the hold: the next plan's slew begins there
         self._next_tick = clock()
         self._in_a_row = 0
         self._ticks = self._held = self._late = self._plans = self._failed = self._degraded = self._lost = 0
@@ -205,7 +207,12 @@ class Runner:
         self._take_news()
         follower = self._follower
         sequence = self._loop.send(
-            images, proprioception, executed=follower.executed, committed=follower.committed, plan=follower.plan
+            images,
+            proprioception,
+            executed=follower.executed,
+            committed=follower.committed,
+            plan=follower.plan,
+            previous_action=self._hold if self._is_holding else None,
         )
         follower.seen(sequence)
         planned = follower.next_action()
@@ -214,7 +221,8 @@ class Runner:
             self._on_its_own += planned is not None
         action = self._hold if planned is None else planned
         self._robot.act(action)
-        self._ticks, self._held = self._ticks + 1, self._held + (planned is None)
+        self._is_holding = planned is None
+        self._ticks, self._held = self._ticks + 1, self._held + self._is_holding
         return ControlTick(self._ticks - 1, sequence, action, planned is None, follower.plan)
 
     def _take_news(self) -> None:
