@@ -4,7 +4,8 @@ A predictor that is a little wrong about where a robot stays when it rests is as
 a search steers the robot off its goal by just that much. Model predictive control corrects predictions by the error
 seen in them (offset-free control, Pannocchia & Rawlings 2003). Where a package says that its scene stays as it is while
 the robot rests (`action.rest_holds`), that error is known without waiting: what the prediction of rest differs by from
-what is seen now. Of `arm` after its first training, which stopped 0.07 rad from its goals without the correction, 0.01 rad were left.
+what is seen now. Of `arm` after its first training, which stopped 0.07 rad from its goals without the correction, 0.01
+rad were left.
 """
 
 from __future__ import annotations

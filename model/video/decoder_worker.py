@@ -30,7 +30,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from model.fence import fence
+from model.processes.fence import fence
 from model.video.decode import Clip, ClipDescription, ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord
 from model.video.probe import Reason
 
@@ -63,7 +63,7 @@ class ClipDecoder:
             raise ValueError(f"decode_function must stand at the top level of an importable module, got {name}")
         self._memory_bytes = memory_bytes
         self._function = f"{decode_function.__module__}:{decode_function.__name__}"
-        self.unfenced = ""  # why the workers have no fence (`model.fence`); nothing where they have, or until one ran
+        self.unfenced = ""  # why the workers have no fence (`model.processes.fence`); empty: they have, or none ran
         self._changed = threading.Condition()  # guards what follows
         self._closed = False
         self._workers = {_Worker(self._function, memory_bytes) for _ in range(workers)}

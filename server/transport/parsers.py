@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from model.isolated import IsolatedProcess, ProcessEnded
+from model.processes.isolated import IsolatedProcess, ProcessEnded
 from server.config import MIB
 from server.errors import Faults, Reason, ServiceError, invalid
 from server.values.caller import calling

@@ -16,7 +16,7 @@ from typing import Any
 STARTERS = {
     "cli.demo.robot_process.run_robot",
     "cli.private_service.private_service",
-    "model.isolated.IsolatedProcess",
+    "model.processes.isolated.IsolatedProcess",
     "model.video.decoder_worker.ClipDecoder",
     "server.engine.supervisor.Engine",
     "server.service.application.Application",

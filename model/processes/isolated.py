@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from model.fence import fence
+from model.processes.fence import fence
 
 Job = Callable[[dict[str, Any], list[bytes]], "tuple[dict[str, Any], Sequence[bytes | memoryview]]"]
 """What a process does: something said and pieces of bytes, in and out."""
@@ -28,7 +28,8 @@ NICE = 5  # the program that asks runs first
 _MOST_PIECES = 4096
 _MOST_BYTES = 256 * 2**20  # of one piece
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import model.isolated as i; i.serve(sys.argv[2:])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import model.processes.isolated as i; i.serve(sys.argv[2:])"
 )
 _KEPT = ("LANG", "LC_ALL", "PATH", "TMPDIR", "OMP_NUM_THREADS")  # of the environment
 
@@ -57,7 +58,7 @@ class IsolatedProcess:
             there.close()
         self._connection = here
         self._started = False
-        self.unfenced = ""  # why it has no fence (`model.fence`), once it has answered; nothing where it has one
+        self.unfenced = ""  # why it has no fence (`model.processes.fence`), once it has answered; empty: it has one
         self.in_step = True  # False while an answer is outstanding: such a process cannot be asked again
 
     @property
