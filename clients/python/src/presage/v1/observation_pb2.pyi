@@ -104,7 +104,9 @@ class Observation(google.protobuf.message.Message):
     PAST_IMAGES_FIELD_NUMBER: builtins.int
     PAST_ACTIONS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """Counts up within a session; a plan names the observation it used. 0 lets the server count."""
+    """Counts up within a session; a plan names the observation it used. 0 lets the server count.
+    Below 2^63, so that counting can go on.
+    """
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Image]:
         """One image per camera of the model, in the model's order."""

@@ -84,7 +84,7 @@ class PlanRequest(google.protobuf.message.Message):
     executed: builtins.int
     """How many actions of the session's last plan the robot has executed since; the rest is the warm start."""
     request_id: builtins.str
-    """Repeating a call with the same id in a session returns the same plan."""
+    """Repeating a call with the same id in a session returns the same plan; with another request it is refused."""
     plan_sequence: builtins.int
     """observation_sequence of the plan that executed counts from; 0 means the session's last plan."""
     committed: builtins.int
