@@ -44,3 +44,9 @@ def test_a_lewm_package_is_refused_on_another_robot(package: Path, capsys: pytes
 def test_a_protocols_settings_are_fixed(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(package, "--task", "pusht", "--protocol", "lewm", "--offset", "50") == 1
     assert "fixes --offset 25" in capsys.readouterr().err
+
+
+def test_dinov3_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("weights", "pull", "dinov3_vitl16", "--out", str(tmp_path / "x")) == 1
+    assert "no code for DINOv3, which has a license of its own; dinov2_vits14 can be" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
