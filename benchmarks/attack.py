@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attacks import front
+from benchmarks.attacks import front, shares
 from benchmarks.attacks.meter import metering
 from benchmarks.attacks.target import Attack, Target, scratch, serving
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 
-ATTACKS: tuple[Attack, ...] = front.ATTACKS
+ATTACKS: tuple[Attack, ...] = (*front.ATTACKS, *shares.ATTACKS)
 LONGEST_S = 240.0  # until an attack is ended
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 def measured(attack: Attack, seconds: float) -> dict[str, Any]:
     """One attack on a fresh service, from a process of its own, and what others saw of it."""
     processes = multiprocessing.get_context("spawn")
-    with scratch() as folder, serving(attack.keyless, folder) as target:
+    with scratch() as folder, serving(attack, folder) as target:
         here, there = processes.Pipe(duplex=False)
         attacker = processes.Process(target=_attack, args=(attack.row, attack.name, target, seconds, there))
         with metering(target) as meter:

@@ -23,6 +23,11 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Chooses the star
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto for the best present.")]
 
 
+def wrong_use(field: str, rule: str, value: object, reason: str = "") -> typer.BadParameter:
+    """The usage error for an option that breaks its rule, as checks that are shared with the service make it."""
+    return typer.BadParameter(f"{rule}, got {value}", param_hint=field)
+
+
 def checked_task(task: str) -> str:
     """The task's name; a usage error where no robot is called so."""
     from simulation.tasks import TASKS
@@ -45,19 +50,12 @@ def model_for(model: str, task: str) -> str:
 
 def checked_device(device: str) -> torch.device:
     """The device; a usage error where torch knows none of that name or this machine has none."""
-    import torch
+    from model.runtime.devices import DeviceError, usable
 
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise typer.BadParameter(f"must be usable here, got {device!r}: {reason}", param_hint="--device") from None
-    return chosen
+        return usable(device)
+    except DeviceError as error:
+        raise wrong_use("--device", "must be usable here", f"{device!r}: {error.reason}") from None
 
 
 def calm_threads() -> None:

@@ -88,6 +88,10 @@ def import_weights(
         Path | None,
         typer.Option("--labels", help="Names of a classifier's classes: a text file with one a line, or a JSON list."),
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option("--limits", help="JSON with slew, max_norm, frozen or dwell, which plans keep to."),
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Make a model package of a published checkpoint; everything in it must fit, or nothing is written."""
@@ -101,6 +105,7 @@ def import_weights(
     statistics = _action_statistics(action_stats, fit, camera)
 
     import torch
+    from presage.limits import read_limits
 
     from model.checkpoints.families import ImportOptions
     from model.checkpoints.families import import_weights as write
@@ -115,6 +120,7 @@ def import_weights(
             encoder_weights=encoder_weights,
             model=model or None,
             labels=None if labels is None else _labels(labels),
+            limits=None if limits is None else read_limits(limits),
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
         imported = write(source, out, options)
@@ -350,10 +356,13 @@ def short_digest(digest: str) -> str:
 
 
 def _action_text(action: dict[str, Any] | None) -> str:
+    from presage.limits import ActionLimits, told
+
     if action is None:
         return "none: it only embeds"
     ranges = zip(action["names"], action["low"], action["high"], action["units"], strict=True)
     lines = [f"{name} {low:g} to {high:g} {unit}" for name, low, high, unit in ranges]
+    lines += told(ActionLimits(**action["limits"]), action["names"], action["units"]) if action["limits"] else []
     return "\n".join([*lines, f"{action['rate_hz']:g} Hz, {action['block']} actions per model step"])
 
 

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from presage.limits import ActionLimits, narrowed
 from presage.user_error import UserError
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -49,6 +50,7 @@ class ActionSpec:
     std: tuple[float, ...]
     rest: tuple[float, ...] | None = None  # what leaves the robot at rest; None: zero, or the bound nearest to it
     rest_holds: bool = False  # at rest the scene stays as it is: predictions are corrected to say so (`offset_free`)
+    limits: ActionLimits | None = None  # what plans keep to beside the bounds; None: nothing
 
     def __post_init__(self) -> None:
         for name in ("units", "low", "high", "mean", "std", "rest"):
@@ -59,6 +61,8 @@ class ActionSpec:
                 raise PackageError(f"action.rest of {name} must lie in {low:g}..{high:g}, got {rest:g}")
         if self.block < 1:
             raise PackageError(f"action.block must be >= 1, got {self.block}")
+        if self.limits is not None:
+            check_limits(self, self.limits)
 
     @property
     def at_rest(self) -> tuple[float, ...]:
@@ -66,6 +70,21 @@ class ActionSpec:
         if self.rest is not None:
             return self.rest
         return tuple(max(low, min(high, 0.0)) for low, high in zip(self.low, self.high, strict=True))
+
+
+def check_limits(action: ActionSpec, limits: ActionLimits, field: str = "action.limits") -> None:
+    """Limits that a package may state of its actions, whose bounds stand beside them. Raises PackageError."""
+    for name in ("low", "high"):
+        if given := getattr(limits, name):
+            raise PackageError(f"{field}.{name} must be left out: action.{name} holds the bounds, got {given}")
+    narrowed(
+        action,
+        action.at_rest,
+        None,
+        limits,
+        lambda at, rule, value, _: PackageError(f"{at} {rule}, got {value}"),
+        field,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,10 +96,10 @@ class PlannerDefaults:
     elites: int = 20
     horizon: int = 5
     execute: int = 5  # robot actions to take before planning again
-    optimizer: str = "cem"  # one of planner.registry.OPTIMIZERS
+    optimizer: str = "cem"  # one of presage.optimizers.OPTIMIZERS
     dimensions: tuple[str, ...] = ()  # names of the action entries searched over, the others rest; none: all
     discount: float = 1.0  # weight of each model step's distance, relative to the step before; above 1: later ones more
-    cost: str = ""  # the steps that count, one of planner.registry.COSTS; empty: the optimizer's own choice
+    cost: str = ""  # the steps that count, one of presage.optimizers.COSTS; empty: the optimizer's own choice
     replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to take its place
 
 
@@ -109,6 +128,15 @@ class PackageConfig:
         for name in self.planner.dimensions:
             if name not in known:
                 raise PackageError(f"planner.dimensions must be among the action's names {known}, got {name!r}")
+
+
+def limited(config: PackageConfig, limits: ActionLimits | None) -> PackageConfig:
+    """The config with limits on its actions; as it is where there are none. Raises PackageError for what cannot be."""
+    if limits is None:
+        return config
+    if config.action is None:
+        raise PackageError(f"limits must be left out: {config.name} only embeds, it has no actions")
+    return replace(config, action=replace(config.action, limits=limits))
 
 
 @dataclass(frozen=True)
@@ -238,7 +266,7 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-_NESTED = {"image": ImageSpec, "action": ActionSpec, "planner": PlannerDefaults}
+_NESTED = {"image": ImageSpec, "action": ActionSpec, "planner": PlannerDefaults, "limits": ActionLimits}
 
 
 def _build(kind: type[T], raw: Mapping[str, Any], where: str) -> T:

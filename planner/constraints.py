@@ -10,12 +10,37 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from presage.limits import ActionLimits
 from torch import Tensor
 
 from planner.limits import Dwell, Limits, on_device, project_within
 from planner.types import ActionSpace, PlanningError
 
 COMMITTED_TOLERANCE = 1e-5  # of a dimension's range: how far rounding may have carried an action already under way
+
+
+def limited(space: ActionSpace, limits: ActionLimits | None) -> ActionSpace:
+    """The space with a package's or an operator's limits in place of its own, which every candidate keeps to then.
+
+    Raises PlanningError for limits that no action could keep; `presage.limits.narrowed` refuses wider ones.
+    """
+    if limits is None:
+        return space
+    low, high = limits.low or space.low, limits.high or space.high
+    rest = tuple(max(least, min(most, entry)) for least, most, entry in zip(low, high, space.rest, strict=True))
+    return replace(
+        space,
+        low=low,
+        high=high,
+        slew=limits.slew or None,
+        frozen=tuple(entry if name in limits.frozen else None for name, entry in zip(space.names, rest, strict=True)),
+        max_norm=limits.max_norm,
+        norm_order=1 if limits.norm_order == 1 else 2,
+        norm_of=limits.norm_of or None,
+        dwell=limits.dwell or None,
+        stated_rest=rest,
+        strict=True,
+    )
 
 
 def limits_of(

@@ -1,4 +1,4 @@
-"""Costs: distance to the goal, of groups of channels too, effort, jerkiness, and weighted sums. No search lives here.
+"""Costs: distance to the goal, of groups of channels too, effort, and weighted sums. No search lives here.
 
 Every cost returns each model step's share [batch, samples, horizon] of the total, in float32, or float64 where latents
 are. Sums over latents are right to 1e-7 of their value: elites must not be chosen by rounding.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from presage.optimizers import Metric, check_metric
 from torch import Tensor
 
 from planner.transfer import to_device
-from planner.types import PlanningError
+from planner.types import PlanningError, refused
 from planner.world_model import Actions, CostFunction, Latents, StepCosts
 
-Metric = Literal["l2", "l1", "rms", "cosine"]
-METRICS: tuple[str, ...] = get_args(Metric)
 Residuals = Float[Tensor, "batch samples residuals"]
 
 TEMPORARY_ELEMENTS = 1 << 24  # of a difference of latents computed at once: 64 MiB in float32
@@ -88,7 +87,7 @@ class GoalDistance:
     rise: float = 0.1  # of "least": what each model step later adds to a distance, as a share of it
 
     def __post_init__(self) -> None:
-        check_metric("cost.metric", self.metric)
+        check_metric(self.metric, refused, "cost.metric")
         if self.over not in ("sum", "last", "discounted", "least"):
             raise PlanningError("cost.over", "must be sum, last, discounted or least", self.over)
         if not (math.isfinite(self.rise) and self.rise >= 0):
@@ -170,12 +169,6 @@ def latent_distance(metric: Metric, latents: Latents, goal: Float[Tensor, "batch
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def check_metric(field: str, metric: str) -> None:
-    """Raises PlanningError for a metric that there is not."""
-    if metric not in METRICS:
-        raise PlanningError(field, f"must be one of {', '.join(METRICS)}", metric)
-
-
 def _distance(metric: Metric, latents: Latents, goal: Tensor) -> StepCosts:
     flat, target = _side_by_side(latents, goal)
     precise = torch.float64 if torch.float64 in (flat.dtype, target.dtype) else torch.float32
@@ -238,27 +231,6 @@ class ActionCost:
     def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
         """Every scaled number of every action."""
         return (actions / _scale(self.scale, actions)).flatten(2) / math.sqrt(actions.shape[-1])
-
-
-@dataclass(frozen=True)
-class Smoothness:
-    """Jerkiness: the mean over dimensions of (change / scale)^2 from each action to the next within the plan.
-
-    A change counts in the step of its later action.
-    """
-
-    scale: float | tuple[float, ...] = 1.0
-
-    def __post_init__(self) -> None:
-        _check_scale(self.scale)
-
-    def __call__(self, predicted: Latents, goal: Tensor, actions: Actions) -> StepCosts:
-        change = (actions.diff(dim=2) / _scale(self.scale, actions)).square().mean(-1)
-        return _per_step(torch.nn.functional.pad(change, (1, 0)), predicted.shape[2])
-
-    def residuals(self, predicted: Latents, goal: Tensor, actions: Actions) -> Residuals:
-        """Every scaled change."""
-        return (actions.diff(dim=2) / _scale(self.scale, actions)).flatten(2) / math.sqrt(actions.shape[-1])
 
 
 @dataclass(frozen=True)

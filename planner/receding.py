@@ -47,26 +47,6 @@ def of_length(
     return torch.cat([left[:time], last.expand(max(0, time - len(left)), -1)])
 
 
-def held_for(
-    executed: Float[Tensor, "steps action"],
-    previous: Float[Tensor, " action"] | None = None,
-    held: tuple[float, ...] | None = None,
-) -> tuple[float, ...]:
-    """For how many actions, the last of `executed` included, each dimension has kept its value: `Problem.held`.
-
-    `previous` is the action before those, kept for `held` actions by then.
-    """
-    if executed.shape[0] == 0:
-        raise PlanningError("executed", "must hold at least one action", 0)
-    counts = [0.0] * executed.shape[1] if held is None else list(held)
-    before = None if previous is None else previous.tolist()
-    for action in executed.tolist():
-        kept = [False] * len(action) if before is None else [a == b for a, b in zip(action, before, strict=True)]
-        counts = [count + 1 if same else 1.0 for count, same in zip(counts, kept, strict=True)]
-        before = action
-    return tuple(counts)
-
-
 @dataclass(frozen=True)
 class Execution:
     """A plan being carried out: `executed` of its actions are done, and a search is due after `replan_after`."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast
+
+from presage.limits import ActionLimits
+from presage.optimizers import Metric, check_cost, check_metric, check_optimizer
 
 from planner.anytime import Optimizer
-from planner.cost import ChannelDistance, GoalDistance, Metric, check_metric
+from planner.constraints import limited
+from planner.cost import ChannelDistance, GoalDistance
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
@@ -19,33 +23,8 @@ from planner.optimizers.hybrid import Hybrid
 from planner.optimizers.mppi import MPPI
 from planner.optimizers.policy import Policy
 from planner.receding import Tail
-from planner.types import ActionSpace, PlanningError
+from planner.types import ActionSpace, PlanningError, refused
 
-OptimizerName = Literal[
-    "cem",
-    "icem",
-    "mppi",
-    "gradient",
-    "hybrid",
-    "gauss_newton",
-    "real_time_iteration",
-    "vjepa2_ac",
-    "lewm",
-    "dino_wm",
-    "jepa_wms",
-    "jepa_wms_droid",
-    "policy",
-]
-"""Five are published searches, whose cost is of the last step alone: `vjepa2_ac` (white noise, L1, gripper rules, the
-last mean), `lewm`, `dino_wm` and `jepa_wms` (white noise and squared L2 in units of the training actions' std, not
-bounded but for the plan, the last mean), which differ in their sizes, and `jepa_wms_droid` (the same within bounds).
-`real_time_iteration` (Diehl et al. 2005) spreads a search over the plans of a control loop: each takes a step or two of
-Gauss-Newton from the plan under way and from a few others. Without a plan to begin with it samples once first. `policy`
-is what a package's proposer says, in one pass and without a search."""
-OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
-CostName = Literal["sum", "last", "least"]
-"""What of a plan's steps counts (`planner.cost.GoalDistance`)."""
-COSTS: tuple[str, ...] = get_args(CostName)
 PUBLISHED: Mapping[str, CEM] = {
     "vjepa2_ac": CEM.vjepa2_ac_paper(),
     "lewm": CEM.lewm_paper(),
@@ -54,7 +33,6 @@ PUBLISHED: Mapping[str, CEM] = {
     "jepa_wms_droid": CEM.jepa_wms_droid_paper(),
 }
 """Published searches at their published sizes."""
-LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0
 EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
 STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
 
@@ -159,21 +137,9 @@ def _hybrid(search: CEM, polish: Gradient | GaussNewton, iterations: int, long: 
 
 def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
     """What the named optimizer makes small. Raises PlanningError for a name or a discount that there is not."""
-    if name not in OPTIMIZERS:
-        raise PlanningError("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", name)
-    if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
-        raise PlanningError("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if over and over not in COSTS:
-        raise PlanningError("planner.cost", f"must be one of {', '.join(COSTS)}", over)
-    if over in ("last", "least") and discount != 1:
-        raise PlanningError(
-            "planner.discount", f"must be 1 with the cost {over}, which counts one step alone", discount
-        )
+    check_optimizer(name, refused)
+    check_cost(name, discount, over or None, refused)
     if name in PUBLISHED:
-        if over not in ("", "last"):
-            raise PlanningError("planner.cost", f"must be last for {name}, which counts the last step alone", over)
-        if discount != 1:
-            raise PlanningError("planner.discount", f"must be 1 for {name}, which counts the last step alone", discount)
         published = PUBLISHED[name].cost
         assert isinstance(published, GoalDistance)
         return published
@@ -187,6 +153,52 @@ def cost(name: str, discount: float = 1.0, over: str = "") -> GoalDistance:
 def tail(name: str) -> Tail:
     """What follows what is left of a plan, as the named optimizer's warm start (`receding.of_length`)."""
     return "mean" if name in PUBLISHED and PUBLISHED[name].unbounded else "rest"
+
+
+class Actions(Protocol):
+    """The actions of a model as its package describes them (`model.package.ActionSpec`)."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def units(self) -> tuple[str, ...]: ...
+
+    @property
+    def low(self) -> tuple[float, ...]: ...
+
+    @property
+    def high(self) -> tuple[float, ...]: ...
+
+    @property
+    def rate_hz(self) -> float: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    @property
+    def at_rest(self) -> tuple[float, ...]: ...
+
+    @property
+    def limits(self) -> ActionLimits | None: ...
+
+
+def action_space(actions: Actions, narrower: ActionLimits | None = None) -> ActionSpace:
+    """What plans with these actions must keep to: the package's limits, or `narrower` ones in their place."""
+    space = ActionSpace(
+        names=actions.names,
+        units=actions.units,
+        low=actions.low,
+        high=actions.high,
+        rate_hz=actions.rate_hz,
+        mean=actions.mean,
+        std=actions.std,
+        stated_rest=actions.at_rest,
+    )
+    return limited(space, narrower or actions.limits)
 
 
 def searched(space: ActionSpace, dimensions: Sequence[str]) -> ActionSpace:
@@ -240,7 +252,7 @@ def adjusted(
         )
     settings: dict[str, Any] = {}
     if metric:
-        check_metric("planner.metric", metric)
+        check_metric(metric, refused)
         assert isinstance(optimizer.cost, GoalDistance)
         settings["cost"] = replace(optimizer.cost, metric=cast(Metric, metric))
     if narrowing is not None:

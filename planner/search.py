@@ -86,7 +86,7 @@ def begin(
 
     `unbounded` searches as published planners do: around the mean of the actions that the model was trained on, with
     `initial_std` in units of their std (as far as the space knows them), and candidates beyond the bounds, which hold
-    for the plan alone. With `training_units`, candidates keep to the bounds there, too.
+    for the plan alone; but for a strict space. With `training_units`, candidates keep to the bounds there, too.
     Raises PlanningError where the problem cannot be searched. Reads the goal once (one device synchronization).
     """
     if block < 1:
@@ -109,7 +109,7 @@ def begin(
             middle = to_device(torch.tensor(space.mean, dtype=dtype), device)
         if space.std is not None:
             unit = to_device(torch.tensor(space.std, dtype=dtype), device)
-    if unbounded:
+    if unbounded and not space.strict:
         sent, limits = limits, without_bounds(limits)
     start = middle.expand(time, -1)
     if problem.warm_start is not None:
@@ -167,6 +167,8 @@ def stack(searches: Sequence[Search], block: int) -> SearchBatch:
     for search in searches:
         if search.block != block:
             raise PlanningError("world_model.block", f"must be {search.block}, as when the search began", block)
+        if (search.sent is None) != (searches[0].sent is None):
+            raise PlanningError("searches", "must all be bounded, or none", "both")
     contexts = zip(*(search.problem.context for search in searches), strict=True)
     return SearchBatch(
         context=tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in contexts),

@@ -24,6 +24,11 @@ class PlanningError(UserError, ValueError):
         self.field, self.rule, self.value = field, rule, value
 
 
+def refused(field: str, rule: str, value: object, reason: str = "") -> PlanningError:
+    """A PlanningError as checks that are shared with the service make it."""
+    return PlanningError(field, rule, value)
+
+
 @dataclass(frozen=True)
 class ActionSpace:
     """What the robot can be told to do, in its own units. Every sample and every result is projected into it."""
@@ -42,6 +47,9 @@ class ActionSpace:
     mean: tuple[float, ...] | None = None  # of the actions a model was trained on: what published searches draw around
     std: tuple[float, ...] | None = None
     stated_rest: tuple[float, ...] | None = None  # the action that leaves the robot at rest, where somebody says
+    strict: bool = (
+        False  # every candidate keeps to it, those of published searches too, which are not bounded otherwise
+    )
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         default=5, ge=0, le=19, description="niceness of engines, so that the front runs before them"
     )
     engine_heartbeat_timeout_s: float = Field(
-        default=10.0, gt=0, description="seconds without a sign of life until an engine is ended and started again"
+        default=10.0, gt=0, description="seconds without a heartbeat until an engine is killed and restarted"
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address both transports listen on")

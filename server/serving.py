@@ -73,6 +73,8 @@ async def serve(
             gateway = create_gateway(application, settings, recorder, spans)
             async with listening(gateway, settings, rest_socket) as addresses:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.keys.reload)
+                if gateway.parsers is not None:
+                    await gateway.parsers.start()
                 _log.info("listening", grpc=addresses.grpc, rest=addresses.rest)
                 if (fault := ntp.fault(time.time(), ntp.is_synchronized())) is not None:
                     _log.warning("the clock cannot be trusted", why=fault)

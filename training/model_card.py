@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from presage.limits import told
+
 from model.package import PackageConfig, read_package, write_package
 
 
@@ -37,6 +39,9 @@ def _head(config: PackageConfig) -> list[str]:
         for name, unit, low, high in zip(action.names, action.units, action.low, action.high, strict=True):
             lines.append(f"| {name} | {unit} | {low:g} | {high:g} |")
         lines += ["", f"{action.rate_hz:g} actions a second; a model step takes a block of {action.block}."]
+        if action.limits is not None:
+            lines += ["", "Plans keep to:", ""]
+            lines += [f"- {line}" for line in told(action.limits, action.names, action.units)]
     if config.proprioception_names:
         lines += ["", f"Each observation brings proprioception too: {', '.join(config.proprioception_names)}."]
     return [*lines, ""]

@@ -136,12 +136,17 @@ def _weigh(meter: Meter) -> None:
     meter.memory_peak = max(meter.memory_peak, resident_bytes(meter.target.pid))
 
 
-def _plan_body(client: httpx.Client) -> dict[str, Any]:
-    """A plan of another robot: small, in a session, toward a goal of its own."""
+def plain_image(client: httpx.Client) -> dict[str, Any]:
+    """A gray picture of the size that the service's first model takes."""
     model = client.get("/v1/models").raise_for_status().json()["models"][0]
     height, width = model["image"]["height"], model["image"]["width"]
     pixels = np.full((height, width, 3), 90, np.uint8).tobytes()
-    image = {"raw": {"height": height, "width": width, "format": "rgb8", "data": base64.b64encode(pixels).decode()}}
+    return {"raw": {"height": height, "width": width, "format": "rgb8", "data": base64.b64encode(pixels).decode()}}
+
+
+def _plan_body(client: httpx.Client) -> dict[str, Any]:
+    """A plan of another robot: small, in a session, toward a goal of its own."""
+    image = plain_image(client)
     goal = client.post("/v1/goals", json={"image": image}).raise_for_status().json()["goal_id"]
     session = client.post("/v1/sessions", json={"goal_id": goal}).raise_for_status().json()["session_id"]
     planner = {"samples": 32, "iterations": 2, "elites": 4}

@@ -56,10 +56,11 @@ class Attack:
     name: str
     run: Callable[[Target, float], Outcomes]
     keyless: bool = False  # against a service that asks for no key
+    prepare: Callable[[Path], dict[str, str]] = lambda folder: {}  # settings of its service, made in a folder for it
 
 
 @contextmanager
-def serving(keyless: bool, folder: Path) -> Iterator[Target]:
+def serving(attack: Attack, folder: Path) -> Iterator[Target]:
     """The service with the package `arm`, in processes of its own, each within LIMIT_BYTES."""
     ports = _free_ports(2)
     log = folder / "service.log"
@@ -68,7 +69,8 @@ def serving(keyless: bool, folder: Path) -> Iterator[Target]:
     keys.chmod(0o600)
     settings = {
         "MODELS": "arm", "DEVICES": "cpu", "ENGINE_THREADS": "1", "PRECISION": "float32", "LOG_FORMAT": "json",
-        "GRPC_PORT": str(ports[0]), "HTTP_PORT": str(ports[1]), **({} if keyless else {"API_KEYS_FILE": str(keys)}),
+        "GRPC_PORT": str(ports[0]), "HTTP_PORT": str(ports[1]), **attack.prepare(folder),
+        **({} if attack.keyless else {"API_KEYS_FILE": str(keys)}),
     }  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PRESAGE_")}
     environment = {**kept, **{f"PRESAGE_{name}": value for name, value in settings.items()}}
@@ -79,7 +81,7 @@ def serving(keyless: bool, folder: Path) -> Iterator[Target]:
     rest = f"http://127.0.0.1:{ports[1]}"
     try:
         _wait_ready(process, rest, log)
-        yield Target(f"127.0.0.1:{ports[0]}", rest, process.pid, log, "" if keyless else ATTACKER)
+        yield Target(f"127.0.0.1:{ports[0]}", rest, process.pid, log, "" if attack.keyless else ATTACKER)
     finally:
         process.terminate()
         try:

@@ -18,6 +18,7 @@ from benchmarks.planning.timing import Table, written
 from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.registry import load
+from model.runtime.devices import usable
 from model.runtime.memory import keep_memory
 from server.worker import precision
 from server.worker.process import own_search
@@ -51,9 +52,7 @@ def main() -> None:
 def measure(quick: bool, device_name: str) -> tuple[dict[str, Any], list[Table]]:
     """Every table, and the ratios the project is judged by."""
     began, scale = time.monotonic(), compact.QUICK if quick else compact.WHOLE
-    device = torch.device("cuda" if device_name == "auto" and torch.cuda.is_available() else "cpu")
-    if device_name != "auto":
-        device = torch.device(device_name)
+    device = usable(device_name)
     keep_memory()
     arm = load("arm", torch.device("cpu"))
     work = precision.Work.of(arm, own_search(arm.package.config.planner))

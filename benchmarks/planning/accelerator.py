@@ -25,6 +25,7 @@ from benchmarks.source import commit
 from cli.demo.machine import describe_machine
 from model.layers.float8 import has_units, quantize_linears
 from model.registry import load
+from model.runtime.devices import usable
 from model.vjepa2.action_predictor import ActionPredictor, ActionPredictorConfig
 from planner.anytime import plan_in_time
 from planner.optimizers.cem import CEM
@@ -155,8 +156,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for all figures")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device("cpu" if arguments.rehearse else name)
+    device = usable("cpu" if arguments.rehearse else arguments.device)
     began = time.monotonic()
     figures: Figures = {}
     tables: list[Table] = []

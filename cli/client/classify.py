@@ -11,6 +11,7 @@ import typer
 from cli.client.embed import open_service, uploading
 from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect
 from cli.exit_codes import CommandError
+from cli.options import wrong_use
 from cli.output import JsonFlag, open_output
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def classify(
     json_: JsonFlag = False,
 ) -> None:
     """Say what a clip shows: the likeliest of a model's labels, with their probabilities."""
-    if fps is not None and frames is not None:
-        raise typer.BadParameter("must not be given together with --fps", param_hint="--frames")
+    from presage.protocol.arguments import one_of
+
+    one_of("--frames", {"--fps": fps, "--frames": frames}, wrong_use, least=0)
     if not source.is_file():
         raise CommandError(f"no such file: {source}")
     if not address and not model:

@@ -12,6 +12,7 @@ import typer
 
 from cli.client_options import ApiKeyOption, TimeoutOption, TlsOption, TlsRootsOption, connect, read_image
 from cli.exit_codes import CommandError
+from cli.options import wrong_use
 from cli.output import JsonFlag, Output, open_output
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def embed(
     """Embed an image or a clip and print what came back; every frame of a clip unless --fps or --frames says less."""
     if kind not in KINDS:
         raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {kind!r}", param_hint="--kind")
-    if fps is not None and frames is not None:
-        raise typer.BadParameter("must not be given together with --fps", param_hint="--frames")
+    from presage.protocol.arguments import one_of
+
+    one_of("--frames", {"--fps": fps, "--frames": frames}, wrong_use, least=0)
     if out is not None and out.suffix != ".npy":
         raise typer.BadParameter(f"must end in .npy, got {out}", param_hint="--out")
     if not source.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,10 @@ def plan(
     budget_ms: Annotated[
         float | None, typer.Option("--budget-ms", min=0.001, help="Time to think; the best plan by then is taken.")
     ] = None,
+    limits: Annotated[
+        Path | None,
+        typer.Option("--limits", help="JSON with slew, max_norm, frozen or dwell, which the plan keeps to."),
+    ] = None,
     api_key: ApiKeyOption = "",
     tls: TlsOption = False,
     tls_roots: TlsRootsOption = None,
@@ -46,7 +51,10 @@ def plan(
     json_: JsonFlag = False,
 ) -> None:
     """Ask a running service for one plan and print its actions."""
+    from presage.limits import read_limits
+
     seen, wanted = read_image(image), read_image(goal)
+    narrower = None if limits is None else read_limits(limits)
     measured = numbers(proprioception, "--proprioception") if proprioception else None
     with connect(address, api_key, tls, tls_roots, timeout_s) as client:
         described = client.model(model)
@@ -57,6 +65,7 @@ def plan(
             proprioception=measured,
             budget_ms=budget_ms,
             seed=seed,
+            limits=narrower,
         )
     open_output(json_).result(_value(found), _shown(found, described.action))
 

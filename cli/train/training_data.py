@@ -13,56 +13,68 @@ from cli.options import workers_for
 from cli.output import Output
 
 if TYPE_CHECKING:
-    from cli.train.config import TrainingConfig
+    from cli.train.config import EpisodesConfig
     from simulation.episodes import EpisodeBatch
     from training.data.episodes import Episodes
     from training.data.loading import Skipped
 
 
 def training_episodes(
-    output: Output, config: TrainingConfig, recorded: Path | None, out: Path, shared: Path | None = None
+    output: Output,
+    config: EpisodesConfig,
+    image_size: int,
+    recorded: Path | None,
+    out: Path,
+    shared: Path | None = None,
+    collect: Callable[..., EpisodeBatch] | None = None,
 ) -> tuple[Episodes, tuple[Skipped, ...]]:
     """What to train on, and recorded episodes that were left out.
 
     Recordings are decoded into `out`. Simulated episodes are gathered into memory, or into the folder `shared`, where
-    several processes find them.
+    several processes find them; `collect` is another way to gather them.
     """
     path = recorded or (Path(config.dataset) if config.dataset else None)
     if path is None:
-        return _gather(output, config, shared), ()
+        return _gather(output, config, image_size, shared, collect), ()
     if (path / "episodes.json").is_file():
         return _open(path), ()
 
     from cli.data.recordings import load_recordings
-    from training.data.dataset import ReadOptions
 
-    options = ReadOptions(config.camera, config.state_key, config.rate_hz, config.action_key)
-    return load_recordings(output, path, options, config.image_size, out)
+    return load_recordings(output, path, config.reading, image_size, out)
 
 
-def _gather(output: Output, config: TrainingConfig, shared: Path | None) -> Episodes:
+def _gather(
+    output: Output,
+    config: EpisodesConfig,
+    image_size: int,
+    shared: Path | None,
+    how: Callable[..., EpisodeBatch] | None,
+) -> Episodes:
     from simulation.episodes import collect, collect_to
 
     if shared is None:
-        return as_training_episodes(_collected(output, config, collect))
-    if not _holds(shared, config):
+        return as_training_episodes(_collected(output, config, image_size, how or collect))
+    if not _holds(shared, config, image_size):
         shutil.rmtree(shared, ignore_errors=True)  # an earlier training's, with other settings
-        _collected(output, config, partial(collect_to, shared))
+        _collected(output, config, image_size, partial(collect_to, shared))
     return _open(shared)
 
 
-def _holds(folder: Path, config: TrainingConfig) -> bool:
+def _holds(folder: Path, config: EpisodesConfig, image_size: int) -> bool:
     """Whether the folder's episodes are those that the settings gather."""
     from simulation.episodes import open_episodes
 
     if not folder.exists():
         return False
     there = open_episodes(folder)
-    wanted = (config.task, config.data_seed, config.episodes, config.episode_steps, config.image_size)
+    wanted = (config.task, config.data_seed, config.episodes, config.episode_steps, image_size)
     return (there.task, there.seed, there.episodes, there.steps, there.image_size) == wanted
 
 
-def _collected(output: Output, config: TrainingConfig, how: Callable[..., EpisodeBatch]) -> EpisodeBatch:
+def _collected(
+    output: Output, config: EpisodesConfig, image_size: int, how: Callable[..., EpisodeBatch]
+) -> EpisodeBatch:
     with output.progress() as bars:
         bar = bars.add_task(f"gathering {config.task}", total=config.episodes)
         return how(
@@ -71,7 +83,7 @@ def _collected(output: Output, config: TrainingConfig, how: Callable[..., Episod
             config.episode_steps,
             config.data_seed,
             workers=workers_for(config.episodes),
-            image_size=config.image_size,
+            image_size=image_size,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
 

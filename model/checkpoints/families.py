@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from presage.limits import ActionLimits
 
 from model.checkpoints.action_statistics import ActionStatistics
 from model.checkpoints.foreign import Foreign
@@ -39,6 +40,8 @@ class ImportOptions:
     """Which published model a file is, where it does not say."""
     labels: tuple[str, ...] | None = None
     """Names of the classes of a classifier."""
+    limits: ActionLimits | None = None
+    """What plans with the model keep to beside the bounds of its actions."""
     progress: Progress | None = None
 
     def refuse(self, path: Path, whose: str, *names: str) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from presage.limits import ActionLimits
 from torch import Tensor
 
 from model.checkpoints.published import PUBLISHED, PublishedModel
 from model.checkpoints.safetensors_writer import Progress, stream_safetensors
 from model.checkpoints.state_dict import CheckpointError, first_misfit, strip_prefix
 from model.checkpoints.weight_files import SafetensorsFiles, TensorSpec, TorchFile, WeightFile
-from model.package import CARD, CONFIG, WEIGHTS, replace_text
+from model.package import CARD, CONFIG, WEIGHTS, limited, replace_text
 from model.vjepa2.config import EncoderConfig
 from model.vjepa2.huggingface import PROCESSOR_FILES, Piece, check_processor, described, pieces
 from model.vjepa2.package_config import card, package_config, parts
@@ -242,6 +243,7 @@ def import_checkpoint(
     encoder_key: str | None = None,
     model: PublishedModel | None = None,
     beside: Mapping[str, Origin] | None = None,
+    limits: ActionLimits | None = None,
 ) -> ImportedPackage:
     """Write a slim package of a checkpoint into the folder `out`: one encoder and what works on it, nothing else.
 
@@ -277,9 +279,9 @@ def import_checkpoint(
         return loaded
 
     files = tuple(dict.fromkeys(held.path.name for held, _ in (*beside.values(), (checkpoint, ""))))
+    config = limited(package_config(model, files, checkpoint.layout, dtype), limits)
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, progress)
-    config = package_config(model, files, checkpoint.layout, dtype)
     replace_text(out / CONFIG, json.dumps(asdict(config), indent=2) + "\n")
     replace_text(out / CARD, card(model, files, digest))
     parameters = sum(spec.count for spec in specs.values())

@@ -33,6 +33,7 @@ from model.package import (
     ImageSpec,
     PackageConfig,
     file_digest,
+    limited,
     replace_text,
 )
 
@@ -103,7 +104,7 @@ def import_weights(
     encoder = open_encoder(options.encoder_weights)
     _check_encoder(encoder, planner)
     dtype = options.dtype or torch.float32
-    config = _package_config(planner, action, foreign, encoder, options.statistics, dtype)
+    config = limited(_package_config(planner, action, foreign, encoder, options.statistics, dtype), options.limits)
     check(config, encoder.config, planner.predictor, _standards(planner))
 
     shapes = {f"encoder.{name}": tuple(tensor.shape) for name, tensor in encoder.weights.items()}

@@ -27,7 +27,17 @@ from model.lewm.published import (
     is_lewm,
     our_weights,
 )
-from model.package import CARD, CONFIG, WEIGHTS, ImageSpec, PackageConfig, PlannerDefaults, file_digest, replace_text
+from model.package import (
+    CARD,
+    CONFIG,
+    WEIGHTS,
+    ImageSpec,
+    PackageConfig,
+    PlannerDefaults,
+    file_digest,
+    limited,
+    replace_text,
+)
 
 BLOCK = 5
 """Robot actions per model step, of all released models."""
@@ -90,7 +100,7 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
         return {name: weights[name] for name in names}
 
     name = released.name if released is not None else PACKAGE_NAME
-    package = _package_config(name, config, statistics, foreign, released, dtype)
+    package = limited(_package_config(name, config, statistics, foreign, released, dtype), options.limits)
     out.mkdir(parents=True, exist_ok=True)
     digest = stream_safetensors(out / WEIGHTS, specs, load, options.progress)
     replace_text(out / CONFIG, json.dumps(asdict(package), indent=2) + "\n")

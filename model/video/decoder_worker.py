@@ -30,6 +30,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from model.processes.fence import fence
 from model.video.decode import Clip, ClipDescription, ClipLimits, FrameSampling, VideoDecodeError, decode, find_decord
 from model.video.probe import Reason
 
@@ -62,6 +63,7 @@ class ClipDecoder:
             raise ValueError(f"decode_function must stand at the top level of an importable module, got {name}")
         self._memory_bytes = memory_bytes
         self._function = f"{decode_function.__module__}:{decode_function.__name__}"
+        self.unfenced = ""  # why the workers have no fence (`model.processes.fence`); empty: they have, or none ran
         self._changed = threading.Condition()  # guards what follows
         self._closed = False
         self._workers = {_Worker(self._function, memory_bytes) for _ in range(workers)}
@@ -87,7 +89,9 @@ class ClipDecoder:
         deadline = time.monotonic() + timeout_s
         worker = self._take(deadline, timeout_s)
         try:
-            return worker.decode(path, sampling or FrameSampling(), size, limits or ClipLimits(), deadline, timeout_s)
+            clip = worker.decode(path, sampling or FrameSampling(), size, limits or ClipLimits(), deadline, timeout_s)
+            self.unfenced = worker.unfenced
+            return clip
         except VideoDecodeError as error:
             if self._closed:
                 raise RuntimeError("the ClipDecoder was closed while it decoded") from error
@@ -159,13 +163,14 @@ class _Worker:
                 pass_fds=(there.fileno(), shared),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env=_environment(),
             )
             self.window = mmap.mmap(shared, _WINDOW_BYTES)
         finally:
             os.close(shared)
             there.close()
         self.connection = here
-        self.started = False
+        self.started, self.unfenced = False, ""
         self.in_step = True  # False while an answer is outstanding: such a worker cannot be asked again
 
     def decode(
@@ -182,7 +187,7 @@ class _Worker:
         self.in_step = False
         try:
             if not self.started:
-                self._receive(deadline)
+                self.unfenced = str(self._receive(deadline).get("unfenced", ""))
                 self.started = True
             self.connection.send_bytes(request)
             answer = self._receive(deadline)
@@ -260,7 +265,7 @@ def serve(arguments: list[str]) -> None:
     _limit_resources(memory_bytes)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)  # decoders write to stderr whatever they find in a file
-    connection.send_bytes(b"{}")
+    connection.send_bytes(json.dumps({"unfenced": fence()}).encode())
     while True:
         try:
             request = json.loads(connection.recv_bytes())
@@ -303,11 +308,16 @@ def _answer(
 
 
 def _limit_resources(memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected; its core file is not wanted
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _environment() -> dict[str, str]:
+    """Of a worker: nothing of its owner's but where libraries are found. Secrets are kept in environments."""
+    found = os.environ.get("LD_LIBRARY_PATH")
+    return {"LC_ALL": "C.UTF-8", "PATH": os.defpath} | ({"LD_LIBRARY_PATH": found} if found else {})
 
 
 def _anonymous_memory(size: int) -> int:

@@ -108,6 +108,7 @@ def import_weights(foreign: Foreign, out: Path, options: ImportOptions) -> Impor
             progress=options.progress,
             encoder_key=options.encoder_key,
             model=named,
+            limits=options.limits,
         )
     details = {"encoder": imported.encoder_key, "license": imported.license}
     return from_fields(Imported, imported, family="vjepa2", details=details)
@@ -189,6 +190,7 @@ def _write(
         encoder_key=options.encoder_key,
         model=model,
         beside=beside,
+        limits=options.limits,
     )
 
 

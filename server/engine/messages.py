@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
 from presage.values import Calibration, Model, Plan, PlannerSettings
 
 from server.errors import Reason
@@ -46,7 +47,7 @@ class EngineSettings:
     loader: Loader | None  # None: model.registry.load
     batches: Batches = "exact"
     nice: int = 0  # added to the process's niceness
-    silence_s: float = 10.0  # without a sign of life for so long, a warm engine is taken for stuck
+    silence_s: float = 10.0  # a warm engine without a heartbeat for so long is taken for stuck
     startup_timeout_s: float = 300.0  # to load and warm up; a process that takes longer is taken for stuck
 
 
@@ -61,7 +62,7 @@ class SearchSize(PlannerSettings):
     optimizer: str = "cem"
     dimensions: tuple[str, ...] = ()  # searched over; none: all
     discount: float = 1.0  # weight of each step's distance, relative to the step before
-    cost: str = ""  # the steps that count, one of `planner.registry.COSTS`; empty: the optimizer's own choice
+    cost: str = ""  # the steps that count, one of `presage.optimizers.COSTS`; empty: the optimizer's own choice
     replace_margin: float = 0.0  # of its cost by which a plan must beat what is left of the last one to replace it
     needed: int = 1  # iterations with fewer of which its plans are not to be trusted
 
@@ -96,7 +97,6 @@ class ServedModel:
     device: str
     dtype: str
     why_dtype: str  # how it came to be that
-    rest: tuple[float, ...] = ()  # the action that leaves the robot at rest (`ActionSpace.rest`); empty: it only embeds
     graphs: str = ""  # which rollouts are replayed as graphs, or why none
     proposes: bool = False  # whether its package has a proposer
     digest: str = ""  # of all in its package that decides what it answers
@@ -131,6 +131,8 @@ class PlanJob:
     switch_below: float = 0.0  # a goal_distance that is near enough
     stop_after: int | None = None  # iterations: where a search that time ended is repeated
     arrival: int | None = None  # actions after which the plan that `warm_start` is left of means to be there
+    limits: ActionLimits | None = None  # narrower than the model's own, in their place; None: these hold
+    held: tuple[float, ...] | None = None  # actions for which each dimension of `previous_action` was kept
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life."""
+    """Sent periodically by an engine, but while its work is overdue."""
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,13 @@ class EnginePool:
         )
         self._margin = ReplyMargin(reply_margin_s)
         self._lag = ReplyMargin(0.0, half_life_s=LAG_HALF_LIFE_S)  # of this process, right now
-        self._feeling: asyncio.Task[None] | None = None
+        self._measuring_lag: asyncio.Task[None] | None = None
         self._closed = False
 
     def start(self) -> None:
         for pooled in self._engines:
             pooled.engine.start()
-        self._feeling = asyncio.create_task(self._feel_lag())
+        self._measuring_lag = asyncio.create_task(self._measure_lag())
 
     async def stop(self, shutdown_grace_s: float) -> None:
         """Refuse what is new, let what is in hand end within `shutdown_grace_s` seconds, and end the engines."""
@@ -59,9 +59,9 @@ class EnginePool:
         until = time.monotonic() + shutdown_grace_s
         while self.in_hand and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        if self._feeling is not None:
-            self._feeling.cancel()
-            await asyncio.gather(self._feeling, return_exceptions=True)
+        if self._measuring_lag is not None:
+            self._measuring_lag.cancel()
+            await asyncio.gather(self._measuring_lag, return_exceptions=True)
         await asyncio.gather(*(pooled.engine.stop() for pooled in self._engines))
 
     @property
@@ -168,7 +168,7 @@ class EnginePool:
         self._margin.observe(now - done.ended, now)
         return Planned(done, job.size)
 
-    async def _feel_lag(self) -> None:
+    async def _measure_lag(self) -> None:
         """Learn how long this process waits for its turn, also while no plan tells."""
         while True:
             due = time.monotonic() + LAG_LOOK_S

@@ -225,7 +225,9 @@ class Engine:
                     _log.info("the engine computes", model=name, threads=threads, dtype=dtype, why=why, graphs=graphs)
             case LoadFailed(reason) if self._was_ready:  # it could before: a package that is away may come back
                 _log.error("the engine cannot load its models, and will try again", why=reason)
-                self.away = ServiceError(Reason.NOT_READY, f"the models cannot be loaded now: {reason}")
+                self.away = ServiceError(
+                    Reason.NOT_READY, f"the models cannot be loaded now: {reason}", retry_after_s=1.0
+                )
             case LoadFailed(reason):
                 _log.error("the engine cannot load its models", why=reason)
                 self.failure = ServiceError(Reason.NOT_READY, f"the models cannot be loaded: {reason}")
@@ -252,7 +254,7 @@ class Engine:
         why = f"the package of model {name} changed since the service started (digest {before[:16]}, now "
         why += f"{changed.digest[:16]}): restart the service to serve it, or put back what there was"
         _log.error("the engine cannot load its models, and will try again", why=why)
-        self.away = ServiceError(Reason.NOT_READY, why)
+        self.away = ServiceError(Reason.NOT_READY, why, retry_after_s=1.0)
         if self._process is not None:
             self._process.kill()
 

@@ -37,11 +37,14 @@ class Totals(Collector):
             yield CounterMetricFamily(name, documentation, value=self._read.get(name, lambda: 0.0)())
 
 
-TotalName = Literal["presage_engine_restarts", "presage_records", "presage_records_dropped"]
+TotalName = Literal[
+    "presage_engine_restarts", "presage_records", "presage_records_dropped", "presage_connections_ended"
+]
 _TOTALS: dict[TotalName, str] = {
     "presage_engine_restarts": "How often an engine died and was started again",
     "presage_records": "Plans kept by the flight recorder",
     "presage_records_dropped": "Plans the flight recorder had no time or room for",
+    "presage_connections_ended": "Connections refused, or ended for a newer one, at the limit on connections",
 }
 
 
@@ -68,6 +71,7 @@ class Telemetry:
     engine_calls: Gauge
     goal_bytes: Gauge
     engine_memory: Gauge
+    connections: Gauge
     totals: Totals
     ready: Gauge
     build: Info
@@ -128,6 +132,7 @@ class Telemetry:
                 ("engine",),
                 registry=registry,
             ),
+            connections=Gauge("presage_connections", "Open connections", ("transport",), registry=registry),
             totals=totals,
             ready=Gauge("presage_ready", "Whether new work is welcome", registry=registry),
             build=Info("presage_build", "What is running", registry=registry),

@@ -125,7 +125,8 @@ def _asked(record: PlanRecord) -> dict[str, Any]:
     asked = {name: value for name, value in vars(record.request).items() if name not in ("observation", "session_id")}
     session = record.request.session_id
     hashed = hashlib.sha256(session.encode()).hexdigest()[:16] if session else ""
-    about = {"traceparent": record.trace, "caller": record.caller}
+    limits = None if record.request.limits is None else asdict(record.request.limits)
+    about = {"limits": limits, "traceparent": record.trace, "caller": record.caller}
     return {"session": hashed, **asked, "planner": asdict(record.request.planner), **about}
 
 

@@ -38,9 +38,9 @@ from server.service.goals import Goal as CachedGoal
 from server.service.goals import GoalCache
 from server.service.planning import PlanCalls
 from server.service.prediction import PredictionCalls
-from server.service.session import Session
-from server.service.session_table import SessionTable
-from server.service.stages import Stages
+from server.service.sessions.session import Session
+from server.service.sessions.session_table import SessionTable
+from server.service.sessions.stages import Stages
 from server.values.caller import calling
 from server.values.calls import (
     CalibrateRequest,
@@ -216,6 +216,7 @@ class Application:
         if not 0 <= request.ttl_s <= most:
             raise invalid("ttl_s", f"must be 0 (for the default) to {most:g}", request.ttl_s)
         validation.stages(request)
+        limits = validation.limits(request.limits, None, served.reply)
         caller = calling()
         for index, stage in enumerate(request.stages):
             self._goals.toward(stage.goal_id, served.reply.name, f"stages[{index}].goal_id", caller.owner)
@@ -232,6 +233,7 @@ class Application:
             stages=Stages(request.stages) if request.stages else None,
             block=validation.actions_of(served.reply).block if served.past_actions else 1,
             execute=served.reply.execute,
+            limits=limits,
             caller=caller,
         )
         self._sessions.add(session, time.monotonic())

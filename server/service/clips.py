@@ -9,16 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+from presage.protocol.arguments import one_of
 from presage.values import Model
 
 from model.video.decode import Clip, ClipLimits, VideoDecodeError
 from model.video.decode import FrameSampling as Sampling
 from model.video.decoder_worker import ClipDecoder
 from server.config import MIB, Limits
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError, invalid, refuse
 from server.values.calls import FrameSampling
 
 T = TypeVar("T")
+_log = structlog.get_logger()
 
 
 PIXELS = 512 * MIB  # of all frames used of one clip
@@ -32,6 +35,7 @@ class Clips:
         self._limits = limits
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="clips")
         self._decoder: ClipDecoder | None = None
+        self._is_told = False  # that decoders are not fenced
 
     @property
     def most_frames(self) -> int:
@@ -56,7 +60,11 @@ class Clips:
         timeout_s = most_s if left_s is None else min(most_s, left_s)
         if timeout_s <= 0:
             raise ServiceError(Reason.DEADLINE, "there is no time to decode the clip by the deadline")
-        return await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
+        clip = await self._elsewhere(lambda: self._started().decode(path, chosen, size, limits, timeout_s))
+        if self._decoder is not None and self._decoder.unfenced and not self._is_told:
+            self._is_told = True
+            _log.warning("decoders run without a fence", why=self._decoder.unfenced)
+        return clip
 
     async def close(self) -> None:
         """End the decoders, busy ones too."""
@@ -79,8 +87,7 @@ class Clips:
             raise ServiceError(reason, error.message, field="clip", rule=error.reason) from None
 
     def _sampling(self, wanted: FrameSampling) -> Sampling:
-        if wanted.fps is not None and wanted.frames is not None:
-            raise invalid("sampling", "must set fps or frames, not both", f"{wanted.fps} and {wanted.frames}")
+        one_of("sampling", {"fps": wanted.fps, "frames": wanted.frames}, refuse, least=0)
         if wanted.fps is not None and not (math.isfinite(wanted.fps) and 0 < wanted.fps <= 1000):
             raise invalid("sampling.fps", "must be above 0 and at most 1000", wanted.fps)
         if wanted.frames is not None and not 1 <= wanted.frames <= self._limits.clip_frames:

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 from presage import values
+from presage.protocol.arguments import one_of
 from presage.values import ClassScore, ClipClasses, ClipEmbedding, Embedding, Model
 
 from server.config import Limits
@@ -20,7 +21,7 @@ from server.engine.messages import (
     Floats,
 )
 from server.engine.pool import EnginePool
-from server.errors import invalid
+from server.errors import invalid, refuse
 from server.service import validation, work_limits
 from server.service.clips import Clips
 from server.service.goals import Goal, GoalCache, content_id
@@ -47,9 +48,7 @@ class EmbeddingCalls:
     async def goal(self, request: GoalRequest, deadline: float | None) -> values.Goal:
         """See `Application.create_goal`."""
         model = self._engines.model(request.model).reply
-        if (request.image is None) == (request.latent is None):
-            given = "neither" if request.image is None else "both"
-            raise invalid("source", "must be exactly one of image and latent", given)
+        one_of("source", {"image": request.image, "latent": request.latent}, refuse)
         content: Array
         if request.latent is not None:
             validation.latent(request.latent, model, "latent")

@@ -122,7 +122,7 @@ class GoalCache:
         while self._bytes[owner] and self._bytes[owner] + size > self._max_bytes:
             self._push_out(owner, size)
         while self._bytes[owner] and self.bytes + size > self._total_bytes:
-            self._push_out(self._most_beyond_its_part(), size)
+            self._push_out(self._most_beyond_its_part(owner, size), size)
         self._goals[key] = _Kept(goal)
         self._bytes[owner] += size
 
@@ -166,11 +166,15 @@ class GoalCache:
                 self._held.get(holder, set()).discard(key)
             self._drop(key)
 
-    def _most_beyond_its_part(self) -> str:
-        """The owner that could let go of a goal and has most, where that is more than its equal part of all bytes."""
-        part = self._total_bytes / len(self._bytes)
-        could = {owner for (owner, _), kept in self._goals.items() if not kept.holders and self._bytes[owner] > part}
-        return max(could, key=self._bytes.__getitem__, default="")
+    def _most_beyond_its_part(self, maker: str, size: int) -> str:
+        """The owner that could let go of a goal and has most, where that is more than its equal part of all bytes.
+
+        The maker of a new goal of this size has it, as it were; it is asked to let go where nobody else is beyond.
+        """
+        wanted = Counter({**self._bytes, maker: self._bytes[maker] + size})
+        part = self._total_bytes / len(wanted)
+        could = {owner for (owner, _), kept in self._goals.items() if not kept.holders and wanted[owner] > part}
+        return max(could, key=wanted.__getitem__, default=maker)
 
     def _push_out(self, owner: str, size: int) -> None:
         """Let go of the goal that the owner has not used for longest. Raises TOO_MANY_GOALS where all are held."""

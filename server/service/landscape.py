@@ -49,9 +49,9 @@ def grid(request: LandscapeRequest, served: ServedModel) -> Grid:
     if not 0 < request.extent <= 1:
         raise invalid("extent", "must be above 0 and at most 1", request.extent)
     entries = [action.names.index(name) for name in names]
-    axes = [_axis(action.low[i], served.rest[i], action.high[i], request.extent, points) for i in entries]
+    axes = [_axis(action.low[i], action.rest[i], action.high[i], request.extent, points) for i in entries]
     values = np.stack([axis for axis, _ in axes])
-    actions = np.tile(np.array(served.rest), (points ** len(names), 1))
+    actions = np.tile(np.array(action.rest), (points ** len(names), 1))
     actions[:, entries] = list(itertools.product(*values))
     candidates = np.repeat(actions[:, None], action.block, axis=1).astype(np.float32)
     return Grid(tuple(names), values.astype(np.float32), tuple(at for _, at in axes), candidates)

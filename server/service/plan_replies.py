@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from presage.fields import from_fields
+from presage.limits import ActionLimits, fault
+from presage.optimizers import UNBOUNDED
 from presage.values import Model, Plan, Provenance, Timings
 
-from server.engine.messages import PlanDone, SearchSize, ServedModel
+from server.engine.messages import Floats, PlanDone, SearchSize, ServedModel
 from server.engine.pool import Planned
 from server.errors import Reason, ServiceError
-from server.service.session import CurrentPlan
+from server.service.sessions.session import CurrentPlan
 from server.service.validation import actions_of
-from server.values.calls import UNBOUNDED, Observation
+from server.values.calls import Observation
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class RequestContext:
     decode_ms: float
     budget_ms: float | None
     warnings: tuple[str, ...]
+    limits: ActionLimits | None = None  # what holds; None: the model's bounds alone
+    previous_action: Floats | None = None  # the last action executed
+    held: tuple[float, ...] | None = None  # actions for which each of its dimensions was kept
 
 
 def found(asked: RequestContext, planned: Planned, served: ServedModel, version: str, now: float) -> Plan:
@@ -111,7 +116,8 @@ def _answered(
         device=served.device,
         dtype=served.dtype,
         server_version=version,
-        unbounded_search=size.optimizer in UNBOUNDED,
+        unbounded_search=size.optimizer in UNBOUNDED and asked.limits is None,
+        limits=asked.limits,
     )
     reply = replace(
         plan,
@@ -122,11 +128,19 @@ def _answered(
         provenance=provenance,
         warnings=(*asked.warnings, *plan.warnings),
     )
-    return checked(reply, model)
+    return checked(reply, asked, model)
 
 
-def checked(reply: Plan, model: Model) -> Plan:
-    """The reply, if a robot may execute it: actions there, finite and within bounds, and numbers that are numbers.
+def limit_fault(actions: Floats, asked: RequestContext, model: Model) -> str:
+    """What of a plan's actions [time, action] breaks the limits that hold; "" where nothing does."""
+    action = actions_of(model)
+    limits = asked.limits or ActionLimits(action.low, action.high)
+    before = None if asked.previous_action is None else asked.previous_action.tolist()
+    return fault(actions, action.names, limits, action.rest, before, asked.held)
+
+
+def checked(reply: Plan, asked: RequestContext, model: Model) -> Plan:
+    """The reply, if a robot may execute it: actions there, finite and within all limits, and numbers that are numbers.
 
     Raises PLAN_FAILED: nothing else may leave in a plan's place.
     """
@@ -135,8 +149,8 @@ def checked(reply: Plan, model: Model) -> Plan:
         raise _no_plan(f"actions of shape {list(actions.shape)}")
     if not np.isfinite(actions).all():
         raise _no_plan("an action that is NaN or infinite")
-    if (actions < np.array(space.low)).any() or (actions > np.array(space.high)).any():
-        raise _no_plan("an action out of bounds")
+    if broken := limit_fault(reply.actions, asked, model):
+        raise _no_plan(broken)
     totals = (reply.cost, 0.0 if reply.objective is None else reply.objective, reply.goal_distance)
     if not _finite((*totals, *reply.step_costs, *reply.iteration_costs, *reply.elite_spread)):
         raise _no_plan("a cost that is NaN or infinite")

@@ -12,6 +12,7 @@ import time
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
+from presage.limits import LONGEST_DWELL
 from presage.values import Plan
 
 from server.config import Limits
@@ -24,10 +25,17 @@ from server.recording.recorder import Recorder
 from server.recording.records import PlanRecord
 from server.service import validation, work_limits
 from server.service.goals import GoalCache
-from server.service.plan_replies import RequestContext, found, reply_from_previous_plan
-from server.service.session import CurrentPlan, EncodedObservation, ObservationTicket, PlanProgress, Session, WarmStart
-from server.service.session_table import SessionTable
-from server.service.stages import GoalChoice
+from server.service.plan_replies import RequestContext, found, limit_fault, reply_from_previous_plan
+from server.service.sessions.session import (
+    CurrentPlan,
+    EncodedObservation,
+    ObservationTicket,
+    PlanProgress,
+    Session,
+    WarmStart,
+)
+from server.service.sessions.session_table import SessionTable
+from server.service.sessions.stages import GoalChoice
 from server.values.caller import calling
 from server.values.calls import Observation, PlanRequest
 
@@ -83,9 +91,11 @@ class PlanCalls:
         size = validation.search_size(request.planner, served, self._limits)
         ends = deadline is not None or request.budget_ms is not None
         own = validation.can_predict(served)
-        work_limits.search(size, own, self._engines.pace(served.reply.name), self._limits, ends)
+        work_limits.search(size, own, served.reply, self._engines.pace(served.reply.name), self._limits, ends)
         validation.observation(request.observation, served.reply)
         validation.past(request.observation, served, session is not None)
+        limits = validation.limits(request.limits, None if session is None else session.limits, served.reply)
+        told = validation.previous_action(request.previous_action, served.reply)
         place, pursued, follows = PlanProgress(0), GoalChoice(request.goal_id), WarmStart()
         if session is not None:
             place = session.place(request.executed, request.plan_sequence)
@@ -93,6 +103,8 @@ class PlanCalls:
         goal = self._goals.toward(pursued.goal_id, served.reply.name, **held_by(session))
         if session is not None:
             follows = session.continuation(place, request.committed, goal.goal_id, size.optimizer)
+        if told is not None:  # none of a plan's, and so over
+            follows = replace(follows, previous_action=told, held=(float(LONGEST_DWELL),) * len(told))
         length = size.horizon * validation.actions_of(served.reply).block
         if request.committed > length:
             raise invalid("committed", f"must fit into the plan, {length} actions", request.committed)
@@ -109,6 +121,8 @@ class PlanCalls:
             warm_start=follows.warm_start,
             previous_action=follows.previous_action,
             committed=follows.committed,
+            limits=limits,
+            held=follows.held,
             arrival=follows.arrival,
             budget_until=None if request.budget_ms is None else received + request.budget_ms / 1e3,
             next_goal=next_goal,
@@ -124,6 +138,9 @@ class PlanCalls:
             decode_ms=decode_ms,
             budget_ms=request.budget_ms,
             warnings=(*pursued.warnings, *follows.warnings),
+            limits=limits,
+            previous_action=follows.previous_action,
+            held=follows.held,
         )
         if session is None or turn is None:
             alone = await self._engines.plan(job, deadline)
@@ -135,7 +152,7 @@ class PlanCalls:
         except BaseException:
             session.give_back(turn)
             raise
-        self._remember(session, turn, request, place, pursued, reply, planned, served)
+        self._remember(session, turn, asked, place, pursued, reply, planned, served)
         self._record(request, reply, job, planned)
         return reply
 
@@ -165,6 +182,8 @@ class PlanCalls:
             now = time.monotonic()
             if error.reason is not Reason.DEADLINE or rest is None or deadline is None or now >= deadline:
                 raise
+            if limit_fault(rest.actions, asked, served.reply):  # limits are narrower now
+                raise
             return reply_from_previous_plan(asked, rest, job.size, served, self._version, now), None, pursued
         if planned.done.goal_reached:
             near = f"the observation's goal_distance was at or below {job.switch_below:g} in the stage before"
@@ -179,7 +198,7 @@ class PlanCalls:
         self,
         session: Session,
         turn: ObservationTicket,
-        request: PlanRequest,
+        asked: RequestContext,
         place: PlanProgress,
         pursued: GoalChoice,
         reply: Plan,
@@ -194,11 +213,12 @@ class PlanCalls:
             goal_distance=reply.goal_distance,
             sequence=turn.sequence,
             begins_at=place.since_reset,
-            previous_action=place.previous_action,
+            previous_action=asked.previous_action,
+            held=asked.held,
             arrival=reply.arrival,
             optimizer=reply.provenance.planner.optimizer or "",
         )
-        proprioception = request.observation.proprioception if served.reply.proprioception_names else None
+        proprioception = asked.observation.proprioception if served.reply.proprioception_names else None
         seen = None
         if planned is not None:
             seen = EncodedObservation(turn.sequence, planned.done.latent, proprioception, place.since_reset)

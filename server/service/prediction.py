@@ -28,8 +28,8 @@ from server.service import validation, work_limits
 from server.service.goals import GoalCache
 from server.service.landscape import draw, grid, landscape
 from server.service.planning import held_by, start_of
-from server.service.session import Session
-from server.service.session_table import SessionTable
+from server.service.sessions.session import Session
+from server.service.sessions.session_table import SessionTable
 from server.values.caller import calling
 from server.values.calls import (
     Array,

@@ -10,21 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from presage.limits import ActionLimits, narrowed
+from presage.optimizers import (
+    LAST_STEP_ALONE,
+    PROPOSER_ALONE,
+    SAMPLING,
+    check_cost,
+    check_metric,
+    check_optimizer,
+)
 from presage.values import ActionSpec, Model, PlannerSettings
 
 from server.config import Limits
 from server.engine.messages import ITERATION_STEPS, Floats, SearchSize, ServedModel, needed_iterations
-from server.errors import Reason, ServiceError, invalid
-from server.service.stages import MOST_STAGES
+from server.errors import Reason, ServiceError, invalid, refuse
+from server.service.sessions.stages import MOST_STAGES
 from server.values.calls import (
-    COSTS,
-    LAST_STEP_ALONE,
-    LEAST_DISCOUNT,
-    METRICS,
-    MOST_DISCOUNT,
-    OPTIMIZERS,
-    PROPOSER_ALONE,
-    SAMPLING,
     Array,
     CalibrationMove,
     Frame,
@@ -201,6 +202,30 @@ def actions_of(model: Model) -> ActionSpec:
     return model.action
 
 
+def limits(asked: ActionLimits | None, held: ActionLimits | None, model: Model) -> ActionLimits | None:
+    """What holds once limits are asked for, beside those that hold already (None: the model's own); never wider.
+
+    None where only the model's bounds hold.
+    """
+    action = actions_of(model)
+    held, asked = held or action.limits, asked or ActionLimits()
+    if held is None and asked == ActionLimits():
+        return None
+    return narrowed(action, action.rest, held, asked, refuse)
+
+
+def previous_action(given: Sequence[float], model: Model) -> Floats | None:
+    """The last action executed, where a request says it."""
+    names = actions_of(model).names
+    if not given:
+        return None
+    if len(given) != len(names):
+        rule = f"must have {len(names)} entries for model {model.name} ({', '.join(names)})"
+        raise invalid("previous_action", rule, len(given), Reason.ACTION_SHAPE)
+    finite(np.array(given), "previous_action")
+    return np.array(given, np.float32)
+
+
 def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) -> SearchSize:
     """The settings of a search: the request's where it has any, else the model's; all within the limits.
 
@@ -227,8 +252,7 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     if horizon * samples * iterations > limits.rollout_steps:
         rule = f"must keep horizon x samples x iterations at most {limits.rollout_steps}"
         raise invalid("planner", rule, horizon * samples * iterations, Reason.TOO_LARGE)
-    if optimizer not in OPTIMIZERS:
-        raise invalid("planner.optimizer", f"must be one of {', '.join(OPTIMIZERS)}", optimizer)
+    check_optimizer(optimizer, refuse)
     if optimizer in ("gauss_newton", "real_time_iteration"):
         action = actions_of(served.reply)
         moved = horizon * action.block * len(action.names)
@@ -238,24 +262,14 @@ def search_size(wanted: PlannerSettings, served: ServedModel, limits: Limits) ->
     if optimizer == PROPOSER_ALONE and not served.proposes:
         rule = f"must not be {optimizer}: model {served.reply.name} has no proposer"
         raise invalid("planner.optimizer", rule, optimizer)
-    one_step = wanted.cost in ("last", "least")
-    if wanted.cost is not None and wanted.cost not in COSTS:
-        raise invalid("planner.cost", f"must be one of {', '.join(COSTS)}", wanted.cost)
-    if optimizer in LAST_STEP_ALONE and wanted.cost not in (None, "last"):
-        rule = f"must be last for {optimizer}, which counts the last step alone"
-        raise invalid("planner.cost", rule, wanted.cost)
     discount = wanted.discount
     if discount is None:
-        discount = 1.0 if optimizer in LAST_STEP_ALONE or one_step else defaults.discount
-    if not LEAST_DISCOUNT <= discount <= MOST_DISCOUNT:
-        raise invalid("planner.discount", f"must be within {LEAST_DISCOUNT} and {MOST_DISCOUNT}", discount)
-    if optimizer in LAST_STEP_ALONE and discount != 1:
-        raise invalid("planner.discount", f"must be 1 for {optimizer}, which counts the last step alone", discount)
-    if one_step and discount != 1:
-        raise invalid("planner.discount", f"must be 1 with the cost {wanted.cost}, which counts one step", discount)
+        one_step = optimizer in LAST_STEP_ALONE or wanted.cost in ("last", "least")
+        discount = 1.0 if one_step else defaults.discount
+    check_cost(optimizer, discount, wanted.cost, refuse)
     action_entries(wanted.dimensions, served.reply, "planner.dimensions")
-    if wanted.metric is not None and wanted.metric not in METRICS:
-        raise invalid("planner.metric", f"must be one of {', '.join(METRICS)}", wanted.metric)
+    if wanted.metric is not None:
+        check_metric(wanted.metric, refuse)
     for name, who in (("narrowing", ("mppi",)), ("sample_decay", SAMPLING)):
         share = getattr(wanted, name)
         if share is not None and optimizer not in who:

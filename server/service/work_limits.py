@@ -14,15 +14,14 @@ from server.config import Limits
 from server.engine.messages import Pace, SearchSize
 from server.errors import Reason, invalid
 
+NEWTON_STARTS = 4  # of Gauss-Newton searches, each with its own slopes
 GENEROUS = 4.0  # times what the model's own search takes, which is allowed whatever the limits
 
 
-def search(size: SearchSize, own: SearchSize, pace: Pace, limits: Limits, ends: bool) -> None:
+def search(size: SearchSize, own: SearchSize, model: Model, pace: Pace, limits: Limits, ends: bool) -> None:
     """A search of short iterations, and of little time for all of them unless a deadline or a budget `ends` it."""
-    iteration_s, own_s = (
-        pace.least_rollout_s(size.samples, size.horizon),
-        pace.least_rollout_s(own.samples, own.horizon),
-    )
+    iteration_s = pace.least_rollout_s(_rolled_out(size, model), size.horizon)
+    own_s = pace.least_rollout_s(_rolled_out(own, model), own.horizon)
     most_s = max(limits.iteration_s, GENEROUS * own_s)
     if iteration_s > most_s:
         name = "horizon" if size.horizon > own.horizon else "samples"
@@ -32,6 +31,14 @@ def search(size: SearchSize, own: SearchSize, pace: Pace, limits: Limits, ends: 
     if not ends and work_s > most_s:
         rule = f"must keep a search without deadline or budget within {most_s:.3g} s; this one takes {work_s:.3g} s"
         raise invalid("planner.iterations", rule, size.iterations, Reason.TOO_LARGE)
+
+
+def _rolled_out(size: SearchSize, model: Model) -> int:
+    """Sequences that an iteration evaluates, about: one that is also differentiated counts three."""
+    if size.optimizer in ("gauss_newton", "real_time_iteration"):
+        moved = size.horizon * (model.action.block * len(model.action.names) if model.action is not None else 0)
+        return max(size.samples, NEWTON_STARTS * (moved + 1))  # one for every number that it nudges
+    return 3 * size.samples if size.optimizer == "gradient" else size.samples
 
 
 def rollouts(count: int, horizon: int, own: SearchSize, pace: Pace, limits: Limits, field: str) -> float:

@@ -25,14 +25,14 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink, TraceContext
 from server.service.application import Application
 from server.transport import parsers
-from server.transport.auth import KeyRing
-from server.transport.connections import Connections
+from server.transport.callers.auth import KeyRing
+from server.transport.callers.connections import Connections
+from server.transport.callers.places import Strangers
+from server.transport.callers.shares import Kind, Shares
+from server.transport.callers.sites import Sites
 from server.transport.grpc.relay import Relay
 from server.transport.health import Lifecycle
 from server.transport.parsers import Parsers
-from server.transport.places import Strangers
-from server.transport.shares import Kind, Shares
-from server.transport.sites import Sites
 from server.transport.uploads import Uploads
 from server.values import images
 from server.values.caller import Caller, calling, working_for

@@ -29,8 +29,11 @@ from server.observability.metrics import Telemetry
 from server.observability.tracing import SpanSink
 from server.recording.recorder import Recorder
 from server.service.application import Application
-from server.transport import auth, tls
-from server.transport.connections import Connections, GatedSocket, fitting_connections
+from server.transport import tls
+from server.transport.callers import auth
+from server.transport.callers.connections import AT_ONCE, Connections, GatedSocket, fitting_connections
+from server.transport.callers.shares import Shares
+from server.transport.callers.sites import sites_of
 from server.transport.gateway import Gateway
 from server.transport.grpc.relay import Relay
 from server.transport.grpc.service import create_server
@@ -39,8 +42,6 @@ from server.transport.parsers import Parsers
 from server.transport.rest.middleware import KEEP_ALIVE_S
 from server.transport.rest.protocol import http_protocol
 from server.transport.rest.routes import create_app
-from server.transport.shares import Shares
-from server.transport.sites import sites_of
 from server.transport.uploads import Uploads
 
 _log = structlog.get_logger()
@@ -82,6 +83,11 @@ def create_gateway(
     for line in auth.key_warnings(settings, keys.current):
         _log.warning("keys", why=line)
     shares = Shares(limits, lambda: keys.parties)
+    rest = Connections(most, limits.connections_per_address)
+    relay = Relay(Connections(most, limits.connections_per_address), limits.stalled_s)
+    telemetry.connections.labels("rest").set_function(lambda: len(rest))
+    telemetry.connections.labels("grpc").set_function(lambda: len(relay.connections))
+    telemetry.totals.read("presage_connections_ended", lambda: rest.refused + relay.connections.refused)
     return Gateway(
         application=application,
         limits=limits,
@@ -93,8 +99,8 @@ def create_gateway(
         server_version=server_version(),
         engines_away_s=settings.engines_away_s,
         sites=sites_of(settings),
-        connections=Connections(most, limits.connections_per_address),
-        relay=Relay(Connections(most, limits.connections_per_address)),
+        connections=rest,
+        relay=relay,
         parsers=Parsers(),
         spans=spans,
     )
@@ -131,7 +137,6 @@ async def listening(gateway: Gateway, settings: Settings, rest_socket: socket.so
         watching = asyncio.create_task(gateway.keys.watch(settings.api_keys_file))
         if gateway.parsers is not None:
             opened.push_async_callback(gateway.parsers.close)
-            await gateway.parsers.start()
         try:
             yield Addresses(f"{host}:{grpc_port}", f"{scheme}://{host}:{rest_port}")
         finally:
@@ -214,14 +219,21 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _websocket_protocol(gateway: Gateway) -> type[asyncio.Protocol]:
+    from server.transport.openpi.protocol import bounded
+
+    return bounded(gateway.limits)
+
+
 def _rest_server(gateway: Gateway, settings: Settings, gate: GatedSocket) -> uvicorn.Server:
     serves_openpi = _is_offered(settings, "openpi")
     config = uvicorn.Config(
         create_app(gateway, serves_openpi),
         lifespan="off",
+        backlog=AT_ONCE,
         http=http_protocol(gateway.limits, gate),
         h11_max_incomplete_event_size=gateway.limits.header_bytes,
-        ws="websockets-sansio" if serves_openpi else "none",
+        ws=_websocket_protocol(gateway) if serves_openpi else "none",
         ws_max_size=settings.limits.message_bytes,
         ws_max_queue=1,
         ws_per_message_deflate=False,  # images do not compress, and what compresses well is a bomb

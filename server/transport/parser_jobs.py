@@ -1,4 +1,4 @@
-"""What a parser process does: JSON bodies to protobuf, and picture files to pixels. Runs in `model.isolated`."""
+"""What a parser process does: JSON bodies to protobuf, and picture files to pixels. See `model.processes.isolated`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf import descriptor_pool
 from presage.v1 import embeddings_pb2, goals_pb2, models_pb2, planning_pb2, sessions_pb2
 
-from model.isolated import Job
+from model.processes.isolated import Job
 from server.errors import Faults, Reason, ServiceError, invalid
 from server.transport.rest.bodies import Body
 from server.values import calls, images

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import structlog
 
-from model.isolated import IsolatedProcess, ProcessEnded
+from model.processes.isolated import IsolatedProcess, ProcessEnded
 from server.config import MIB
 from server.errors import Faults, Reason, ServiceError, invalid
+from server.values.caller import calling
 from server.values.calls import Frame
 
 WORKERS = 2
 MEMORY_BYTES = 768 * MIB  # of a process, beyond what it has when idle
-MOST_WAITING = 32
+MOST_WAITING = 16  # of one caller
 LONGEST_S = 10.0  # for one body or the pictures of one request, whatever its deadline
 _JOBS = "server.transport.parser_jobs"
 
@@ -64,13 +65,15 @@ class _Slot:
 
 
 class Parsers:
-    """At most `workers` processes. Belongs to one event loop."""
+    """At most `workers` processes, of which one caller keeps all but one busy at most. Belongs to one event loop."""
 
     def __init__(self, workers: int = WORKERS, memory_bytes: int = MEMORY_BYTES) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="parsers")
         self._slots = tuple(_Slot(memory_bytes) for _ in range(workers))
         self._idle = list(self._slots)
-        self._waiting: deque[asyncio.Future[_Slot]] = deque()
+        self._each = max(1, workers - 1)  # of one caller
+        self._held: Counter[str] = Counter()
+        self._waiting: deque[tuple[str, asyncio.Future[_Slot]]] = deque()
 
     async def start(self) -> None:
         """Start every process now, so that the first caller does not wait for it."""
@@ -92,34 +95,39 @@ class Parsers:
         than LONGEST_S, or INVALID_REQUEST for what ended the process.
         """
         until = min(math.inf if deadline is None else deadline, time.monotonic() + LONGEST_S)
-        slot = await self._turn(until, deadline)
+        name = calling().name
+        slot = await self._turn(name, until, deadline)
         loop = asyncio.get_running_loop()
         work = self._threads.submit(slot.ask, job, about, pieces, until)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give_back, slot))
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give_back, name, slot))
         try:
             told, answered = await asyncio.wait_for(asyncio.wrap_future(work), max(0.0, until - time.monotonic()) + 0.1)
         except (TimeoutError, asyncio.TimeoutError):
-            slot.end()
+            if not work.done():  # else its process is ended, and the next one may be at work for another
+                slot.end()
             raise _too_slow(until, deadline) from None
         except ProcessEnded as error:
             _log.warning("a parser ended", job=job, why=str(error))
             raise invalid("body", "must not end its parser", "what did", Reason.INVALID_REQUEST) from None
         except asyncio.CancelledError:
-            slot.end()
+            if not work.done():
+                slot.end()
             raise
         if "faults" in told:
             raise Faults([_fault(each) for each in told["faults"]])
         return told, answered
 
-    async def _turn(self, until: float, deadline: float | None) -> _Slot:
-        """The next idle process."""
-        if self._idle:
+    async def _turn(self, name: str, until: float, deadline: float | None) -> _Slot:
+        """The next idle process, for a caller who does not keep too many busy."""
+        if self._idle and self._held[name] < self._each:
+            self._held[name] += 1
             return self._idle.pop()
-        if len(self._waiting) >= MOST_WAITING:
-            message = f"bodies and pictures that wait for a parser must number at most {MOST_WAITING}, got one more"
+        if sum(each == name for each, _ in self._waiting) >= MOST_WAITING:
+            message = f"bodies and pictures of one caller that wait must number at most {MOST_WAITING}, got one more"
             raise ServiceError(Reason.OVERLOADED, message, retry_after_s=0.5)
         turn: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiting = name, turn
+        self._waiting.append(waiting)
         try:
             await asyncio.wait((turn,), timeout=max(0.0, until - time.monotonic()))
             if not turn.done():
@@ -127,17 +135,24 @@ class Parsers:
             return turn.result()
         except asyncio.CancelledError:
             if turn.done():
-                self._give_back(turn.result())
+                self._give_back(name, turn.result())
             raise
         finally:
             if not turn.done():
-                self._waiting.remove(turn)
+                self._waiting.remove(waiting)
 
-    def _give_back(self, slot: _Slot) -> None:
-        if self._waiting:
-            self._waiting.popleft().set_result(slot)
-        else:
-            self._idle.append(slot)
+    def _give_back(self, name: str, slot: _Slot) -> None:
+        self._idle.append(slot)
+        self._held[name] -= 1
+        if not self._held[name]:
+            del self._held[name]
+        # Whoever keeps the fewest busy is next, and of these who came first.
+        able = [each for each in self._waiting if self._held[each[0]] < self._each]
+        if able:
+            chosen = min(able, key=lambda each: self._held[each[0]])
+            self._waiting.remove(chosen)
+            self._held[chosen[0]] += 1
+            chosen[1].set_result(self._idle.pop())
 
 
 async def pictures(
@@ -160,5 +175,5 @@ def _too_slow(until: float, deadline: float | None) -> ServiceError:
 
 
 def _fault(told: Mapping[str, Any]) -> ServiceError:
-    texts = {name: str(told[name]) for name in ("field", "rule", "value")}
+    texts: dict[str, Any] = {name: str(told[name]) for name in ("field", "rule", "value")}
     return ServiceError(Reason[told["reason"]], str(told["message"]), **texts)

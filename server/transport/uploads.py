@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from server.config import MIB, Limits
 from server.errors import Reason, ServiceError, invalid
 from server.transport.arrivals import Patience
-from server.transport.shares import Shares
+from server.transport.callers.shares import Shares
 from server.transport.spool_folder import FULL, SpoolFolder
 from server.values.caller import calling
 

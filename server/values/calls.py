@@ -11,25 +11,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
 from presage.values import Model, PlannerSettings
 from pydantic import Field
 
 Frame = NDArray[np.uint8]  # [height, width, 3], RGB
 Array = NDArray[np.generic]
 EmbeddingKind = Literal["pooled", "per_frame", "tokens"]
-LEAST_DISCOUNT, MOST_DISCOUNT = 0.1, 10.0  # of a planner's settings
-METRICS = ("l2", "l1", "rms", "cosine")  # of latents
-COSTS = ("sum", "last", "least")  # `planner.registry.COSTS`
-LAST_STEP_ALONE = ("vjepa2_ac", "lewm", "dino_wm", "jepa_wms", "jepa_wms_droid")  # of OPTIMIZERS
-UNBOUNDED = ("lewm", "dino_wm", "jepa_wms")  # of OPTIMIZERS: their candidates go beyond the bounds, plans do not
-SAMPLING = ("cem", "icem", "hybrid", "gauss_newton", "real_time_iteration", *LAST_STEP_ALONE)  # of OPTIMIZERS
-PROPOSER_ALONE = "policy"  # of OPTIMIZERS: no search, what the model's proposer says
-OPTIMIZERS = (
-    *("cem", "icem", "mppi", "gradient", "hybrid", "gauss_newton", "real_time_iteration"),
-    *LAST_STEP_ALONE,
-    PROPOSER_ALONE,
-)
-"""Names a request may ask for; `planner.registry` makes them, where torch is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,8 @@ class PlanRequest:
     committed: int = 0
     request_id: str = ""
     plan_sequence: int = 0
+    limits: ActionLimits | None = None  # narrower than the session's and the model's
+    previous_action: tuple[float, ...] = ()  # the last action executed, where it was none of a plan's
 
 
 @dataclass(frozen=True)
@@ -85,6 +75,7 @@ class SessionRequest:
     ttl_s: float = 0.0
     seed: int | None = None
     stages: tuple[GoalStage, ...] = ()
+    limits: ActionLimits | None = None  # narrower than the model's
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from presage.optimizers import PROPOSER_ALONE
 
 from model.camera_yaw import fit_camera_yaw
 from model.interface import LoadedModel
@@ -18,9 +19,8 @@ from planner import registry
 from planner.types import Problem
 from server.engine.messages import CalibrateDone, CalibrateJob, Move, SearchSize
 from server.errors import Reason, invalid
-from server.values.calls import PROPOSER_ALONE
 from server.worker import model_adapter
-from server.worker.job import BackgroundJob, WorkItem
+from server.worker.scheduling.job import BackgroundJob, WorkItem
 
 
 def calibrate(model: LoadedModel, job: CalibrateJob, max_steps: int) -> BackgroundJob:

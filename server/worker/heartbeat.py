@@ -46,7 +46,7 @@ class Watchdog:
 
 @contextmanager
 def heartbeat_thread(watchdog: Watchdog, send: Callable[[Heartbeat], None], every_s: float) -> Iterator[None]:
-    """Send a sign of life every so often while all is well, on a thread of its own."""
+    """Send heartbeats periodically while work is not overdue, on a thread of its own."""
     stop = threading.Event()
 
     def beat() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from presage.limits import ActionLimits
 from torch import Tensor
 
 from model.camera_yaw import CameraYawWorldModel, rotation, turned_back, turns
@@ -21,21 +22,10 @@ from server.engine.messages import Floats, Start
 from server.values.calls import Frame
 
 
-def action_space(model: LoadedModel) -> ActionSpace | None:
+def action_space(model: LoadedModel, narrower: ActionLimits | None = None) -> ActionSpace | None:
     """What a plan with this model must keep to; None where the model only embeds."""
     spec = model.package.config.action
-    if spec is None:
-        return None
-    return ActionSpace(
-        names=spec.names,
-        units=spec.units,
-        low=spec.low,
-        high=spec.high,
-        rate_hz=spec.rate_hz,
-        mean=spec.mean,
-        std=spec.std,
-        stated_rest=spec.at_rest,
-    )
+    return None if spec is None else registry.action_space(spec, narrower)
 
 
 def encode_frames(model: LoadedModel, frames: Sequence[Frame]) -> Tensor:

@@ -24,6 +24,7 @@ from model.interface import LoadedModel
 from model.package import ActionSpec as PackagedActions
 from model.package import PackageConfig, PackageError, PlannerDefaults, weights_kept
 from model.registry import load
+from model.runtime.devices import usable
 from model.runtime.memory import keep_memory
 from planner.world_model import WorldModel
 from server.engine.ipc import EngineChannel
@@ -47,12 +48,12 @@ from server.engine.messages import (
 )
 from server.values.calls import Frame
 from server.worker import batch_invariance, cuda_graphs, model_adapter, precision
-from server.worker.background_jobs import BackgroundJobs
 from server.worker.batch_invariance import BatchSizes
-from server.worker.failures import failed
 from server.worker.heartbeat import Watchdog, heartbeat_thread
-from server.worker.plan_scheduler import PlanScheduler
 from server.worker.precision import Verdict, Work
+from server.worker.scheduling.background_jobs import BackgroundJobs
+from server.worker.scheduling.failures import failed
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 
 WARM_UP = 0  # the number of the engine's own calls, whose results go nowhere
 WARM_UP_ITERATIONS = 3
@@ -118,7 +119,7 @@ def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
     models: dict[str, LoadedModel] = {}
     for wanted in settings.models:
         model = (
-            load(wanted, device(settings.device))
+            load(wanted, usable(settings.device))
             if settings.loader is None
             else settings.loader(wanted, settings.device)
         )
@@ -127,19 +128,6 @@ def load_all(settings: EngineSettings) -> dict[str, LoadedModel]:
             raise PackageError(f"models must have different names, got {name} twice")
         models[name] = model
     return models
-
-
-def device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one. Raises RuntimeError where there is none."""
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(f"device {name} cannot be used here: {reason}; auto takes the best there is") from None
-    return chosen
 
 
 def tune(
@@ -179,15 +167,13 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str, size
         license=str(config.training.get("license", "")),
         measures_goals=model_adapter.measures_goals(model),
     )
-    own, space = search if action is not None else None, model_adapter.action_space(model)
     return ServedModel(
         reply,
-        own,
+        search if action is not None else None,
         config.history,
         str(model.device),
         dtype,
         verdict.why,
-        () if space is None else space.rest,
         graphed,
         past_actions=config.past_actions,
         proposes=model.proposer is not None,
@@ -197,7 +183,7 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str, size
 
 def _action_spec(action: PackagedActions) -> ActionSpec:
     """What of a package's actions concerns a caller."""
-    return from_fields(ActionSpec, action)
+    return from_fields(ActionSpec, action, rest=action.at_rest)
 
 
 def own_search(defaults: PlannerDefaults) -> SearchSize:

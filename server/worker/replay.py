@@ -20,13 +20,12 @@ from presage.values import Plan
 from torch import Tensor
 
 from model import extras
-from model.interface import LoadedModel, MeasuringModel, Rollouts
-from model.wrapped import WrappedModel
+from model.interface import LoadedModel, MeasuringModel, Rollouts, WrappedModel
 from planner.world_model import Alike, shared_rollout
 from server.engine.messages import Done, Failed, Floats, FromEngine, PlanDone, PlanJob
 from server.recording import records
 from server.recording.records import Recorded, RecordError
-from server.worker.plan_scheduler import PlanScheduler
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 
 RECORD_BYTES = 512 * 1024 * 1024  # a larger one is no record of ours
 _DTYPES = {

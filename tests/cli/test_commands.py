@@ -61,7 +61,7 @@ def test_help_loads_neither_torch_nor_the_service() -> None:
         (("demo", "--transport", "pigeon"), "must be grpc or rest, got 'pigeon'"),
         (("demo", "--task", "walk"), "must be one of arm, arm-push, cube, pusht, reacher, tworoom, got 'walk'"),
         (("embed", "clip.mp4", "--kind", "color"), "must be one of pooled, per_frame, tokens, got 'color'"),
-        (("embed", "clip.mp4", "--fps", "2", "--frames", "3"), "must not be given together with --fps"),
+        (("embed", "clip.mp4", "--fps", "2", "--frames", "3"), "must be at most one of --fps and --frames"),
         (("embed", "clip.mp4", "--out", "latents.txt"), "must end in .npy"),
         (("plan", "--image", "a.png"), "Missing option '--goal'"),
         (("weights", "import", "w.pt", "--out", "w", "--dtype", "int3"), "must be one of bfloat16, float16, float32"),

@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from presage.limits import ActionLimits
 
 from cli import exit_codes
 from cli.weights import list_published, pull
 from model.checkpoints.listing import published
+from model.compact import CompactWorldModel
+from model.package import limited
 from model.preprocessing import CROP_POLICIES
 from tests.support.cli.commands import run_command
+from tests.support.model.compact_packages import tiny_config
 from tests.support.paths import ROOT
 
 CONTENT = b"PK\x03\x04" + bytes(100_000)
@@ -211,3 +215,15 @@ def test_a_digest_is_shown_short_to_people_and_whole_to_programs(capsys: pytest.
     assert len(digest) == 64
     assert digest not in shown
     assert f"{digest[:16]}..." in shown
+
+
+def test_inspect_tells_a_packages_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ActionLimits(slew=(0.1, 0.2), max_norm=1.0, frozen=("b",), dwell=(1, 3))
+    CompactWorldModel.random(tmp_path / "tiny", limited(tiny_config(), limits), seed=0)
+    assert run_command("weights", "inspect", str(tmp_path / "tiny")) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for line in ("next: a 0.1 rad/s, b 0.2 rad/s", "frozen at rest: b", "b 3 actions", "L2 norm of a, b: 1"):
+        assert line in shown
+    assert run_command("weights", "inspect", str(tmp_path / "tiny"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["config"]["action"]["limits"]
+    assert (told["slew"], told["frozen"], told["dwell"]) == ([0.1, 0.2], ["b"], [1, 3])

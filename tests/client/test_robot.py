@@ -139,6 +139,9 @@ def test_a_robot_follows_its_plans_one_action_a_tick(loop: Any, image: np.ndarra
     np.testing.assert_array_equal(robot.actions, expected)
     assert (report.ticks, report.held, report.plans, report.failed) == (5, 1, 4, 0)
     assert [told["executed"] for told in lockstep.sent] == [0, 0, 1, 1, 1]
+    # While there is no plan the robot holds, which the service is told: a slew limit begins there.
+    assert [told["previous_action"] is not None for told in lockstep.sent] == [True, False, False, False, False]
+    np.testing.assert_array_equal(lockstep.sent[0]["previous_action"], HOLD)
     assert [(tick.tick, tick.sequence, tick.held) for tick in ticks] == [
         (number, number + 1, number == 0) for number in range(5)
     ]

@@ -26,7 +26,7 @@ from PIL import Image
 
 from cli.private_service import private_service
 from model.built_in import built_in
-from server.service.session import KEPT_PLANS
+from server.service.sessions.session import KEPT_PLANS
 from simulation import tasks
 from simulation.robots.arm import MAX_JOINT_SPEED
 from tests.support.deploy import fake_ros
@@ -381,6 +381,30 @@ def test_every_setting_of_a_search_is_a_parameter(ros: Any) -> None:
     assert planner == presage.PlannerSettings(64, 3, 8, 2, "icem", ("x", "gripper"), 1.5, "least", "l1", 0.9, 0.8)
     unset = {name for name, value in vars(planner).items() if value in (None, ())}
     assert unset == set(), "a setting is not tried here"
+
+
+def test_every_limit_on_actions_is_a_parameter(ros: Any) -> None:
+    fake_ros.Node.parameters = {
+        "limit_low": "-0.2 -0.1", "limit_high": "0.2, 0.1", "limit_slew": "0.05, 0.5", "limit_max_norm": 0.2,
+        "limit_norm_order": 1, "limit_norm_of": "x", "limit_frozen": "gripper", "limit_dwell": "1, 5",
+    }  # fmt: skip
+    node = ros.PresageNode()
+    node.close()
+    limits = presage.ActionLimits((-0.2, -0.1), (0.2, 0.1), (0.05, 0.5), 0.2, 1, ("x",), ("gripper",), (1, 5))
+    assert node.bridge.settings.limits == limits
+    assert all(vars(limits).values()), "a limit is not tried here"
+
+
+@needs_arm
+def test_every_plan_that_is_published_keeps_to_the_nodes_limits(ros: Any, address: str) -> None:
+    with driven(ros, address, limit_slew="0.25, 0.25", limit_frozen="elbow_velocity") as (node, robot):
+        assert set_goal(node, png(GOAL)).success
+        eventually(planning(robot))
+        plans = [np.array([point.velocities for point in each.points]) for each in robot.heard if not is_stop(each)]
+        assert plans
+        for actions in plans:
+            assert not actions[:, 1].any()
+            assert (np.abs(np.diff(actions, axis=0)) <= 0.25).all()
 
 
 def test_the_file_of_parameters_has_every_one_with_its_default(ros: Any) -> None:

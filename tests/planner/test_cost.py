@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from planner import cost
-from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
+from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.optimizers.cem import CEM
 from planner.types import PlanningError
 from tests.support.planner.every_optimizer import AnyOptimizer, changed, each_optimizer
@@ -61,14 +61,6 @@ def test_effort_counts_every_action_of_a_step_in_its_own_units() -> None:
     shares = ActionCost(scale=(2.0, 0.5))(PREDICTED, GOAL, ACTIONS)
     by_hand = ((ACTIONS[..., 0] / 2).square() + (ACTIONS[..., 1] / 0.5).square()) / 2
     torch.testing.assert_close(shares, by_hand[..., 0::2] + by_hand[..., 1::2])
-
-
-def test_a_constant_plan_is_perfectly_smooth_and_a_jump_counts_in_its_step() -> None:
-    constant = torch.ones(1, 1, 8, 2)
-    assert torch.equal(Smoothness()(PREDICTED[:1, :1], GOAL[:1], constant), torch.zeros(1, 1, 4))
-    constant[:, :, 4:] = 3.0
-    jump = Smoothness()(PREDICTED[:1, :1], GOAL[:1], constant)
-    torch.testing.assert_close(jump, torch.tensor([[[0.0, 0.0, 4.0, 0.0]]]))
 
 
 def test_a_weighted_sum_adds_weight_times_cost() -> None:
@@ -125,7 +117,7 @@ def test_a_users_own_function_is_a_cost_like_any_other() -> None:
         lambda: GoalDistance(discount=0),
         lambda: GoalDistance(discount=0.9),
         lambda: ActionCost(scale=0),
-        lambda: Smoothness(scale=(1.0, -1.0)),
+        lambda: ActionCost(scale=(1.0, -1.0)),
         lambda: WeightedSum(()),
         lambda: WeightedSum(((math.nan, GoalDistance()),)),
     ],

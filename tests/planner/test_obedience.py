@@ -8,11 +8,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from presage.limits import held_for
 from torch import Tensor
 
+from planner import registry
 from planner.anytime import plan_in_time
 from planner.constraints import project
-from planner.receding import held_for, warm_start
+from planner.optimizers.cem import CEM
+from planner.optimizers.policy import Policy
+from planner.receding import warm_start
 from planner.types import ActionSpace, Problem
 from planner.world_model import Actions, Context, Latents
 from tests.planner.test_constraints import spaces, violations
@@ -21,6 +25,12 @@ from tests.support.planner.every_optimizer import OPTIMIZERS, SMALL, AnyOptimize
 TINY: dict[str, AnyOptimizer] = {
     name: changed(optimizer, iterations=3, horizon=3) for name, optimizer in OPTIMIZERS.items()
 } | {"mean": replace(SMALL, samples=16, elites=4, iterations=3, horizon=3, result="mean")}
+
+# Those that are published search beyond the bounds of a space that is not strict.
+PUBLISHED = {
+    name: replace(registry.PUBLISHED[name], samples=16, elites=4, iterations=3, horizon=3)
+    for name in registry.PUBLISHED
+}
 
 # Adding to a sequence what a projection had changed of it broke this dwell by one rounding.
 KEPT = ActionSpace(names=("a", "b"), units=("1", "1"), low=(0.0, 0.0), high=(0.1, 0.1), rate_hz=10.0, dwell=(1, 2))
@@ -45,7 +55,7 @@ def problem_in(made: ActionSpace, seed: int, moving: bool, committed: int) -> Pr
     low, high = torch.tensor(made.low), torch.tensor(made.high)
     wild = (low + high) / 2 + (high - low) * torch.randn(12, made.dimensions, generator=generator)
     before = project(made, wild[:4])
-    previous, held = (before[-1], held_for(before)) if moving else (None, None)
+    previous, held = (before[-1], held_for(before.tolist())) if moving else (None, None)
     under_way = project(made, wild[4:6], previous, held=held)[:committed] if committed else None
     return Problem(
         context=(torch.zeros(1, made.dimensions),),
@@ -75,6 +85,38 @@ def test_no_action_breaks_a_limit(
         assert torch.equal(plan.actions[:committed], problem.committed)
 
 
+@pytest.mark.parametrize("optimizer", PUBLISHED.values(), ids=PUBLISHED.keys())
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**31), st.booleans(), st.integers(0, 2))
+def test_no_sample_of_a_published_search_breaks_a_limit_of_a_strict_space(
+    optimizer: CEM, made: ActionSpace, seed: int, moving: bool, committed: int
+) -> None:
+    middle = tuple((low + high) / 2 for low, high in zip(made.low, made.high, strict=True))
+    made = replace(made, strict=True, mean=middle, std=(3.0,) * made.dimensions)
+    problem = problem_in(made, seed, moving, committed)
+    world = Watched(max(high - low for low, high in zip(made.low, made.high, strict=True)))
+    plan = plan_in_time(optimizer, world, problem)
+    for actions in (*world.asked, plan.actions):
+        assert violations(made, actions, problem.previous_action, problem.held) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces(), st.integers(0, 2**31), st.booleans())
+def test_no_proposal_breaks_a_limit(made: ActionSpace, seed: int, moving: bool) -> None:
+    problem = problem_in(made, seed, moving, committed=0)
+    wild = 50 * torch.randn(3, 6, made.dimensions, generator=torch.Generator().manual_seed(seed))
+    problem = replace(problem, proposals=wild)
+    world = Watched(max(high - low for low, high in zip(made.low, made.high, strict=True)))
+    for optimizer in (TINY["cem"], Policy(horizon=3)):
+        plan = plan_in_time(optimizer, world, problem)
+        for actions in (*world.asked, plan.actions):
+            assert violations(made, actions, problem.previous_action, problem.held) == []
+
+
+def _listed(action: Tensor | None) -> list[float] | None:
+    return None if action is None else action.tolist()
+
+
 @settings(max_examples=40, deadline=None)
 @given(spaces(), st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 6))
 def test_what_is_executed_over_several_plans_breaks_no_limit(
@@ -86,7 +128,7 @@ def test_what_is_executed_over_several_plans_breaks_no_limit(
         plan = plan_in_time(TINY["cem"], world, problem)
         sent.append(plan.actions[:executed])
         rest = warm_start(plan, executed, made)
-        held = held_for(sent[-1], problem.previous_action, problem.held)
+        held = held_for(sent[-1].tolist(), _listed(problem.previous_action), problem.held)
         assert torch.equal(rest[: 6 - executed], plan.actions[executed:])
         assert violations(made, rest, plan.actions[executed - 1], held) == []
         problem = replace(problem, warm_start=rest, previous_action=plan.actions[executed - 1], held=held)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from planner.optimizers.cem import CEM
-from planner.receding import Execution, held_for, of_length, warm_start
+from planner.receding import Execution, of_length, warm_start
 from planner.types import ActionDistribution, PlanningError
 from tests.support.planner.problems import integrator, reach, space
 
@@ -45,15 +45,6 @@ def test_a_warm_start_obeys_slew_into_its_tail() -> None:
     plan = SETTINGS.plan(WORLD, reach((0.9, 0.9), space=made))
     rest = warm_start(plan, 3, made)
     assert (rest.diff(dim=0).abs() <= 0.1).all()
-
-
-def test_how_long_values_were_kept_is_counted_across_plans() -> None:
-    executed = torch.tensor([[0.1, 0.5], [0.1, 0.6], [0.1, 0.6]])
-    assert held_for(executed) == (3, 2)
-    assert held_for(executed, torch.tensor([0.1, 0.6]), (4, 9)) == (7, 2)
-    assert held_for(executed[1:], torch.tensor([0.1, 0.6]), (1, 9)) == (3, 11)
-    with pytest.raises(PlanningError, match="executed must hold at least one action"):
-        held_for(executed[:0])
 
 
 def test_a_distribution_shifts_with_its_plan() -> None:

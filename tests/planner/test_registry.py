@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from presage.optimizers import OPTIMIZERS
 
 from planner import registry
 from planner.cost import GoalDistance
@@ -18,7 +19,7 @@ from tests.support.planner.problems import integrator, space
 SPACE = ActionSpace(("x", "y", "grip"), ("m", "m", "1"), (-1.0, -1.0, 0.0), (1.0, 1.0, 2.0), 10.0)
 
 
-SEARCHES = [name for name in registry.OPTIMIZERS if name != "policy"]  # a policy searches nothing (test_proposals.py)
+SEARCHES = [name for name in OPTIMIZERS if name != "policy"]  # a policy searches nothing (test_proposals.py)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -62,7 +63,7 @@ def test_the_published_searches_have_their_published_sizes() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in registry.OPTIMIZERS if name not in registry.PUBLISHED])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in registry.PUBLISHED])
 def test_a_discount_weighs_later_steps(name: str) -> None:
     assert registry.optimizer(name, 48, 8, 6, 2, discount=2.5).cost == GoalDistance(over="discounted", discount=2.5)
     assert registry.cost(name, 2.5) == GoalDistance(over="discounted", discount=2.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from planner.anytime import Optimizer
-from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum
+from planner.cost import ActionCost, GoalDistance, WeightedSum
 from planner.noise import ColoredNoise
 from planner.optimizers.cem import CEM
 from planner.optimizers.hybrid import Hybrid
@@ -27,7 +27,6 @@ EVERYTHING = WeightedSum(
         (1.0, GoalDistance("l1", over="discounted", discount=0.9)),
         (1.0, GoalDistance("cosine")),
         (0.1, ActionCost((0.5, 1.0))),
-        (0.1, Smoothness((0.5, 1.0))),
     )
 )
 PER_DIMENSION = replace(SMALL, momentum_mean=(0.1, 0.2), momentum_std=(0.1, 0.2), result="mean", kept=0.0)

@@ -83,7 +83,7 @@ def compact_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def application(compact_folder: Path) -> AsyncIterator[Application]:
     """Every model of `linear` that can warm up, and an untrained compact one; "linear" is the default."""
-    models = ("linear", "slow", "nan", "embedder", "historian", "table", "guided", str(compact_folder))
+    models = ("linear", "slow", "nan", "embedder", "historian", "table", "guided", "limited", str(compact_folder))
     started = await start(changed(models=models, sessions=4096))
     await started.wait_ready(START_S)
     yield started

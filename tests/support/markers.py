@@ -16,9 +16,12 @@ from typing import Any
 STARTERS = {
     "cli.demo.robot_process.run_robot",
     "cli.private_service.private_service",
+    "model.processes.isolated.IsolatedProcess",
     "model.video.decoder_worker.ClipDecoder",
     "server.engine.supervisor.Engine",
     "server.service.application.Application",
+    "server.transport.listeners.listening",
+    "server.transport.parsers.Parsers",
 }
 """What of Presage starts a process when it is called."""
 
@@ -46,6 +49,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "cli/test_replay.py": ("test_a_plan_that_is_another_now_is_a_failure",),
     "cli/train/test_command.py": (
         "test_a_config_makes_a_package_and_the_same_one_again",
+        "test_a_package_that_is_given_no_folder_is_named_after_its_config",
         "test_collected_episodes_train_like_those_gathered_on_the_way",
     ),
     "cli/train/test_frozen.py": ("test_a_part_is_trained_for_a_built_in_package", "test_labels_can_be_read_first"),
@@ -79,10 +83,21 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_no_action_breaks_a_limit",
         "test_what_is_executed_over_several_plans_breaks_no_limit",
     ),
-    "planner/test_transfer.py": ("test_an_iteration_waits_for_the_device_once",),
-    "server/recording/test_recorder.py": ("test_plans_of_a_service_that_was_killed_can_be_read",),
+    "planner/test_transfer.py": (
+        "test_a_search_at_another_iteration_than_its_company_is_not_waited_for",
+        "test_an_iteration_waits_for_the_device_once",
+    ),
+    "server/recording/test_recorder.py": (
+        "test_all_files_together_stay_within_their_bytes_and_the_newest_plans_stay",
+        "test_plans_of_a_service_that_was_killed_can_be_read",
+    ),
     "server/transport/grpc/test_codec.py": ("test_no_claim_about_bytes_breaks_the_check",),
     "server/transport/openpi/test_codec.py": ("test_no_bytes_do_anything_but_unpack_or_be_refused",),
+    "server/worker/scheduling/test_fair_queue.py": (
+        "test_a_score_of_any_length_leaves_another_callers_plan_in_time",
+        "test_one_callers_plan_takes_no_longer_however_many_another_has_waiting",
+    ),
+    "server/worker/test_batch_invariance.py": ("test_company_changes_no_plan",),
     "server/worker/test_cuda_graphs.py": ("test_what_is_captured_is_what_the_models_own_search_can_ask_for",),
     "server/worker/test_precision.py": (
         "test_8_bit_floats_are_judged_by_the_plans_they_choose",
@@ -90,6 +105,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_a_ruined_precision_is_not_taken_however_fast",
         "test_what_agrees_and_is_faster_is_taken",
     ),
+    "server/worker/test_work_once.py": ("test_an_engine_reads_weights_once_and_holds_two_networks_at_most",),
     "simulation/robots/test_arm_push.py": (
         "test_a_batch_moves_each_robot_as_it_would_alone",
         "test_the_puck_is_never_inside_the_link_and_never_leaves_its_range",
@@ -117,7 +133,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_latents_can_be_told_what_no_action_moves",
         "test_training_finds_the_dot",
         "test_what_a_robot_measures_tells_a_prediction_what_no_frame_shows",
-        "test_what_is_known_by_heart_shows_in_the_loss_of_what_was_held_out",
+        "test_overfitting_shows_in_the_loss_of_held_out_episodes",
     ),
     "training/data/formats/test_pairing.py": ("test_no_row_of_any_dataset_gets_the_frame_of_another",),
     "training/evaluation/test_closed_loop.py": ("test_a_blind_model_does_no_better_than_random",),

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from presage.fields import from_fields
+from presage.limits import ActionLimits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from model.vjepa2.poses import POSE_NAMES, check_poses, difference, pose_warning
 from model.vjepa2.rollout import normalize
 from model.vjepa2.world_model import encode_frames
 from training.action_conditioned.encoding_cache import EncodingCache
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, draw_begins
 from training.loop import Moment, Training
 from training.schedule import warmup_stable_decay
 
@@ -59,6 +60,7 @@ class ActionConditionedRecipe:
     held_out: int = 8  # episodes kept to measure the error on
     checkpoint_every: int = 200
     planner: PlannerDefaults = field(default_factory=lambda: PlannerDefaults(horizon=2, execute=1))
+    limits: ActionLimits | None = None  # what plans keep to beside the recorded bounds
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every"):
@@ -164,7 +166,7 @@ def train(
         image=ImageSpec(encoder.config.image.height, encoder.config.image.width, episodes.crop_policy),
         latent_shape=encoder.config.latent_shape,
         network=describe({"encoder": frozen.encoder, "action_predictor": predictor}),
-        action=action_spec(fitting, rate_hz),
+        action=action_spec(fitting, rate_hz, recipe.limits),
         proprioception_names=POSE_NAMES,
         planner=recipe.planner,
         training=record,
@@ -229,13 +231,11 @@ def draw_windows(
 ) -> tuple[Float[Tensor, "batch frames tokens latent"], Float[Tensor, "batch frames 7"]]:
     """Random windows, every one as likely as another. Raises ValueError where no episode is long enough."""
     begins = np.array([max(len(episode.latents) - recipe.frames + 1, 0) for episode in episodes])
-    ends = begins.cumsum()
-    if ends[-1] == 0:
+    if not begins.any():
         longest = max(len(episode.latents) for episode in episodes)
         raise ValueError(f"frames must be at most {longest}, the longest episode's at {recipe.fps:g} a second")
-    drawn = torch.randint(int(ends[-1]), (recipe.batch,), generator=generator).numpy()
-    rows = np.searchsorted(ends, drawn, side="right")
-    spans = [slice(first, first + recipe.frames) for first in (drawn - (ends - begins)[rows]).tolist()]
+    rows, places = draw_begins(begins, recipe.batch, generator)
+    spans = [slice(first, first + recipe.frames) for first in places.tolist()]
     chosen = [(episodes[row], span) for row, span in zip(rows.tolist(), spans, strict=True)]
     latents = np.stack([episode.latents[span] for episode, span in chosen])
     return torch.from_numpy(latents).float(), torch.stack([episode.poses[span] for episode, span in chosen])
@@ -287,7 +287,7 @@ def one_step_errors(
     return errors / max(steps, 1), stills / max(steps, 1)
 
 
-def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpec:
+def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float, limits: ActionLimits | None = None) -> ActionSpec:
     """Changes of pose, bounded by the largest that was recorded, either way; an entry that never changes is held."""
     moves = torch.cat([difference(each.poses[:-1], each.poses[1:]) for each in episodes])
     largest = tuple(value if value > LEAST_MOVE else 0.0 for value in moves.abs().amax(dim=0).tolist())
@@ -301,6 +301,7 @@ def action_spec(episodes: Sequence[EncodedEpisode], rate_hz: float) -> ActionSpe
         mean=(0.0,) * 7,
         std=(1.0,) * 7,
         rest=(0.0,) * 7,
+        limits=limits,
     )
 
 

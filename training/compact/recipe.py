@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from presage.fields import from_fields
+from presage.limits import ActionLimits
 
 from model.compact.network import CompactConfig
 from model.compact.world_model import network_settings
@@ -48,6 +49,7 @@ class CompactRecipe:
     held_out: int = 128  # episodes kept for the probe
     checkpoint_every: int = 200
     planner: PlannerDefaults = field(default_factory=PlannerDefaults)
+    limits: ActionLimits | None = None  # what plans keep to beside the recorded bounds; None: the initial package's
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "horizon", "block", "directions", "checkpoint_every"):
@@ -57,15 +59,15 @@ class CompactRecipe:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
 
-def action_spec(episodes: Episodes, block: int) -> ActionSpec:
+def action_spec(episodes: Episodes, block: int, limits: ActionLimits | None = None) -> ActionSpec:
     """The actions of a package that is trained on these episodes.
 
     An action that they never change is held at its value, whatever other episodes did: its effect was never seen.
     """
     held = episodes.held()
     bounds = zip(episodes.action_names, episodes.action_low, episodes.action_high, strict=True)
-    limits = [(held.get(name, low), held.get(name, high)) for name, low, high in bounds]
-    low, high = tuple(low for low, _ in limits), tuple(high for _, high in limits)
+    edges = [(held.get(name, low), held.get(name, high)) for name, low, high in bounds]
+    low, high = tuple(low for low, _ in edges), tuple(high for _, high in edges)
     space = ActionSpace(episodes.action_names, episodes.action_units, low, high, episodes.rate_hz)
     return ActionSpec(
         names=space.names,
@@ -77,13 +79,20 @@ def action_spec(episodes: Episodes, block: int) -> ActionSpec:
         mean=episodes.action_mean(),
         std=tuple(spread or 1.0 for spread in episodes.action_spread()),
         rest=space.rest,
+        limits=limits,
     )
 
 
-def package_config(recipe: CompactRecipe, episodes: Episodes, name: str) -> PackageConfig:
-    """The config of the package that this recipe makes from these episodes."""
+def package_config(
+    recipe: CompactRecipe, episodes: Episodes, name: str, initial: PackageConfig | None = None
+) -> PackageConfig:
+    """The config of the package that this recipe makes from these episodes, `initial` being what it starts from.
+
+    Raises PackageError for limits that its actions cannot have.
+    """
     height, width = episodes.frames.shape[2:4]
-    action = action_spec(episodes, recipe.block)
+    kept = None if initial is None or initial.action is None else initial.action.limits
+    action = action_spec(episodes, recipe.block, recipe.limits or kept)
     network = from_fields(
         CompactConfig,
         recipe,

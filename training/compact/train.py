@@ -76,7 +76,7 @@ def train(
     DivergedError for a NaN or infinite loss, OSError for a checkpoint that cannot be written.
     """
     fitting, held_out = episodes.split(recipe.held_out)
-    config = package_config(recipe, fitting, name)
+    config = package_config(recipe, fitting, name, initial.config if initial is not None else None)
     assert config.action is not None
     torch.manual_seed(recipe.seed)
     fitting = labeled(fitting) if recipe.labels and not recipe.frozen_encoder else fitting

@@ -122,11 +122,7 @@ class Episodes:
         if self.lengths is None:
             rows = torch.randint(len(self.actions), (count,), generator=generator).numpy()
             return rows, torch.randint(longest - span + 1, (count,), generator=generator).numpy()
-        begins = np.maximum(self.lengths - span + 1, 0)  # windows of each episode: all of them are equally likely
-        ends = begins.cumsum()
-        drawn = torch.randint(int(ends[-1]), (count,), generator=generator).numpy()
-        rows = np.searchsorted(ends, drawn, side="right")
-        return rows, drawn - (ends - begins)[rows]
+        return draw_begins(np.maximum(self.lengths - span + 1, 0), count, generator)
 
     def split(self, held_out: int) -> tuple[Episodes, Episodes]:
         """Training episodes and the last `held_out` ones: whole episodes, never windows of one."""
@@ -146,3 +142,16 @@ class Episodes:
         if self.lengths is None:
             return self.actions.reshape(-1, self.actions.shape[-1])
         return self.actions[np.arange(self.actions.shape[1]) < self.lengths[:, None]]
+
+
+def draw_begins(
+    begins: NDArray[np.int64], count: int, generator: torch.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and places of random windows, each as likely as another, where row r has `begins[r]` places to begin at.
+
+    At least one row must have one.
+    """
+    ends = begins.cumsum()
+    drawn = torch.randint(int(ends[-1]), (count,), generator=generator).numpy()
+    rows = np.searchsorted(ends, drawn, side="right")
+    return rows, drawn - (ends - begins)[rows]

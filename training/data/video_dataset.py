@@ -13,7 +13,7 @@ from presage.fields import from_fields
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.data.episodes import Episodes, digest_of
+from training.data.episodes import Episodes, digest_of, draw_begins
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ class FrameDataset:
         Raises ValueError where no clip is that long.
         """
         begins = np.maximum(self.lengths - frames + 1, 0)
-        ends = begins.cumsum()
-        if ends[-1] == 0:
+        if not begins.any():
             raise ValueError(f"frames must be at most {self.lengths.max()}, the longest clip's, got {frames}")
-        drawn = torch.randint(int(ends[-1]), (count,), generator=generator).numpy()
-        clips = np.searchsorted(ends, drawn, side="right")
-        first = self.starts[clips] + drawn - (ends - begins)[clips]
+        clips, places = draw_begins(begins, count, generator)
+        first = self.starts[clips] + places
         return torch.from_numpy(self.frames[first[:, None] + np.arange(frames)])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from presage.limits import held_for
 from torch import Tensor
 
 from model.interface import LoadedModel
@@ -216,6 +217,7 @@ def run_episode(
     taken: list[NDArray[np.float32]] = []
     proprioception: list[NDArray[np.float32]] = []
     plan: Plan | None = None
+    held: tuple[float, ...] | None = None
     executed = steps = 0
     plan_ms: list[float] = []
     track = Track(pair, [robot.state], rules)
@@ -229,12 +231,14 @@ def run_episode(
             seed=plan_seed(seed, len(plan_ms)),
             warm_start=None if plan is None else warm_start(plan, executed, space, registry.tail(settings.optimizer)),
             previous_action=None if plan is None else plan.actions[executed - 1],
+            held=held,
             arrival=None if plan is None else plan.arrival_after(executed),
             replace_margin=model.package.config.planner.replace_margin,
         )
         began = time.perf_counter()
         if model.proposer is not None:
             problem = with_proposals(problem, model.proposer, model, optimizer)
+        before = None if plan is None else plan.actions[executed - 1].tolist()
         plan = plan_in_time(optimizer, model, problem)
         actions = plan.actions.cpu().numpy()
         plan_ms.append((time.perf_counter() - began) * 1000)
@@ -244,6 +248,7 @@ def run_episode(
             track.note(robot)
             if track.over:
                 break
+        held = held_for(actions[:executed].tolist(), before, held)
         steps += executed
     return track.episode(steps, tuple(plan_ms))
 
@@ -307,17 +312,7 @@ def action_space(model: LoadedModel) -> ActionSpace:
     action = model.package.config.action
     if action is None:
         raise PackageError(f"{model.package.config.name} only embeds: it has no actions to plan with")
-    space = ActionSpace(
-        action.names,
-        action.units,
-        action.low,
-        action.high,
-        action.rate_hz,
-        mean=action.mean,
-        std=action.std,
-        stated_rest=action.at_rest,
-    )
-    return registry.searched(space, model.package.config.planner.dimensions)
+    return registry.searched(registry.action_space(action), model.package.config.planner.dimensions)
 
 
 def _starts_solved(robot: Robot, pair: Pair) -> bool:

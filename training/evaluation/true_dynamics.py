@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from presage.limits import held_for
 from torch import Tensor
 
 from model.package import PlannerDefaults
@@ -68,6 +69,7 @@ def run_ceiling(
     robot.set_state(pair.start_state)
     goal = dynamics.latent(pair.goal_state)
     plan: Plan | None = None
+    held: tuple[float, ...] | None = None
     executed = steps = plans = 0
     states = [robot.state]
     while steps < budget_steps:
@@ -78,14 +80,17 @@ def run_ceiling(
             seed=plan_seed(seed, plans),
             warm_start=None if plan is None else warm_start(plan, executed, space),
             previous_action=None if plan is None else plan.actions[executed - 1],
+            held=held,
             arrival=None if plan is None else plan.arrival_after(executed),
             replace_margin=settings.replace_margin,
         )
+        before = None if plan is None else plan.actions[executed - 1].tolist()
         plan, plans = plan_in_time(optimizer, dynamics, problem), plans + 1
         for executed, action in enumerate(plan.actions.numpy()[: min(settings.execute, budget_steps - steps)], start=1):
             robot.act(action)
             states.append(robot.state)
             if robot.is_success(pair.goal_state):
                 return Episode(pair.index, True, steps + executed, states=tuple(states))
+        held = held_for(plan.actions[:executed].tolist(), before, held)
         steps += executed
     return Episode(pair.index, False, steps, states=tuple(states))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.data.episodes import Episodes
+from training.data.episodes import Episodes, draw_begins
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +119,9 @@ def draw_windows(episodes: EncodedEpisodes, batch: int, steps: int, block: int, 
     """Random windows of so many blocks of actions, each as likely as another; ValueError where none is long enough."""
     span = steps * block
     begins = np.maximum(episodes.encoded_steps - span // episodes.every + 1, 0)
-    ends = begins.cumsum()
-    if ends[-1] == 0:
+    if not begins.any():
         raise ValueError(f"episodes must be at least {span} steps long, got {int(episodes.lengths.max())}")
-    drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
-    rows = np.searchsorted(ends, drawn, side="right")
-    places = drawn - (ends - begins)[rows]
+    rows, places = draw_begins(begins, batch, generator)
     return windows_at(episodes, rows, places, steps, block)
 
 

@@ -19,8 +19,8 @@ from grpc_status import rpc_status
 from server.errors import Reason, ServiceError, invalid
 from server.observability import tracing
 from server.transport.arrivals import Patience, conversation
-from server.transport.auth import party_of
-from server.transport.connections import held
+from server.transport.callers.auth import party_of
+from server.transport.callers.connections import held
 from server.transport.error_replies import to_status
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
 from server.transport.grpc.structure import check_structure
@@ -90,7 +90,7 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
     async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
-                with gateway.places.arriving.one():
+                with gateway.places.arriving.one(calling().name):
                     request = await _only(requests, gateway.limits.message_s, gateway.limits.message_bytes)
                 call.arrived = time.monotonic()
                 with gateway.shares.holding("bytes", calling().name, len(request)):
@@ -127,17 +127,19 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
 def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     """A call of health, which needs no key and so is never counted with those that do."""
     parse, places = _parser(handler), gateway.places
+    answer_one: Any = handler.unary_unary  # grpc's types know of blocking handlers alone
+    answer_many: Any = handler.unary_stream
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
         call.peer = _peer(gateway, context)
         try:
-            with places.probes.one():
+            with places.probes.one(party_of(call.peer)):
                 asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
-            if handler.unary_unary is not None:
-                await context.write(await handler.unary_unary(asked, context))
+            if answer_one is not None:
+                await context.write(await answer_one(asked, context))
                 return
-            with places.watchers.one():
-                async for status in handler.unary_stream(asked, context):
+            with places.watchers.one(party_of(call.peer)):
+                async for status in answer_many(asked, context):
                     await context.write(status)
         except ServiceError as error:
             await _abort(error, call, context)
@@ -148,13 +150,14 @@ def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
 def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
     """A stream of reflection's, for callers with a key, ready or not."""
     parse = _parser(handler)
+    converse: Any = handler.stream_stream
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
         call.peer = _peer(gateway, context)
         asked = conversation(_parsed(requests, parse), PROBE_S, gateway.limits.message_s)
         try:
             with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
-                async for reply in handler.stream_stream(asked, context):
+                async for reply in converse(asked, context):
                     await context.write(reply)
         except ServiceError as error:
             await _abort(error, call, context)
@@ -171,7 +174,7 @@ def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
             with instrumented_call(gateway, "grpc", call, is_public=False):
                 raise error
         except ServiceError as told:
-            with gateway.places.refusals.one():
+            with gateway.places.refusals.one(party_of(call.peer)):
                 await _abort(told, call, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse, None, None)
@@ -214,7 +217,7 @@ async def _only(requests: AsyncIterator[bytes], within_s: float, limit: int) -> 
 
 
 def _parser(handler: Handler) -> Callable[[bytes], Any]:
-    deserialize = handler.request_deserializer
+    deserialize: Any = handler.request_deserializer
     assert deserialize is not None, "generated handlers have a deserializer"
     described = deserialize.__self__.DESCRIPTOR  # FromString of a message's class
 

@@ -9,39 +9,47 @@ been let in, its bytes are handed on slowly: as many as health checks need.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
 import socket
 import tempfile
 
-from server.transport.connections import Connection, Connections, GatedSocket
+from server.transport.callers.connections import AT_ONCE, Connection, Connections, GatedSocket
 
 STRANGERS_BYTES = 128 * 1024  # of a connection that no call was let in on, at once
 STRANGERS_RATE = 32 * 1024  # and bytes per second after that
+PARTYS_BYTES = 32 * 2**20  # of all connections of one address, at once
+PARTYS_RATE = 64 * 2**20  # and bytes per second after that: a whole clip in four seconds
+_PARTIES = 4096
 _HELD_BYTES = 256 * 1024  # on their way to one side, until the other is told to wait
 
 
 class Relay:
     """A listening socket, and the address of the server behind it."""
 
-    def __init__(self, connections: Connections) -> None:
-        self.connections = connections
-        self._folder = tempfile.mkdtemp(prefix="presage-grpc-")  # for its owner alone
+    def __init__(self, connections: Connections, stalled_s: float = 30.0) -> None:
+        """`stalled_s`: how long a caller may take nothing of what is sent to it."""
+        self.connections, self.stalled_s = connections, stalled_s
+        self._folder = ""
+        self.buffer = memoryview(bytearray(256 * 1024))
         self._numbers = itertools.count()
         self._outer: dict[str, _Outer] = {}  # by the address that the server sees
+        self._allowances: dict[str, _Allowance] = {}
         self._server: asyncio.Server | None = None
 
     @property
     def inner_path(self) -> str:
-        """Where the server listens."""
+        """Where the server listens: in a folder for its owner alone, which is there from now on."""
+        self._folder = self._folder or tempfile.mkdtemp(prefix="presage-grpc-")
         return os.path.join(self._folder, "server")
 
     async def listen(self, listening: socket.socket) -> None:
         """Take connections from now on; the socket is this relay's."""
         gate = GatedSocket.of(listening, self.connections)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Outer(self, gate), sock=gate, backlog=512)
+        self._server = await loop.create_server(lambda: _Outer(self, gate), sock=gate, backlog=AT_ONCE)
 
     async def close(self) -> None:
         """Take no more connections, and end those there are."""
@@ -49,7 +57,8 @@ class Relay:
             self._server.close()
         for outer in list(self._outer.values()):
             outer.transport.abort()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def peer(self, seen: str) -> str:
         """The address of a caller that the server sees as this one."""
@@ -66,6 +75,14 @@ class Relay:
             outer.resume_reading()
         return outer.place
 
+    def allowance(self, party: str) -> _Allowance:
+        """Of all connections of one address that calls were let in on."""
+        found = self._allowances.pop(party, None) or _Allowance(PARTYS_BYTES, PARTYS_RATE)
+        self._allowances[party] = found  # the latest last
+        if len(self._allowances) > _PARTIES:
+            del self._allowances[next(iter(self._allowances))]
+        return found
+
     def connect(self, outer: _Outer) -> socket.socket:
         """A socket to the server, whose own name is how the server will know the caller."""
         name = os.path.join(self._folder, str(next(self._numbers)))
@@ -77,8 +94,23 @@ class Relay:
         return inner
 
     def leave(self, outer: _Outer) -> None:
+        """It is closed."""
         if self._outer.pop(f"unix:{outer.name}", None) is not None:
-            os.unlink(outer.name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(outer.name)
+
+
+class _Allowance:
+    """Bytes that may come at once, and bytes per second after that."""
+
+    def __init__(self, most: float, rate: float) -> None:
+        self._most, self._rate, self._left, self._since = most, rate, most, 0.0
+
+    def take(self, size: int, now: float) -> float:
+        """Seconds to wait after so many more."""
+        self._left = min(self._most, self._left + self._rate * (now - self._since)) - size
+        self._since = now
+        return max(0.0, -self._left / self._rate)
 
 
 class _Half(asyncio.BufferedProtocol):
@@ -87,8 +119,8 @@ class _Half(asyncio.BufferedProtocol):
     transport: asyncio.Transport
     other: _Half | None = None
 
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(64 * 1024))
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer  # of all connections: what is read into it is handed on at once
         self._waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,11 +169,12 @@ class _Outer(_Half):
     """The end toward a caller."""
 
     def __init__(self, relay: Relay, gate: GatedSocket) -> None:
-        super().__init__()
+        super().__init__(relay.buffer)
         self._relay, self._gate = relay, gate
         self._loop = asyncio.get_running_loop()
-        self._left, self._since = float(STRANGERS_BYTES), self._loop.time()
+        self._strangers = _Allowance(STRANGERS_BYTES, STRANGERS_RATE)
         self._alarm: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self.address, self.name = "", ""
         self.place: Connection | None = None
 
@@ -158,17 +191,27 @@ class _Outer(_Half):
             return
         now = self._loop.time()
         self.place.spoke = now
-        if self.place.is_known:
-            return
-        self._left = min(STRANGERS_BYTES, self._left + STRANGERS_RATE * (now - self._since)) - nbytes
-        self._since = now
-        if self._left < 0:
+        allowance = self._relay.allowance(self.place.party) if self.place.is_known else self._strangers
+        pause_s = allowance.take(nbytes, now)
+        if pause_s:
             self.transport.pause_reading()
-            self._alarm = self._loop.call_later(-self._left / STRANGERS_RATE + 0.01, self.resume_reading)
+            self._alarm = self._loop.call_later(pause_s + 0.01, self.resume_reading)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self._stalled or self._loop.call_later(self._relay.stalled_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._connecting.cancel()
+        if self._stalled is not None:
+            self._stalled.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
         self._relay.leave(self)
@@ -177,7 +220,7 @@ class _Outer(_Half):
         try:
             inner = self._relay.connect(self)
             await self._loop.sock_connect(inner, self._relay.inner_path)
-            _, half = await self._loop.create_connection(_Half, sock=inner)
+            _, half = await self._loop.create_connection(lambda: _Half(self._buffer), sock=inner)
         except OSError:
             self.transport.abort()
             return

@@ -21,6 +21,7 @@ Value: TypeAlias = "Array | bytes | str | int | float | bool | list[Any] | None"
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])")
 _MOST_ENTRIES = 4096  # of one list or dictionary, and of the whole observation once it is flat
+_MOST_IN_ALL = 16_384  # of all lists and dictionaries of a message
 _DEEPEST = 8  # dictionaries within dictionaries
 
 
@@ -29,10 +30,12 @@ def unpack(content: bytes) -> dict[str, Value]:
 
     Raises ServiceError INVALID_REQUEST for what is no such message, INVALID_TENSOR for arrays that do not add up.
     """
+    count = _Count()
     try:
         values = msgpack.unpackb(
             content,
-            object_hook=_value,
+            object_hook=count.dictionary,
+            list_hook=count.list,
             strict_map_key=False,
             max_array_len=_MOST_ENTRIES,
             max_map_len=_MOST_ENTRIES,
@@ -48,6 +51,27 @@ def unpack(content: bytes) -> dict[str, Value]:
     flat: dict[str, Value] = {}
     _flatten(values, "", flat, _DEEPEST)
     return flat
+
+
+class _Count:
+    """Entries of everything in a message, as they are read: small ones would take fifty times their bytes."""
+
+    def __init__(self) -> None:
+        self._entries = 0
+
+    def dictionary(self, entry: dict[Any, Any]) -> object:
+        self._add(len(entry))
+        return _value(entry)
+
+    def list(self, entry: list[Any]) -> object:
+        self._add(len(entry))
+        return entry
+
+    def _add(self, entries: int) -> None:
+        self._entries += 1 + entries
+        if self._entries > _MOST_IN_ALL:
+            rule = f"must have at most {_MOST_IN_ALL} entries in all"
+            raise invalid("message", rule, "more", Reason.TOO_LARGE)
 
 
 def pack(values: Mapping[str, Any]) -> bytes:

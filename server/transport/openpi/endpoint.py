@@ -11,7 +11,9 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 
+from presage.limits import ActionLimits
 from presage.values import Model, Plan
 from starlette.websockets import WebSocket
 
@@ -71,11 +73,13 @@ class _Robot:
     def __init__(self, gateway: Gateway, websocket: WebSocket, asked: Wishes, model: Model) -> None:
         self._gateway, self._websocket, self._asked, self._model = gateway, websocket, asked, model
         self._session_id, self._goal_id = "", asked.goal_id
+        self._limits: ActionLimits | None = None
         self._has_plan = False
 
     async def open_session(self) -> None:
-        request = calls.SessionRequest(self._model.name, self._goal_id)
-        self._session_id = (await self._gateway.application.create_session(request)).session_id
+        request = calls.SessionRequest(self._model.name, self._goal_id, limits=self._asked.limits)
+        session = await self._gateway.application.create_session(request)
+        self._session_id, self._limits = session.session_id, session.limits
         self._has_plan = False
 
     async def leave(self) -> None:
@@ -102,6 +106,7 @@ class _Robot:
             "action_high": list(action.high),
             "rate_hz": action.rate_hz,
             "proprioception_names": list(model.proprioception_names),
+            "limits": None if self._limits is None else asdict(self._limits),
             "executed": self._executed_each_time,
             "session_id": self._session_id,
         }

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from presage.limits import ActionLimits
+from presage.protocol.schema import field_types
 from presage.values import Model
 from starlette.datastructures import QueryParams
 
@@ -24,12 +26,17 @@ PARAMETERS = {
     "model": "the model; the default one without",
     "camera": "key of an image, such as `observation/image`; once per camera, in the model's order. "
     "Without it the images are whatever uint8 arrays of three channels there are",
-    "state": "key of numbers the model feels; repeat it to join several. Without it `state`, or what ends in `/state`",
+    "state": "key of the proprioception; repeat it to join several. Without it `state`, or what ends in `/state`",
     "goal_id": "the goal until a message brings another",
     "executed": "actions the robot takes of each plan before it asks again; without it as many as the model was "
     "measured with",
     "budget_ms": "time to think for each plan",
     "timeout_ms": "hard deadline of each answer",
+    **{
+        f"limit_{field.name}": f"`{field.name}` of the session's limits on actions"
+        + ", parted by commas" * field.is_many
+        for field in field_types(ActionLimits)
+    },
 }
 """What the address may say."""
 
@@ -45,6 +52,7 @@ class Wishes:
     executed: int | None = None  # actions a robot takes of each plan; None: as many as the model was measured with
     budget_ms: float | None = None
     timeout_ms: float | None = None
+    limits: ActionLimits | None = None  # of its session
 
 
 def wishes(query: QueryParams) -> Wishes:
@@ -62,7 +70,26 @@ def wishes(query: QueryParams) -> Wishes:
         executed=None if executed is None else count("executed", executed),
         budget_ms=numbers["budget_ms"],
         timeout_ms=numbers["timeout_ms"],
+        limits=_limits(query),
     )
+
+
+def _limits(query: QueryParams) -> ActionLimits:
+    """Limits on actions that the address names. What they must be is the application's to say."""
+    found: dict[str, object] = {}
+    for field in field_types(ActionLimits):
+        name = f"limit_{field.name}"
+        if name not in query:
+            continue
+        entries = query[name].split(",") if field.is_many else [query[name]]
+        try:
+            values = tuple(field.kind(entry) for entry in entries)
+        except ValueError:
+            raise invalid(
+                name, f"must be {'numbers parted by commas' if field.is_many else 'a number'}", query[name]
+            ) from None
+        found[field.name] = values if field.is_many else values[0]
+    return ActionLimits(**found)  # type: ignore[arg-type]  # each is of its field's kind
 
 
 async def frames(
@@ -107,7 +134,7 @@ async def decoded(
 
 
 def proprioception(values: Mapping[str, Value], asked: Wishes, model: Model) -> NDArray[np.float32] | None:
-    """What the model feels; robots send their state to models that use none, too."""
+    """The proprioception; robots send their state to models that use none, too."""
     if not model.proprioception_names:
         return None
     keys = asked.proprioception or tuple(key for key in values if key == "state" or key.endswith("/state"))

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -112,6 +113,8 @@ class GatewayMiddleware:
                         self._limited(receive, scope["path"], headers, call) as limited,
                     ):
                         await self.app(scope, limited, reply)
+                except ClientDisconnect:
+                    raise ServiceError(Reason.CANCELLED, "the caller went away") from None
                 finally:
                     route = scope.get("route")
                     call.rpc = route.name if route is not None else call.rpc

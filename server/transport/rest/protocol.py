@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from typing import Any
+from typing import Any, cast
 
 from server.config import Limits
 from server.errors import Reason, ServiceError, invalid
-from server.transport.connections import Connection, GatedSocket
+from server.transport.callers.connections import Connection, GatedSocket
 from server.transport.error_replies import PROBLEM_JSON, to_problem
 from server.transport.gateway import checked_request_id
 
@@ -62,7 +62,7 @@ class _Timed:
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)  # type: ignore[misc]
-        if self._is_busy() or self.transport.get_protocol() is not self:
+        if self._is_busy():
             self._stop("_head_alarm")
             if self.place is not None:
                 self.place.requests, self.place.spoke = self.place.requests + 1, self.loop.time()
@@ -71,8 +71,8 @@ class _Timed:
 
     def _is_busy(self) -> bool:
         """Whether a call is in progress, or a conversation by another protocol."""
-        cycle = self.cycle
-        return (cycle is not None and not cycle.response_complete) or self.transport.get_protocol() is not self
+        cycle, protocol = self.cycle, cast(object, self.transport.get_protocol())
+        return (cycle is not None and not cycle.response_complete) or protocol is not self
 
     def _has_begun(self) -> bool:
         """Whether a part of a head is here. As h11 has it."""

@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from pydantic_core import to_json
 
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError
 from server.transport.gateway import Gateway, call_in_progress
 from server.transport.grpc.codec import READER, WRITER
 from server.transport.methods import METHODS, Arrival, Method
@@ -290,10 +290,7 @@ async def _uploaded(
 
 def _clip_form(texts: dict[str, str], kind: type[Form]) -> Form:
     try:
-        form = kind.model_validate(texts)
+        return kind.model_validate(texts)
     except ValidationError as error:
         faults = [{**fault, "loc": ("form", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise RequestValidationError(faults) from None
-    if form.fps is not None and form.frames is not None:
-        raise invalid("frames", "must be left out where fps is set", form.frames)
-    return form

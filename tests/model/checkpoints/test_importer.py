@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from presage.limits import ActionLimits
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoints.importer import CheckpointError, identify, import_checkpoint, inspect_checkpoint, open_checkpoint
 from model.checkpoints.published import by_name
 from model.checkpoints.state_dict import strip_prefixes
-from model.package import read_package
+from model.package import PackageError, read_package
 from model.vjepa2 import Encoder, MaskedPredictor, MaskedPredictorConfig
 from tests.support.model.tiny_vjepa2 import action_predictor, encoder, published
 
@@ -98,6 +100,21 @@ def test_import_leaves_position_tables_of_rotary_models_behind(tmp_path: Path) -
 
     import_checkpoint(altered(tmp_path / "tiny.pt", carry), tmp_path / "out", model=ACTS)
     assert (tmp_path / "out" / "weights.safetensors").exists()
+
+
+def test_limits_are_the_packages_and_wrong_ones_leave_nothing_behind(meta_file: Path, tmp_path: Path) -> None:
+    limits = ActionLimits(slew=(0.02,) * 3 + (0.05,) * 3 + (2.0,), max_norm=0.1, norm_of=("x", "y", "z"))
+    import_checkpoint(meta_file, tmp_path / "out", model=ACTS, limits=limits)
+    action = read_package(tmp_path / "out").config.action
+    assert action is not None
+    assert action.limits == limits
+    for model, wrong, says in (
+        (ACTS, ActionLimits(slew=(0.02,)), "must have 7 entries"),
+        (replace(ACTS, predictor=None), limits, "tiny only embeds"),
+    ):
+        with pytest.raises(PackageError, match=says):
+            import_checkpoint(meta_file, tmp_path / "other", model=model, limits=wrong)
+        assert not (tmp_path / "other").exists()
 
 
 def test_import_of_an_old_format_file(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from presage.limits import ActionLimits
 
 from model.checkpoints.action_statistics import (
     ActionStatistics,
@@ -18,6 +20,7 @@ from model.checkpoints.action_statistics import (
 from model.checkpoints.families import ImportOptions, import_weights, inspect
 from model.checkpoints.state_dict import CheckpointError
 from model.lewm.published import KNOWN_STATISTICS, RELEASED
+from model.package import PackageError
 from model.registry import load
 from tests.support.model.lewm import fixture, needs_fixtures, released_config, released_weights, write_folder
 
@@ -74,6 +77,18 @@ def test_the_card_names_where_the_statistics_come_from(tmp_path: Path) -> None:
     import_weights(write_folder(tmp_path / "downloaded"), tmp_path / "package", GIVEN)
     card = (tmp_path / "package" / "README.md").read_text()
     assert "mean 0.1, -0.2; std 0.4, 0.5. Source: a test." in card
+
+
+def test_limits_that_an_import_is_given_are_the_packages(tmp_path: Path) -> None:
+    folder, limits = write_folder(tmp_path / "downloaded"), ActionLimits(slew=(0.1, 0.1), dwell=(2, 2))
+    import_weights(folder, tmp_path / "package", replace(GIVEN, limits=limits))
+    action = load(str(tmp_path / "package"), CPU).package.config.action
+    assert action is not None
+    assert action.limits == limits
+    wrong = replace(GIVEN, limits=ActionLimits(slew=(0.1,)))
+    with pytest.raises(PackageError, match=r"action\.limits\.slew must have 2 entries, for x, y, got 1"):
+        import_weights(folder, tmp_path / "other", wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_reacher_has_no_known_statistics_and_all_others_do() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.cost import ActionCost, GoalDistance, Smoothness, WeightedSum, residuals_of
+from planner.cost import ActionCost, GoalDistance, WeightedSum, residuals_of
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import MORE_CAUTIOUS, GaussNewton
 from planner.optimizers.gradient import Gradient
@@ -188,12 +188,11 @@ def test_after_sampling_the_warm_start_is_among_what_is_polished() -> None:
         GoalDistance("cosine"),
         GoalDistance("l2", over="discounted", discount=0.8),
         ActionCost((0.5, 2.0)),
-        Smoothness(0.3),
         EFFORT,
         WeightedSum(((1.0, GoalDistance()), (-0.1, ActionCost()))),
         lambda predicted, goal, actions: GoalDistance()(predicted, goal, actions) + 1,
     ],
-    ids=["l2", "l1", "cosine", "discounted", "effort", "smoothness", "sum", "difference", "callable"],
+    ids=["l2", "l1", "cosine", "discounted", "effort", "sum", "difference", "callable"],
 )
 @pytest.mark.parametrize("tokens", [(), (3,)], ids=["one latent", "tokens"])
 def test_residuals_square_to_the_cost(cost: CostFunction, tokens: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def test_models_say_what_they_need_and_the_default_comes_first(application: Application) -> None:
     names = [model.name for model in application.models()]
-    assert names == ["linear", "slow", "nan", "embedder", "historian", "table", "guided", "tiny"]
+    assert names == ["linear", "slow", "nan", "embedder", "historian", "table", "guided", "limited", "tiny"]
     model = application.model("")
     assert model == application.models()[0]
     assert model.image == ImageSpec(SIDE, SIDE, "exact", 1)

@@ -10,7 +10,7 @@ from presage.values import Plan
 
 from server.errors import Reason
 from server.service.application import Application
-from server.service.stages import MOST_STAGES
+from server.service.sessions.stages import MOST_STAGES
 from server.values.calls import DistanceRequest, GoalStage, Observation, PlanRequest, SessionRequest
 from tests.support.server.linear import frame, latent
 from tests.support.server.requests import QUICK, goal_at, plan, refused

@@ -84,3 +84,98 @@ def test_a_call_needs_a_goal_of_its_own_model() -> None:
     assert missing.value.reason is Reason.GOAL_REQUIRED
     assert (foreign.value.reason, foreign.value.field) == (Reason.INVALID_FIELD, "goal_id")
     assert cache.toward("a", "other").goal_id == "a"
+
+
+# Owners and holders
+
+
+def test_an_owners_goals_are_found_and_deleted_by_no_other() -> None:
+    cache = GoalCache(max_bytes=100)
+    cache.put(goal("a"), "anna")
+    assert cache.find("a", "boris") is None
+    with pytest.raises(ServiceError):
+        cache.delete("a", "boris")
+    assert cache.find("a", "anna") is not None
+    assert cache.seen("a").goal_id == "a"
+
+
+def test_one_owners_goals_push_out_its_own_alone() -> None:
+    cache = GoalCache(max_bytes=3 * 16)
+    cache.put(goal("theirs"), "boris")
+    for number in range(50):
+        cache.put(goal(f"a{number}"), "anna")
+    assert cache.find("theirs", "boris") is not None
+    assert [cache.find(f"a{number}", "anna") is not None for number in (46, 47, 48, 49)] == [False, True, True, True]
+
+
+def test_where_all_bytes_are_taken_whoever_has_more_than_an_equal_part_makes_room() -> None:
+    cache = GoalCache(max_bytes=4 * 16, total_bytes=6 * 16)
+    for owner in ("anna", "boris"):
+        for number in range(3):
+            cache.put(goal(f"{owner}{number}"), owner)
+    cache.put(goal("anna3"), "anna")  # beyond its half: its own oldest goes
+    assert cache.find("anna0", "anna") is None
+    assert all(cache.find(f"boris{number}", "boris") is not None for number in range(3))
+    cache.put(goal("carla0"), "carla")  # a third party has a third
+    cache.put(goal("carla1"), "carla")
+    assert cache.bytes == 6 * 16
+    assert all(cache.find(f"carla{number}", "carla") is not None for number in range(2))
+
+
+def test_what_a_session_holds_is_pushed_out_by_nothing() -> None:
+    cache = GoalCache(max_bytes=3 * 16)
+    cache.put(goal("held"))
+    cache.hold("session", "", {"held"})
+    for number in range(10):
+        cache.put(goal(f"a{number}"))
+    assert cache.find("held") is not None
+    cache.release("session")
+    for number in range(10, 13):
+        cache.put(goal(f"a{number}"))
+    assert cache.find("held") is None
+
+
+def test_a_deleted_goal_stays_for_its_holders_alone_and_goes_with_the_last() -> None:
+    cache = GoalCache(max_bytes=100)
+    cache.put(goal("a"))
+    for session in ("one", "two"):
+        cache.hold(session, "", {"a"})
+    cache.delete("a")
+    assert cache.find("a") is None
+    assert cache.find("a", holder="one") is not None
+    cache.release("one")
+    assert (cache.find("a", holder="one"), cache.bytes) == (None, 16)
+    cache.hold("two", "", {"b"})
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+def test_a_goal_that_is_made_again_is_there_for_all_of_its_owner() -> None:
+    cache = GoalCache(max_bytes=100)
+    cache.put(goal("a"))
+    cache.hold("session", "", {"a"})
+    cache.delete("a")
+    cache.put(goal("a"))
+    assert cache.find("a") is not None
+    cache.release("session")
+    assert cache.find("a") is not None
+
+
+def test_goals_that_sessions_hold_leave_no_room_for_more_by_name() -> None:
+    cache = GoalCache(max_bytes=2 * 16)
+    for name in ("a", "b"):
+        cache.put(goal(name))
+        cache.hold(name, "", {name})
+    with pytest.raises(ServiceError) as caught:
+        cache.put(goal("c"))
+    assert (caught.value.reason, caught.value.field) == (Reason.TOO_MANY_GOALS, "goal")
+    assert cache.bytes == 2 * 16
+
+
+def test_what_an_owner_had_is_forgotten_whole() -> None:
+    cache = GoalCache(max_bytes=100)
+    cache.put(goal("a"), "anna")
+    cache.put(goal("b"), "boris")
+    cache.hold("session", "anna", {"a"})
+    cache.forget("anna")
+    cache.release("session")
+    assert (len(cache), cache.bytes) == (1, 16)

@@ -7,16 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from presage.optimizers import LAST_STEP_ALONE, OPTIMIZERS, PROPOSER_ALONE, UNBOUNDED
 from presage.values import Plan, PlannerSettings
 
 from planner import registry
 from server.service.application import Application
 from server.values.calls import (
-    COSTS,
-    LEAST_DISCOUNT,
-    MOST_DISCOUNT,
-    OPTIMIZERS,
-    PROPOSER_ALONE,
     GoalRequest,
     Observation,
     PlanRequest,
@@ -34,9 +30,10 @@ async def plan(application: Application, settings: PlannerSettings, model: str =
     return await application.plan(request, None, time.monotonic())
 
 
-async def test_the_service_offers_the_planners_names() -> None:
-    assert (OPTIMIZERS, COSTS) == (registry.OPTIMIZERS, registry.COSTS)
-    assert (LEAST_DISCOUNT, MOST_DISCOUNT) == (registry.LEAST_DISCOUNT, registry.MOST_DISCOUNT)
+async def test_the_planner_makes_what_the_service_offers() -> None:
+    made = {name: registry.optimizer(name, 64, 4, 8, 2) for name in OPTIMIZERS}
+    assert set(registry.PUBLISHED) == set(LAST_STEP_ALONE)
+    assert {name for name, search in made.items() if getattr(search, "unbounded", False)} == set(UNBOUNDED)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != PROPOSER_ALONE])

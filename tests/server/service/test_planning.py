@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from presage.optimizers import LAST_STEP_ALONE, OPTIMIZERS, PROPOSER_ALONE
 from presage.values import PlannerSettings
 
 from model import registry
@@ -18,9 +19,6 @@ from planner.types import Problem
 from server.errors import Reason
 from server.service.application import Application
 from server.values.calls import (
-    LAST_STEP_ALONE,
-    OPTIMIZERS,
-    PROPOSER_ALONE,
     DistanceRequest,
     GoalRequest,
     Observation,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from presage.values import PlannerSettings
+from presage.values import ActionSpec, ImageSpec, Model, PlannerSettings
 
 from server.config import Limits
 from server.engine.messages import Pace, SearchSize
@@ -20,19 +20,21 @@ from tests.support.server.requests import HERE, goal_at, plan, refused
 
 OWN = SearchSize(samples=100, iterations=8, elites=10, horizon=5)
 PACE = Pace(0.01, 1e-3, least_encode_s=0.005, least_step_s=1e-5, least_serial_s=1e-3)
+ACTION = ActionSpec(("x", "y"), ("m/s", "m/s"), (-1.0, -1.0), (1.0, 1.0), rate_hz=10.0, block=2)
+MODEL = Model("linear", "linear", "0" * 64, ImageSpec(16, 16, "exact", 1), ACTION, latent_shape=(2,))
 LIMITS = Limits(iteration_s=0.25, work_s=2.0, reply_bytes=4096)
 
 
 def caught(size: SearchSize, ends: bool = False, pace: Pace = PACE) -> ServiceError:
     with pytest.raises(ServiceError) as error:
-        work_limits.search(size, OWN, pace, LIMITS, ends)
+        work_limits.search(size, OWN, MODEL, pace, LIMITS, ends)
     assert error.value.reason is Reason.TOO_LARGE
     return error.value
 
 
 @pytest.mark.parametrize(("samples", "horizon"), [(100, 5), (5000, 5), (3, 250), (100, 250)])
 def test_a_search_of_short_iterations_is_allowed(samples: int, horizon: int) -> None:
-    work_limits.search(replace(OWN, samples=samples, horizon=horizon), OWN, PACE, LIMITS, ends=False)
+    work_limits.search(replace(OWN, samples=samples, horizon=horizon), OWN, MODEL, PACE, LIMITS, ends=False)
 
 
 def test_a_long_horizon_of_few_samples_is_refused_for_its_steps_in_turn() -> None:
@@ -46,20 +48,30 @@ def test_many_samples_are_refused_for_their_number() -> None:
     assert caught(replace(OWN, samples=6000), ends=True).field == "planner.samples"
 
 
+def test_searches_that_follow_slopes_count_what_they_evaluate() -> None:
+    """Four numbers in each model step: Gauss-Newton evaluates a sequence for each of them, from four starts."""
+    work_limits.search(
+        replace(OWN, samples=8, horizon=30, optimizer="gauss_newton"), OWN, MODEL, PACE, LIMITS, ends=True
+    )
+    assert caught(replace(OWN, samples=8, horizon=60, optimizer="gauss_newton"), ends=True).field == "planner.horizon"
+    work_limits.search(replace(OWN, samples=1600, optimizer="gradient"), OWN, MODEL, PACE, LIMITS, ends=True)
+    assert caught(replace(OWN, samples=1700, optimizer="gradient"), ends=True).field == "planner.samples"
+
+
 def test_many_iterations_are_refused_unless_something_ends_them() -> None:
     long = replace(OWN, samples=4000, iterations=11)
     assert caught(long).field == "planner.iterations"
-    work_limits.search(long, OWN, PACE, LIMITS, ends=True)
+    work_limits.search(long, OWN, MODEL, PACE, LIMITS, ends=True)
 
 
 def test_a_models_own_search_is_allowed_on_any_machine() -> None:
     slow = replace(PACE, least_step_s=1.0)
-    work_limits.search(OWN, OWN, slow, LIMITS, ends=False)
+    work_limits.search(OWN, OWN, MODEL, slow, LIMITS, ends=False)
     assert caught(replace(OWN, samples=401), pace=slow).field == "planner.samples"
 
 
 def test_an_engine_that_measured_nothing_yet_refuses_nothing() -> None:
-    work_limits.search(replace(OWN, horizon=20_000), OWN, Pace(0.0, 0.0), LIMITS, ends=False)
+    work_limits.search(replace(OWN, horizon=20_000), OWN, MODEL, Pace(0.0, 0.0), LIMITS, ends=False)
 
 
 def test_candidates_are_refused_by_each_ones_length_and_by_all_of_them() -> None:

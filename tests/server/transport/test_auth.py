@@ -28,7 +28,7 @@ from presage.v1 import models_pb2, models_pb2_grpc
 from server.config import Settings, SettingsError, load
 from server.errors import Reason, ServiceError
 from server.service.application import Application
-from server.transport.auth import Keys, load_keys
+from server.transport.callers.auth import Keys, load_keys
 from server.transport.grpc.interceptor import PUBLIC_SERVICES
 from server.transport.grpc.service import SERVICES
 from server.transport.listeners import bind, create_gateway, listening

@@ -16,7 +16,7 @@ from presage.v1 import goals_pb2, models_pb2, planning_pb2, sessions_pb2
 
 from server.config import SettingsError, load
 from server.service.application import Application
-from server.transport.auth import KeyRing, key_warnings, load_keys, party_of
+from server.transport.callers.auth import KeyRing, key_warnings, load_keys, party_of
 from tests.server.transport.grpc.test_control_stream import observe, read
 from tests.support.server import linear
 from tests.support.server.transports import (

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from presage.v1 import models_pb2, observation_pb2, planning_pb2, sessions_pb2
 
 from server.service.application import Application
-from server.transport.places import Places, Strangers
+from server.transport.callers.places import Places, Strangers
 from tests.support.server import linear
 from tests.support.server.transports import (
     Service,

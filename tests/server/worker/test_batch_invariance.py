@@ -16,8 +16,8 @@ from model.registry import load
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
 from server.worker import model_adapter
 from server.worker.batch_invariance import BatchSizes, measured
-from server.worker.plan_scheduler import PlanScheduler
 from server.worker.process import own_search
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 from tests.support.server.linear import CONFIGS, Linear
 
 CPU = torch.device("cpu")

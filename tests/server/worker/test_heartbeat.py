@@ -1,4 +1,4 @@
-"""Signs of life: given while work takes about what it should, withheld once a piece of it is far overdue."""
+"""Heartbeats: sent while work takes about what it should, withheld once a step of it is far overdue."""
 
 from __future__ import annotations
 

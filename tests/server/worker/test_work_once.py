@@ -19,8 +19,9 @@ from model.registry import load
 from model.vjepa2.encoder import Encoder
 from server.engine.messages import EmbedClipJob, EmbedDone, EmbedImagesJob, EngineSettings, SearchSize, Start
 from server.recording.records import Recorded
-from server.worker import background_jobs, precision, process
+from server.worker import precision, process
 from server.worker.replay import Recording, replay
+from server.worker.scheduling import background_jobs
 from tests.model.vjepa2.test_world_model import write_checkpoint
 from tests.support.model.tiny_vjepa2 import published
 from tests.support.server import recording

@@ -2,7 +2,7 @@
 
 `load` takes "linear", or a variant: "slow" sleeps through every rollout, "ponderous" for far longer, "nan" predicts NaN
 from the right edge, "lost" predicts nothing but NaN, "embedder" has no actions, "historian" looks back and feels,
-"guided" has a proposer, "table" has horizontal axes. Other names are packages.
+"guided" has a proposer, "limited" has limits on its actions, "table" has horizontal axes. Other names are packages.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from presage.limits import ActionLimits
 from torch import Tensor
 
 from model import registry
 from model.interface import ClipEmbedding, LoadedModel
-from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults
+from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PlannerDefaults, limited
 from server.values.calls import Frame
 
 SIDE = 16
@@ -52,6 +53,7 @@ CONFIGS = {
     "embedder": replace(CONFIG, name="embedder", action=None),
     "table": replace(CONFIG, name="table", action=replace(ACTION, names=("x", "y"))),
     "guided": replace(CONFIG, name="guided", planner=replace(CONFIG.planner, cost="least", replace_margin=0.2)),
+    "limited": limited(replace(CONFIG, name="limited"), ActionLimits(slew=(0.25, 0.5), max_norm=0.75, dwell=(2, 1))),
     "historian": replace(CONFIG, name="historian", history=3, proprioception_names=("elbow",)),
 }
 

@@ -12,7 +12,7 @@ from model.interface import LoadedModel
 from server.engine.messages import Done, FromEngine, PlanDone, PlanJob, SearchSize, Start
 from server.recording.records import PlanRecord
 from server.values.calls import Observation, PlanRequest
-from server.worker.plan_scheduler import PlanScheduler
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 from tests.support.server import linear
 
 SIZE = SearchSize(samples=16, iterations=3, elites=4, horizon=3)

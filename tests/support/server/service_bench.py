@@ -6,8 +6,8 @@ from presage.values import Plan
 from torch import Tensor
 
 from server.engine.messages import Done, Failed, FromEngine, PlanDone, PlanJob, SearchSize, Start
-from server.worker.background_jobs import BackgroundJobs
-from server.worker.plan_scheduler import PlanScheduler
+from server.worker.scheduling.background_jobs import BackgroundJobs
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 from tests.support.server.linear import CONFIGS, Linear, frame, latent
 
 ENCODE_S, ROLLOUT_S, SAMPLE_S = 0.01, 0.05, 0.001

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from presage.limits import ActionLimits
 
 from model.compact.network import CompactConfig, CompactNetwork
-from model.package import read_package
+from model.package import PackageError, read_package
 from model.registry import load
-from tests.support.training.dots import RECIPE, dot_episodes, run, windy_episodes
+from tests.support.training.dots import RECIPE, dot_episodes, ignore, run, windy_episodes
 from training.compact.objective import Losses, losses
 from training.compact.train import TrainProgress, train
 from training.loop import DivergedError
@@ -38,6 +39,20 @@ def test_a_resumed_training_has_the_same_losses_and_weights(tmp_path: Path) -> N
     for one, other in zip(straight[3:], resumed, strict=True):
         assert (one.prediction_loss, one.regularizer) == (other.prediction_loss, other.regularizer)
     assert read_package(tmp_path / "straight").weights_digest == read_package(tmp_path / "resumed").weights_digest
+
+
+def test_limits_are_part_of_the_package_and_stay_in_one_that_is_trained_from_it(tmp_path: Path) -> None:
+    stated = ActionLimits(slew=(0.5, 1.0), frozen=("down",))
+    run(replace(RECIPE, limits=stated), tmp_path / "first")
+    first = read_package(tmp_path / "first")
+    assert first.config.action is not None
+    assert first.config.action.limits == stated
+    train(RECIPE, dot_episodes(), "dot", tmp_path / "second", ignore, provenance={}, initial=first)
+    second = read_package(tmp_path / "second").config.action
+    assert second is not None
+    assert second.limits == stated
+    with pytest.raises(PackageError, match=r"action\.limits\.frozen\[0\] must be one of down, right, got up"):
+        run(replace(RECIPE, limits=ActionLimits(frozen=("up",))), tmp_path / "third")
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -67,7 +82,7 @@ def test_a_frozen_encoder_stays_and_its_predictor_learns(tmp_path: Path) -> None
     assert not torch.equal(polished["predictor.latent_out.weight"], first.weights()["predictor.latent_out.weight"])
 
 
-def test_what_is_known_by_heart_shows_in_the_loss_of_what_was_held_out(tmp_path: Path) -> None:
+def test_overfitting_shows_in_the_loss_of_held_out_episodes(tmp_path: Path) -> None:
     run(RECIPE, tmp_path / "first")
     learning = replace(RECIPE, steps=300, frozen_encoder=True, learning_rate=3e-3, held_out=16, checkpoint_every=150)
     ratios = {}

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from presage.limits import ActionLimits, fault
 from torch import Tensor
 
 from model.interface import ClipEmbedding
-from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PackageError, PlannerDefaults
+from model.package import ActionSpec, ImageSpec, Package, PackageConfig, PackageError, PlannerDefaults, limited
 from planner.optimizers.cem import CEM
 from simulation.manifest import Manifest, Pair
 from simulation.policies import oracle_policy, random_policy
@@ -103,6 +104,23 @@ def evaluated(model: JointModel, pairs: Sequence[Pair], seed: int = 7) -> Evalua
         random_policy=random_policy,
         oracle_policy=oracle_policy,
     )
+
+
+def test_what_a_robot_is_told_over_an_episode_keeps_to_the_packages_limits() -> None:
+    """From plan to plan, too: four plans of five actions each."""
+    limits = ActionLimits(slew=(0.3, 0.3), dwell=(2, 3), max_norm=2.0)
+    told: list[NDArray[np.float32]] = []
+
+    class Listening(ArmInFigures):
+        def act(self, action: NDArray[np.float32]) -> None:
+            told.append(np.array(action))
+            super().act(action)
+
+    model = JointModel(Package(limited(CONFIG, limits), Path(), "0" * 64))
+    (pair,) = Manifest.load("arm").pairs(1, 7)
+    run_episode(model, SEARCH, Listening(16), pair, seed=3, budget_steps=20)
+    assert len(told) > 5
+    assert fault(np.stack(told), ACTION_NAMES, limits, (0.0, 0.0)) == ""
 
 
 @pytest.fixture(scope="module")

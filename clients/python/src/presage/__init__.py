@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Unauthenticated,
         Unavailable,
     )
+    from presage.limits import ActionLimits
     from presage.protocol.transport import TLS
     from presage.robot import ControlReport, ControlTick, Robot, run_control, run_control_async
     from presage.session import Session
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TLS",
+    "ActionLimits",
     "ActionSpec",
     "AsyncClient",
     "AsyncControlLoop",
@@ -128,6 +130,7 @@ _HOMES = {
     "ServerError": "presage.errors",
     "Unauthenticated": "presage.errors",
     "Unavailable": "presage.errors",
+    "ActionLimits": "presage.limits",
     "TLS": "presage.protocol.transport",
     "ControlReport": "presage.robot",
     "ControlTick": "presage.robot",

@@ -23,6 +23,8 @@ from presage.values import ControlPlan, FailedObservation, Goal
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from numpy.typing import ArrayLike
+
 
 class ControlLoop:
     """Closes a control loop with the server. Made by `session.control()`; usable from any thread; a context manager.
@@ -57,17 +59,22 @@ class ControlLoop:
         committed: int = 0,
         seed: int | None = None,
         plan: ControlPlan | None = None,
+        previous_action: ArrayLike | None = None,
     ) -> int:
         """Offers an observation and returns its sequence at once; a newer one replaces it until it has left.
 
         `executed`: actions of `plan` (by default the newest received) that were executed when this was seen.
         `committed`: actions of it that will still be executed while the new plan is made; they head it unchanged.
+        `previous_action`: [action], the last one executed, where it was none of a plan's, such as a stop: a slew limit
+        begins there.
         Raises InvalidRequest, or the error that ended the loop for good (NotFound for a session that is gone,
         Unauthenticated).
         """
         observation = codec.as_observation(seen, proprioception)
         with self._changed:
-            sequence = self._conversation.offer(observation, executed, committed, seed, plan, time.monotonic())
+            sequence = self._conversation.offer(
+                observation, executed, committed, seed, plan, time.monotonic(), previous_action
+            )
             self._changed.notify_all()
         return sequence
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 import numpy as np
 
 from presage.errors import PresageError, Unavailable, invalid
+from presage.limits import LONGEST_DWELL, ActionLimits, fault, held_for
 from presage.protocol import arguments
 from presage.protocol.requests import Seen
 from presage.values import ControlPlan, FailedObservation, ImageLike
@@ -50,6 +51,7 @@ class Loop(Protocol):
         committed: int = 0,
         seed: int | None = None,
         plan: ControlPlan | None = None,
+        previous_action: ArrayLike | None = None,
     ) -> int: ...
 
     def latest(self) -> ControlPlan | None: ...
@@ -141,6 +143,10 @@ class PlanFollower:
         """How far into its plan the robot is, in actions."""
         return 0 if self.plan is None else self._taken - self._taken_at[self._used]
 
+    def executed_of(self, plan: ControlPlan) -> int:
+        """How far into a plan the robot would be."""
+        return self._taken - self._taken_at.get(plan.plan.observation_sequence, self._taken)
+
     @property
     def left(self) -> int:
         """How many more actions its plan has for it."""
@@ -195,6 +201,9 @@ class Runner:
         self._on_its_own = 0  # actions carried out since
         self._restored_before = loop.restored
         self._warnings: tuple[str, ...] = ()
+        self._last: Floats | None = None  # action, and for how many actions each of its entries was kept
+        self._kept: tuple[float, ...] | None = None
+        self._counted: ControlPlan | None = None
         self._next_tick = clock()
         self._in_a_row = 0
         self._ticks = self._held = self._late = self._plans = self._failed = self._degraded = self._lost = 0
@@ -205,7 +214,12 @@ class Runner:
         self._take_news()
         follower = self._follower
         sequence = self._loop.send(
-            images, proprioception, executed=follower.executed, committed=follower.committed, plan=follower.plan
+            images,
+            proprioception,
+            executed=follower.executed,
+            committed=follower.committed,
+            plan=follower.plan,
+            previous_action=None if follower.left else self._hold,  # what the robot does until the plan is there
         )
         follower.seen(sequence)
         planned = follower.next_action()
@@ -214,22 +228,44 @@ class Runner:
             self._on_its_own += planned is not None
         action = self._hold if planned is None else planned
         self._robot.act(action)
+        self._note(action, planned is None)
         self._ticks, self._held = self._ticks + 1, self._held + (planned is None)
         return ControlTick(self._ticks - 1, sequence, action, planned is None, follower.plan)
 
     def _take_news(self) -> None:
         newest = self._loop.latest()
-        if newest is not None and newest is not self._follower.plan:
+        if newest is not None and newest is not self._counted:
+            self._counted = newest
             self._plans, self._in_a_row, self._lost_at, self._on_its_own = self._plans + 1, 0, None, 0
             if newest.plan.degraded:
                 self._degraded, self._warnings = self._degraded + 1, newest.plan.warnings
-        self._follower.follow(newest)
+        if newest is not None and self._leads_on(newest):
+            self._follower.follow(newest)
         failures = self._loop.errors()
         refused = [failure for failure in failures if not isinstance(failure.error, Unavailable)]
         self._failed, self._in_a_row = self._failed + len(failures), self._in_a_row + len(refused)
         if self._in_a_row >= self._max_failures and refused:
             raise refused[-1].error
         self._mind_the_service(failures)
+
+    def _note(self, action: Floats, is_hold: bool) -> None:
+        """An action was taken. A hold ends every dwell."""
+        before = None if self._last is None else self._last.tolist()
+        kept = (float(LONGEST_DWELL),) * len(action)
+        self._kept = kept if is_hold else held_for([action.tolist()], before, self._kept)
+        self._last = action
+
+    def _leads_on(self, newest: ControlPlan) -> bool:
+        """Whether what is left of a plan follows on the last action within the slew and the dwell that it keeps to.
+
+        A plan that comes later than was told may not: then the robot goes on as it does, until one leads on.
+        """
+        limits = getattr(getattr(newest.plan, "provenance", None), "limits", None)
+        if limits is None or self._last is None or newest is self._follower.plan:
+            return True
+        left = newest.plan.actions[self._follower.executed_of(newest) :]
+        seams = ActionLimits(slew=limits.slew, dwell=limits.dwell)
+        return not len(left) or not fault(left, (), seams, (), self._last.tolist(), self._kept)
 
     def _mind_the_service(self, failures: Sequence[FailedObservation]) -> None:
         """Notes that the service is lost: for how long, and how much of its plan the robot may still carry out."""

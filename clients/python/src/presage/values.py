@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Sequence, Tuple
 import numpy as np
 
 from presage.errors import PresageError, invalid
+from presage.limits import ActionLimits
 from presage.protocol import arguments
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ ImageLike = Union["Pixels", bytes, str, PathLike, ArrayInterface]
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What the robot sees and feels at one instant.
+    """What the robot's cameras and sensors measure at one instant.
 
     `images`: one per camera of the model, in its order. `proprioception`: [entries] in robot units, None if the model
     uses none. `capture_time_ns`: the robot's own clock, echoed untouched. `sequence` counts up within a session; 0 lets
@@ -102,7 +103,10 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The actions a model predicts from, in robot units. `block` actions make one step of the model's horizon."""
+    """The actions a model predicts from, in robot units. `block` actions make one step of the model's horizon.
+
+    `rest` leaves the robot at rest. `limits`: what plans keep to beside the bounds; None where nothing is stated.
+    """
 
     names: Tuple[str, ...]
     units: Tuple[str, ...]
@@ -110,6 +114,8 @@ class ActionSpec:
     high: Tuple[float, ...]
     rate_hz: float
     block: int
+    rest: Tuple[float, ...] = ()
+    limits: Optional[ActionLimits] = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,8 @@ class SessionStatus:
     """The server's side of an episode. `goal_id` is empty if none is set; `epoch` counts resets.
 
     `stage`: which of the session's stages is pursued, counted from 0; None without stages. `execute`: actions of a plan
-    to carry out before planning again, as the model was measured.
+    to carry out before planning again, as the model was measured. `limits`: what its plans keep to, the model's limits
+    among them; None where the model's bounds alone hold.
     """
 
     session_id: str
@@ -223,6 +230,7 @@ class SessionStatus:
     stage: Optional[int] = None
     calibration: Optional[Calibration] = None
     execute: int = 0
+    limits: Optional[ActionLimits] = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a plan: enough to make it again."""
+    """What made a plan: enough to make it again.
+
+    `limits`: what its actions keep to, those of model, session and request together; None where only bounds hold.
+    """
 
     model: str = ""
     weights_digest: str = ""
@@ -249,6 +260,7 @@ class Provenance:
     dtype: str = ""
     server_version: str = ""
     unbounded_search: bool = False
+    limits: Optional[ActionLimits] = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import presage
+from presage.limits import fault as broken_limit
 
 from presage_ros.followed import Followed
 from presage_ros.values import BridgeSettings, Frame, Report, Trajectory
@@ -57,7 +58,7 @@ class Bridge:
         self._episode: _Episode | None = None
         self._goal_image: bytes | None = None
         self._goal_number = 0
-        self._felt: dict[str, float] = {}
+        self._measured: dict[str, float] = {}
         self._seen: OrderedDict[int, tuple[float, Frame]] = OrderedDict()  # when, by sequence
         self._followed: Followed | None = None
         self._judged: presage.ControlPlan | None = None
@@ -113,7 +114,7 @@ class Bridge:
         try:
             model = self._find_model()
             goal = self._client.goal(image, model=settings.model, timeout_s=limit)
-            session = self._client.session(settings.model, goal, timeout_s=limit)
+            session = self._client.session(settings.model, goal, limits=settings.limits, timeout_s=limit)
         except presage.PresageError as error:
             with self._lock:
                 self._trouble = str(error)
@@ -148,7 +149,7 @@ class Bridge:
     def feel(self, names: tuple[str, ...], values: tuple[float, ...]) -> None:
         """The newest proprioception, entries by name."""
         with self._lock:
-            self._felt.update(zip(names, values, strict=False))
+            self._measured.update(zip(names, values, strict=False))
 
     def see(self, frame: Frame) -> None:
         """Offer an image. It replaces one that still waits; one that is old already is passed over."""
@@ -161,7 +162,7 @@ class Bridge:
                 self._trouble = f"an image is {frame.age_s:.3f} s old by its stamp: are stamps and clocks right?"
                 return
             wanted = episode.model.proprioception_names
-            missing = [name for name in wanted if name not in self._felt]
+            missing = [name for name in wanted if name not in self._measured]
             if missing:
                 self._trouble = f"nothing is known of {', '.join(missing)}: is proprioception published?"
                 return
@@ -171,11 +172,14 @@ class Bridge:
                 followed = None
             executed, committed = (0, 0) if followed is None else followed.progress(now)
             observation = presage.Observation(
-                (frame.data,), [self._felt[name] for name in wanted] or None, frame.stamp_ns
+                (frame.data,), [self._measured[name] for name in wanted] or None, frame.stamp_ns
             )
             counted_from = None if followed is None else followed.plan
+            before = self._rest() if self._stopped else None  # what the robot does is none of a plan's actions
             try:
-                sequence = episode.loop.send(observation, executed=executed, committed=committed, plan=counted_from)
+                sequence = episode.loop.send(
+                    observation, executed=executed, committed=committed, plan=counted_from, previous_action=before
+                )
             except presage.PresageError as error:  # the loop has ended: `maintain` begins another
                 self._give_up(error)
                 return
@@ -244,7 +248,8 @@ class Bridge:
         seen_at, frame = origin
         spec = episode.model.action
         assert spec is not None
-        fault = _fault(newest.plan, spec, frame)
+        rest = spec.rest or self._rest()
+        fault = _fault(newest.plan, replace(spec, rest=rest), self.settings.limits, frame)
         length_s = len(newest.plan.actions) / spec.rate_hz
         fresh_until = seen_at + min(self.settings.stale_after_s, length_s)
         if not fault and now >= fresh_until:
@@ -267,8 +272,10 @@ class Bridge:
         )
 
     def _stop(self) -> Trajectory:
-        rest = self.settings.stop or (0.0,) * len(self._names)
-        return Trajectory(None, self._frame_id, self._names, (0.0,), (tuple(rest),))
+        return Trajectory(None, self._frame_id, self._names, (0.0,), (self._rest(),))
+
+    def _rest(self) -> tuple[float, ...]:
+        return self.settings.stop or (0.0,) * len(self._names)
 
     def _give_up(self, error: presage.PresageError) -> None:
         """The loop has ended for good; closing it takes time, so its threads are left to end by themselves."""
@@ -290,7 +297,7 @@ def _check_model(model: presage.Model, settings: BridgeSettings) -> presage.Acti
     return model.action
 
 
-def _fault(plan: presage.Plan, spec: presage.ActionSpec, frame: Frame) -> str:
+def _fault(plan: presage.Plan, spec: presage.ActionSpec, limits: presage.ActionLimits, frame: Frame) -> str:
     """What is wrong with a plan; "" if nothing is."""
     actions = np.asarray(plan.actions)
     if actions.ndim != 2 or actions.shape[1] != len(spec.names) or not len(actions):
@@ -298,6 +305,8 @@ def _fault(plan: presage.Plan, spec: presage.ActionSpec, frame: Frame) -> str:
     low, high = np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32)
     if not (np.isfinite(actions).all() and (actions >= low).all() and (actions <= high).all()):
         return "a plan has actions that are not finite or outside the model's bounds"
+    if broken := broken_limit(actions, spec.names, limits, spec.rest):
+        return f"a plan has {broken}"
     if plan.capture_time_ns != frame.stamp_ns:
         return f"a plan has another image's stamp: {plan.capture_time_ns}, not {frame.stamp_ns}"
     return ""

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import presage
 import rclpy
@@ -29,6 +29,7 @@ from presage_ros.reaching import Reaching
 from presage_ros.values import BridgeSettings, Frame, Trajectory
 
 FEEDBACK_S = 0.1
+Kind = TypeVar("Kind")
 
 
 class PresageNode(Node):
@@ -43,7 +44,8 @@ class PresageNode(Node):
             max_image_age_s=self._number("max_image_age_s", 0.5),
             call_timeout_s=self._number("call_timeout_s", 5.0),
             command=self._text("command", "velocities"),
-            planner=self._planner(),
+            planner=self._values(presage.PlannerSettings),
+            limits=self._values(presage.ActionLimits, "limit_"),
             stop=tuple(float(entry) for entry in self._text("stop", "").replace(",", " ").split()),
         )
         client = presage.Client(
@@ -166,16 +168,15 @@ class PresageNode(Node):
     def _text(self, name: str, default: str) -> str:
         return str(self.declare_parameter(name, default).value)
 
-    def _planner(self) -> presage.PlannerSettings:
-        """A parameter for every setting of a search. 0 or an empty text takes the model's; a space parts names."""
-        settings: dict[str, Any] = {}
-        for field in field_types(presage.PlannerSettings):
-            value = self.declare_parameter(field.name, "" if field.is_many else field.kind()).value
+    def _values(self, kind: type[Kind], prefix: str = "") -> Kind:
+        """A parameter for every field of a dataclass. 0 or an empty text leaves it out; a space parts several."""
+        values: dict[str, Any] = {}
+        for field in field_types(kind):
+            value = self.declare_parameter(prefix + field.name, "" if field.is_many else field.kind()).value
             if value:
-                settings[field.name] = (
-                    tuple(str(value).replace(",", " ").split()) if field.is_many else field.kind(value)
-                )
-        return presage.PlannerSettings(**settings)
+                parts = str(value).replace(",", " ").split()
+                values[field.name] = tuple(map(field.kind, parts)) if field.is_many else field.kind(value)
+        return kind(**values)
 
     def _number(self, name: str, default: float) -> float:
         return float(self.declare_parameter(name, default).value)

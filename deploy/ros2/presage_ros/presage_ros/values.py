@@ -25,6 +25,7 @@ class BridgeSettings:
     command: str = "velocities"
     stop: tuple[float, ...] = ()
     planner: presage.PlannerSettings = field(default_factory=presage.PlannerSettings)
+    limits: presage.ActionLimits = field(default_factory=presage.ActionLimits)  # narrower than the model's
 
     def __post_init__(self) -> None:
         for name in ("budget_ms", "stale_after_s", "max_image_age_s", "call_timeout_s"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from presage import values
+from presage import ActionLimits, values
 from presage.protocol.arrays import DTYPES, array
 from presage.protocol.messages import names
 from presage.protocol.schema import field_types
@@ -197,10 +197,12 @@ def test_every_field_of_a_plan_request_arrives_on_both_wires() -> None:
     planner = values.PlannerSettings(5, 4, 3, 2, "icem", ("x",), 1.5)
     sent = calls.PlanRequest(
         calls.Observation(()), "s", "m", "g", planner, seed=0, budget_ms=12.5, executed=7, committed=2,
-        request_id="r", plan_sequence=9,
+        request_id="r", plan_sequence=9, limits=ActionLimits((-1.0,), (1.0,), (0.5,), 2.0, 1, ("x",), ("y",), (3,)),
+        previous_action=(0.25,),
     )  # fmt: skip
     message = WRITER.message(planning_pb2.PlanRequest, sent)
     assert READER.value(calls.PlanRequest, message) == sent
+    assert all(asdict(sent.limits or ActionLimits()).values()), "a limit is not tried here"
     body = json_codec.plain(sent, planning_pb2.PlanRequest.DESCRIPTOR, "base64")
     assert checked(calls.PlanRequest, planning_pb2.PlanRequest, body) == sent
     default = calls.PlanRequest(calls.Observation(()))

@@ -72,3 +72,11 @@ def test_arrays_of_numbers_come_as_they_were(dtype: str) -> None:
     found = unpack(pack({"a": {"b": values}, "c": None}))
     np.testing.assert_array_equal(found["a/b"], values)
     assert found["c"] is None
+
+
+@pytest.mark.parametrize("one", [b"\x90", b"\x80", b"\x91\xc0"], ids=["lists", "dictionaries", "lists of nothing"])
+def test_countless_small_things_are_refused_while_they_are_read(one: bytes) -> None:
+    row = b"\xdc\x0f\xff" + one * 4095  # as many as one list may have
+    content = b"\x81\xa1a" + b"\xdc\x03\xe8" + row * 1000
+    with pytest.raises(ServiceError, match="at most 16384 entries in all"):
+        unpack(content)

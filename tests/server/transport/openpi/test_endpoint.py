@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from presage.limits import ActionLimits, fault, held_for
 from starlette.datastructures import QueryParams
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -96,6 +97,27 @@ async def test_nothing_but_the_actions_is_an_array(application: Application, ser
         assert not any(isinstance(value, np.ndarray) for value in unpack(await socket.recv()).values())  # type: ignore[arg-type]
         reply = await ask(socket, {"image": HERE})
         assert [key for key, value in reply.items() if isinstance(value, np.ndarray)] == ["actions"]
+
+
+@on_the_shared_loop
+async def test_the_address_narrows_what_actions_keep_to(application: Application, service: Service) -> None:
+    made = await goal(application)
+    stated = {"limit_slew": "0.05,0.1", "limit_frozen": "down", "limit_max_norm": "0.5", "limit_dwell": "2,1"}
+    limits = ActionLimits(slew=(0.05, 0.1), frozen=("down",), max_norm=0.5, dwell=(2, 1))
+    async with connect(address(service, goal_id=made, **stated), proxy=None) as socket:
+        metadata = unpack(await socket.recv())  # type: ignore[arg-type]
+        assert (metadata["limits/slew"], metadata["limits/frozen"]) == ([0.05, 0.1], ["down"])
+        before, held = None, None
+        done: list[list[float]] = []
+        for executed in (0, 2, 2):
+            actions = (await ask(socket, {"image": HERE, "executed": executed}))["actions"]
+            if executed:
+                before, held = done[-1], held_for(done, before, held)
+            assert fault(actions, linear.ACTION.names, limits, (0.0, 0.0), before, held) == ""
+            done = actions[:2].tolist()
+    for name, value, field in (("limit_slew", "9", "limits.slew"), ("limit_slew", "a,b", "limit_slew")):
+        problem = await refused(connect(address(service, goal_id=made, **{name: value}), proxy=None))
+        assert problem["errors"][0]["field"] == field
 
 
 @on_the_shared_loop
@@ -307,3 +329,25 @@ async def test_draining_lets_the_plan_out_and_closes(application: Application) -
             await leaving()
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1001
+
+
+@on_the_shared_loop
+async def test_a_message_in_countless_fragments_ends_its_connection_alone(
+    application: Application, service: Service
+) -> None:
+    where = address(service, goal_id=await goal(application))
+    async with connect(where, proxy=None) as other, connect(where, proxy=None) as socket:
+        await other.recv()
+        await socket.recv()
+
+        async def fragments() -> AsyncIterator[bytes]:
+            for _ in range(5000):
+                yield b"a"
+
+        async def sent_and_answered() -> None:
+            await socket.send(fragments())
+            await socket.recv()
+
+        with pytest.raises(ConnectionClosed):
+            await sent_and_answered()
+        assert (await ask(other, {"a": HERE}))["actions"].shape[1] == 2

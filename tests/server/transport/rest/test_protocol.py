@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from server.service.application import Application
 from tests.support.server.transports import Service, eventually, open_service
@@ -160,3 +161,14 @@ async def test_a_reply_that_nobody_takes_is_given_up(service: Service) -> None:
     open_now = len(service.gateway.connections)
     await eventually(lambda: len(service.gateway.connections) < open_now)
     writer.close()
+
+
+async def test_a_caller_that_leaves_in_the_middle_of_a_body_is_no_error_of_the_service(service: Service) -> None:
+    _, writer = await connected(service)
+    head = b"POST /v1/plans HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: open-sesame\r\nContent-Type: application/json\r\n"
+    with structlog.testing.capture_logs() as logs:
+        writer.write(head + b"Content-Length: 100\r\n\r\n{")
+        await asyncio.sleep(0.2)
+        writer.close()
+        await eventually(lambda: any(entry.get("rpc") == "Planning.Plan" for entry in logs))
+    assert [entry["code"] for entry in logs if "code" in entry] == ["CANCELLED"]

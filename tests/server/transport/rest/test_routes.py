@@ -226,9 +226,9 @@ async def test_a_plan_comes_before_its_deadline(service: Service) -> None:
         "goal_id": await goal(service, 0.5, 0.5, "slow"),
         "planner": {"iterations": 500, "elites": 32},
     }
-    plan = await ok(service.rest.post("/v1/plans", json=body, headers={"X-Timeout-Ms": "1000"}))
+    plan = await ok(service.rest.post("/v1/plans", json=body, headers={"X-Timeout-Ms": "4000"}))
     assert plan["stop_reason"] == "deadline"
-    assert plan["timings"]["total_ms"] <= 1000
+    assert plan["timings"]["total_ms"] <= 4000
 
 
 async def test_a_caller_that_leaves_frees_the_engine(service: Service) -> None:

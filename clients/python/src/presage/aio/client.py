@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Sequence
 from presage.aio.connection import AsyncConnection, in_thread
 from presage.aio.session import AsyncSession
 from presage.errors import PresageError
+from presage.limits import ActionLimits
 from presage.protocol import methods, requests
 from presage.protocol.memory import SessionWish
 from presage.protocol.requests import Seen
@@ -122,15 +123,17 @@ class AsyncClient:
         seed: int | None = None,
         *,
         stages: Sequence[GoalStage] = (),
+        limits: ActionLimits | None = None,
         timeout_s: float | None = None,
     ) -> AsyncSession:
         """Opens a session. `ttl_s` seconds without a call and the server forgets it (0: the server's default).
 
         `seed`: where the seeds of plans that name none follow from; None lets the server choose. `stages`: goals to be
-        reached one after another, in place of `goal`.
+        reached one after another, in place of `goal`. `limits`: what all its plans keep to, narrower than the model's.
         """
-        status = await self._connection.send(requests.create_session(model, goal, ttl_s, seed, stages), timeout_s)
-        return AsyncSession(self._connection, status, SessionWish(ttl_s, seed, tuple(stages)))
+        call = requests.create_session(model, goal, ttl_s, seed, stages, limits)
+        status = await self._connection.send(call, timeout_s)
+        return AsyncSession(self._connection, status, SessionWish(ttl_s, seed, tuple(stages), limits))
 
     async def resume_session(self, session_id: str, *, timeout_s: float | None = None) -> AsyncSession:
         """Takes up a session opened before, for example by a program that has been restarted since."""
@@ -146,6 +149,7 @@ class AsyncClient:
         budget_ms: float | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
+        limits: ActionLimits | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
         """Plans once, without history or warm start. Arguments as in `Session.plan`."""
@@ -161,6 +165,7 @@ class AsyncClient:
             follows=None,
             seed=seed,
             settings=settings,
+            limits=limits,
         )
         return await self._connection.send(call, timeout_s)
 

@@ -20,6 +20,8 @@ from presage.values import ControlPlan, FailedObservation, Goal
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from numpy.typing import ArrayLike
+
 
 LOST_STATUS = "Internal error from Core"
 """What grpc.aio says in place of the status of a stream that the server ends while a message is being written."""
@@ -54,10 +56,12 @@ class AsyncControlLoop:
         committed: int = 0,
         seed: int | None = None,
         plan: ControlPlan | None = None,
+        previous_action: ArrayLike | None = None,
     ) -> int:
         """As `ControlLoop.send`."""
         observation = codec.as_observation(seen, proprioception)
-        sequence = self._conversation.offer(observation, executed, committed, seed, plan, time.monotonic())
+        now = time.monotonic()
+        sequence = self._conversation.offer(observation, executed, committed, seed, plan, now, previous_action)
         self._tell()
         return sequence
 

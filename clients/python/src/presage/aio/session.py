@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Sequence
 from presage.aio.connection import AsyncConnection
 from presage.aio.control import AsyncControlLoop
 from presage.errors import DeadlineExceeded, NotFound, PresageError, Unavailable
+from presage.limits import ActionLimits
 from presage.protocol import codec, requests
 from presage.protocol.conversation import ControlSettings
 from presage.protocol.memory import SequenceCounter, SessionMemory, SessionWish
@@ -60,6 +61,8 @@ class AsyncSession:
         follows: Plan | None = None,
         seed: int | None = None,
         settings: PlannerSettings | None = None,
+        limits: ActionLimits | None = None,
+        previous_action: ArrayLike | None = None,
         timeout_s: float | None = None,
     ) -> Plan:
         """Plans from what the robot sees now: an image, one image per camera, or an Observation.
@@ -68,7 +71,9 @@ class AsyncSession:
         is the best found when it ends. `executed`: actions taken of plan `follows`, by default the session's last one;
         the rest is the warm start. Where a reply may have been lost, name it: the server may have a plan more.
         `committed`: how many more of its actions are taken while this plan is made; they head the new plan unchanged.
-        `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan.
+        `seed`: None follows from the session's. Repeated after a lost reply, it answers with the same plan. `limits`:
+        what this plan keeps to, narrower than the session's and the model's. `previous_action`: [action], the last one
+        executed, where it was none of a plan's, such as a stop: slew and dwell begin there.
         """
         call = requests.plan(
             seen,
@@ -82,6 +87,8 @@ class AsyncSession:
             follows=follows,
             seed=seed,
             settings=settings,
+            limits=limits,
+            previous_action=previous_action,
         )
         plan = await self._connection.send(call, timeout_s)
         self._sequences.saw(plan.observation_sequence)
@@ -179,18 +186,21 @@ class AsyncSession:
         goal: Goal | str | None = None,
         budget_ms: float | None = None,
         settings: PlannerSettings | None = None,
+        limits: ActionLimits | None = None,
         heartbeat_s: float = 1.0,
         stall_s: float = 3.0,
     ) -> AsyncControlLoop:
         """Opens a control loop in the background and returns at once. `goal`: None for the session's.
 
-        `budget_ms`: time to think for each plan. A server silent for `stall_s` seconds is dialled anew.
+        `budget_ms`: time to think for each plan. `limits`: what its plans keep to, narrower than the session's and the
+        model's. A server silent for `stall_s` seconds is dialled anew.
         """
         self._memory.choose(codec.goal_id(goal))
         control = ControlSettings(
             session_id=self.session_id,
             goal_id=codec.goal_id(goal),
             planner=settings,
+            limits=limits,
             budget_ms=budget_ms,
             heartbeat_s=heartbeat_s,
             stall_s=stall_s,

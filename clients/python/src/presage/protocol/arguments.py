@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
 
 from presage.errors import invalid
+
+if TYPE_CHECKING:
+    from presage.protocol.arrays import Refuse
 
 IMAGE_RULE = (
     "must be an image: a uint8 array [height, width, 3] of 0 to 255 in RGB, the bytes or the path of a JPEG, PNG or "
@@ -166,6 +169,14 @@ def _pixels(field: str, value: object) -> np.ndarray[Any, Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # a tensor on an accelerator, one that asks for gradients
         raise _not_an_image(field, f"a {type(value).__name__} that is no array of this machine's: {error}") from None
+
+
+def one_of(field: str, given: Mapping[str, object], refuse: Refuse, *, least: int = 1) -> None:
+    """Raises what `refuse` makes unless exactly one of these is given (not None), or, with `least` 0, at most one."""
+    count = sum(value is not None for value in given.values())
+    if not least <= count <= 1:
+        rule = f"must be {'exactly' if least else 'at most'} one of {' and '.join(given)}"
+        raise refuse(field, rule, "both" if count else "neither", "INVALID_FIELD")
 
 
 def sequence(field: str, value: object, kind: type, what: str) -> Sequence[Any]:

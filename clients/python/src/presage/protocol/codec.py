@@ -13,6 +13,7 @@ import numpy as np
 
 from presage import values
 from presage.errors import ServerError, invalid
+from presage.limits import ActionLimits
 from presage.protocol import arguments
 from presage.protocol.messages import Reader, Writer, names
 from presage.protocol.wire import fields
@@ -109,6 +110,41 @@ def planner_message(settings: values.PlannerSettings | None) -> models_pb2.Plann
     )
     message: models_pb2.PlannerSettings = WRITER.message(models_pb2.PlannerSettings, sent, "settings")
     return message
+
+
+def limits_message(limits: ActionLimits | None) -> models_pb2.ActionLimits | None:
+    """Limits as they are sent; which of them are too wide the server knows. Raises InvalidRequest for no numbers."""
+    if limits is None:
+        return None
+    if not isinstance(limits, ActionLimits):
+        raise invalid("limits", "must be ActionLimits", arguments.shown(limits))
+
+    def numbers(name: str) -> tuple[float, ...]:
+        entries = arguments.sequence(f"limits.{name}", getattr(limits, name), object, "number")
+        return tuple(arguments.number(f"limits.{name}[{at}]", entry) for at, entry in enumerate(entries))
+
+    dwell = arguments.sequence("limits.dwell", limits.dwell, object, "number")
+    return models_pb2.ActionLimits(
+        low=numbers("low"),
+        high=numbers("high"),
+        slew=numbers("slew"),
+        max_norm=None if limits.max_norm is None else arguments.number("limits.max_norm", limits.max_norm),
+        norm_order=None if limits.norm_order is None else arguments.whole("limits.norm_order", limits.norm_order),
+        norm_of=arguments.names("limits.norm_of", limits.norm_of),
+        frozen=arguments.names("limits.frozen", limits.frozen),
+        dwell=[arguments.whole(f"limits.dwell[{at}]", steps) for at, steps in enumerate(dwell)],
+    )
+
+
+def previous_action(action: ArrayLike | None) -> list[float]:
+    """An action [action] as plain numbers; none for None."""
+    if action is None:
+        return []
+    array = np.asarray(action)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise invalid("previous_action", "must be numbers [action]", arguments.shown(action))
+    numbers: list[float] = array.astype(np.float64).tolist()
+    return numbers
 
 
 def kind_number(kind: str) -> embeddings_pb2.EmbeddingKind.ValueType:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Callable, Mapping
+from typing import TYPE_CHECKING, Callable, Mapping
 
 from presage.errors import (
     Cancelled,
@@ -29,10 +29,14 @@ from presage.errors import (
     from_reason,
     invalid,
 )
+from presage.limits import ActionLimits
 from presage.protocol import arguments, codec, methods
 from presage.protocol.memory import SequenceCounter
 from presage.v1 import planning_pb2
 from presage.values import ControlPlan, FailedObservation, Observation, PlannerSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 KEPT_ERRORS = 64
 KEPT_ORIGINS = 16
@@ -51,6 +55,7 @@ class ControlSettings:
     session_id: str
     goal_id: str = ""
     planner: PlannerSettings | None = None
+    limits: ActionLimits | None = None
     budget_ms: float | None = None
     heartbeat_s: float = 1.0
     stall_s: float = 3.0
@@ -58,6 +63,7 @@ class ControlSettings:
 
     def __post_init__(self) -> None:
         codec.budget(self.budget_ms)
+        codec.limits_message(self.limits)
         arguments.positive("heartbeat_s", self.heartbeat_s)
         if not self.heartbeat_s < arguments.number("stall_s", self.stall_s) < float("inf"):
             raise invalid("stall_s", f"must be above heartbeat_s = {self.heartbeat_s} and finite", self.stall_s)
@@ -119,6 +125,7 @@ class Conversation:
         seed: int | None,
         plan: ControlPlan | None,
         now: float,
+        previous_action: ArrayLike | None = None,
     ) -> int:
         """Puts an observation in place of one that still waits. Its sequence. Raises the error that ended the loop."""
         if self.fatal is not None:
@@ -128,6 +135,7 @@ class Conversation:
             executed=arguments.whole("executed", executed),
             committed=arguments.whole("committed", committed),
             seed=codec.seed_number(seed),
+            previous_action=codec.previous_action(previous_action),
         )
         followed = self.latest if plan is None else plan
         progress = Progress(followed.plan.observation_sequence if followed is not None else 0, executed)
@@ -152,6 +160,7 @@ class Conversation:
             goal_id=self._goal_id,
             planner=codec.planner_message(self.settings.planner),
             budget_ms=self.settings.budget_ms,
+            limits=codec.limits_message(self.settings.limits),
         )
         return planning_pb2.ControlRequest(start=start).SerializeToString()
 

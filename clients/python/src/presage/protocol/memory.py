@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generator, Mapping, Sequence, TypeVar
 
 from presage.errors import invalid
+from presage.limits import ActionLimits
 from presage.protocol import codec, methods, requests
 from presage.protocol.methods import Call
 from presage.values import CalibrationMove, Goal, GoalStage, SessionStatus
@@ -62,6 +63,7 @@ class SessionWish:
     ttl_s: float = 0.0
     seed: int | None = None
     stages: tuple[GoalStage, ...] = ()
+    limits: ActionLimits | None = None
 
 
 class SessionMemory:
@@ -121,7 +123,7 @@ class SessionMemory:
         stages = tuple(replace(stage, goal=renamed[codec.goal_id(stage.goal)]) for stage in self._stages_left())
         goal_id = "" if stages else renamed.get(self._pursued, "")
         status: SessionStatus = yield requests.create_session(
-            self.model, goal_id, self._wish.ttl_s, self._wish.seed, stages
+            self.model, goal_id, self._wish.ttl_s, self._wish.seed, stages, self._wish.limits
         )
         if self._moves:
             yield requests.calibrate_session(status.session_id, self._moves)

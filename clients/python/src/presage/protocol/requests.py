@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Sequence, Union
 
 from presage import values
 from presage.errors import invalid
+from presage.limits import ActionLimits
 from presage.protocol import arguments, codec, methods
 from presage.protocol.codec import READER
 from presage.protocol.methods import Call, call
@@ -43,13 +44,11 @@ def create_goal(
     request = goals_pb2.GoalsCreateRequest(model=codec.model_name(model))
     if len(proprioception):
         request.proprioception.CopyFrom(codec.float_tensor("proprioception", proprioception, ["entries"]))
-    if image is not None and latent is None:
+    arguments.one_of("goal", {"image": image, "latent": latent}, invalid)
+    if image is not None:
         request.image.CopyFrom(codec.image_message(image))
-    elif latent is not None and image is None:
+    elif latent is not None:
         request.latent.CopyFrom(codec.latent_tensor(latent))
-    else:
-        given = "neither" if image is None else "both"
-        raise invalid("goal", "must be exactly one of image and latent", given, "INVALID_REQUEST")
     return call(methods.CREATE_GOAL, request, lambda reply: READER.value(Goal, reply.goal))
 
 
@@ -64,13 +63,19 @@ def delete_goal(goal: Goal | str) -> Call[None]:
 
 
 def create_session(
-    model: str, goal: Goal | str | None, ttl_s: float, seed: int | None, stages: Sequence[GoalStage]
+    model: str,
+    goal: Goal | str | None,
+    ttl_s: float,
+    seed: int | None,
+    stages: Sequence[GoalStage],
+    limits: ActionLimits | None = None,
 ) -> Call[values.SessionStatus]:
     request = sessions_pb2.SessionsCreateRequest(
         model=codec.model_name(model),
         goal_id=codec.goal_id(goal),
         ttl_s=arguments.not_negative("ttl_s", ttl_s),
         seed=codec.seed_number(seed),
+        limits=codec.limits_message(limits),
     )
     for stage in arguments.sequence("stages", stages, GoalStage, "GoalStage"):
         request.stages.add(
@@ -120,6 +125,8 @@ def plan(
     follows: values.Plan | None,
     seed: int | None,
     settings: PlannerSettings | None,
+    limits: ActionLimits | None = None,
+    previous_action: ArrayLike | None = None,
 ) -> Call[values.Plan]:
     request_id = methods.new_request_id()
     request = planning_pb2.PlanRequest(
@@ -134,6 +141,8 @@ def plan(
         committed=arguments.whole("committed", committed),
         request_id=request_id,
         plan_sequence=codec.plan_sequence(follows),
+        limits=codec.limits_message(limits),
+        previous_action=codec.previous_action(previous_action),
     )
     return call(methods.PLAN, request, lambda reply: codec.plan_value(reply.plan), request_id)
 

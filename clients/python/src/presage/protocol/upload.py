@@ -75,8 +75,7 @@ def announce_clip(
         if not 1 <= top_k < 1 << 32:
             raise invalid("top_k", "must be at least 1", top_k)
         header.top_k = top_k
-    if fps is not None and frames is not None:
-        raise invalid("frames", "must not be given together with fps", frames)
+    arguments.one_of("frames", {"fps": fps, "frames": frames}, invalid, least=0)
     if fps is not None:
         header.sampling.fps = arguments.positive("fps", fps)
     if frames is not None:

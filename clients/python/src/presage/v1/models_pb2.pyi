@@ -209,6 +209,8 @@ class ActionSpec(google.protobuf.message.Message):
     HIGH_FIELD_NUMBER: builtins.int
     RATE_HZ_FIELD_NUMBER: builtins.int
     BLOCK_FIELD_NUMBER: builtins.int
+    REST_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
     rate_hz: builtins.float
     """Actions per second."""
     block: builtins.int
@@ -221,6 +223,14 @@ class ActionSpec(google.protobuf.message.Message):
     def low(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property
     def high(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def rest(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The action that leaves the robot at rest, in each dimension."""
+
+    @property
+    def limits(self) -> global___ActionLimits:
+        """What every plan keeps to beside the bounds; unset where nothing is stated."""
+
     def __init__(
         self,
         *,
@@ -230,10 +240,79 @@ class ActionSpec(google.protobuf.message.Message):
         high: collections.abc.Iterable[builtins.float] | None = ...,
         rate_hz: builtins.float = ...,
         block: builtins.int = ...,
+        rest: collections.abc.Iterable[builtins.float] | None = ...,
+        limits: global___ActionLimits | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block", b"block", "high", b"high", "low", b"low", "names", b"names", "rate_hz", b"rate_hz", "units", b"units"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block", "high", b"high", "limits", b"limits", "low", b"low", "names", b"names", "rate_hz", b"rate_hz", "rest", b"rest", "units", b"units"]) -> None: ...
 
 global___ActionSpec = ActionSpec
+
+@typing.final
+class ActionLimits(google.protobuf.message.Message):
+    """What actions must keep to, in robot units, with one entry per action dimension or none. What is left out limits
+    nothing. Every sample of a search obeys them, and so does the plan. A session or a request may narrow what holds, and
+    never widen it: a wider limit is refused by name.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    SLEW_FIELD_NUMBER: builtins.int
+    MAX_NORM_FIELD_NUMBER: builtins.int
+    NORM_ORDER_FIELD_NUMBER: builtins.int
+    NORM_OF_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
+    DWELL_FIELD_NUMBER: builtins.int
+    max_norm: builtins.float
+    """Largest norm of one action."""
+    norm_order: builtins.int
+    """2 (where nothing is said), or 1 for the sum of magnitudes."""
+    @property
+    def low(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Bounds. Two equal entries hold a dimension there."""
+
+    @property
+    def high(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def slew(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Largest change from one action to the next. It begins at the last action executed in the session, where there is one;
+        where the bounds, the norm or a dwell cannot be reached from there in one step, the plan is refused.
+        """
+
+    @property
+    def norm_of(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the dimensions whose norm it is; empty means all."""
+
+    @property
+    def frozen(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of dimensions that stay at rest."""
+
+    @property
+    def dwell(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Actions for which a value is kept at least before it changes; 1 leaves a dimension free."""
+
+    def __init__(
+        self,
+        *,
+        low: collections.abc.Iterable[builtins.float] | None = ...,
+        high: collections.abc.Iterable[builtins.float] | None = ...,
+        slew: collections.abc.Iterable[builtins.float] | None = ...,
+        max_norm: builtins.float | None = ...,
+        norm_order: builtins.int | None = ...,
+        norm_of: collections.abc.Iterable[builtins.str] | None = ...,
+        frozen: collections.abc.Iterable[builtins.str] | None = ...,
+        dwell: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_norm", b"_max_norm", "_norm_order", b"_norm_order", "max_norm", b"max_norm", "norm_order", b"norm_order"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_norm", b"_max_norm", "_norm_order", b"_norm_order", "dwell", b"dwell", "frozen", b"frozen", "high", b"high", "low", b"low", "max_norm", b"max_norm", "norm_of", b"norm_of", "norm_order", b"norm_order", "slew", b"slew"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_norm", b"_max_norm"]) -> typing.Literal["max_norm"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_norm_order", b"_norm_order"]) -> typing.Literal["norm_order"] | None: ...
+
+global___ActionLimits = ActionLimits
 
 @typing.final
 class PlannerSettings(google.protobuf.message.Message):

@@ -93,7 +93,7 @@ global___Image = Image
 
 @typing.final
 class Observation(google.protobuf.message.Message):
-    """What the robot sees and feels at one instant."""
+    """What the robot's cameras and sensors measure at one instant."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

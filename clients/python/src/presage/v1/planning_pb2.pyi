@@ -70,6 +70,8 @@ class PlanRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
     COMMITTED_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    PREVIOUS_ACTION_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """Empty plans without a session: no history, no warm start."""
     model: builtins.str
@@ -91,6 +93,16 @@ class PlanRequest(google.protobuf.message.Message):
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
     @property
     def planner(self) -> presage.v1.models_pb2.PlannerSettings: ...
+    @property
+    def limits(self) -> presage.v1.models_pb2.ActionLimits:
+        """What this plan keeps to, narrower than the session's limits and the model's."""
+
+    @property
+    def previous_action(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last action executed, in each dimension, where it was none of the session's plans: a stop, or an operator's. Slew
+        and dwell begin there, and its values count as kept for long enough. Empty means the last one executed of the plan.
+        """
+
     def __init__(
         self,
         *,
@@ -105,9 +117,11 @@ class PlanRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         plan_sequence: builtins.int = ...,
         committed: builtins.int = ...,
+        limits: presage.v1.models_pb2.ActionLimits | None = ...,
+        previous_action: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "limits", b"limits", "observation", b"observation", "planner", b"planner", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "_seed", b"_seed", "budget_ms", b"budget_ms", "committed", b"committed", "executed", b"executed", "goal_id", b"goal_id", "limits", b"limits", "model", b"model", "observation", b"observation", "plan_sequence", b"plan_sequence", "planner", b"planner", "previous_action", b"previous_action", "request_id", b"request_id", "seed", b"seed", "session_id", b"session_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
     @typing.overload
@@ -189,7 +203,7 @@ class Plan(google.protobuf.message.Message):
     """Share of the proposer's candidates among those that the search went on from after its first iteration."""
     @property
     def actions(self) -> presage.v1.tensor_pb2.Tensor:
-        """float32 [time, action], robot units, within the bounds of the model's ActionSpec."""
+        """float32 [time, action], robot units, within the bounds of the model's ActionSpec and within all limits."""
 
     @property
     def step_costs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -298,6 +312,7 @@ class Provenance(google.protobuf.message.Message):
     DTYPE_FIELD_NUMBER: builtins.int
     SERVER_VERSION_FIELD_NUMBER: builtins.int
     UNBOUNDED_SEARCH_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
     model: builtins.str
     weights_digest: builtins.str
     crop_policy: builtins.str
@@ -309,6 +324,10 @@ class Provenance(google.protobuf.message.Message):
     """The search drew candidates beyond the action bounds, as the published one does; the plan was brought within them."""
     @property
     def planner(self) -> presage.v1.models_pb2.PlannerSettings: ...
+    @property
+    def limits(self) -> presage.v1.models_pb2.ActionLimits:
+        """What the actions keep to: the limits of model, session and request together. Unset where the model's bounds alone hold."""
+
     def __init__(
         self,
         *,
@@ -321,9 +340,10 @@ class Provenance(google.protobuf.message.Message):
         dtype: builtins.str = ...,
         server_version: builtins.str = ...,
         unbounded_search: builtins.bool = ...,
+        limits: presage.v1.models_pb2.ActionLimits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "model", b"model", "planner", b"planner", "server_version", b"server_version", "unbounded_search", b"unbounded_search", "weights_digest", b"weights_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["crop_policy", b"crop_policy", "device", b"device", "dtype", b"dtype", "goal_id", b"goal_id", "limits", b"limits", "model", b"model", "planner", b"planner", "server_version", b"server_version", "unbounded_search", b"unbounded_search", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Provenance = Provenance
 
@@ -369,6 +389,7 @@ class ControlStart(google.protobuf.message.Message):
     GOAL_ID_FIELD_NUMBER: builtins.int
     PLANNER_FIELD_NUMBER: builtins.int
     BUDGET_MS_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     goal_id: builtins.str
     """Empty means the session's goal."""
@@ -376,6 +397,10 @@ class ControlStart(google.protobuf.message.Message):
     """Time to think for each plan."""
     @property
     def planner(self) -> presage.v1.models_pb2.PlannerSettings: ...
+    @property
+    def limits(self) -> presage.v1.models_pb2.ActionLimits:
+        """What the plans of this loop keep to, narrower than the session's limits and the model's."""
+
     def __init__(
         self,
         *,
@@ -383,9 +408,10 @@ class ControlStart(google.protobuf.message.Message):
         goal_id: builtins.str = ...,
         planner: presage.v1.models_pb2.PlannerSettings | None = ...,
         budget_ms: builtins.float | None = ...,
+        limits: presage.v1.models_pb2.ActionLimits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "budget_ms", b"budget_ms", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "budget_ms", b"budget_ms", "goal_id", b"goal_id", "planner", b"planner", "session_id", b"session_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "budget_ms", b"budget_ms", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_budget_ms", b"_budget_ms", "budget_ms", b"budget_ms", "goal_id", b"goal_id", "limits", b"limits", "planner", b"planner", "session_id", b"session_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_budget_ms", b"_budget_ms"]) -> typing.Literal["budget_ms"] | None: ...
 
 global___ControlStart = ControlStart
@@ -401,6 +427,7 @@ class ControlObservation(google.protobuf.message.Message):
     COMMITTED_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     PLAN_SEQUENCE_FIELD_NUMBER: builtins.int
+    PREVIOUS_ACTION_FIELD_NUMBER: builtins.int
     executed: builtins.int
     """How many actions of the last plan received have been executed when this was seen."""
     committed: builtins.int
@@ -410,6 +437,10 @@ class ControlObservation(google.protobuf.message.Message):
     """observation_sequence of the plan that executed counts from; 0 means the last plan the server sent."""
     @property
     def observation(self) -> presage.v1.observation_pb2.Observation: ...
+    @property
+    def previous_action(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last action executed, where it was none of a plan's, as in PlanRequest."""
+
     def __init__(
         self,
         *,
@@ -418,9 +449,10 @@ class ControlObservation(google.protobuf.message.Message):
         committed: builtins.int = ...,
         seed: builtins.int | None = ...,
         plan_sequence: builtins.int = ...,
+        previous_action: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_seed", b"_seed", "observation", b"observation", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "plan_sequence", b"plan_sequence", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "committed", b"committed", "executed", b"executed", "observation", b"observation", "plan_sequence", b"plan_sequence", "previous_action", b"previous_action", "seed", b"seed"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___ControlObservation = ControlObservation

@@ -23,45 +23,46 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from presage.v1 import models_pb2 as presage_dot_v1_dot_models__pb2
 from presage.v1 import observation_pb2 as presage_dot_v1_dot_observation__pb2
 from presage.v1 import tensor_pb2 as presage_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/sessions.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\x89\x01\n\x15SessionsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12%\n\x06stages\x18\x05 \x03(\x0b\x32\x15.presage.v1.GoalStageB\x07\n\x05_seed\"G\n\tGoalStage\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\x14\n\x0cswitch_below\x18\x02 \x01(\x01\x12\x13\n\x0bmax_actions\x18\x03 \x01(\r\">\n\x16SessionsCreateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\";\n\x13SessionsGetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"*\n\x14SessionsResetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"=\n\x15SessionsResetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"+\n\x15SessionsDeleteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x18\n\x16SessionsDeleteResponse\"\x8f\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07goal_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05plans\x18\x05 \x01(\x04\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\r\n\x05ttl_s\x18\x07 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x63\x61libration\x18\t \x01(\x0b\x32\x17.presage.v1.Calibration\x12\x12\n\x05stage\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x65xecute\x18\x0b \x01(\rB\x08\n\x06_stage\"Z\n\x18SessionsCalibrateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12*\n\x05moves\x18\x02 \x03(\x0b\x32\x1b.presage.v1.CalibrationMove\"\x86\x01\n\x0f\x43\x61librationMove\x12\'\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x17.presage.v1.Observation\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12&\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\"A\n\x19SessionsCalibrateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"Z\n\x0b\x43\x61libration\x12\x11\n\tangle_rad\x18\x01 \x01(\x01\x12\x10\n\x08residual\x18\x02 \x01(\x01\x12\x17\n\x0fresidual_before\x18\x03 \x01(\x01\x12\r\n\x05moves\x18\x04 \x01(\r2\x9c\x03\n\x08Sessions\x12O\n\x06\x43reate\x12!.presage.v1.SessionsCreateRequest\x1a\".presage.v1.SessionsCreateResponse\x12\x46\n\x03Get\x12\x1e.presage.v1.SessionsGetRequest\x1a\x1f.presage.v1.SessionsGetResponse\x12L\n\x05Reset\x12 .presage.v1.SessionsResetRequest\x1a!.presage.v1.SessionsResetResponse\x12O\n\x06\x44\x65lete\x12!.presage.v1.SessionsDeleteRequest\x1a\".presage.v1.SessionsDeleteResponse\x12X\n\tCalibrate\x12$.presage.v1.SessionsCalibrateRequest\x1a%.presage.v1.SessionsCalibrateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19presage/v1/sessions.proto\x12\npresage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17presage/v1/models.proto\x1a\x1cpresage/v1/observation.proto\x1a\x17presage/v1/tensor.proto\"\xb3\x01\n\x15SessionsCreateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07goal_id\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12%\n\x06stages\x18\x05 \x03(\x0b\x32\x15.presage.v1.GoalStage\x12(\n\x06limits\x18\x06 \x01(\x0b\x32\x18.presage.v1.ActionLimitsB\x07\n\x05_seed\"G\n\tGoalStage\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\x14\n\x0cswitch_below\x18\x02 \x01(\x01\x12\x13\n\x0bmax_actions\x18\x03 \x01(\r\">\n\x16SessionsCreateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\";\n\x13SessionsGetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"*\n\x14SessionsResetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"=\n\x15SessionsResetResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"+\n\x15SessionsDeleteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x18\n\x16SessionsDeleteResponse\"\xb9\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07goal_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05plans\x18\x05 \x01(\x04\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\r\n\x05ttl_s\x18\x07 \x01(\x01\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x63\x61libration\x18\t \x01(\x0b\x32\x17.presage.v1.Calibration\x12\x12\n\x05stage\x18\n \x01(\rH\x00\x88\x01\x01\x12\x0f\n\x07\x65xecute\x18\x0b \x01(\r\x12(\n\x06limits\x18\x0c \x01(\x0b\x32\x18.presage.v1.ActionLimitsB\x08\n\x06_stage\"Z\n\x18SessionsCalibrateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12*\n\x05moves\x18\x02 \x03(\x0b\x32\x1b.presage.v1.CalibrationMove\"\x86\x01\n\x0f\x43\x61librationMove\x12\'\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32\x17.presage.v1.Observation\x12\"\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x12.presage.v1.Tensor\x12&\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x17.presage.v1.Observation\"A\n\x19SessionsCalibrateResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.presage.v1.Session\"Z\n\x0b\x43\x61libration\x12\x11\n\tangle_rad\x18\x01 \x01(\x01\x12\x10\n\x08residual\x18\x02 \x01(\x01\x12\x17\n\x0fresidual_before\x18\x03 \x01(\x01\x12\r\n\x05moves\x18\x04 \x01(\r2\x9c\x03\n\x08Sessions\x12O\n\x06\x43reate\x12!.presage.v1.SessionsCreateRequest\x1a\".presage.v1.SessionsCreateResponse\x12\x46\n\x03Get\x12\x1e.presage.v1.SessionsGetRequest\x1a\x1f.presage.v1.SessionsGetResponse\x12L\n\x05Reset\x12 .presage.v1.SessionsResetRequest\x1a!.presage.v1.SessionsResetResponse\x12O\n\x06\x44\x65lete\x12!.presage.v1.SessionsDeleteRequest\x1a\".presage.v1.SessionsDeleteResponse\x12X\n\tCalibrate\x12$.presage.v1.SessionsCalibrateRequest\x1a%.presage.v1.SessionsCalibrateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'presage.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSCREATEREQUEST']._serialized_start=130
-  _globals['_SESSIONSCREATEREQUEST']._serialized_end=267
-  _globals['_GOALSTAGE']._serialized_start=269
-  _globals['_GOALSTAGE']._serialized_end=340
-  _globals['_SESSIONSCREATERESPONSE']._serialized_start=342
-  _globals['_SESSIONSCREATERESPONSE']._serialized_end=404
-  _globals['_SESSIONSGETREQUEST']._serialized_start=406
-  _globals['_SESSIONSGETREQUEST']._serialized_end=446
-  _globals['_SESSIONSGETRESPONSE']._serialized_start=448
-  _globals['_SESSIONSGETRESPONSE']._serialized_end=507
-  _globals['_SESSIONSRESETREQUEST']._serialized_start=509
-  _globals['_SESSIONSRESETREQUEST']._serialized_end=551
-  _globals['_SESSIONSRESETRESPONSE']._serialized_start=553
-  _globals['_SESSIONSRESETRESPONSE']._serialized_end=614
-  _globals['_SESSIONSDELETEREQUEST']._serialized_start=616
-  _globals['_SESSIONSDELETEREQUEST']._serialized_end=659
-  _globals['_SESSIONSDELETERESPONSE']._serialized_start=661
-  _globals['_SESSIONSDELETERESPONSE']._serialized_end=685
-  _globals['_SESSION']._serialized_start=688
-  _globals['_SESSION']._serialized_end=959
-  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_start=961
-  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_end=1051
-  _globals['_CALIBRATIONMOVE']._serialized_start=1054
-  _globals['_CALIBRATIONMOVE']._serialized_end=1188
-  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_start=1190
-  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_end=1255
-  _globals['_CALIBRATION']._serialized_start=1257
-  _globals['_CALIBRATION']._serialized_end=1347
-  _globals['_SESSIONS']._serialized_start=1350
-  _globals['_SESSIONS']._serialized_end=1762
+  _globals['_SESSIONSCREATEREQUEST']._serialized_start=155
+  _globals['_SESSIONSCREATEREQUEST']._serialized_end=334
+  _globals['_GOALSTAGE']._serialized_start=336
+  _globals['_GOALSTAGE']._serialized_end=407
+  _globals['_SESSIONSCREATERESPONSE']._serialized_start=409
+  _globals['_SESSIONSCREATERESPONSE']._serialized_end=471
+  _globals['_SESSIONSGETREQUEST']._serialized_start=473
+  _globals['_SESSIONSGETREQUEST']._serialized_end=513
+  _globals['_SESSIONSGETRESPONSE']._serialized_start=515
+  _globals['_SESSIONSGETRESPONSE']._serialized_end=574
+  _globals['_SESSIONSRESETREQUEST']._serialized_start=576
+  _globals['_SESSIONSRESETREQUEST']._serialized_end=618
+  _globals['_SESSIONSRESETRESPONSE']._serialized_start=620
+  _globals['_SESSIONSRESETRESPONSE']._serialized_end=681
+  _globals['_SESSIONSDELETEREQUEST']._serialized_start=683
+  _globals['_SESSIONSDELETEREQUEST']._serialized_end=726
+  _globals['_SESSIONSDELETERESPONSE']._serialized_start=728
+  _globals['_SESSIONSDELETERESPONSE']._serialized_end=752
+  _globals['_SESSION']._serialized_start=755
+  _globals['_SESSION']._serialized_end=1068
+  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_start=1070
+  _globals['_SESSIONSCALIBRATEREQUEST']._serialized_end=1160
+  _globals['_CALIBRATIONMOVE']._serialized_start=1163
+  _globals['_CALIBRATIONMOVE']._serialized_end=1297
+  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_start=1299
+  _globals['_SESSIONSCALIBRATERESPONSE']._serialized_end=1364
+  _globals['_CALIBRATION']._serialized_start=1366
+  _globals['_CALIBRATION']._serialized_end=1456
+  _globals['_SESSIONS']._serialized_start=1459
+  _globals['_SESSIONS']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

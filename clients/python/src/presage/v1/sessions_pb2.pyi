@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import presage.v1.models_pb2
 import presage.v1.observation_pb2
 import presage.v1.tensor_pb2
 import typing
@@ -26,6 +27,7 @@ class SessionsCreateRequest(google.protobuf.message.Message):
     TTL_S_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     STAGES_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty means the default model."""
     goal_id: builtins.str
@@ -38,6 +40,10 @@ class SessionsCreateRequest(google.protobuf.message.Message):
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GoalStage]:
         """Goals to be reached one after another; the first becomes the session's goal. Excludes goal_id."""
 
+    @property
+    def limits(self) -> presage.v1.models_pb2.ActionLimits:
+        """What all plans of the session keep to, narrower than the model's own limits."""
+
     def __init__(
         self,
         *,
@@ -46,9 +52,10 @@ class SessionsCreateRequest(google.protobuf.message.Message):
         ttl_s: builtins.float = ...,
         seed: builtins.int | None = ...,
         stages: collections.abc.Iterable[global___GoalStage] | None = ...,
+        limits: presage.v1.models_pb2.ActionLimits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "seed", b"seed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "goal_id", b"goal_id", "model", b"model", "seed", b"seed", "stages", b"stages", "ttl_s", b"ttl_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "limits", b"limits", "seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "goal_id", b"goal_id", "limits", b"limits", "model", b"model", "seed", b"seed", "stages", b"stages", "ttl_s", b"ttl_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
 
 global___SessionsCreateRequest = SessionsCreateRequest
@@ -215,6 +222,7 @@ class Session(google.protobuf.message.Message):
     CALIBRATION_FIELD_NUMBER: builtins.int
     STAGE_FIELD_NUMBER: builtins.int
     EXECUTE_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     model: builtins.str
     goal_id: builtins.str
@@ -236,6 +244,10 @@ class Session(google.protobuf.message.Message):
     def calibration(self) -> global___Calibration:
         """Set once the session was calibrated."""
 
+    @property
+    def limits(self) -> presage.v1.models_pb2.ActionLimits:
+        """What its plans keep to, the model's limits among them; unset where the model's bounds alone hold."""
+
     def __init__(
         self,
         *,
@@ -250,9 +262,10 @@ class Session(google.protobuf.message.Message):
         calibration: global___Calibration | None = ...,
         stage: builtins.int | None = ...,
         execute: builtins.int = ...,
+        limits: presage.v1.models_pb2.ActionLimits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "stage", b"stage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "epoch", b"epoch", "execute", b"execute", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "model", b"model", "plans", b"plans", "session_id", b"session_id", "stage", b"stage", "ttl_s", b"ttl_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "limits", b"limits", "stage", b"stage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_stage", b"_stage", "calibration", b"calibration", "create_time", b"create_time", "epoch", b"epoch", "execute", b"execute", "goal_id", b"goal_id", "last_sequence", b"last_sequence", "limits", b"limits", "model", b"model", "plans", b"plans", "session_id", b"session_id", "stage", b"stage", "ttl_s", b"ttl_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_stage", b"_stage"]) -> typing.Literal["stage"] | None: ...
 
 global___Session = Session

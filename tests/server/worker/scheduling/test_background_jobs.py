@@ -12,12 +12,12 @@ from tests.support.server.linear import CONFIGS, Linear, frame, latent
 from tests.support.server.service_bench import Bench, job, measured
 
 
-def test_errands_do_not_make_plans_late() -> None:
+def test_background_jobs_do_not_make_plans_late() -> None:
     bench = measured(Bench())
     candidates = np.zeros((1024, 6, 2), np.float32)
     background_job = RolloutJob("linear", Start((frame(0, 0),)), candidates, latent(0.5, 0.5), costs_only=True)
     bench.background_jobs.add(9, background_job)
-    bench.run()  # how long a piece of it takes is known from now on: half a second
+    bench.run()  # how long a step of it takes is known from now on: half a second
     wanted = job(bench, left_s=0.4)
     bench.scheduler.add(1, wanted)
     bench.background_jobs.add(10, background_job)
@@ -28,7 +28,7 @@ def test_errands_do_not_make_plans_late() -> None:
     assert bench.at[10] > wanted.deadline
 
 
-def test_a_cancelled_errand_stops_between_two_pieces() -> None:
+def test_a_cancelled_job_stops_between_two_steps() -> None:
     bench = Bench()
     bench.background_jobs.add(1, EncodeJob("linear", (frame(0, 0),) * 100))
     bench.background_jobs.step()

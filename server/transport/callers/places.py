@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,14 @@ from server.errors import Reason, ServiceError
 @dataclass
 class _Place:
     task: asyncio.Task[object]
+    party: str
     began: float
     is_taken_back: bool = False
 
 
 @dataclass
 class Places:
-    """At most `most` at once; one more ends whichever has stood longest, if that is at least `patience_s` by then."""
+    """At most `most` at once. One more ends the oldest of the party that has most, if it has stood `patience_s`."""
 
     what: str
     most: int
@@ -37,17 +39,19 @@ class Places:
         return len(self._held)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, party: str = "") -> Iterator[None]:
         """A place for the task in progress. Raises OVERLOADED in the task that has to give it to another."""
         task = asyncio.current_task()
         assert task is not None
         now = time.monotonic()
         if len(self._held) >= self.most:
-            oldest = next((each for each in self._held.values() if not each.is_taken_back), None)
+            standing = [each for each in self._held.values() if not each.is_taken_back]
+            counts = Counter(each.party for each in standing)
+            oldest = max(standing, key=lambda each: counts[each.party], default=None)  # the first of those with most
             if oldest is not None and now - oldest.began >= self.patience_s:
                 oldest.is_taken_back = True
                 oldest.task.cancel()
-        number, place = next(self._numbers), _Place(task, now)
+        number, place = next(self._numbers), _Place(task, party, now)
         self._held[number] = place
         try:
             yield
@@ -69,4 +73,4 @@ class Strangers:
     probes: Places = field(default_factory=lambda: Places("unfinished requests for health", 16))
     watchers: Places = field(default_factory=lambda: Places("watchers of health", 64))
     refusals: Places = field(default_factory=lambda: Places("refusals on their way", 256))
-    arriving: Places = field(default_factory=lambda: Places("messages that are long in coming", 12, patience_s=0.5))
+    arriving: Places = field(default_factory=lambda: Places("messages that are long in coming", 8, patience_s=0.5))

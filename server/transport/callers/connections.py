@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from server.transport.auth import party_of
+from server.transport.callers.auth import party_of
 
 _log = structlog.get_logger()
 
@@ -105,6 +105,8 @@ class Connections:
                 del self._parties[connection.party]
 
 
+AT_ONCE = 16  # connections that are accepted before those there are have been read
+_WAITING = 1024
 DESCRIPTORS_EACH = 4  # of a connection of REST and one of gRPC together
 DESCRIPTORS_ELSE = 192  # for engines, parsers, uploads, files and libraries
 
@@ -134,6 +136,10 @@ class GatedSocket(socket.socket):
         made = cls(listening.family, listening.type, listening.proto, listening.detach())
         made.connections, made.by_descriptor = connections, {}
         return made
+
+    def listen(self, backlog: int = 0) -> None:
+        """With room for many that wait: an event loop takes `backlog` for how many it accepts before it reads any."""
+        super().listen(_WAITING)
 
     def accept(self) -> tuple[socket.socket, tuple[object, ...]]:
         """The next connection that is let in. Raises what `socket.accept` raises where none waits."""

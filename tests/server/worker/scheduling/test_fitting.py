@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine.messages import SearchSize, needed_iterations
-from server.worker.fitting import FEWEST_SAMPLES, Fitted, fitted
+from server.worker.scheduling.fitting import FEWEST_SAMPLES, Fitted, fitted
 
 SIZE = SearchSize(samples=200, iterations=8, elites=20, horizon=5, needed=4)
 PER_STEP_S = 1e-4  # an iteration of SIZE takes 0.1 s

@@ -37,9 +37,9 @@ from server.engine.messages import (
 )
 from server.worker import model_adapter
 from server.worker.calibration import calibrate
-from server.worker.failures import failed
-from server.worker.job import BackgroundJob, WorkItem
-from server.worker.plan_scheduler import PlanScheduler
+from server.worker.scheduling.failures import failed
+from server.worker.scheduling.job import BackgroundJob, WorkItem
+from server.worker.scheduling.plan_scheduler import PlanScheduler
 
 FRAMES_AT_ONCE, CANDIDATES_AT_ONCE = 32, 512
 PIECE_S = 0.05  # about as long as a piece of this work may take: whoever comes meanwhile waits for its end

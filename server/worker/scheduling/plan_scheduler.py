@@ -9,85 +9,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from presage.fields import from_fields
 from presage.values import Plan
-from torch import Tensor
 
 from model.interface import LoadedModel
 from planner import registry, types
-from planner.anytime import IterationClock, Optimizer
+from planner.anytime import IterationClock
 from planner.proposals import with_proposals
 from planner.receding import of_length
-from planner.search import Search, priced, stack
+from planner.search import priced, stack
 from planner.types import ActionSpace, PlanningError, Problem, StopReason
 from planner.world_model import WorldModel
-from server.engine.messages import Done, Failed, Floats, FromEngine, Pace, PlanDone, PlanJob, SearchSize
+from server.engine.messages import Done, Failed, FromEngine, Pace, PlanDone, PlanJob, SearchSize
 from server.errors import Reason
 from server.worker import model_adapter
 from server.worker.batch_invariance import BatchSizes
-from server.worker.failures import failed
-from server.worker.fair_queue import FairQueue, mixed
-from server.worker.fitting import Fitted, fitted
 from server.worker.heartbeat import Watchdog
-from server.worker.timing import Durations
+from server.worker.scheduling.failures import failed
+from server.worker.scheduling.fair_queue import FairQueue, mixed
+from server.worker.scheduling.fitting import Fitted, fitted
+from server.worker.scheduling.running import Running, Seen
+from server.worker.scheduling.timing import Durations
 
 TOGETHER_S = 0.1  # the longest piece of work that several searches share where others may come meanwhile
 COMPANY_S = 60.0  # how long after its last plan a caller is still expected to come again
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """An observation, encoded."""
-
-    picture: Tensor  # uint8 [height, width, 3], on the host
-    latent: Tensor
-    on_host: Floats  # the latent
-    began: float  # instant at which its encoding began
-    encoded: float  # instant at which the search could begin
-
-
-@dataclass(eq=False)
-class Running:
-    """A plan between two iterations."""
-
-    number: int
-    caller: str
-    job: PlanJob  # as asked for; `chosen` is what fits the time
-    chosen: Fitted
-    optimizer: Optimizer
-    search: Search
-    beginning: Tensor  # what the search begins with, in its limits
-    price_s: float  # to tell, at the end, what the plan costs by the model's own measure
-    seen: Seen
-    goal_distance: float
-    goal_reached: bool  # of a stage: the search is for the next one's
-    warnings: tuple[str, ...]
-    measured: bool  # the goal says what should be measured there
-    shapes: tuple[tuple[int, ...], ...]  # of what its rollouts start from
-
-    @property
-    def steps(self) -> int:
-        """Model steps that its next iteration evaluates: what its time is about proportional to."""
-        return self.optimizer.iteration_steps(self.search)
-
-    @property
-    def kind(self) -> Hashable:
-        """Those alike can share a rollout, and take as long: a hybrid first samples much, then descends little."""
-        return self.job.model, self.chosen.size, self.steps, self.shapes, self.measured
-
-    @property
-    def limit(self) -> float:
-        """The instant by which the next iteration must have ended. The first one runs whatever the budget."""
-        if self.search.iterations == 0 and self.job.on_trust:
-            return math.inf
-        deadline = math.inf if self.job.deadline is None else self.job.deadline
-        if self.search.iterations == 0 or self.job.budget_until is None:
-            return deadline - self.price_s
-        return min(deadline, self.job.budget_until) - self.price_s
 
 
 class PlanScheduler:
@@ -110,8 +59,6 @@ class PlanScheduler:
         self._worlds = worlds or {name: model_adapter.world_model(model) for name, model in models.items()}
         measuring = (name for name, model in models.items() if model_adapter.measures_goals(model))
         self._measuring = {name: model_adapter.measuring_world_model(models[name]) for name in measuring}
-        spaces = {name: model_adapter.action_space(model) for name, model in models.items()}
-        self._spaces: dict[str, ActionSpace] = {name: space for name, space in spaces.items() if space is not None}
         self._waiting: dict[int, PlanJob] = {}
         self._callers: dict[int, str] = {}  # of those waiting
         self.fair, self.weights = FairQueue(), dict[str, float]()
@@ -274,7 +221,9 @@ class PlanScheduler:
             goal = model_adapter.to_device(model, job.goal)
             near = model_adapter.seen_part(model, goal)
             goal_distance = model_adapter.distances(own, latent[None], near[None]).item()
-        space = registry.searched(self._spaces[job.model], job.size.dimensions)
+        allowed = model_adapter.action_space(model, job.limits)
+        assert allowed is not None  # a model that only embeds has no plans
+        space = registry.searched(allowed, job.size.dimensions)
         proprioception = model_adapter.measured_at(job.start)
         context = model_adapter.context_of(model, job.start, latent, proprioception)
         shapes = tuple(tuple(part.shape) for part in context)
@@ -295,6 +244,7 @@ class PlanScheduler:
             if left is None
             else of_length(size.horizon * model.block, left, space, registry.tail(size.optimizer)),
             previous_action=None if job.previous_action is None else torch.tensor(job.previous_action),
+            held=job.held,
             committed=None if job.committed is None else torch.tensor(job.committed),
             arrival=job.arrival,
             replace_margin=size.replace_margin,

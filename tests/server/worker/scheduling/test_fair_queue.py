@@ -8,7 +8,7 @@ from server.engine.admission import AdmissionController
 from server.engine.messages import Done, Pace, RolloutJob, SearchSize
 from server.errors import Reason, ServiceError
 from server.values.caller import Caller
-from server.worker.fair_queue import FairQueue, mixed
+from server.worker.scheduling.fair_queue import FairQueue, mixed
 from tests.support.server.linear import latent
 from tests.support.server.service_bench import ITERATION_S, SIZE, Bench, job
 

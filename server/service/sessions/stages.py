@@ -2,7 +2,7 @@
 
 A stage is over once enough actions are executed, which the front counts, or once an observation is near enough its
 goal, which the engine sees. Here is only the bookkeeping of both, by goal ids and without torch; the last stage stays
-for as long as the robot goes on. `planner.schedule` is for programs that hold the latents themselves, and ends.
+for as long as the robot goes on.
 """
 
 from __future__ import annotations

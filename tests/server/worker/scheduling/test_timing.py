@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.worker.timing import KINDS, Durations
+from server.worker.scheduling.timing import KINDS, Durations
 
 
 def test_what_was_never_seen_is_not_predicted() -> None:

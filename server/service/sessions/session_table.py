@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from server.errors import Reason, ServiceError, invalid
-from server.service.session import Session
+from server.service.sessions.session import Session
 from server.values.caller import EVERYONE, Caller
 
 

@@ -8,8 +8,15 @@ from presage.values import Plan, PlannerSettings, Provenance, Timings
 
 from server.engine.messages import Floats
 from server.errors import Reason, ServiceError
-from server.service.session import KEPT_PLANS, KEPT_REPLIES, CurrentPlan, EncodedObservation, PlanProgress, Session
-from server.service.stages import Stages
+from server.service.sessions.session import (
+    KEPT_PLANS,
+    KEPT_REPLIES,
+    CurrentPlan,
+    EncodedObservation,
+    PlanProgress,
+    Session,
+)
+from server.service.sessions.stages import Stages
 from server.values.calls import GoalStage
 
 BLOCK = 2

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from presage.limits import ActionLimits, held_for
 from presage.values import Calibration, Plan, SessionStatus
 
 from server.engine.messages import Floats
 from server.errors import Reason, invalid
-from server.service.stages import GoalChoice, Stages, pursuit
-from server.service.surprise import RunningStatistics
+from server.service.sessions.stages import GoalChoice, Stages, pursuit
+from server.service.sessions.surprise import RunningStatistics
 from server.values.caller import EVERYONE, Caller
 
 KEPT_REPLIES = 16  # plans a session can repeat for a caller that asks again
@@ -47,6 +48,7 @@ class CurrentPlan:
     sequence: int  # of that observation
     begins_at: int  # actions the robot had executed in its episode when it made that observation
     previous_action: Floats | None = None  # the last of them
+    held: tuple[float, ...] | None = None  # actions for which each of its dimensions was kept
     arrival: int | None = None  # its action after which it means to be at the goal; None where that is not known
     optimizer: str = ""  # that it was found by
 
@@ -67,6 +69,14 @@ class PlanProgress:
         action: Floats = self.followed.actions[min(self.executed, len(self.followed.actions)) - 1]
         return np.array(action)
 
+    @property
+    def held(self) -> tuple[float, ...] | None:
+        """For how many actions each dimension of `previous_action` was kept."""
+        if self.followed is None:
+            return None
+        before = None if self.followed.previous_action is None else self.followed.previous_action.tolist()
+        return held_for(self.followed.actions[: self.executed].tolist(), before, self.followed.held)
+
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -77,6 +87,7 @@ class WarmStart:
     committed: Floats | None = None  # [steps, action]
     warnings: tuple[str, ...] = ()
     arrival: int | None = None  # actions that the plan has left until it means to be at the goal
+    held: tuple[float, ...] | None = None  # actions for which each dimension of `previous_action` was kept
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class Session:
         stages: Stages | None = None,
         block: int = 1,
         execute: int = 0,
+        limits: ActionLimits | None = None,
         caller: Caller = EVERYONE,
     ) -> None:
         """With `stages`, the first one's goal is the session's. It belongs to the `caller`.
@@ -110,7 +122,7 @@ class Session:
         """
         self.session_id, self.model = session_id, model
         self.goal_id, self._stages = goal_id if stages is None else stages.current.goal_id, stages
-        self.execute, self.caller = execute, caller
+        self.execute, self.limits, self.caller = execute, limits, caller
         self.ttl_s, self.seed, self.create_time_ns = ttl_s, seed, wall_ns
         self.epoch = 0
         self.surprises = RunningStatistics()
@@ -304,6 +316,7 @@ class Session:
             warm_start=left if len(left) and same else None,
             arrival=plan.arrival - done if onward and plan.arrival is not None else None,
             previous_action=place.previous_action,
+            held=place.held,
             committed=under_way[:committed] if committed else None,
             warnings=warnings,
         )

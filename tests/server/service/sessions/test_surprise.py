@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from server.service.surprise import RunningStatistics
+from server.service.sessions.surprise import RunningStatistics
 
 
 def test_mean_and_deviation_are_those_of_all_numbers_however_they_came() -> None:

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from model.processes.fence import fence
+
 Job = Callable[[dict[str, Any], list[bytes]], "tuple[dict[str, Any], Sequence[bytes | memoryview]]"]
 """What a process does: something said and pieces of bytes, in and out."""
 
@@ -26,7 +28,8 @@ NICE = 5  # the program that asks runs first
 _MOST_PIECES = 4096
 _MOST_BYTES = 256 * 2**20  # of one piece
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import model.isolated as i; i.serve(sys.argv[2:])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import model.processes.isolated as i; i.serve(sys.argv[2:])"
 )
 _KEPT = ("LANG", "LC_ALL", "PATH", "TMPDIR", "OMP_NUM_THREADS")  # of the environment
 
@@ -55,6 +58,7 @@ class IsolatedProcess:
             there.close()
         self._connection = here
         self._started = False
+        self.unfenced = ""  # why it has no fence (`model.processes.fence`), once it has answered; empty: it has one
         self.in_step = True  # False while an answer is outstanding: such a process cannot be asked again
 
     @property
@@ -68,7 +72,7 @@ class IsolatedProcess:
         self.in_step = False
         try:
             if not self._started:
-                self._receive(deadline)
+                self.unfenced = str(self._receive(deadline)[0].get("unfenced", ""))
                 self._started = True
             _send(self._connection, {"job": job, "about": dict(about)}, pieces)
             answer = self._receive(deadline)
@@ -116,7 +120,7 @@ def serve(arguments: list[str]) -> None:
     limit_memory(int(arguments[1]))
     os.nice(NICE)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries write to stderr whatever they find
-    _send(connection, {"about": {}}, [])
+    _send(connection, {"about": {"unfenced": fence()}}, [])
     while True:
         try:
             asked = json.loads(connection.recv_bytes())

@@ -1,0 +1,1 @@
+"""Processes of their own for what strangers send: started, fenced and ended."""

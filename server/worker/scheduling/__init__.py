@@ -1,0 +1,1 @@
+"""What an engine does next: plans in batches, background jobs between them, fair shares, predicted times."""
