@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from model.interface import LoadedModel
     from model.package import PackageConfig, PlannerDefaults
-    from simulation.tasks import RobotTask
     from training.evaluation.closed_loop import Episode, Evaluation, Rule
 
 DIAGNOSED = 64  # episodes of open-loop prediction
@@ -67,6 +66,10 @@ def evaluate(
         int,
         typer.Option("--ceiling", min=0, help="Also try so many pairs with the true dynamics in the model's place."),
     ] = 0,
+    protocol_name: Annotated[
+        str,
+        typer.Option("--protocol", help="Offset, budget, execution and success rule of lewm, moderate or strict."),
+    ] = "",
     result_file: Annotated[
         Path | None, typer.Option("--result", metavar="FILE", help="Also write the figures there, as JSON.")
     ] = None,
@@ -84,27 +87,48 @@ def evaluate(
 
     from model.registry import load
     from simulation.manifest import Manifest
+    from simulation.protocols import protocol as protocol_named
     from simulation.rules import rules as success_rules
     from training.model_card import record_score
 
     if threads:
         torch.set_num_threads(threads)
+    protocol = protocol_named(protocol_name) if protocol_name else None
+    if protocol is not None:
+        protocol.success_rule(task)
+        if offset != protocol.offset or budget_steps not in (0, protocol.budget_steps) or record or ceiling:
+            raise CommandError(
+                f"--protocol {protocol.name}: fixes --offset {protocol.offset} and --budget-steps "
+                f"{protocol.budget_steps}, and goes with neither --record nor --ceiling"
+            )
     loaded = load(model, chosen)
+    scale = _action_scale(loaded.package.config, task)
+    if ceiling and scale != 1.0:
+        raise CommandError(f"--ceiling: needs a model that acts in the units of robot {task}")
     manifest = Manifest.load(task, offset)
     pairs = manifest.pairs(episodes, seed)
+    if protocol is not None and not (pairs := protocol.prepared(task, pairs)):
+        raise CommandError(f"--episodes: all {episodes} pairs are solved at their start by {protocol.name}'s rule")
     budget = budget_steps or 2 * offset
     own = loaded.package.config.planner
     wanted = {"optimizer": optimizer or None, "samples": samples, "iterations": iterations, "horizon": horizon}
     settings = with_settings(own, {name: value for name, value in wanted.items() if value is not None})
     if record and settings != own:
         raise CommandError("--record keeps scores of the package's own planner: leave the planner's options out")
-    rules = success_rules(task) if strict else ()
-    evaluation = _run(output, loaded, settings, task, pairs, seed, budget, rules)
+    if protocol is not None:
+        settings = replace(settings, execute=min(protocol.execute_blocks, settings.horizon) * loaded.block)
+    rules = success_rules(task) if strict or protocol is not None else ()
+    evaluation = _run(output, loaded, settings, task, pairs, seed, budget, rules, scale)
     value = summary(evaluation, task, model, seed, manifest.initially_solved_excluded)
     value |= by_rule(evaluation, rules)
+    if protocol is not None:
+        judged = value["rules"][protocol.rule] if protocol.rule else value
+        rates = ("success_rate", "ci95_low", "ci95_high", "random_success_rate", "oracle_success_rate")
+        value["protocol"] = {"name": protocol.name, **{name: judged[name] for name in rates}}
+        value["initially_solved_excluded"] += episodes - len(pairs)
     if ceiling:
         value |= _ceiling(output, loaded, settings, task, pairs[:ceiling], seed, budget)
-    value |= {"offset": offset, "budget_steps": budget, "planner": asdict(settings), **_open_loop(loaded, task)}
+    value |= {"offset": offset, "budget_steps": budget, "planner": asdict(settings), **_open_loop(loaded, task, scale)}
     if destination is not None:
         destination.write_text(json.dumps(value, indent=2) + "\n")
     if page is not None:
@@ -196,8 +220,10 @@ def _ceiling(
     return {"ceiling": told}
 
 
-def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
+def _open_loop(model: LoadedModel, task: str, scale: float) -> dict[str, Any]:
     """How far ahead the model predicts, and whether its cost tells true actions from others, on held-out episodes."""
+    import numpy as np
+
     from simulation.episodes import HELD_OUT_SEED_START
     from simulation.exploration import explore
     from training.evaluation.diagnostics import open_loop, plan_worthiness
@@ -206,8 +232,9 @@ def _open_loop(model: LoadedModel, task: str) -> dict[str, Any]:
     ahead = config.planner.horizon * model.block
     # Seeds next to the manifests' own: neither they nor training have seen these episodes.
     group = explore(task, HELD_OUT_SEED_START + 1, range(DIAGNOSED), 2 * ahead, config.image.height)
-    predicted = open_loop(model, group.frames, group.actions, group.proprioception)
-    worth = plan_worthiness(model, group.frames, group.actions, group.proprioception, config.planner.horizon)
+    actions = group.actions / np.float32(scale)
+    predicted = open_loop(model, group.frames, actions, group.proprioception)
+    worth = plan_worthiness(model, group.frames, actions, group.proprioception, config.planner.horizon)
     return {
         "open_loop_actions": list(predicted.actions),
         "open_loop_error": [round(value, 5) for value in predicted.error],
@@ -234,7 +261,7 @@ def with_settings(own: PlannerDefaults, wanted: Mapping[str, Any]) -> PlannerDef
     if not wanted:
         return own
     samples = wanted.get("samples", own.samples)
-    elites = max(1, min(samples, round(own.elites * samples / own.samples)))
+    elites = min(samples, max(min(2, own.elites), round(own.elites * samples / own.samples)))
     return replace(own, **{"elites": elites, **wanted})
 
 
@@ -247,6 +274,7 @@ def _run(
     seed: int,
     budget_steps: int,
     rules: Sequence[Rule],
+    scale: float,
 ) -> Evaluation:
     from rich.progress import TextColumn
 
@@ -256,7 +284,6 @@ def _run(
     from training.evaluation.closed_loop import evaluate
 
     config = model.package.config
-    _check_suits(config, make(task, config.image.height))
     optimizer = registry.configured(settings)
     with output.progress(TextColumn("{task.fields[solved]} solved")) as bars:
         bar = bars.add_task(f"{config.name} on {task}", total=len(pairs), solved=0)
@@ -278,15 +305,22 @@ def _run(
             budget_steps=budget_steps,
             rules=rules,
             progress=advance,
+            execute=settings.execute,
+            action_scale=scale,
         )
 
 
-def _check_suits(config: PackageConfig, robot: RobotTask) -> None:
-    """Raises CommandError where a model's actions are not this robot's."""
-    names = () if config.action is None else config.action.names
-    if names != robot.action_names:
-        acts, wanted = ", ".join(names) or "no actions", ", ".join(robot.action_names)
-        raise CommandError(f"model {config.name} acts in {acts}, but robot {robot.name} in {wanted}")
+def _action_scale(config: PackageConfig, task: str) -> float:
+    """What a model's actions are multiplied by to be this robot's. CommandError for a model of another robot."""
+    from model.lewm.published import RELEASED
+    from simulation.protocols import action_scale
+    from simulation.tasks import make
+
+    trained = {each.repository: each.task for each in RELEASED}.get(config.training.get("repository", ""), task)
+    if trained != task:
+        raise CommandError(f"model {config.name} was trained for {trained}: it cannot be evaluated on {task}")
+    names, units = ((), ()) if config.action is None else (config.action.names, config.action.units)
+    return action_scale(task, make(task, 16).action_names, names, units, config.name)
 
 
 def _table(value: dict[str, Any]) -> Table:
@@ -312,6 +346,8 @@ def _table(value: dict[str, Any]) -> Table:
     table.add_row("random", f"{value['random_success_rate']:.1%}", "", *others("random_"))
     oracle = value["oracle_success_rate"]
     table.add_row("oracle", "none" if oracle is None else f"{oracle:.1%}", "", *others("oracle_"))
+    if (fixed := value.get("protocol")) is not None:
+        table.title = f"{table.title}; protocol {fixed['name']}: {fixed['success_rate']:.1%}"
     if value["plan_ms_p50"] is not None:
         goals = f"goals {value['offset']} steps ahead, budget {value['budget_steps']}"
         times = f"one plan: p50 {value['plan_ms_p50']:.0f} ms, p95 {value['plan_ms_p95']:.0f} ms"

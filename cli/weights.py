@@ -202,6 +202,10 @@ def pull(
     from model.checkpoints.listing import find, published
 
     model = find(name)
+    if model is None and name.lower().startswith("dinov3"):
+        raise CommandError(
+            f"{name}: Presage has no code for DINOv3, which has a license of its own; dinov2_vits14 can be imported"
+        )
     if model is None:
         names = ", ".join(each.name for each in published())
         raise typer.BadParameter(f"must be one of {names}, got {name!r}", param_hint="NAME")

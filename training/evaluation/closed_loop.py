@@ -169,12 +169,15 @@ def evaluate(
     budget_steps: int = 50,
     rules: Sequence[Rule] = (),
     progress: Callable[[Episode], None] = lambda episode: None,
+    execute: int | None = None,
+    action_scale: float = 1.0,
 ) -> Evaluation:
     """Drive a robot from every pair's start towards the image of its goal, and let the baselines try the same pairs.
 
     Seeds belong to pairs: outcomes depend neither on the order of pairs nor on how many there are. With `rules`, a try
     goes on after its success until they are met too, or the budget is spent. `progress` is called after each episode of
-    the model. Raises ValueError for no pairs left or a budget below 1, PackageError for a model
+    the model. `execute` is how many actions of a plan are taken, instead of the package's; the robot gets the model's
+    actions times `action_scale`. Raises ValueError for no pairs left or a budget below 1, PackageError for a model
     that has no actions.
     """
     if budget_steps < 1:
@@ -186,7 +189,7 @@ def evaluate(
     episodes = []
     for pair in unsolved:
         own = episode_seed(seed, pair.index)
-        episodes.append(run_episode(model, optimizer, robot, pair, own, budget_steps, rules))
+        episodes.append(run_episode(model, optimizer, robot, pair, own, budget_steps, rules, execute, action_scale))
         progress(episodes[-1])
     random = run_policy(robot, random_policy, unsolved, seed, budget_steps, rules)
     assert random is not None
@@ -202,10 +205,12 @@ def run_episode(
     seed: int,
     budget_steps: int,
     rules: Sequence[Rule] = (),
+    execute: int | None = None,
+    action_scale: float = 1.0,
 ) -> Episode:
     """Receding horizon from images alone: look, search from the last plan's rest, execute a few actions, look again."""
     settings = model.package.config.planner
-    space, execute = action_space(model), settings.execute
+    space, execute = action_space(model), execute or settings.execute
     robot.set_state(pair.start_state)
     goal = encode_image(model, robot.render_state(pair.goal_state))
     latents: list[Tensor] = []
@@ -220,7 +225,7 @@ def run_episode(
         latents = [*latents, encode_image(model, robot.render())][-model.package.config.history :]
         proprioception = [*proprioception, robot.proprioception][-model.package.config.history :]
         problem = Problem(
-            context=_context(model, latents, proprioception, taken),
+            context=_context(model, latents, proprioception, taken, execute),
             goal=goal,
             space=space,
             seed=plan_seed(seed, len(plan_ms)),
@@ -238,7 +243,7 @@ def run_episode(
         actions = plan.actions.cpu().numpy()
         plan_ms.append((time.perf_counter() - began) * 1000)
         for executed, action in enumerate(actions[: min(execute, budget_steps - steps)], start=1):  # noqa: B007  # used below
-            robot.act(action)
+            robot.act(action * np.float32(action_scale))
             taken.append(action)
             track.note(robot)
             if track.over:
@@ -277,11 +282,12 @@ def _context(
     latents: Sequence[Tensor],
     proprioception: Sequence[NDArray[np.float32]],
     taken: Sequence[NDArray[np.float32]],
+    execute: int,
 ) -> tuple[Tensor, ...]:
     """Where rollouts start. Models that look back on past actions get them where images are a model step apart."""
     config, measured = model.package.config, proprioception_of(model, proprioception)
     back = (len(latents) - 1) * model.block
-    if not (config.past_actions and config.planner.execute == model.block and back):
+    if not (config.past_actions and execute == model.block and back):
         return model.context(latents, measured)
     past = torch.from_numpy(np.stack(taken[len(taken) - back :])).to(model.device)
     return model.context(latents, measured, past)
