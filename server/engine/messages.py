@@ -6,7 +6,7 @@ Instants are readings of the machine's monotonic clock, which all its processes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -92,8 +92,6 @@ class ServedModel:
 
     reply: Model  # but for what the front knows: limits, version
     search: SearchSize | None  # its own settings; None: it only embeds
-    history: int  # latents a rollout starts from
-    past_actions: bool = field(default=False, kw_only=True)  # these are a model step apart, with the actions between
     device: str
     dtype: str
     why_dtype: str  # how it came to be that

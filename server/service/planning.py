@@ -253,10 +253,10 @@ def start_of(
     A model that its past actions matter to looks back on what was seen whole model steps before. Where nobody says how
     far the robot is by now (`progress`), or a step is not known whole, on nothing beyond.
     """
-    most = served.history - 1
+    most = served.reply.history - 1
     earlier: tuple[EncodedObservation, ...] = ()
     executed = seen.past_actions
-    if served.past_actions:
+    if served.reply.past_actions:
         if session is not None and progress is not None:
             earlier, executed = session.steps_before(
                 sequence, progress, validation.actions_of(served.reply).block, most

@@ -113,10 +113,10 @@ def past(seen: Observation, served: ServedModel, in_session: bool, name: str = "
     field, model = f"{name}.past_images", served.reply
     if in_session:
         raise invalid(field, "must be left out in a session, which remembers by itself", len(frames))
-    if not served.past_actions:
+    if not served.reply.past_actions:
         raise invalid(field, f"must be empty: model {model.name} does not look back on them", len(frames))
-    if not 1 <= len(frames) <= served.history - 1:
-        raise invalid(field, f"must be 1 to {served.history - 1} for model {model.name}", len(frames))
+    if not 1 <= len(frames) <= served.reply.history - 1:
+        raise invalid(field, f"must be 1 to {served.reply.history - 1} for model {model.name}", len(frames))
     for index, image in enumerate(frames):
         frame(image, model, f"{field}[{index}]")
     action = actions_of(model)

@@ -170,12 +170,10 @@ def describe(name: str, model: LoadedModel, verdict: Verdict, graphed: str, size
     return ServedModel(
         reply,
         search if action is not None else None,
-        config.history,
         str(model.device),
         dtype,
         verdict.why,
         graphed,
-        past_actions=config.past_actions,
         proposes=model.proposer is not None,
         digest=model.package.digest(),
     )

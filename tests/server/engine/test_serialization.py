@@ -110,8 +110,8 @@ def same(one: object, other: object) -> bool:
         Failed(5, Reason.ENGINE_LOST, "why", "field", "rule", "value"),
         Loaded(
             (
-                ServedModel(MODEL, SIZE, 1, "cpu", "bfloat16", "twice as fast"),
-                ServedModel(MODEL, None, 3, "cpu", "float32", "as set"),
+                ServedModel(MODEL, SIZE, "cpu", "bfloat16", "twice as fast"),
+                ServedModel(MODEL, None, "cpu", "float32", "as set"),
             ),
             threads=2,
         ),

@@ -29,6 +29,7 @@ async def test_models_say_what_they_need_and_the_default_comes_first(application
     assert model.planner == PlannerSettings(64, 6, 8, 3, "cem", discount=1.0)
     assert model.execute == 5
     assert application.model("embedder").action is None
+    assert (model.history, application.model("historian").history, model.past_actions) == (1, 3, False)
     assert application.model("tiny").card.startswith("# tiny")
     with pytest.raises(ServiceError) as caught:
         application.model("nobody")

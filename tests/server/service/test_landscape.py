@@ -59,7 +59,7 @@ async def test_rest_is_zero_where_zero_is_allowed_and_one_of_the_points(applicat
         linear.action, low=(-0.1, 0.0), high=(0.9, 1.0), rest=(0.0, 0.0)
     )  # a base that drives forward, and a gripper
     reply = replace(linear, action=moves)
-    served = ServedModel(reply, None, 1, "cpu", "float32", "as set")
+    served = ServedModel(reply, None, "cpu", "float32", "as set")
     found = grid(LandscapeRequest(HERE), served)
     np.testing.assert_allclose(found.values, [[-0.1, 0, 0.3, 0.6, 0.9], [0, 0.25, 0.5, 0.75, 1]], atol=1e-7)
     assert found.rest == (1, 0)

@@ -138,7 +138,8 @@ class Model:
     precision and on which device the server computes, and which of its rollouts are replayed as graphs. `license`: of
     the weights, as far as known. `labels`: of the classes of clips, empty for a model that classifies nothing;
     `clip_frames`: those of a clip that its classifier was trained on, 0 where that is not known. `measures_goals`:
-    whether a goal may say what the robot should measure there.
+    whether a goal may say what the robot should measure there. `history`: observations a model step apart that a
+    prediction starts from; `past_actions`: whether also from the actions executed between them.
     """
 
     name: str
@@ -158,6 +159,8 @@ class Model:
     labels: Tuple[str, ...] = ()
     clip_frames: int = 0
     measures_goals: bool = False
+    history: int = 1
+    past_actions: bool = False
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Model(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     CLIP_FRAMES_FIELD_NUMBER: builtins.int
     MEASURES_GOALS_FIELD_NUMBER: builtins.int
+    HISTORY_FIELD_NUMBER: builtins.int
+    PAST_ACTIONS_FIELD_NUMBER: builtins.int
     name: builtins.str
     family: builtins.str
     """"compact", "vjepa2", "lewm" or "dino_wm"."""
@@ -120,6 +122,10 @@ class Model(google.protobuf.message.Message):
     """Frames of a clip that the classifier was trained on; 0 where that is not known."""
     measures_goals: builtins.bool
     """Whether a goal may say what the robot should measure there."""
+    history: builtins.int
+    """Observations, a model step apart, that a prediction starts from: the newest, and those before that are known."""
+    past_actions: builtins.bool
+    """Whether a prediction also starts from the actions executed between those observations."""
     @property
     def image(self) -> global___ImageSpec: ...
     @property
@@ -164,9 +170,11 @@ class Model(google.protobuf.message.Message):
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         clip_frames: builtins.int = ...,
         measures_goals: builtins.bool = ...,
+        history: builtins.int = ...,
+        past_actions: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["action", b"action", "image", b"image", "limits", b"limits", "planner", b"planner"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "clip_frames", b"clip_frames", "computes", b"computes", "execute", b"execute", "family", b"family", "image", b"image", "labels", b"labels", "latent_shape", b"latent_shape", "license", b"license", "limits", b"limits", "measures_goals", b"measures_goals", "name", b"name", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "card", b"card", "clip_frames", b"clip_frames", "computes", b"computes", "execute", b"execute", "family", b"family", "history", b"history", "image", b"image", "labels", b"labels", "latent_shape", b"latent_shape", "license", b"license", "limits", b"limits", "measures_goals", b"measures_goals", "name", b"name", "past_actions", b"past_actions", "planner", b"planner", "proprioception_names", b"proprioception_names", "server_version", b"server_version", "weights_digest", b"weights_digest"]) -> None: ...
 
 global___Model = Model
 
