@@ -24,7 +24,7 @@ class Aborted(Exception):
 
 
 class ReplicaContext:
-    """One call's context. `told` is Ray's copy; `write` sends one message of a stream."""
+    """One call's context. `told` is Ray's copy; `write` sends one answer."""
 
     def __init__(self, told: Any, write: Callable[[Any], Awaitable[None]] | None = None) -> None:
         self._told, self._write = told, write
@@ -56,7 +56,7 @@ class ReplicaContext:
         raise Aborted
 
     async def write(self, message: Any) -> None:
-        assert self._write is not None, "only streams are written to"
+        assert self._write is not None, "this context is only read"
         await self._write(message)
 
 

@@ -93,46 +93,37 @@ class Replica:
         return await self._interceptor.intercept_service(find, details)
 
 
-async def _unary(replica: Replica, request: Called, grpc_context: Any) -> Encoded:
-    context = ReplicaContext(grpc_context)
-    handler = await replica.handler(request.path, context)
-    try:
-        if handler.unary_unary is None:  # refused
-            await handler.stream_stream(_none(), context)
-        reply = await handler.unary_unary(_parsed(handler, request), context)
-    except Aborted:
-        return NOTHING
-    return Encoded(reply.SerializeToString())
+async def _answered(replica: Replica, path: str, requests: AsyncIterator[bytes], context: ReplicaContext) -> None:
+    """Serve a call; its answer is written to the context. Raises Aborted.
 
-
-async def _collected(replica: Replica, path: str, requests: AsyncIterator[Called], grpc_context: Any) -> Encoded:
-    context = ReplicaContext(grpc_context)
+    The interceptor hands all requests on as a stream, and has two kinds of handlers: of one answer, and of a stream.
+    """
     handler = await replica.handler(path, context)
+    if handler.stream_unary is None:
+        await handler.stream_stream(requests, context)
+    else:
+        await context.write(await handler.stream_unary(requests, context))
+
+
+async def _single(replica: Replica, path: str, requests: AsyncIterator[bytes], grpc_context: Any) -> Encoded:
+    """The one answer of a call."""
+    written: list[Encoded] = []
+
+    async def write(reply: Any) -> None:
+        written.append(Encoded(reply.SerializeToString()))
+
     try:
-        if handler.stream_unary is None:
-            await handler.stream_stream(_none(), context)
-        reply = await handler.stream_unary(_data(requests), context)
+        await _answered(replica, path, requests, ReplicaContext(grpc_context, write))
     except Aborted:
         return NOTHING
-    return Encoded(reply.SerializeToString())
+    (answer,) = written
+    return answer
 
 
-async def _streamed(replica: Replica, request: Called, grpc_context: Any) -> AsyncIterator[Encoded]:
-    context = ReplicaContext(grpc_context)
-    handler = await replica.handler(request.path, context)
-    try:
-        if handler.unary_stream is None:
-            await handler.stream_stream(_none(), context)
-        async for reply in handler.unary_stream(_parsed(handler, request), context):
-            yield Encoded(reply.SerializeToString())
-    except Aborted:
-        yield NOTHING
-
-
-async def _conversed(
-    replica: Replica, path: str, requests: AsyncIterator[Called], grpc_context: Any
+async def _stream(
+    replica: Replica, path: str, requests: AsyncIterator[bytes], grpc_context: Any
 ) -> AsyncIterator[Encoded]:
-    """A conversation writes whenever it likes; Ray wants a generator."""
+    """The answers of a call. It writes whenever it likes; Ray wants a generator."""
     written: asyncio.Queue[Encoded | None] = asyncio.Queue(1)
 
     async def write(reply: Any) -> None:
@@ -140,9 +131,7 @@ async def _conversed(
 
     async def converse() -> None:
         try:
-            context = ReplicaContext(grpc_context, write)
-            handler = await replica.handler(path, context)
-            await handler.stream_stream(_data(requests), context)
+            await _answered(replica, path, requests, ReplicaContext(grpc_context, write))
         except Aborted:
             await written.put(NOTHING)  # Ray carries an error of a stream beside a message only: an empty one
         finally:
@@ -166,32 +155,25 @@ async def _data(requests: AsyncIterator[Called]) -> AsyncIterator[bytes]:
         yield request.data
 
 
-async def _none() -> AsyncIterator[bytes]:
-    no_data: tuple[bytes, ...] = ()
-    for data in no_data:
-        yield data
-
-
-def _parsed(handler: Any, request: Called) -> Any:
-    """Probes come parsed, everything else parses itself."""
-    return request.data if handler.request_deserializer is None else handler.request_deserializer(request.data)
+async def _only(request: Called) -> AsyncIterator[bytes]:
+    yield request.data
 
 
 def _method(path: str, kind: Kind) -> Callable[..., Any]:
     """A method of Replica, with the two arguments that Ray passes."""
 
     async def unary(self: Replica, request: Called, grpc_context: Any) -> Encoded:
-        return await _unary(self, request, grpc_context)
+        return await _single(self, request.path, _only(request), grpc_context)
 
     async def collected(self: Replica, request: AsyncIterator[Called], grpc_context: Any) -> Encoded:
-        return await _collected(self, path, request, grpc_context)
+        return await _single(self, path, _data(request), grpc_context)
 
     async def streamed(self: Replica, request: Called, grpc_context: Any) -> AsyncIterator[Encoded]:
-        async for reply in _streamed(self, request, grpc_context):
+        async for reply in _stream(self, request.path, _only(request), grpc_context):
             yield reply
 
     async def conversed(self: Replica, request: AsyncIterator[Called], grpc_context: Any) -> AsyncIterator[Encoded]:
-        async for reply in _conversed(self, path, request, grpc_context):
+        async for reply in _stream(self, path, _data(request), grpc_context):
             yield reply
 
     made: dict[Kind, Callable[..., Awaitable[Encoded] | AsyncIterator[Encoded]]] = {

@@ -104,9 +104,9 @@ def own_logging() -> Iterator[None]:
 async def test_a_replica_keeps_rich_errors_and_streams_without_ray(own_logging: None) -> None:
     arm = tasks.make("arm")
     replica: Any = Replica.__new__(Replica)
-    settings = Settings(devices=("cpu",), engine_threads=1, api_keys=("key",), log_level="error")
+    settings = Settings(devices=("cpu",), engine_threads=1, api_keys=("a-robot-of-ours",), log_level="error")
     await replica.__init__(settings)
-    key = ("x-api-key", "key")
+    key = ("x-api-key", "a-robot-of-ours")
     try:
         health = await replica.Check(Called("/grpc.health.v1.Health/Check", b""), RaysCopy())
         assert health_pb2.HealthCheckResponse.FromString(health.data).status == health_pb2.HealthCheckResponse.SERVING
