@@ -49,11 +49,11 @@ def replay(
 def _load(wanted: tuple[str, ...], device: str) -> dict[str, LoadedModel]:
     """The models by their own names. Raises PackageError."""
     from model import registry
-    from server.worker.process import device as device_named
+    from model.runtime.devices import usable
 
     if not wanted:
         raise CommandError("the file names no models: name them with --model")
-    loaded = [registry.load(name, device_named(device)) for name in wanted]
+    loaded = [registry.load(name, usable(device)) for name in wanted]
     return {model.package.config.name: model for model in loaded}
 
 
