@@ -34,6 +34,8 @@ PUBLISHED: Mapping[str, CEM] = {
 }
 """Published searches at their published sizes."""
 EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
+REPLACE_MARGIN = 0.1  # of its cost, by which a plan of real-time iteration beats what is left of the last one: a search
+# beside the goal finds plans that the model alone takes for better, and the robot leaves the goal for a moment
 STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
 
 
@@ -81,7 +83,7 @@ def optimizer(
             steps = GaussNewton(
                 starts=starts, iterations=max(1, iterations - 1), horizon=horizon, initial_std=1.0, cost=priced
             )
-            return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED)
+            return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED, replace_margin=REPLACE_MARGIN)
         case _:
             raise AssertionError(name)  # refused above
 

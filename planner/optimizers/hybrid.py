@@ -38,6 +38,7 @@ class Hybrid:
     polish: Gradient | GaussNewton = field(default_factory=lambda: Gradient(starts=4, iterations=40, step=0.2))
     search_when_warm: bool = True  # False: a warm start is polished at once, and all the time there is goes into that
     search_one_in: int = 0  # of warm starts, by their seeds, all the same: to leave a valley that polishing cannot
+    replace_margin: float = 0.0  # the least that its problems have (`Problem.replace_margin`)
 
     def __post_init__(self) -> None:
         for name in ("horizon", "cost"):
@@ -74,6 +75,7 @@ class Hybrid:
 
     def start(self, problem: Problem, block: int) -> Search:
         """Set up the first half's search, or the second's. Raises PlanningError on a bad problem."""
+        problem = replace(problem, replace_margin=max(problem.replace_margin, self.replace_margin))
         return (self.search if self._sampled(problem) else self.polish).start(problem, block)
 
     def improve(self, world_model: WorldModel, searches: Sequence[Search]) -> list[Search]:

@@ -87,7 +87,7 @@ class Clips:
             raise ServiceError(reason, error.message, field="clip", rule=error.reason) from None
 
     def _sampling(self, wanted: FrameSampling) -> Sampling:
-        one_of("sampling", {"fps": wanted.fps, "frames": wanted.frames}, refuse, least=0)
+        one_of("frames", {"fps": wanted.fps, "frames": wanted.frames}, refuse, least=0)
         if wanted.fps is not None and not (math.isfinite(wanted.fps) and 0 < wanted.fps <= 1000):
             raise invalid("sampling.fps", "must be above 0 and at most 1000", wanted.fps)
         if wanted.frames is not None and not 1 <= wanted.frames <= self._limits.clip_frames:

@@ -76,7 +76,7 @@ async def test_a_clip_embeds_with_times_and_distances(application: Application, 
         (FrameSampling(fps=float("nan")), "sampling.fps"),
         (FrameSampling(frames=0), "sampling.frames"),
         (FrameSampling(frames=1 << 31), "sampling.frames"),
-        (FrameSampling(fps=1.0, frames=1), "sampling"),
+        (FrameSampling(fps=1.0, frames=1), "frames"),
     ],
 )
 async def test_bad_sampling_is_refused_by_name(

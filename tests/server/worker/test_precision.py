@@ -59,16 +59,17 @@ class Coarse:
 
 def test_a_precision_that_chooses_the_same_actions_agrees_and_a_ruined_one_does_not() -> None:
     arm = load("arm", CPU)
-    problems = precision.imagined_problems(arm, SIZE, count=3)
-    same = precision.agreement(arm, arm, SIZE, problems)
+    size = own_search(arm.package.config.planner)
+    problems = precision.imagined_problems(arm, size, count=3)
+    same = precision.agreement(arm, arm, size, problems)
     assert (same.gap, same.excess) == (0, 0)
-    lowered = precision.agreement(arm, arm.to_precision(torch.bfloat16), SIZE, problems)
+    lowered = precision.agreement(arm, arm.to_precision(torch.bfloat16), size, problems)
     assert lowered.gap > 0
     assert lowered.holds
     assert isinstance(arm, OffsetFreeModel)
     assert isinstance(arm.model, CompactWorldModel)
     ruined = OffsetFreeModel(Coarse(arm.model, noise=1.0).to_precision(torch.bfloat16), arm.rest)
-    assert not precision.agreement(arm, ruined, SIZE, problems).holds
+    assert not precision.agreement(arm, ruined, size, problems).holds
 
 
 def test_a_ruined_precision_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +101,11 @@ def test_a_precision_that_is_not_faster_is_not_taken(compact_folder: Path, monke
 def test_what_agrees_and_is_faster_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(precision, "GATE_S", float("inf"))
-    served, verdict = precision.with_best_precision(load("arm", CPU), SIZE)
+    arm = load("arm", CPU)
+    size = own_search(arm.package.config.planner)
+    served, verdict = precision.with_best_precision(arm, size)
     assert served.dtype is verdict.dtype is torch.bfloat16
-    again = precision.with_best_precision(served, SIZE)
+    again = precision.with_best_precision(served, size)
     assert (again[0], again[1].why) == (served, "it is loaded so")
 
 
