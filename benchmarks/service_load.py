@@ -63,6 +63,16 @@ class NullService:
         return None
 
 
+def end(process: subprocess.Popen[Any]) -> None:
+    """Ask a process to end, and kill one that does not within 20 s."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def null_service(**variables: str) -> Iterator[NullService]:
     """Serve the null model in another process; PRESAGE_* settings by their lower-case names."""
@@ -78,12 +88,7 @@ def null_service(**variables: str) -> Iterator[NullService]:
         told = json.loads(line)
         yield NullService(told["grpc"], told["rest"], process.pid)
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
     from model.interface import LoadedModel
     from model.package import PackageConfig, PlannerDefaults
+    from simulation.protocols import Protocol
     from training.evaluation.closed_loop import Episode, Evaluation, Rule
 
 DIAGNOSED = 64  # episodes of open-loop prediction
+RATES = ("success_rate", "ci95_low", "ci95_high", "random_success_rate", "oracle_success_rate")
 
 
 def evaluate(
@@ -87,20 +89,12 @@ def evaluate(
 
     from model.registry import load
     from simulation.manifest import Manifest
-    from simulation.protocols import protocol as protocol_named
     from simulation.rules import rules as success_rules
     from training.model_card import record_score
 
     if threads:
         torch.set_num_threads(threads)
-    protocol = protocol_named(protocol_name) if protocol_name else None
-    if protocol is not None:
-        protocol.success_rule(task)
-        if offset != protocol.offset or budget_steps not in (0, protocol.budget_steps) or record or ceiling:
-            raise CommandError(
-                f"--protocol {protocol.name}: fixes --offset {protocol.offset} and --budget-steps "
-                f"{protocol.budget_steps}, and goes with neither --record nor --ceiling"
-            )
+    protocol = _protocol(protocol_name, task, offset, budget_steps, record or bool(ceiling)) if protocol_name else None
     loaded = load(model, chosen)
     scale = _action_scale(loaded.package.config, task)
     if ceiling and scale != 1.0:
@@ -123,8 +117,7 @@ def evaluate(
     value |= by_rule(evaluation, rules)
     if protocol is not None:
         judged = value["rules"][protocol.rule] if protocol.rule else value
-        rates = ("success_rate", "ci95_low", "ci95_high", "random_success_rate", "oracle_success_rate")
-        value["protocol"] = {"name": protocol.name, **{name: judged[name] for name in rates}}
+        value["protocol"] = {"name": protocol.name, **{name: judged[name] for name in RATES}}
         value["initially_solved_excluded"] += episodes - len(pairs)
     if ceiling:
         value |= _ceiling(output, loaded, settings, task, pairs[:ceiling], seed, budget)
@@ -136,6 +129,20 @@ def evaluate(
     if record:
         record_score(loaded.package.folder, value)
     output.result(value, _table(value))
+
+
+def _protocol(name: str, task: str, offset: int, budget_steps: int, goes_on: bool) -> Protocol:
+    """The protocol of that name, if the task knows its rule and nothing was asked for that it fixes or forbids."""
+    from simulation.protocols import protocol
+
+    found = protocol(name)
+    found.success_rule(task)
+    if offset != found.offset or budget_steps not in (0, found.budget_steps) or goes_on:
+        raise CommandError(
+            f"--protocol {found.name}: fixes --offset {found.offset} and --budget-steps {found.budget_steps}, "
+            "and goes with neither --record nor --ceiling"
+        )
+    return found
 
 
 def summary(evaluation: Evaluation, task: str, model: str, seed: int, excluded: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.service_load import end
+
 LIMIT_BYTES = 2 * 2**30  # address space of each process of the service
 ATTACKER, OTHER = "attackers-key-0123456789", "another-robots-key-0123456789"
 
@@ -83,12 +85,7 @@ def serving(attack: Attack, folder: Path) -> Iterator[Target]:
         _wait_ready(process, rest, log)
         yield Target(f"127.0.0.1:{ports[0]}", rest, process.pid, log, "" if attack.keyless else ATTACKER)
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def _limited() -> None:

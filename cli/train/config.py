@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
@@ -37,7 +38,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(ABC):
     """What the config of every family says: the package's name, and which recorded episodes to read."""
 
     together: ClassVar[bool] = False  # whether several processes can train it as one
@@ -61,9 +62,9 @@ class TrainingConfig:
 
         return ReadOptions(self.camera, self.state_key, self.rate_hz, self.action_key)
 
+    @abstractmethod
     def train(self, run: Run) -> Outcome:
         """Train, and write the package into `run.out`. Raises CommandError."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

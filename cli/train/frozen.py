@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -75,9 +76,25 @@ class FrozenTraining(EpisodesConfig):
         values = {"episodes": episodes.source, **outcome.values}
         return replace(outcome, values=values, skipped=skipped, scratch=(LATENTS, READING))
 
+    @abstractmethod
     def fit(self, run: Run, material: Material) -> Outcome:
         """Train the part. Raises CommandError."""
-        raise NotImplementedError
+
+    def _followed(
+        self,
+        run: Run,
+        material: Material,
+        trainer: Callable[..., Path],
+        line: Callable[[Any], ProgressLine],
+        **more: object,
+    ) -> Any:
+        """The last progress of `trainer`, which is told of the material and `more`; each is shown as its `line`."""
+
+        def fit(advance: Callable[[Any], None]) -> Path:
+            told = {"source": material.source, "provenance": run.provenance(), **more}
+            return trainer(self.recipe, material.episodes, material.package, run.out, advance, **told)
+
+        return run.follow(material.package.config.name, self.recipe.steps, line, fit)
 
     def _gathered(self, run: Run, model: LoadedModel) -> tuple[Episodes, tuple[Any, ...]]:
         from simulation.drawn_frames import collect_unseen
@@ -124,23 +141,11 @@ class ProposerTraining(FrozenTraining):
     def fit(self, run: Run, material: Material) -> Outcome:
         from training.frozen.proposer import train
 
-        def fit(advance: Callable[[ProposerProgress], None]) -> Path:
-            return train(
-                self.recipe,
-                material.episodes,
-                material.package,
-                run.out,
-                advance,
-                source=material.source,
-                provenance=run.provenance(),
-                reading=material.reading,
-            )
-
         def line(last: ProposerProgress) -> ProgressLine:
             held_out = "" if last.held_out_loss is None else f", held out {last.held_out_loss:.4f}"
             return ProgressLine(f"loss {last.loss:.4f}", held_out, last.held_out_loss is not None)
 
-        last = run.follow(material.package.config.name, self.recipe.steps, line, fit)
+        last: ProposerProgress = self._followed(run, material, train, line, reading=material.reading)
         told = f"held-out loss {last.held_out_loss:.4f} of the actions' variance"
         return Outcome(last, told, {"held_out_loss": last.held_out_loss})
 
@@ -156,17 +161,6 @@ class StepPredictorTraining(FrozenTraining):
     def fit(self, run: Run, material: Material) -> Outcome:
         from training.frozen.step_predictor import train
 
-        def fit(advance: Callable[[StepPredictorProgress], None]) -> Path:
-            return train(
-                self.recipe,
-                material.episodes,
-                material.package,
-                run.out,
-                advance,
-                source=material.source,
-                provenance=run.provenance(),
-            )
-
         def line(last: StepPredictorProgress) -> ProgressLine:
             if last.held_out is None:
                 return ProgressLine(f"loss {last.loss:.4f}")
@@ -174,7 +168,7 @@ class StepPredictorTraining(FrozenTraining):
             more = ", held out at the horizon: by steps {:.4f}, at once {:.4f}, both {:.4f}".format(*ends)
             return ProgressLine(f"loss {last.loss:.4f}", more, True)
 
-        last = run.follow(material.package.config.name, self.recipe.steps, line, fit)
+        last: StepPredictorProgress = self._followed(run, material, train, line)
         assert last.held_out is not None
         return Outcome(last, line(last).more.removeprefix(", "), {"held_out_error": asdict(last.held_out)})
 
