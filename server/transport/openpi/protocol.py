@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from server.config import Limits
 
@@ -35,8 +36,14 @@ class _Bounded(WebSocketsSansIOProtocol):
             self._whole()
         self.unfinished[self] = held
         self._alarm = self._alarm or asyncio.get_running_loop().call_later(self.message_s, self.transport.abort)
-        too_much = held > _SMALL_BYTES and sum(self.unfinished.values()) > UNFINISHED_BYTES
-        if too_much or len(self.frames) > _FRAGMENTS:
+        if held > _SMALL_BYTES and sum(self.unfinished.values()) > UNFINISHED_BYTES:
+            self._whole()
+            self.transport.abort()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < _FRAGMENTS:  # counted one by one: many may arrive at once, and end the message
+            super().handle_cont(event)
+        else:
             self._whole()
             self.transport.abort()
 
