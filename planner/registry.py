@@ -36,7 +36,9 @@ PUBLISHED: Mapping[str, CEM] = {
 EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
 REPLACE_MARGIN = 0.1  # of its cost, by which a plan of real-time iteration beats what is left of the last one: a search
 # beside the goal finds plans that the model alone takes for better, and the robot leaves the goal for a moment
-STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
+STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it. It changes the actions of a
+# model step together: a cost sees only where a step ends, so that a plan with actions of its own may leave the goal and
+# come back within a step, and a loop that replans within it leaves, and leaves again
 
 
 def optimizer(
@@ -79,9 +81,14 @@ def optimizer(
             return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
         case "real_time_iteration":
             drawn = sampling(iterations=1, elites=min(samples, max(elites, 2 * STARTS)))
-            starts = min(STARTS, drawn.kept_count)
+            stepping = max(1, iterations - 1)
             steps = GaussNewton(
-                starts=starts, iterations=max(1, iterations - 1), horizon=horizon, initial_std=1.0, cost=priced
+                starts=min(STARTS, drawn.kept_count),
+                iterations=stepping,
+                opening=stepping,  # never action by action: see STARTS
+                horizon=horizon,
+                initial_std=1.0,
+                cost=priced,
             )
             return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED, replace_margin=REPLACE_MARGIN)
         case _:

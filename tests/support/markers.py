@@ -137,6 +137,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "training/data/formats/test_pairing.py": ("test_no_row_of_any_dataset_gets_the_frame_of_another",),
     "training/evaluation/test_closed_loop.py": ("test_a_blind_model_does_no_better_than_random",),
+    "training/evaluation/test_replanning.py": EVERY,
     "training/evaluation/test_true_dynamics.py": ("test_a_search_with_the_true_dynamics_reaches_the_arms_goals",),
     "training/masked/test_train.py": ("test_pretraining_improves_a_linear_probe",),
 }
