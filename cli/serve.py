@@ -21,12 +21,12 @@ _OTHERS = (
     "limits.clip_duration_s, limits.clip_decode_timeout_s, limits.max_concurrent_uploads, limits.upload_idle_s, "
     "limits.upload_s, limits.upload_bytes_per_s, limits.message_s, limits.stream_idle_s, limits.concurrent_calls, "
     "limits.header_bytes, limits.headers, limits.path_bytes, limits.header_s, limits.connection_idle_s, "
-    "limits.stalled_s, limits.connections, limits.connections_per_address, limits.session_ttl_s, "
-    "limits.session_age_s, limits.sessions, limits.max_queue, limits.calls_per_key, limits.streams_per_key, "
-    "limits.sessions_per_key, limits.uploads_per_key, limits.bytes_per_key, limits.rollout_steps, "
-    "limits.iterations, limits.iteration_s, limits.work_s, limits.reply_bytes, limits.images, "
-    "limits.goal_cache_bytes, limits.goal_cache_total_bytes. docs/operations.md explains each. Keys come by file "
-    "or by PRESAGE_API_KEYS."
+    "limits.stalled_s, limits.reply_bytes_per_s, limits.connections, limits.connections_per_address, "
+    "limits.session_ttl_s, limits.session_age_s, limits.sessions, limits.max_queue, limits.calls_per_key, "
+    "limits.streams_per_key, limits.sessions_per_key, limits.uploads_per_key, limits.bytes_per_key, "
+    "limits.rollout_steps, limits.iterations, limits.iteration_s, limits.work_s, limits.reply_bytes, limits.images, "
+    "limits.bytes_in_progress, limits.goal_cache_bytes, limits.goal_cache_total_bytes. docs/operations.md explains "
+    "each. Keys come by file or by PRESAGE_API_KEYS."
 )
 
 RecordFolder = Annotated[

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from model.package import Package
 from model.proposer import AnyProposer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,33 @@ class Classifier(Protocol):
 
     def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
         """How likely each of the package's labels is, in order; they add up to 1."""
+        ...
+
+
+Steps = Generator[None, None, T]
+"""Work in steps, each of which may be the last if nobody wants its result any more; what it returns is the result."""
+
+
+def finished(steps: Steps[T]) -> T:
+    """The result of all steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A model to which a clip is one thing, that takes long. It stops between two of its layers. A model need not."""
+
+    def clip_steps(self, frames: UInt8[Tensor, "time height width 3"]) -> Steps[ClipEmbedding]:
+        """What `embed_clip` gives."""
+        ...
+
+    def class_steps(self, frames: UInt8[Tensor, "time height width 3"]) -> Steps[Float[Tensor, " classes"]]:
+        """What `Classifier.classify` gives."""
         ...
 
 

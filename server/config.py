@@ -79,6 +79,9 @@ class Limits(BaseModel):
     header_s: float = Field(default=10.0, gt=0, description="seconds until a connection has sent a request's headers")
     connection_idle_s: float = Field(default=120.0, gt=0, description="seconds a gRPC connection may be without calls")
     stalled_s: float = Field(default=30.0, gt=0, description="seconds until a reply that nobody takes is given up")
+    reply_bytes_per_s: float = Field(
+        default=16_384.0, gt=0, description="least rate at which a reply is taken, beyond `stalled_s`"
+    )
     connections: int = Field(default=512, ge=8, description="open connections of each transport")
     connections_per_address: int = Field(
         default=256, ge=4, description="of them from one address; one more ends the one that was silent longest"
@@ -96,8 +99,9 @@ class Limits(BaseModel):
     sessions_per_key: int = Field(default=0, ge=0, description=f"of `sessions`, for one key; {_HALF}")
     uploads_per_key: int = Field(default=0, ge=0, description=f"of `max_concurrent_uploads`, for one key; {_HALF}")
     bytes_per_key: int = Field(
-        default=128 * MIB, ge=1024, description="bytes of requests of one key that are being answered"
+        default=128 * MIB, ge=1024, description="bytes of requests and large replies of one key that are in progress"
     )
+    bytes_in_progress: int = Field(default=256 * MIB, ge=1024, description="of requests and large replies of all keys")
     rollout_steps: int = Field(default=2_000_000, ge=1, description="horizon x samples x iterations of one plan")
     iterations: int = Field(default=1000, ge=1, description="iterations of one plan")
     iteration_s: float = Field(

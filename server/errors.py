@@ -5,6 +5,7 @@ Not a place for tracebacks: what is unexpected leaves as INTERNAL with a request
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -116,3 +117,18 @@ def invalid(field: str, rule: str, value: object, reason: Reason = Reason.INVALI
 def refuse(field: str, rule: str, value: object, reason: str) -> ServiceError:
     """`invalid` as the codecs that clients share call it: with the reason's name."""
     return invalid(field, rule, value, Reason[reason])
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames hold that an error came through, once it is told: a body of 16 MiB, say.
+
+    Errors and frames refer to each other, so that they would wait for a collection, which may be minutes away.
+    """
+    waiting, known = [error], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in known:
+            continue
+        known.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        waiting += [cause for cause in (each.__cause__, each.__context__) if cause is not None]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import time
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from server.observability.opentelemetry import OtelSpans
 
 _log = structlog.get_logger()
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
 
 
 def run(settings: Settings) -> int:
@@ -62,6 +66,7 @@ async def serve(
     """
     for line in unknown_variables(os.environ):
         _log.warning("environment", why=line)
+    give_memory_back()
     stop = asyncio.Event()
     with _signals(stop), closing(bind(settings.host, settings.http_port, "http_port")) as rest_socket:
         if settings.grpc_port != 0:
@@ -95,6 +100,19 @@ async def serve(
             if spans is not None:
                 await asyncio.to_thread(spans.close)
     _log.info("stopped")
+
+
+def give_memory_back() -> None:
+    """Have the C library give freed blocks of more than 512 KiB back to the system at once.
+
+    By itself it keeps more the larger the blocks are that were freed: eight requests of 10 MiB left 209 MiB behind.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    mallopt(M_MMAP_THRESHOLD, 512 << 10)
+    mallopt(M_TRIM_THRESHOLD, 4 << 20)
 
 
 def _recorder(settings: Settings) -> Recorder | None:

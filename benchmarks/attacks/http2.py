@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 
 _SETTINGS, _HEADERS, _DATA, _WINDOW = 4, 1, 0, 8
+_INITIAL_WINDOW = 4  # a name of SETTINGS
 _FRAME_BYTES = 16_384
 
 
-def opened(address: tuple[str, int], timeout_s: float = 5.0) -> socket.socket:
-    """A connection that has said hello."""
+def opened(address: tuple[str, int], timeout_s: float = 5.0, window: int | None = None) -> socket.socket:
+    """A connection that has said hello, and that it takes `window` bytes of each stream at first."""
     made = socket.create_connection(address, timeout=timeout_s)
-    made.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, b"") + frame(_SETTINGS, 1, 0, b""))
+    asked = b"" if window is None else struct.pack(">HI", _INITIAL_WINDOW, window)
+    hello = frame(_SETTINGS, 0, 0, asked) + frame(_SETTINGS, 1, 0, b"")
+    made.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + hello)
     return made
+
+
+def asked(method: str, stream: int, message: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    """A whole call of one message."""
+    return call(method, stream, headers) + message_of(stream, message) + frame(_DATA, 1, stream, b"")
+
+
+def message_of(stream: int, message: bytes) -> bytes:
+    """A small message of a call that goes on."""
+    return frame(_DATA, 0, stream, b"\0" + struct.pack(">I", len(message)) + message)
+
+
+def widened(stream: int, by: int) -> bytes:
+    """So many bytes more are taken of a stream."""
+    return frame(_WINDOW, 0, stream, struct.pack(">I", by))
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     return struct.pack(">I", len(content))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + content
 
 
-def call(method: str, stream: int) -> bytes:
+def call(method: str, stream: int, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """The headers of a call."""
     fields = (
         (b":method", b"POST"), (b":scheme", b"http"), (b":path", method.encode()), (b":authority", b"localhost"),
         (b"content-type", b"application/grpc"), (b"te", b"trailers"),
+        *((name.encode(), value.encode()) for name, value in headers),
     )  # fmt: skip
     block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields)
     return frame(_HEADERS, 4, stream, block)

@@ -96,21 +96,18 @@ class Replica:
 async def _answered(replica: Replica, path: str, requests: AsyncIterator[bytes], context: ReplicaContext) -> None:
     """Serve a call; its answer is written to the context. Raises Aborted.
 
-    The interceptor hands all requests on as a stream, and has two kinds of handlers: of one answer, and of a stream.
+    The interceptor hands all requests on as a stream, and writes all answers as bytes.
     """
     handler = await replica.handler(path, context)
-    if handler.stream_unary is None:
-        await handler.stream_stream(requests, context)
-    else:
-        await context.write(await handler.stream_unary(requests, context))
+    await handler.stream_stream(requests, context)
 
 
 async def _single(replica: Replica, path: str, requests: AsyncIterator[bytes], grpc_context: Any) -> Encoded:
     """The one answer of a call."""
     written: list[Encoded] = []
 
-    async def write(reply: Any) -> None:
-        written.append(Encoded(reply.SerializeToString()))
+    async def write(reply: bytes) -> None:
+        written.append(Encoded(reply))
 
     try:
         await _answered(replica, path, requests, ReplicaContext(grpc_context, write))
@@ -126,8 +123,8 @@ async def _stream(
     """The answers of a call. It writes whenever it likes; Ray wants a generator."""
     written: asyncio.Queue[Encoded | None] = asyncio.Queue(1)
 
-    async def write(reply: Any) -> None:
-        await written.put(Encoded(reply.SerializeToString()))
+    async def write(reply: bytes) -> None:
+        await written.put(Encoded(reply))
 
     async def converse() -> None:
         try:

@@ -66,7 +66,7 @@ class IsolatedProcess:
         return self.in_step and self.process.poll() is None
 
     def ask(
-        self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes], deadline: float
+        self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes | bytearray], deadline: float
     ) -> tuple[dict[str, Any], list[bytes]]:
         """What the job answers. Raises TimeoutError at the deadline (of time.monotonic()), or ProcessEnded."""
         self.in_step = False
@@ -101,7 +101,7 @@ class IsolatedProcess:
         return said["about"], [self._connection.recv_bytes(_MOST_BYTES) for _ in range(said["pieces"])]
 
 
-def _send(connection: Connection, about: dict[str, Any], pieces: Sequence[bytes | memoryview]) -> None:
+def _send(connection: Connection, about: dict[str, Any], pieces: Sequence[bytes | bytearray | memoryview]) -> None:
     connection.send_bytes(json.dumps({**about, "pieces": len(pieces)}).encode())
     for piece in pieces:
         connection.send_bytes(piece)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.checkpoints.state_dict import load_strict, strip_prefixes
+from model.interface import Steps
 from model.layers.transformer import (
     Block,
     RotaryCache,
@@ -105,6 +106,15 @@ class Encoder(nn.Module):
         """
         tokens, rotary = self._embed(video, masks)
         for block in self.blocks:
+            tokens = block(tokens, rotary)
+        return self._norm(tokens, self.config.depth - 1)
+
+    @torch.no_grad()
+    def steps(self, video: Float[Tensor, "batch 3 time height w"]) -> Steps[Float[Tensor, "batch tokens width"]]:
+        """What `forward` gives, a block at a time."""
+        tokens, rotary = self._embed(video, None)
+        for block in self.blocks:
+            yield
             tokens = block(tokens, rotary)
         return self._norm(tokens, self.config.depth - 1)
 

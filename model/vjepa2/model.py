@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from model.checkpoints.state_dict import CheckpointError, load_strict
-from model.interface import ClipEmbedding
+from model.interface import ClipEmbedding, Steps, finished
 from model.layers import float8, int8
 from model.layers.prepacked_linear import pack_linears
 from model.package import Package, PackageConfig, PackageError
@@ -23,7 +23,7 @@ from model.vjepa2.encoder import Encoder
 from model.vjepa2.masked_predictor import MaskedPredictor, MaskedPredictorConfig
 from model.vjepa2.poses import pose_warnings
 from model.vjepa2.probe import AttentiveProbe, ProbeConfig
-from model.vjepa2.world_model import CLIP_WINDOW, VJepa2WorldModel, encode_clip, encode_frames
+from model.vjepa2.world_model import CLIP_WINDOW, VJepa2WorldModel, clip_steps, encode_frames
 
 Config = TypeVar("Config")
 Network = Encoder | ActionPredictor | MaskedPredictor | AttentiveProbe
@@ -104,14 +104,19 @@ class VJepa2Model:
         about_frame = observation_warnings(frame, self._size, self.encoder.config.patch)
         return about_frame if proprioception is None else (*about_frame, *pose_warnings(proprioception))
 
-    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+    @torch.no_grad()
+    def clip_steps(self, frames: UInt8[Tensor, "time height width 3"]) -> Steps[ClipEmbedding]:
         """The encoder's own output per tubelet (two frames), averaged over space, and over the clip."""
-        tokens = encode_clip(self.encoder, frames, self._size, self._policy).float()
+        tokens = (yield from clip_steps(self.encoder, frames, self._size, self._policy)).float()
         per_tubelet = tokens.mean(dim=1)
         return ClipEmbedding(pooled=per_tubelet.mean(dim=0), per_frame=per_tubelet, tokens=tokens)
 
+    def embed_clip(self, frames: UInt8[Tensor, "time height width 3"]) -> ClipEmbedding:
+        """What `clip_steps` gives, at once."""
+        return finished(self.clip_steps(frames))
+
     @torch.no_grad()
-    def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
+    def class_steps(self, frames: UInt8[Tensor, "time height width 3"]) -> Steps[Float[Tensor, " classes"]]:
         """The likelihood of each of the package's `labels` in a clip; of a long one, the mean over its windows.
 
         Raises PackageError for a package without a classifier.
@@ -120,9 +125,14 @@ class VJepa2Model:
             raise PackageError(f"{self.package.config.name} classifies nothing: it has no probe")
         scores = []
         for window in torch.split(frames, CLIP_WINDOW):
-            tokens = encode_clip(self.encoder, window, self._size, self._policy).flatten(0, 1).unsqueeze(0)
-            scores.append(self.probe(tokens)[0].float().softmax(dim=-1))
+            tokens = yield from clip_steps(self.encoder, window, self._size, self._policy)
+            found = yield from self.probe.steps(tokens.flatten(0, 1).unsqueeze(0))
+            scores.append(found[0].float().softmax(dim=-1))
         return torch.stack(scores).mean(dim=0)
+
+    def classify(self, frames: UInt8[Tensor, "time height width 3"]) -> Float[Tensor, " classes"]:
+        """What `class_steps` gives, at once."""
+        return finished(self.class_steps(frames))
 
     def context(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.checkpoints.state_dict import load_strict, refuse_unknown, strip_prefixes
+from model.interface import Steps, finished
 from model.layers.transformer import Block, Mlp, initialize_blocks
 from model.vjepa2.config import HARMLESS
 
@@ -83,11 +84,16 @@ class AttentivePooler(nn.Module):
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
         initialize_blocks(self.blocks)
 
-    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
+    def steps(self, tokens: Float[Tensor, "batch tokens width"]) -> Steps[Float[Tensor, "batch width"]]:
+        """A block at a time."""
         for block in self.blocks:
             tokens = block(tokens)
+            yield
         pooled: Tensor = self.cross_attention_block(self.query_tokens.expand(len(tokens), -1, -1), tokens)
         return pooled.squeeze(1)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
+        return finished(self.steps(tokens))
 
 
 class AttentiveProbe(nn.Module):
@@ -118,7 +124,11 @@ class AttentiveProbe(nn.Module):
         load_strict(probe, strip_prefixes(state_dict), "probe")
         return probe
 
+    def steps(self, tokens: Float[Tensor, "batch tokens width"]) -> Steps[Float[Tensor, "batch classes"]]:
+        """What `forward` gives, a block at a time."""
+        scores: Tensor = self.linear((yield from self.pooler.steps(tokens)))
+        return scores
+
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch classes"]:
         """Unnormalized scores of every class."""
-        scores: Tensor = self.linear(self.pooler(tokens))
-        return scores
+        return finished(self.steps(tokens))

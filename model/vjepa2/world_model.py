@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from model.interface import Steps, finished
 from model.preprocessing import CropPolicy, prepare
 from model.runtime.memory import to_device
 from model.vjepa2.action_predictor import ActionPredictor
@@ -106,13 +107,13 @@ def encode_frames(
 
 
 @torch.no_grad()
-def encode_clip(
+def clip_steps(
     encoder: Encoder,
     frames: UInt8[Tensor, "time height width 3"],
     size: tuple[int, int],
     crop_policy: CropPolicy,
-) -> Float[Tensor, "tubelets tokens latent"]:
-    """The encoder's tokens of a clip, as it gives them, by tubelet.
+) -> Steps[Float[Tensor, "tubelets tokens latent"]]:
+    """The encoder's tokens of a clip, as it gives them, by tubelet; a block of the encoder at a time.
 
     Longer clips are encoded in windows of 64 frames. A last tubelet that is not full is filled with its last frame.
     """
@@ -121,9 +122,21 @@ def encode_clip(
         frames = torch.cat([frames, frames[-1:].expand(-len(frames) % tubelet, -1, -1, -1)])
     windows = []
     for window in torch.split(frames, CLIP_WINDOW):
-        tokens = encoder(_input(encoder, window, size, crop_policy).transpose(0, 1).unsqueeze(0))[0]
+        video = _input(encoder, window, size, crop_policy).transpose(0, 1).unsqueeze(0)
+        tokens = (yield from encoder.steps(video))[0]
         windows.append(tokens.view(max(len(window) // tubelet, 1), -1, tokens.shape[-1]))
+        yield
     return torch.cat(windows)
+
+
+def encode_clip(
+    encoder: Encoder,
+    frames: UInt8[Tensor, "time height width 3"],
+    size: tuple[int, int],
+    crop_policy: CropPolicy,
+) -> Float[Tensor, "tubelets tokens latent"]:
+    """What `clip_steps` gives, at once."""
+    return finished(clip_steps(encoder, frames, size, crop_policy))
 
 
 def _input(encoder: Encoder, frames: Tensor, size: tuple[int, int], crop_policy: CropPolicy) -> Tensor:

@@ -40,6 +40,8 @@ from server.values.caller import Caller, calling, working_for
 Request = TypeVar("Request")
 Transport = Literal["grpc", "rest", "openpi"]
 
+LARGE_REPLY_BYTES = 2**18  # from which on a reply counts among what its caller holds, and is sent part by part
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _log = structlog.get_logger()
 
@@ -125,6 +127,8 @@ def instrumented_call(gateway: Gateway, via: Transport, call: Call, is_public: b
         with tracing.working_for(call.trace):
             told = explain(error, call.request_id)
         call.code = told.reason.name
+        if told is error:
+            raise
         raise told from error
     finally:
         seconds = time.monotonic() - call.received
@@ -170,9 +174,9 @@ def admitted(gateway: Gateway, call: Call, caller: Caller) -> Iterator[None]:
 
 
 @contextmanager
-def share_of_caller(gateway: Gateway, kind: Kind) -> Iterator[None]:
-    """One more of this kind for the caller of the call in progress, while this lasts. Raises OVERLOADED."""
-    with gateway.shares.holding(kind, calling().name):
+def share_of_caller(gateway: Gateway, kind: Kind, count: int = 1) -> Iterator[None]:
+    """So many more of this kind for the caller of the call in progress, while this lasts. Raises OVERLOADED."""
+    with gateway.shares.holding(kind, calling().name, count):
         yield
 
 

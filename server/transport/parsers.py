@@ -48,7 +48,7 @@ class _Slot:
             self._process = IsolatedProcess(_JOBS, self._memory_bytes)
         return self._process
 
-    def ask(self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes], until: float) -> Answer:
+    def ask(self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes | bytearray], until: float) -> Answer:
         try:
             return self.start().ask(job, about, pieces, until)
         finally:
@@ -88,7 +88,9 @@ class Parsers:
         for slot in self._slots:
             await asyncio.to_thread(slot.dispose)
 
-    async def ask(self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes], deadline: float | None) -> Answer:
+    async def ask(
+        self, job: str, about: Mapping[str, Any], pieces: Sequence[bytes | bytearray], deadline: float | None
+    ) -> Answer:
         """What a process answers. Cancelling ends the process that works for it.
 
         Raises Faults with what is wrong, DEADLINE at the caller's deadline, OVERLOADED, TOO_LARGE for what takes longer

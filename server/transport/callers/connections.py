@@ -96,6 +96,12 @@ class Connections:
         if connection is not None:
             connection.is_known = True
 
+    def end(self, address: str) -> None:
+        """Close a connection, whatever is going on over it."""
+        connection = self._open.get(address)
+        if connection is not None:
+            connection.close()
+
     def leave(self, connection: Connection) -> None:
         """It is closed. Again: nothing."""
         if self._open.get(connection.address) is connection:

@@ -16,7 +16,7 @@ _WORDS: dict[Kind, str] = {
     "calls": "calls in progress",
     "streams": "control streams and openpi connections",
     "uploads": "uploads at a time",
-    "bytes": "bytes of requests being answered",
+    "bytes": "bytes of requests and replies in progress",
 }
 
 
@@ -27,6 +27,7 @@ class Shares:
     limits: Limits
     parties: Callable[[], int | None]
     _held: Counter[tuple[Kind, str]] = field(default_factory=Counter)
+    _bytes: int = 0  # of all callers
 
     def most(self, kind: Kind) -> int:
         """That one caller may hold."""
@@ -47,16 +48,15 @@ class Shares:
         """To be given back. Raises OVERLOADED where the caller would hold more than its share."""
         most = self.most(kind)
         if self._held[kind, name] + count > most:
-            rule = f"must be at most {most} for one caller"
-            got = f"{count} beside {self._held[kind, name]}" if kind == "bytes" else "one more"
-            raise ServiceError(
-                Reason.OVERLOADED, f"{_WORDS[kind]} {rule}, got {got}",
-                field=kind, rule=rule, value=str(self._held[kind, name] + count), retry_after_s=0.1,
-            )  # fmt: skip
+            raise _too_many(kind, most, "for one caller", count, self._held[kind, name])
+        if kind == "bytes" and self._bytes + count > self.limits.bytes_in_progress:
+            raise _too_many(kind, self.limits.bytes_in_progress, "for all callers", count, self._bytes)
         self._held[kind, name] += count
+        self._bytes += count if kind == "bytes" else 0
 
     def give_back(self, kind: Kind, name: str, count: int = 1) -> None:
         self._held[kind, name] -= count
+        self._bytes -= count if kind == "bytes" else 0
         if self._held[kind, name] <= 0:
             del self._held[kind, name]
 
@@ -72,3 +72,12 @@ class Shares:
 
 def _share(most: int, each: int, alone: bool) -> int:
     return most if alone and not each else share_of(most, each)
+
+
+def _too_many(kind: Kind, most: int, whose: str, count: int, held: int) -> ServiceError:
+    rule = f"must be at most {most} {whose}"
+    got = f"{count} beside {held}" if kind == "bytes" else "one more"
+    return ServiceError(
+        Reason.OVERLOADED, f"{_WORDS[kind]} {rule}, got {got}",
+        field=kind, rule=rule, value=str(held + count), retry_after_s=0.1,
+    )  # fmt: skip

@@ -16,13 +16,14 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError, invalid, let_go
 from server.observability import tracing
 from server.transport.arrivals import Patience, conversation
 from server.transport.callers.auth import party_of
 from server.transport.callers.connections import held
 from server.transport.error_replies import to_status
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
+from server.transport.grpc.replies import Replies
 from server.transport.grpc.structure import check_structure
 from server.values.caller import Caller, calling
 
@@ -83,29 +84,35 @@ def request_id_of(context: Context) -> str:
 
 def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
     """`handler` with everything around it; requests reach it parsed. A caller not known by a key is by its address."""
-    parse = _parser(handler)
+    parse, serialize = _parser(handler), _serializer(handler)
     behavior: Any = handler.unary_unary or handler.stream_unary or handler.stream_stream
 
     # Also a call of one message is begun before the message is here: whoever never sends it holds a place of his own.
-    async def one(requests: AsyncIterator[bytes], context: Context) -> Any:
+    async def one(requests: AsyncIterator[bytes], context: Context) -> None:
+        replies = Replies(gateway, context, serialize)
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
                 with gateway.places.arriving.one(calling().name):
                     request = await _only(requests, gateway.limits.message_s, gateway.limits.message_bytes)
                 call.arrived = time.monotonic()
                 with gateway.shares.holding("bytes", calling().name, len(request)):
-                    reply = await behavior(parse(request), context)
+                    message = parse(request)
+                    del request  # nothing needs it any more, while the engine works
+                    working = behavior(message, context)
+                    del message
+                    content = replies.serialize(await working)
                 in_time(call.deadline)
-                return reply
+                await replies.send(content)
         except ServiceError as error:
             await _abort(error, call, context)
 
-    async def collected(requests: AsyncIterator[bytes], context: Context) -> Any:
+    async def collected(requests: AsyncIterator[bytes], context: Context) -> None:
+        replies = Replies(gateway, context, serialize)
         try:
             with instrumented_call(gateway, "grpc", call, is_public=False), _prepared(gateway, call, context, known):
-                reply = await behavior(_parsed(requests, parse), context)
+                content = replies.serialize(await behavior(_parsed(requests, parse), context))
                 in_time(call.deadline)
-                return reply
+                await replies.send(content)
         except ServiceError as error:
             await _abort(error, call, context)
 
@@ -117,39 +124,40 @@ def _served(gateway: Gateway, call: Call, handler: Handler, known: Caller | None
             await _abort(error, call, context)
 
     if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(conversed, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(conversed, None, None)
     if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(collected, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(collected, None, None)
     assert not handler.response_streaming, "no service of ours answers one request with a stream"
-    return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(one, None, None)
 
 
 def _probed(gateway: Gateway, call: Call, handler: Handler) -> Handler:
     """A call of health, which needs no key and so is never counted with those that do."""
-    parse, places = _parser(handler), gateway.places
+    parse, serialize, places = _parser(handler), _serializer(handler), gateway.places
     answer_one: Any = handler.unary_unary  # grpc's types know of blocking handlers alone
     answer_many: Any = handler.unary_stream
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
         call.peer = _peer(gateway, context)
+        replies = Replies(gateway, context, serialize, PROBE_S)
         try:
             with places.probes.one(party_of(call.peer)):
                 asked = parse(await _only(requests, PROBE_S, PROBE_BYTES))
-            if answer_one is not None:
-                await context.write(await answer_one(asked, context))
-                return
+                if answer_one is not None:
+                    await replies.write(await answer_one(asked, context))
+                    return
             with places.watchers.one(party_of(call.peer)):
                 async for status in answer_many(asked, context):
-                    await context.write(status)
+                    await replies.write(status)
         except ServiceError as error:
             await _abort(error, call, context)
 
-    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(answer, None, None)
 
 
 def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | None) -> Handler:
     """A stream of reflection's, for callers with a key, ready or not."""
-    parse = _parser(handler)
+    parse, serialize = _parser(handler), _serializer(handler)
     converse: Any = handler.stream_stream
 
     async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
@@ -158,11 +166,11 @@ def _reflected(gateway: Gateway, call: Call, handler: Handler, known: Caller | N
         try:
             with admitted(gateway, call, known or Caller(name=party_of(call.peer))):
                 async for reply in converse(asked, context):
-                    await context.write(reply)
+                    await Replies(gateway, context, serialize).write(reply)
         except ServiceError as error:
             await _abort(error, call, context)
 
-    return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(answer, None, None)
 
 
 def _refusing(gateway: Gateway, call: Call, error: ServiceError) -> Handler:
@@ -232,6 +240,13 @@ def _parser(handler: Handler) -> Callable[[bytes], Any]:
     return parse
 
 
+def _serializer(handler: Handler) -> Callable[[Any], bytes]:
+    serialize: Any = handler.response_serializer
+    assert serialize is not None, "generated handlers have a serializer"
+    found: Callable[[Any], bytes] = serialize
+    return found
+
+
 async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield parse(request)
@@ -239,6 +254,7 @@ async def _parsed(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any])
 
 async def _abort(error: ServiceError, call: Call, context: Context) -> NoReturn:
     status = rpc_status.to_status(to_status(error, call.request_id))
+    let_go(error)
     trailing = (*status.trailing_metadata, *_told(call))
     try:
         await context.abort(status.code, status.details, trailing)

@@ -75,6 +75,12 @@ class Relay:
             outer.resume_reading()
         return outer.place
 
+    def end(self, seen: str) -> None:
+        """Close a caller's connection, whatever is going on over it."""
+        outer = self._outer.get(seen)
+        if outer is not None:
+            outer.transport.abort()
+
     def allowance(self, party: str) -> _Allowance:
         """Of all connections of one address that calls were let in on."""
         found = self._allowances.pop(party, None) or _Allowance(PARTYS_BYTES, PARTYS_RATE)

@@ -23,6 +23,7 @@ from server.transport.gateway import Gateway, call_in_progress, share_of_caller
 from server.transport.grpc.codec import READER, WRITER
 from server.transport.grpc.control_stream import control
 from server.transport.grpc.interceptor import Context, GatewayInterceptor, Handler, deadline, request_id_of
+from server.transport.grpc.replies import Replies
 from server.transport.health import Health
 from server.transport.methods import METHODS, Arrival, Method
 from server.transport.uploads import CHUNK_BYTES
@@ -102,9 +103,12 @@ def _unary(gateway: Gateway, method: Method) -> Handler:
     async def serve(message: Message, context: Context) -> Message:
         method.require_role()
         call = call_in_progress()
-        asked = await gateway.decoded(READER.value(method.request, message), call.deadline)
+        asked = READER.value(method.request, message)
+        del message  # what it holds is copied: twice as much would wait for the engine
+        asked = await gateway.decoded(asked, call.deadline)
         at = Arrival(call.arrived, call.deadline, (time.monotonic() - call.arrived) * 1e3)
         reply, answer = await method.work(gateway, asked, at), response()
+        del asked
         if reply is not None:
             WRITER.fill(getattr(answer, method.reply_field) if method.reply_field else answer, reply)
         return answer
@@ -116,7 +120,8 @@ async def _control(gateway: Gateway, requests: AsyncIterator[planning_pb2.Contro
     require_robot()
     with share_of_caller(gateway, "streams"):
         heard = conversation(requests, gateway.limits.message_s, gateway.limits.stream_idle_s)
-        await control(gateway, heard, context.write, deadline(context), request_id_of(context))
+        write = Replies(gateway, context, planning_pb2.ControlResponse.SerializeToString).write
+        await control(gateway, heard, write, deadline(context), request_id_of(context))
 
 
 async def _embed_clip(

@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 
 from presage.limits import ActionLimits
 from presage.values import Model, Plan
 from starlette.websockets import WebSocket
 
-from server.errors import Reason, ServiceError, invalid
+from server.errors import Reason, ServiceError, invalid, let_go
 from server.service.validation import actions_of
-from server.transport.arrivals import Patience
+from server.transport.arrivals import Patience, TimeIsUpError, within
 from server.transport.error_replies import to_problem
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, instrumented_call, share_of_caller
 from server.transport.openpi.codec import Value, pack, unpack
@@ -152,9 +152,20 @@ class _Robot:
                 self._gateway.lifecycle.check()
                 reply = pack(await self._inferred(content, call))
         except ServiceError as error:
-            await self._websocket.send_text(json.dumps(to_problem(error, call.request_id)))  # text is an error to them
+            told = json.dumps(to_problem(error, call.request_id))
+            let_go(error)
+            await self._taken(self._websocket.send_text(told))  # text is an error to them
             return
-        await self._websocket.send_bytes(reply)
+        await self._taken(self._websocket.send_bytes(reply))
+
+    async def _taken(self, sending: Awaitable[None]) -> None:
+        """Send an answer. Ends the connection, and raises DEADLINE, where the robot does not take it."""
+        stalled_s = self._gateway.limits.stalled_s
+        try:
+            await within(stalled_s, sending)
+        except TimeIsUpError:
+            self._gateway.connections.end(peer_of(self._websocket.scope))
+            raise invalid("reply", f"must be taken within {stalled_s:g} s", "a part", Reason.DEADLINE) from None
 
     async def _inferred(self, content: bytes, call: Call) -> dict[str, object]:
         values = unpack(content)

@@ -38,7 +38,7 @@ class Body:
     def model(self) -> type[BaseModel]:
         return json_codec.body_model(self.kind, self.message, self.without)
 
-    def value(self, content: bytes, known: dict[str, Any]) -> Any:
+    def value(self, content: bytes | bytearray, known: dict[str, Any]) -> Any:
         """The value; `known` are the fields that stand elsewhere. Raises Faults or ServiceError."""
         body = _checked(self.model, content)
         json_codec.check_choices(self.message, body)
@@ -50,7 +50,7 @@ class Body:
         return written
 
 
-def is_small(content: bytes) -> bool:
+def is_small(content: bytes | bytearray) -> bool:
     """Whether reading takes a few milliseconds at most. Raises ServiceError for more than any body may hold."""
     fields, entries = content.count(b":"), content.count(b",")  # in strings too: never fewer than there are
     if fields > MOST_FIELDS:
@@ -64,7 +64,7 @@ def _too_many(what: str, most: int, found: int, advice: str) -> ServiceError:
     return invalid("body", f"must have at most {most} {what}{advice}", f"up to {found}", Reason.TOO_LARGE)
 
 
-def _checked(model: type[BaseModel], content: bytes) -> BaseModel:
+def _checked(model: type[BaseModel], content: bytes | bytearray) -> BaseModel:
     try:
         parsed = from_json(content)
     except ValueError as error:
@@ -80,7 +80,7 @@ def _checked(model: type[BaseModel], content: bytes) -> BaseModel:
         raise faults.found(told, model) from None
 
 
-def _is_text(content: bytes) -> bool:
+def _is_text(content: bytes | bytearray) -> bool:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:

@@ -32,17 +32,17 @@ def not_an_object(body: type[BaseModel] | None, shown: str) -> Faults:
     return Faults([invalid("body", rule, shown, Reason.INVALID_REQUEST)])
 
 
-def not_json_media_type(body: type[BaseModel], content: bytes, media_type: str) -> Faults:
+def not_json_media_type(body: type[BaseModel], content: bytes | bytearray, media_type: str) -> Faults:
     """A body that does not come as JSON."""
     if not content:
         return not_an_object(body, "nothing")
-    kind = kind_of(content[:HEAD_BYTES])
+    kind = kind_of(bytes(content[:HEAD_BYTES]))
     return not_an_object(body, f"{kind or 'bytes'} as {media_type[:80] or 'no Content-Type'}")
 
 
-def kind_of_bytes(content: bytes) -> str:
+def kind_of_bytes(content: bytes | bytearray) -> str:
     """What came in place of JSON, as far as its first bytes tell."""
-    return kind_of(content[:HEAD_BYTES]) or "bytes that are no text"
+    return kind_of(bytes(content[:HEAD_BYTES])) or "bytes that are no text"
 
 
 def _field_fault(fault: Any, body: type[BaseModel] | None) -> ServiceError:

@@ -5,13 +5,12 @@ The Accept header decides (RFC 9110, 12.5.1); what nothing here can satisfy gets
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import Request, Response
 
+from server.transport.rest.replies import Part, PartedResponse, Plain, npy_parts
 from server.values.calls import Array
 
 Format = Literal["json", "npy", "protobuf"]
@@ -48,17 +47,21 @@ def chosen(accept: str) -> Format:
 
 
 def answer(
-    request: Request, *, as_json: Callable[[], bytes], as_protobuf: Callable[[], bytes], array: Array
+    request: Request,
+    *,
+    as_json: Callable[[], list[Part]],
+    as_protobuf: Callable[[], bytes],
+    array: Array,
 ) -> Response:
     """The reply in the format that the request asks for; the others are not made."""
     match chosen(request.headers.get("accept", "")):
         case "npy":
-            content, media_type = _npy(array), NPY
+            parts, media_type = npy_parts(array), NPY
         case "protobuf":
-            content, media_type = as_protobuf(), PROTOBUF
+            parts, media_type = [Plain(memoryview(as_protobuf()))], PROTOBUF
         case "json":
-            content, media_type = as_json(), "application/json"
-    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+            parts, media_type = as_json(), "application/json"
+    return PartedResponse(parts, media_type, {"Vary": "Accept"})
 
 
 def _quality(parameters: list[str]) -> float:
@@ -72,9 +75,3 @@ def _quality(parameters: list[str]) -> float:
                 return 0.0
             return quality if 0.0 <= quality <= 1.0 else 0.0
     return 1.0
-
-
-def _npy(array: Array) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()

@@ -30,6 +30,7 @@ from server.errors import Reason, invalid, refuse
 from server.transport.grpc.codec import READER
 from server.transport.rest.tensors import (
     Base64,
+    Place,
     Strict,
     TensorBody,
     TensorInput,
@@ -38,6 +39,7 @@ from server.transport.rest.tensors import (
     decode_bytes,
     decode_tensor,
     encode_tensor,
+    in_base64,
 )
 
 CONTRACT: dict[str, str] = json.loads(Path(__file__).with_name("contract.json").read_text())
@@ -284,17 +286,17 @@ def _reply_type(field: FieldType, described: FieldDescriptor) -> Any:
     return one | None if field.is_optional else one
 
 
-def plain(reply: object, message: Descriptor, style: TensorStyle) -> dict[str, Any]:
-    """A reply as JSON has it."""
+def plain(reply: object, message: Descriptor, style: TensorStyle, place: Place = in_base64) -> dict[str, Any]:
+    """A reply as JSON has it; `place` writes the bytes of its arrays."""
     named = message.fields_by_name
     return {
-        field.wire: _plain(getattr(reply, field.name), named[field.wire], style)
+        field.wire: _plain(getattr(reply, field.name), named[field.wire], style, place)
         for field in field_types(type(reply))
         if field.wire in named
     }
 
 
-def _plain(content: Any, described: FieldDescriptor, style: TensorStyle) -> Any:
+def _plain(content: Any, described: FieldDescriptor, style: TensorStyle, place: Place) -> Any:
     if content is None:
         return None
     kind = described.message_type
@@ -302,14 +304,14 @@ def _plain(content: Any, described: FieldDescriptor, style: TensorStyle) -> Any:
         if kind is None:
             entries = content.tolist() if isinstance(content, np.ndarray) else content
             return [each if _is_number(each) else None for each in entries]
-        return [plain(each, kind, style) for each in content]
+        return [plain(each, kind, style, place) for each in content]
     if kind is None:
         return base64.b64encode(content).decode() if isinstance(content, bytes) else content
     if kind.full_name == _TENSOR:
-        return encode_tensor(content, style)
+        return encode_tensor(content, style, place)
     if kind.full_name == _TIME:
         return Timestamp(seconds=content // NANOSECONDS, nanos=content % NANOSECONDS).ToJsonString()
-    return plain(content, kind, style)
+    return plain(content, kind, style, place)
 
 
 def _is_number(entry: Any) -> bool:

@@ -6,6 +6,7 @@ Counts bodies as they arrive and renders every failure as problem details. What 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import Faults, Reason, ServiceError, invalid
+from server.errors import Faults, Reason, ServiceError, invalid, let_go
 from server.observability import tracing
-from server.transport.arrivals import Patience
+from server.transport.arrivals import Patience, TimeIsUpError, within
 from server.transport.error_replies import PROBLEM_JSON, to_problem
 from server.transport.gateway import Call, Gateway, admitted, checked_request_id, in_time, instrumented_call
 from server.transport.rest.faults import found
@@ -90,19 +91,25 @@ class GatewayMiddleware:
         trace = tracing.begun(headers.get(tracing.HEADER))
         call = Call(checked_request_id(headers.get("x-request-id")), "unknown", trace=trace, peer=peer_of(scope))
         scope[_CALL] = call
-        has_started = False
+        has_started, taken_until = False, math.inf
 
         async def reply(message: Message) -> None:
-            nonlocal has_started
+            nonlocal has_started, taken_until
             if message["type"] == "http.response.start":
                 if message["status"] < 400:
                     in_time(call.deadline)
                 has_started = True
                 told = MutableHeaders(scope=message)
+                size, limits = int(told.get("content-length", "0")), self.gateway.limits
+                taken_until = time.monotonic() + limits.stalled_s + size / limits.reply_bytes_per_s
                 told["X-Request-Id"], told[tracing.HEADER] = call.request_id, trace.header
                 if "close" not in (headers.get("connection"), told.get("connection")):
                     told["Keep-Alive"] = f"timeout={KEEP_ALIVE_S}"
-            await send(message)
+            try:
+                await within(taken_until - time.monotonic(), send(message))
+            except TimeIsUpError:
+                self.gateway.connections.end(call.peer)
+                raise ServiceError(Reason.CANCELLED, "the caller did not take the reply") from None
 
         try:
             with instrumented_call(self.gateway, "rest", call, is_public=scope["path"] in PUBLIC_PATHS):
@@ -121,6 +128,7 @@ class GatewayMiddleware:
         except ServiceError as error:
             if has_started:
                 raise  # half an answer is out: the server closes the connection
+            let_go(error)
             await problem(error, call)(scope, receive, reply)
 
     @contextmanager
@@ -215,6 +223,7 @@ def render_framework_errors(app: FastAPI) -> None:
         call, allowed = call_of(request), _allowed(app, request) if error.status_code == 405 else ""
         told = await _http_fault(error, request, allowed)
         call.code = told.reason.name
+        let_go(error)
         answer = problem(told, call)
         if allowed:
             answer.headers["Allow"] = allowed
@@ -224,6 +233,7 @@ def render_framework_errors(app: FastAPI) -> None:
         told = error if isinstance(error, Faults) else found(error.errors(), None)  # type: ignore[attr-defined]
         call = call_of(request)
         call.code = told.faults[0].reason.name
+        let_go(error)
         return problem(told.faults[0], call, told.faults[1:])
 
     app.add_exception_handler(HTTPException, http_error)

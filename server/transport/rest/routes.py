@@ -38,6 +38,7 @@ from server.transport.rest.middleware import (
     render_framework_errors,
 )
 from server.transport.rest.openapi import ClassifyForm, ClipForm, UploadForm, document
+from server.transport.rest.replies import json_parts
 from server.transport.rest.tensors import TensorStyle
 from server.transport.uploads import receive_form
 from server.values import calls
@@ -173,11 +174,14 @@ def _route(method: Method) -> None:
         content = await _json_body(request, body.model) if body is not None else b""
 
         async def work() -> Any:
+            nonlocal content
             arrived = call_in_progress().arrived
             if body is None:
                 asked = method.request(**named)
             else:
                 asked = await _read(gateway, body, content, deadline, dict(named))
+                content = b""  # not needed while the engine works
+                asked = await gateway.decoded(asked, deadline)
             return await method.work(gateway, asked, Arrival(arrived, deadline, (time.monotonic() - arrived) * 1e3))
 
         reply = await (work() if body is None else cancel_on_disconnect(request, work()))
@@ -208,9 +212,11 @@ def _route(method: Method) -> None:
     )  # fmt: skip
 
 
-async def _json_body(request: Request, model: type[BaseModel]) -> bytes:
-    """The bytes of a body that says it is JSON. Raises Faults."""
-    content = await request.body()
+async def _json_body(request: Request, model: type[BaseModel]) -> bytes | bytearray:
+    """The bytes of a body that says it is JSON, held here alone: the request itself would keep them. Raises Faults."""
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
     media_type = request.headers.get("content-type", "")
     main, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
     if main != "application" or not (subtype == "json" or subtype.endswith("+json")):
@@ -218,22 +224,22 @@ async def _json_body(request: Request, model: type[BaseModel]) -> bytes:
     return content
 
 
-async def _read(gateway: Gateway, body: Body, content: bytes, deadline: float | None, named: dict[str, Any]) -> Any:
-    """What a body asks for, its images decoded; read here where it is small. Raises Faults or ServiceError."""
+async def _read(
+    gateway: Gateway, body: Body, content: bytes | bytearray, deadline: float | None, named: dict[str, Any]
+) -> Any:
+    """What a body asks for; read here where it is small. Raises Faults or ServiceError."""
     if is_small(content) or gateway.parsers is None:
-        asked = body.value(content, named)
-    else:
-        about = {"kind": body.kind.__name__, "message": body.message.full_name, "without": body.without, "known": named}
-        _, (written,) = await gateway.parsers.ask("json", about, (content,), deadline)
-        asked = READER.value(body.kind, GetMessageClass(body.message).FromString(written))
-    return await gateway.decoded(asked, deadline)
+        return body.value(content, named)
+    about = {"kind": body.kind.__name__, "message": body.message.full_name, "without": body.without, "known": named}
+    _, (written,) = await gateway.parsers.ask("json", about, (content,), deadline)
+    return READER.value(body.kind, GetMessageClass(body.message).FromString(written))
 
 
 def _negotiated(request: Request, reply: object, message: Descriptor, array: str, tensors: TensorStyle) -> Response:
     """The reply in the format that the Accept header asks for; only that one is made."""
     return answer(
         request,
-        as_json=lambda: to_json(json_codec.plain(reply, message, tensors), inf_nan_mode="null"),
+        as_json=lambda: json_parts(reply, message, tensors),
         as_protobuf=lambda: WRITER.message(GetMessageClass(message), reply).SerializeToString(),
         array=getattr(reply, array),
     )
@@ -259,7 +265,8 @@ async def embed_clip(
     async with _uploaded(request, gateway, ClipForm) as (form, path, sampling):
         asked = calls.EmbedClipRequest(path, form.model, form.kind, sampling, form.goal_id, form.step_distances)
         reply = await cancel_on_disconnect(request, gateway.application.embed_clip(asked, deadline))
-        return _negotiated(request, reply, embeddings_pb2.EmbedClipResponse.DESCRIPTOR, "embedding", tensors)
+        described = embeddings_pb2.EmbedClipResponse.DESCRIPTOR
+        return _negotiated(request, reply, described, "embedding", tensors)
 
 
 @_routes.post(

@@ -7,14 +7,15 @@ are answered first and calls can be cancelled between steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.interface import Classifier, ClipEmbedding, LoadedModel
+from model.interface import Classifier, ClipEmbedding, LoadedModel, Steps, Stepwise
 from model.runtime.memory import to_device
 from server.engine.messages import (
     CalibrateJob,
@@ -41,7 +42,9 @@ from server.worker.scheduling.failures import failed
 from server.worker.scheduling.job import BackgroundJob, WorkItem
 from server.worker.scheduling.plan_scheduler import PlanScheduler
 
+T = TypeVar("T")
 FRAMES_AT_ONCE, CANDIDATES_AT_ONCE = 32, 512
+FRAMES_TOGETHER = 64  # of a clip, at most, in one step of a model's own
 PIECE_S = 0.05  # about as long as a piece of this work may take: whoever comes meanwhile waits for its end
 FRAME_BY_FRAME = ("compact", "lewm", "dino_wm", "linear")  # families whose embedding of a frame knows no other frame
 
@@ -195,9 +198,12 @@ def embed_clip(model: LoadedModel, job: EmbedClipJob, at_once: int) -> Backgroun
     # A model that looks at each frame for itself is interrupted between a few of them.
     by_frame = model.package.config.family in FRAME_BY_FRAME
     embeddings = []
-    for part in _parts(len(frames), at_once if by_frame else len(frames)):
-        yield WorkItem(("clip", job.model), part.stop - part.start)
-        embeddings.append(model.embed_clip(frames[part]))
+    if isinstance(model, Stepwise) and not by_frame:
+        embeddings.append((yield from _stepwise(("clip step", job.model), len(frames), model.clip_steps(frames))))
+    else:
+        for part in _parts(len(frames), at_once if by_frame else len(frames)):
+            yield WorkItem(("clip", job.model), part.stop - part.start)
+            embeddings.append(model.embed_clip(frames[part]))
     embedded = embeddings[0] if len(embeddings) == 1 else _whole_clip(embeddings)
     latents: Tensor = embedded.per_frame
     compares = job.goal is not None or job.step_distances
@@ -224,8 +230,24 @@ def classify_clip(model: LoadedModel, job: ClassifyClipJob) -> BackgroundJob:
     """What the frames of one clip show; the front asks this of models with labels alone."""
     if not isinstance(model, Classifier):
         raise TypeError(f"{job.model} has labels and classifies nothing")
-    yield WorkItem(("classify", job.model), len(job.frames))
-    return ClassifyDone(model_adapter.to_host(model.classify(torch.from_numpy(job.frames))))
+    frames = torch.from_numpy(job.frames)
+    if isinstance(model, Stepwise):
+        classes = yield from _stepwise(("class step", job.model), len(frames), model.class_steps(frames))
+    else:
+        yield WorkItem(("classify", job.model), len(frames))
+        classes = model.classify(frames)
+    return ClassifyDone(model_adapter.to_host(classes))
+
+
+def _stepwise(kind: Hashable, frames: int, steps: Steps[T]) -> Generator[WorkItem, None, T]:
+    """A model's own steps, each a piece of work: about as long as any other of a clip of so many frames."""
+    while True:
+        yield WorkItem(kind, min(frames, FRAMES_TOGETHER))
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def rollout(model: LoadedModel, job: RolloutJob, at_once: int) -> BackgroundJob:

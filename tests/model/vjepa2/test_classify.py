@@ -13,11 +13,15 @@ from torch import nn
 
 from model.checkpoints.families import ImportOptions, import_weights, inspect
 from model.checkpoints.state_dict import CheckpointError
+from model.interface import finished
 from model.package import PackageError
 from model.registry import load
 from model.vjepa2 import AttentiveProbe, ProbeConfig
 from model.vjepa2.model import VJepa2Model
 from model.vjepa2.world_model import CLIP_WINDOW, encode_clip
+from server.engine.messages import ClassifyClipJob, EmbedClipJob
+from server.worker.scheduling import background_jobs
+from server.worker.scheduling.job import BackgroundJob
 from tests.model.vjepa2.test_huggingface import hugging_face_folder
 from tests.support.model.reference_files import fixture, worst
 from tests.support.model.tiny_vjepa2 import ENCODER, encoder, randomized
@@ -79,6 +83,41 @@ def test_a_long_clip_is_classified_by_the_mean_of_its_windows(tmp_path: Path) ->
     assert model.package.config.labels == ("0", "1", "2", "3", "4")
     parts = [model.classify(frames[:CLIP_WINDOW]), model.classify(frames[CLIP_WINDOW:])]
     assert worst(model.classify(frames), (parts[0] + parts[1]) / 2) <= 1e-6
+
+
+def test_a_clip_is_interrupted_between_layers_and_comes_to_the_same(tmp_path: Path) -> None:
+    folder, file = hugging_face_folder(tmp_path / "vjepa2-tiny"), probe_file(tmp_path / "ours.pt", probe())
+    import_weights(file, tmp_path / "out", ImportOptions(dtype=torch.float32, encoder_weights=folder))
+    model, frames = classifier(tmp_path / "out"), clip(CLIP_WINDOW + 10)
+    layers, own = len(encoder().blocks), len(probe().pooler.blocks)
+    classifying = background_jobs.classify_clip(model, ClassifyClipJob("ours", frames.numpy()))
+    pieces, classified = pieces_of(classifying)
+    assert pieces == 1 + 2 * (layers + 1 + own), "two windows, each through every layer"
+    assert torch.equal(torch.from_numpy(classified.probabilities), model.classify(frames))
+    embedding = background_jobs.embed_clip(model, EmbedClipJob("ours", frames.numpy(), "tokens"), 32)
+    pieces, embedded = pieces_of(embedding)
+    assert pieces == 1 + 2 * (layers + 1)
+    tokens = torch.cat(
+        [encode_clip(model.encoder, part, (16, 16), "huggingface") for part in torch.split(frames, CLIP_WINDOW)]
+    )
+    assert torch.equal(torch.from_numpy(embedded.embedding), tokens)
+
+
+def pieces_of(job: BackgroundJob) -> tuple[int, Any]:
+    """How many pieces of work a job has, and its result."""
+    pieces = 0
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            return pieces, end.value
+        pieces += 1
+
+
+def test_the_steps_of_an_encoder_are_its_layers() -> None:
+    video, model = torch.randn(1, 3, 4, 16, 16), encoder().eval()
+    with torch.no_grad():
+        assert torch.equal(finished(model.steps(video)), model(video))
 
 
 @pytest.mark.filterwarnings("ignore")

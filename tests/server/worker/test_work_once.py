@@ -47,6 +47,10 @@ class Counting:
         self.frames["encode"] += len(frames)
         return self._inner.encode(frames)
 
+    def clip_steps(self, frames: torch.Tensor) -> Any:
+        self.frames["embed_clip"] += len(frames)
+        return self._inner.clip_steps(frames)
+
     def embed_clip(self, frames: torch.Tensor) -> Any:
         self.frames["embed_clip"] += len(frames)
         return self._inner.embed_clip(frames)

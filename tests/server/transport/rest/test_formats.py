@@ -12,6 +12,7 @@ from fastapi import Request
 from presage.v1 import embeddings_pb2, planning_pb2
 
 from server.transport.rest.formats import Format, answer, chosen
+from server.transport.rest.replies import Plain
 from tests.support.model import clips
 from tests.support.server import linear
 from tests.support.server.transports import Service, array_of, json_image, json_observation, rest_refusal
@@ -51,7 +52,12 @@ def test_only_the_format_that_is_sent_is_made(accept: str, made: list[str]) -> N
         return b"{}"
 
     request = Request({"type": "http", "headers": [(b"accept", accept.encode())]})
-    answer(request, as_json=lambda: write("json"), as_protobuf=lambda: write("protobuf"), array=np.zeros(3))
+    answer(
+        request,
+        as_json=lambda: [Plain(memoryview(write("json")))],
+        as_protobuf=lambda: write("protobuf"),
+        array=np.zeros(3),
+    )
     assert written == made
 
 
