@@ -16,6 +16,7 @@ from presage.optimizers import Metric, check_cost, check_metric, check_optimizer
 from planner.anytime import Optimizer
 from planner.constraints import limited
 from planner.cost import ChannelDistance, GoalDistance
+from planner.noise import TimeCorrelatedNoise
 from planner.optimizers.cem import CEM
 from planner.optimizers.gauss_newton import GaussNewton
 from planner.optimizers.gradient import Gradient
@@ -36,9 +37,11 @@ PUBLISHED: Mapping[str, CEM] = {
 EXPLORED = 3  # of so many plans of real-time iteration one samples first, to leave a valley that steps cannot
 REPLACE_MARGIN = 0.1  # of its cost, by which a plan of real-time iteration beats what is left of the last one: a search
 # beside the goal finds plans that the model alone takes for better, and the robot leaves the goal for a moment
-STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it. It changes the actions of a
-# model step together: a cost sees only where a step ends, so that a plan with actions of its own may leave the goal and
-# come back within a step, and a loop that replans within it leaves, and leaves again
+STARTS = 4  # of real-time iteration: the plan under way, and three drawn widely around it
+BY_MODEL_STEPS = TimeCorrelatedNoise(action=0.0)
+"""Real-time iteration draws and changes the actions of a model step together. A cost sees only where a step ends: a
+plan with actions of its own may leave the goal and come back within a step, and a loop that replans within it leaves
+again, and again."""
 
 
 def optimizer(
@@ -80,14 +83,15 @@ def optimizer(
         case "gauss_newton":
             return _hybrid(sampling(), GaussNewton(starts=2, horizon=horizon, cost=priced), iterations, long=8)
         case "real_time_iteration":
-            drawn = sampling(iterations=1, elites=min(samples, max(elites, 2 * STARTS)))
+            drawn = sampling(iterations=1, elites=min(samples, max(elites, 2 * STARTS)), noise=BY_MODEL_STEPS)
             stepping = max(1, iterations - 1)
             steps = GaussNewton(
                 starts=min(STARTS, drawn.kept_count),
                 iterations=stepping,
-                opening=stepping,  # never action by action: see STARTS
+                opening=stepping,
                 horizon=horizon,
                 initial_std=1.0,
+                noise=BY_MODEL_STEPS,
                 cost=priced,
             )
             return Hybrid(drawn, steps, search_when_warm=False, search_one_in=EXPLORED, replace_margin=REPLACE_MARGIN)
